@@ -1,0 +1,1 @@
+"""Starts, watches, retries, records and reports trials; knows no tensor."""

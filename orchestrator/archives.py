@@ -1,0 +1,362 @@
+"""Safe reading of archives, folders and CIFAR's pickles, member by member.
+
+Nothing is ever extracted to disk: a member is read into memory by name, after every name, kind and
+size in the archive was checked. It knows nothing of datasets and holds no state.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from orchestrator.errors import UsageError
+
+# Caps on what an archive may hold. The largest official one has 120,609 members of 237 MiB in all,
+# its largest member (CIFAR-100's training part) 148 MiB.
+MAX_MEMBERS = 2_000_000
+MAX_TOTAL_BYTES = 64 * 2**30
+MAX_MEMBER_BYTES = 256 * 2**20
+MAX_RATIO = 200  # uncompressed over compressed; real images are near 1, deflate's limit is 1032
+RATIO_EXEMPT_BYTES = 2**20  # below this a high ratio is harmless, and small text has one
+
+_READ_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+
+
+def member_names(source: Path) -> list[str]:
+    """Return the sorted names of all regular files in a zip, a tar, a tar.gz or a folder.
+
+    Links inside a folder are followed, since it is the user's own disk; in an archive they are
+    refused.
+
+    Raises:
+        UsageError: the source is missing or unreadable, or a member is refused; it is named.
+    """
+    if source.is_dir():
+        return sorted(_walk(source))
+    with _opened(source) as archive:
+        if isinstance(archive, zipfile.ZipFile):
+            names = [info.filename for info in _checked_zip(source, archive)]
+        else:
+            names = [info.name.removeprefix("./") for info in _checked_tar(source, archive)]
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise _refused(source, name, "appears twice, so its content is ambiguous")
+        seen.add(name)
+    return sorted(names)
+
+
+def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes | Path]]:
+    """Yield each wanted member's name with its bytes, or its path where the source is a folder.
+
+    The order is the source's own: a tar is read once from front to back.
+
+    Raises:
+        UsageError: a wanted member is missing, damaged or over the caps; it is named.
+    """
+    missing = dict.fromkeys(wanted)
+    if source.is_dir():
+        for name in missing:
+            path = source / name
+            if path.stat().st_size > MAX_MEMBER_BYTES:
+                raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
+            yield name, path
+        return
+    with _opened(source) as archive:
+        if isinstance(archive, zipfile.ZipFile):
+            for info in _checked_zip(source, archive):
+                if info.filename in missing:
+                    yield info.filename, _zip_bytes(source, archive, info)
+                    del missing[info.filename]
+        else:
+            for member in _checked_tar(source, archive):
+                name = member.name.removeprefix("./")
+                if name in missing:
+                    yield name, _tar_bytes(source, archive, member)
+                    del missing[name]
+    if missing:
+        raise _refused(source, next(iter(missing)), "is missing")
+
+
+def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of a few members by name. Raises as `read_members`."""
+    return {
+        name: content.read_bytes() if isinstance(content, Path) else content
+        for name, content in read_members(source, wanted)
+    }
+
+
+def sha256_of(source: Path) -> str:
+    """Return the hex SHA-256 of a file, or of a folder's relative names and contents in order."""
+    if not source.is_dir():
+        with source.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for name in member_names(source):
+        with (source / name).open("rb") as handle:
+            total.update(f"{name}\0".encode(errors="surrogateescape"))
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield relative names of the files under a folder, following links but no loop."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        relative = Path(parent).relative_to(folder)
+        for file in files:
+            name = (relative / file).as_posix()
+            if not (folder / name).is_file():
+                raise _refused(folder, name, "is a broken link or a special file")
+            yield name
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    """Open an archive by its content, and turn what can go wrong in reading into a sentence."""
+    if not source.is_file():
+        raise UsageError(f"The source must be a file or a folder that exists; got {source}.")
+    try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                yield archive
+            return
+        with source.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            inner = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
+            ceiling = max(MAX_RATIO * source.stat().st_size, 64 * RATIO_EXEMPT_BYTES)
+            stream = _CappedStream(inner, source, min(ceiling, MAX_TOTAL_BYTES))
+            with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+                yield tar
+    except _READ_ERRORS as error:
+        raise UsageError(
+            f"{source} cannot be read as a whole zip, tar or tar.gz archive "
+            f"({type(error).__name__}: {error}). It is damaged or cut off: delete it and fetch it "
+            "again."
+        ) from error
+
+
+class _CappedStream:
+    """A read-only stream that refuses to go beyond a number of uncompressed bytes.
+
+    `tarfile` reads headers of any claimed length into memory; this is what stops it.
+    """
+
+    def __init__(self, inner: IO[bytes], source: Path, ceiling: int) -> None:
+        self._inner, self._source, self._ceiling = inner, source, ceiling
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > MAX_MEMBER_BYTES:
+            raise UsageError(f"{self._source} was refused: it asks for {size:,} bytes at once.")
+        self._check(self._inner.tell() + size)
+        return self._inner.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return self._inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def _check(self, position: int) -> None:
+        if position > self._ceiling + tarfile.RECORDSIZE:
+            raise UsageError(
+                f"{self._source} was refused: it unpacks to more than {self._ceiling:,} bytes "
+                f"(at most {MAX_RATIO} times its own size are accepted)."
+            )
+
+
+def _checked_zip(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return the regular files of a zip once every entry has passed the checks."""
+    entries = archive.infolist()
+    _check_count(source, len(entries))
+    total = 0
+    for info in entries:
+        name = info.filename
+        _check_name(source, name)
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refused(source, name, "is a link or a special file")
+        if info.flag_bits & 0x1:
+            raise _refused(source, name, "is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _refused(source, name, "is neither stored nor deflated")
+        if info.file_size > max(RATIO_EXEMPT_BYTES, MAX_RATIO * info.compress_size):
+            raise _refused(source, name, f"unpacks to more than {MAX_RATIO} times its size")
+        total = _check_size(source, name, info.file_size, total)
+    return [info for info in entries if not info.is_dir()]
+
+
+def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the regular files of a tar, each after its checks, and read it to its last byte."""
+    total = 0
+    for count, info in enumerate(archive, start=1):
+        _check_count(source, count)
+        _check_name(source, info.name)
+        if not (info.isfile() or info.isdir()) or info.issparse():
+            raise _refused(source, info.name, "is a link or a special file")
+        total = _check_size(source, info.name, info.size, total)
+        if info.isfile():
+            yield info
+    # The checksum of a gzip stream is compared at its very end, behind the last member.
+    stream = archive.fileobj
+    while stream is not None and stream.read(RATIO_EXEMPT_BYTES):
+        pass
+
+
+def _check_count(source: Path, count: int) -> None:
+    if count > MAX_MEMBERS:
+        raise UsageError(f"{source} was refused: it has more than {MAX_MEMBERS:,} members.")
+
+
+def _check_name(source: Path, name: str) -> None:
+    """Refuse names that would lead out of a folder, on this system or another."""
+    parts = name.split("/")
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name):
+        raise _refused(source, name, "is not a relative path with forward slashes")
+    if ".." in parts or "\0" in name:
+        raise _refused(source, name, "leads out of the archive")
+
+
+def _check_size(source: Path, name: str, size: int, total: int) -> int:
+    if size > MAX_MEMBER_BYTES:
+        raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
+    if total + size > MAX_TOTAL_BYTES:
+        raise _refused(source, name, f"brings the total to more than {MAX_TOTAL_BYTES:,} bytes")
+    return total + size
+
+
+def _zip_bytes(source: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(info) as handle:
+            # Exactly the stated size: an unbounded read would unpack a stream that lies about it.
+            content = handle.read(info.file_size)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _refused(source, info.filename, f"is damaged ({error})") from error
+    if len(content) != info.file_size:
+        raise _refused(source, info.filename, "is cut off")
+    return content
+
+
+def _tar_bytes(source: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    handle = archive.extractfile(info)
+    content = handle.read(info.size) if handle else b""
+    if len(content) != info.size:
+        raise _refused(source, info.name, "is cut off")
+    return content
+
+
+def _refused(source: Path, name: str, why: str) -> UsageError:
+    return UsageError(f"{source} was refused: its member {name!r} {why}.")
+
+
+def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
+    """Unpickle one file of a CIFAR python archive without running any code it names.
+
+    Only what the official files need is admitted, and that as stand-ins of ours: an array comes
+    back from its raw bytes, so neither numpy's nor anybody else's constructors are called.
+
+    Args:
+        content: the member's bytes.
+        member: its name, for the error.
+
+    Returns:
+        The dictionary with its keys as text; arrays are uint8, strings stay bytes.
+
+    Raises:
+        UsageError: the pickle asks for anything else, or is damaged.
+    """
+    try:
+        value = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not a dictionary")
+        return {_text(key): _plain(item) for key, item in value.items()}
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"The pickle {member!r} was refused: {error}.") from error
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UsageError(f"The pickle {member!r} is damaged: {error!r}.") from error
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_numpy() if isinstance(value, _PickledArray) else value
+
+
+class _PickledDtype:
+    """Stands in for `numpy.dtype`, of which CIFAR's files need one value: uint8."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        if code not in ("u1", b"u1", "uint8", b"uint8"):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of uint8")
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like mean nothing for single bytes."""
+
+
+class _PickledArray:
+    """Stands in for `numpy.ndarray`: keeps shape and bytes until it is complete."""
+
+    shape: tuple[int, ...] = ()
+    content: bytes = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, dtype, fortran_order, self.content = state
+        if not isinstance(dtype, _PickledDtype) or fortran_order:
+            raise pickle.UnpicklingError("it holds an array that is not uint8 in C order")
+
+    def to_numpy(self) -> Any:
+        """Return the array; a shape that does not fit the bytes is a ValueError."""
+        import numpy as np
+
+        return np.frombuffer(self.content, np.uint8).reshape(self.shape)
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    """Stand in for `_codecs.encode`, with which protocol 2 pickles of Python 3 hold bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the text encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _empty_array(*_: object) -> _PickledArray:
+    return _PickledArray()
+
+
+# Python 2 wrote `numpy.core.multiarray` and raw strings, numpy 2 writes `numpy._core` and encode.
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for an admitted global."""
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which CIFAR's files do not need"
+            )
+        return _ADMITTED[module, name]

@@ -1,0 +1,349 @@
+"""Decides what happens next: which trial starts, which stops, which is tried again.
+
+Every decision is a function of the ledger's rows and the sweep's seed. It knows nothing of Ray,
+MLflow or the terminal: `launch` asks it and tells it, `tracking` and the display read the ledger.
+Its only own state, the studies and the queue, is rebuilt from the ledger when it is made.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import failures
+from orchestrator.ledger import ENDED, Ledger, Trial, TrialStatus
+from orchestrator.study import Study, is_stopped
+from search_spaces.space import SearchSpace, is_better, trial_seed
+from trainables.config import TrainConfig
+from trainables.metrics import METRIC_NAMES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a sweep is to do, resolved: variants in their order and each one's input side.
+
+    `overrides` are the training parameters that the command line decides.
+    """
+
+    space: SearchSpace
+    seed: int
+    trials: int  # per variant
+    variants: tuple[str, ...]
+    side_px: Mapping[str, int]
+    dataset: str
+    fingerprint: str
+    overrides: Mapping[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must not change when a sweep is continued, JSON-ready."""
+        return {
+            "space": self.space.to_dict(),
+            "seed": self.seed,
+            "side_px": dict(self.side_px),
+            "dataset": self.dataset,
+            "fingerprint": self.fingerprint,
+            "overrides": dict(self.overrides),
+        }
+
+    def train_config(self, variant: str, number: int, params: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration of one trial."""
+        return self.space.train_config(
+            variant,
+            params,
+            dataset=self.dataset,
+            fingerprint=self.fingerprint,
+            side_px=self.side_px[variant],
+            seed=trial_seed(self.seed, variant, number),
+            overrides=self.overrides,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """One attempt to start now. `resume_from` is relative to the sweep's folder."""
+
+    signature: str
+    attempt: int
+    variant: str
+    number: int
+    config: TrainConfig
+    resume_from: str | None
+
+
+class Conductor:
+    """The sweep's decisions. Safe to call from several threads."""
+
+    def __init__(
+        self, ledger: Ledger, plan: Plan, *, is_whole: Callable[[str], bool] | None = None
+    ) -> None:
+        """Rebuild everything from the ledger.
+
+        Args:
+            ledger: the sweep's, open for writing.
+            plan: what to do.
+            is_whole: says of a checkpoint's path, relative to the sweep's folder, whether it can
+                be loaded; None trusts them all.
+        """
+        self.ledger, self.plan = ledger, plan
+        self._is_whole = is_whole or (lambda path: True)
+        self._lock = threading.RLock()
+        self._retries: collections.deque[str] = collections.deque()
+        self._micro_batch_size: dict[str, int] = {}
+        self._running: dict[str, int] = {}  # signature: attempt
+        # By variant and traceback: the trials that ended with it.
+        self._failures: dict[str, dict[str, set[str]]] = {v: {} for v in plan.variants}
+        self._planned: collections.Counter[str] = collections.Counter()
+        self._studies = {variant: self._new_study(variant) for variant in plan.variants}
+        self._rebuild()
+
+    # What launch asks.
+
+    def next_start(self) -> Start | None:
+        """Return the next attempt to start, stored in the ledger; None when nothing is left now.
+
+        Interrupted and failed trials go first, then the variants in order, smallest first.
+        """
+        with self._lock:
+            if self._retries:
+                return self._start(self.ledger.trial(self._retries.popleft()))
+            for variant in self.plan.variants:
+                if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
+                    return self._start(self._plan_trial(variant))
+            return None
+
+    def num_running(self) -> int:
+        """Return how many attempts are under way."""
+        with self._lock:
+            return len(self._running)
+
+    def given_up(self) -> tuple[str, ...]:
+        """Return the variants that were stopped because the same traceback came again and again."""
+        return tuple(variant for variant in self.plan.variants if self._is_given_up(variant))
+
+    # What launch tells.
+
+    def on_epoch(
+        self,
+        signature: str,
+        attempt: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        checkpoint: str | None,
+    ) -> bool:
+        """Store an epoch and return whether the trial is to stop here.
+
+        A report of an attempt that has ended or been replaced changes nothing and stops it.
+        """
+        with self._lock:
+            if self._running.get(signature) != attempt:
+                return True
+            values = {name: float(metrics[name]) for name in METRIC_NAMES}
+            is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
+            trial = self.ledger.trial(signature)
+            if not is_new or epoch + 1 >= trial.config["epochs"]:
+                return False
+            space = self.plan.space
+            arrived = self.ledger.values_at(
+                trial.variant, epoch, space.metric, up_to=self.ledger.seq
+            )
+            if is_stopped(
+                values[space.metric],
+                arrived,
+                epochs_done=epoch + 1,
+                first_rung=space.first_rung_epochs,
+                factor=space.rung_factor,
+                mode=space.mode,
+            ):
+                self._end(signature, attempt, outcome="stopped", status="stopped")
+                return True
+            return False
+
+    def on_end(
+        self,
+        signature: str,
+        attempt: int,
+        *,
+        outcome: str,
+        failure_class: str | None = None,
+        failure_text: str | None = None,
+    ) -> None:
+        """Take the end of an attempt: "complete", "diverged" or "failed" with its class and text.
+
+        An attempt that has ended already is left as it is.
+        """
+        with self._lock:
+            if self._running.get(signature) != attempt:
+                return
+            if outcome in ("complete", "diverged"):
+                status: TrialStatus = "complete" if outcome == "complete" else "diverged"
+                self._end(signature, attempt, outcome=outcome, status=status)
+                return
+            trial = self.ledger.trial(signature)
+            text = failure_text or ""
+            self.ledger.end_attempt(
+                signature,
+                attempt,
+                outcome="failed",
+                failure_class=failure_class,
+                failure_text=text,
+                trial_status="running",
+            )
+            decision = failures.decide(
+                self.ledger.attempts(signature),
+                trial.config["batch_size"],
+                self.plan.space.max_attempts,
+            )
+            if failure_class == "bug":
+                same = self._failures[trial.variant].setdefault(failures.fingerprint(text), set())
+                same.add(signature)
+            if decision.retry and not self._is_given_up(trial.variant):
+                del self._running[signature]
+                self._micro_batch_size[signature] = decision.micro_batch_size
+                self._retries.append(signature)
+                return
+            self._fail(signature)
+            if self._is_given_up(trial.variant):
+                waiting = [s for s in self._retries if self._variant(s) == trial.variant]
+                for other in waiting:
+                    self._retries.remove(other)
+                    self._fail(other)
+
+    def interrupt(self) -> None:
+        """Close what runs as lost, which is nobody's failure; `--resume` goes on with it."""
+        with self._lock:
+            for signature, attempt in self._running.items():
+                self.ledger.end_attempt(signature, attempt, outcome="lost", trial_status="running")
+            self._running.clear()
+
+    # How it is done.
+
+    def _start(self, trial: Trial) -> Start:
+        rows = self.ledger.epochs(trial.signature)
+        newest_first = [row.checkpoint for row in reversed(rows) if row.checkpoint]
+        resume_from = next((path for path in newest_first if self._is_whole(path)), None)
+        micro = self._micro_batch_size.get(trial.signature, 0)
+        attempt = self.ledger.start_attempt(
+            trial.signature, resumed_from=resume_from, micro_batch_size=micro
+        )
+        self._running[trial.signature] = attempt
+        config = TrainConfig.from_dict({**trial.config, "micro_batch_size": micro})
+        return Start(
+            signature=trial.signature,
+            attempt=attempt,
+            variant=trial.variant,
+            number=trial.number,
+            config=config,
+            resume_from=resume_from,
+        )
+
+    def _plan_trial(self, variant: str) -> Trial:
+        number = self._planned[variant]
+        seen_seq = self.ledger.seq
+        params = self._studies[variant].ask(number)
+        config = self.plan.train_config(variant, number, params)
+        self.ledger.plan_trial(
+            signature=config.signature(),
+            variant=variant,
+            number=number,
+            config=config.to_dict(),
+            params=params,
+            seen_seq=seen_seq,
+        )
+        self._planned[variant] += 1
+        return self.ledger.trial(config.signature())
+
+    def _end(
+        self,
+        signature: str,
+        attempt: int,
+        *,
+        outcome: str,
+        status: TrialStatus,
+        failure_class: str | None = None,
+        failure_text: str | None = None,
+    ) -> None:
+        self._running.pop(signature, None)
+        rows = self.ledger.epochs(signature)
+        self.ledger.end_attempt(
+            signature,
+            attempt,
+            outcome=outcome,
+            failure_class=failure_class,
+            failure_text=failure_text,
+            trial_status=status,
+            best=None if status in ("diverged", "failed") else self._best(signature),
+        )
+        trial = self.ledger.trial(signature)
+        self._studies[trial.variant].tell(trial, rows, self.plan.space.metric)
+
+    def _fail(self, signature: str) -> None:
+        """Give a trial up after its last attempt."""
+        last = self.ledger.attempts(signature)[-1]
+        self._end(
+            signature,
+            last.attempt,
+            outcome=last.outcome or "failed",
+            status="failed",
+            failure_class=last.failure_class,
+            failure_text=last.failure_text,
+        )
+
+    def _variant(self, signature: str) -> str:
+        return self.ledger.trial(signature).variant
+
+    def _best(self, signature: str) -> tuple[int, float] | None:
+        """Return the epoch the trial is judged by and the sweep's metric there."""
+        trial, space = self.ledger.trial(signature), self.plan.space
+        judge = trial.config["select_by"]
+        mode = "min" if judge == "val_loss" else "max"
+        best: tuple[int, float] | None = None
+        best_judged = math.nan
+        for row in self.ledger.epochs(signature):
+            if is_better(row.metrics[judge], best_judged, mode):
+                best_judged = row.metrics[judge]
+                best = (row.epoch, row.metrics[space.metric])
+        return best
+
+    def _rebuild(self) -> None:
+        """Bring studies, queue and counters to where the ledger is.
+
+        An attempt that was running belongs to a driver that is gone: it is closed as lost, which
+        is nobody's failure, and its trial goes on first. Failed trials are tried again.
+        """
+        attempts = collections.defaultdict(list)
+        for attempt in self.ledger.attempts():
+            attempts[attempt.signature].append(attempt)
+        for trial in self.ledger.trials():
+            if trial.variant not in self._studies:
+                continue  # of a variant that this command leaves out
+            self._planned[trial.variant] += 1
+            study = self._studies[trial.variant]
+            study.add_planned(trial)
+            own = attempts[trial.signature]
+            if trial.status in ENDED and trial.status != "failed":
+                study.tell(trial, self.ledger.epochs(trial.signature), self.plan.space.metric)
+                continue
+            if own and own[-1].outcome is None:
+                self.ledger.end_attempt(
+                    trial.signature, own[-1].attempt, outcome="lost", trial_status="running"
+                )
+            self._micro_batch_size[trial.signature] = own[-1].micro_batch_size if own else 0
+            self._retries.append(trial.signature)
+
+    def _new_study(self, variant: str) -> Study:
+        space = self.plan.space
+        return Study(
+            variant,
+            space.params_for(variant),
+            mode=space.mode,
+            startup_trials=space.startup_trials,
+            sweep_seed=self.plan.seed,
+        )
+
+    def _is_given_up(self, variant: str) -> bool:
+        alike = self._failures[variant].values()
+        return max(map(len, alike), default=0) >= failures.IDENTICAL_FAILURES

@@ -1,0 +1,120 @@
+"""`SweepConfig` and the command line. No hyperparameter is a flag: those are a space's business."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import search_spaces
+from orchestrator.errors import UsageError
+from orchestrator.paths import SweepPaths, is_sweep_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """What the command line asked for; None means: as the space, the cluster or the sweep says."""
+
+    space: str
+    trials: int | None = None
+    epochs: int | None = None
+    variants: tuple[str, ...] | None = None
+    dataset: str | None = None
+    seed: int | None = None
+    side: str | None = None
+    max_concurrent: int | None = None
+    gpus_per_trial: float | None = None
+    workers_per_trial: int | None = None
+    data_dir: Path = Path("data")
+    storage: Path = Path("results")
+    tracking_uri: str | None = None
+    address: str | None = None
+    name: str = ""
+    resume: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        for flag, value, low in (
+            ("--trials", self.trials, 1),
+            ("--epochs", self.epochs, 1),
+            ("--seed", self.seed, 0),
+            ("--max-concurrent", self.max_concurrent, 1),
+            ("--workers-per-trial", self.workers_per_trial, 1),
+        ):
+            if value is not None and value < low:
+                problems.append(f"`{flag}` must be {low} or more; got {value}.")
+        share = self.gpus_per_trial
+        if share is not None and not (0 <= share <= 1 or (share > 1 and share == int(share))):
+            problems.append(f"`--gpus-per-trial` must be 0 to 1, or a whole number; got {share:g}.")
+        if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
+            problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
+        if not is_sweep_name(self.name):
+            problems.append(
+                "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
+                f"digit; got {self.name!r}."
+            )
+        if problems:
+            raise UsageError("\n".join(problems))
+
+    @property
+    def paths(self) -> SweepPaths:
+        """Where the sweep lives."""
+        return SweepPaths(self.storage, self.name)
+
+
+def parse_args(argv: Sequence[str]) -> SweepConfig:
+    """Read the command line.
+
+    Raises:
+        UsageError: a value is wrong. argparse itself exits with 2 on a wrong flag.
+    """
+    values = vars(_parser().parse_args(argv))
+    if values["variants"] is not None:
+        names = tuple(name.strip() for name in values["variants"].split(",") if name.strip())
+        values["variants"] = tuple(dict.fromkeys(names))
+        if not names:
+            raise UsageError("`--variants` must list at least one model, separated by commas.")
+    if values["name"] is None:
+        values["name"] = Path(values["space"]).stem
+    return SweepConfig(**values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.sweep",
+        description="Search hyperparameters over a family of image classifiers.",
+        epilog=f"Built-in spaces: {', '.join(search_spaces.names())}.",
+    )
+    parser.add_argument(
+        "space",
+        nargs="?",
+        default="digits",
+        metavar="SPACE",
+        help="name of a built-in space, or the path of your own space file (default: digits)",
+    )
+    add = parser.add_argument
+    add("--trials", type=int, metavar="N", help="trials per variant")
+    add("--epochs", type=int, metavar="N", help="epochs per trial, in place of the space's")
+    add("--variants", metavar="A,B", help="only these models; any timm model name is accepted")
+    add("--dataset", metavar="NAME", help="a prepared dataset, in place of the space's")
+    add("--seed", type=int, metavar="N", help="of the sweep (default: 0)")
+    add("--side", metavar="N", help="input side: native, paper or pixels, for every variant")
+    add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: what fits)")
+    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
+    add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")
+    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="prepared datasets")
+    add("--storage", type=Path, default=Path("results"), metavar="DIR", help="where sweeps live")
+    add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the storage)")
+    add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
+    add("--name", metavar="NAME", help="of the sweep (default: the space's)")
+    add("--resume", action="store_true", help="go on with the sweep of that name")
+    add("--dry-run", action="store_true", help="print the plan and touch nothing")
+    add("--verbose", action="store_true", help="show tracebacks and library messages")
+    return parser
+
+
+def _is_positive(text: str) -> bool:
+    return text.isdecimal() and int(text) > 0

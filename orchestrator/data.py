@@ -1,0 +1,341 @@
+"""`python -m orchestrator.data`: datasets from their archives to Arrow files; verify and list.
+
+    prepare NAME [--source PATH|URL] [--data-dir DIR] [--side N] [--as NAME]
+    verify NAME
+    list
+
+A prepared dataset is a folder `<data-dir>/<name>` with `manifest.json` and one Arrow file per
+split. The folder appears in one step, whole; its presence is the only state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+from orchestrator.prepared import (
+    PreparedDataset,
+    fsync,
+    prepared,
+    prepared_names,
+    read_prepared,
+    verify,
+    write_prepared,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.layouts import Contents
+
+DEFAULT_SIDE_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownDataset:
+    """A dataset with a published archive; `file` is the archive's official name."""
+
+    summary: str
+    file: str = ""
+    address: str = ""
+    md5: str | None = None
+
+
+# To add one: a row here, a reader in `layouts.py` and its line in `_read`.
+KNOWN: dict[str, KnownDataset] = {
+    "digits": KnownDataset(summary="8 x 8 grey digits from scikit-learn, no download"),
+    "tinyimagenet": KnownDataset(
+        summary="64 x 64, 200 classes",
+        file="tiny-imagenet-200.zip",
+        address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
+    ),
+    "cifar10": KnownDataset(
+        summary="32 x 32, 10 classes",
+        file="cifar-10-python.tar.gz",
+        address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",  # as published there and in torchvision
+    ),
+    "cifar100": KnownDataset(
+        summary="32 x 32, 100 classes in 20 coarse ones",
+        file="cifar-100-python.tar.gz",
+        address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",  # as published there and in torchvision
+    ),
+}
+IMAGEFOLDER = "imagefolder"
+
+__all__ = ["KNOWN", "ensure_prepared", "main", "prepare", "prepared", "read_prepared", "verify"]
+
+
+def prepare(
+    kind: str,
+    *,
+    data_dir: Path,
+    source: str | None = None,
+    side_px: int | None = None,
+    name: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Prepare a dataset, or find that it is prepared from the same source already.
+
+    Args:
+        kind: one of `KNOWN`, or "imagefolder".
+        data_dir: where archives and prepared datasets lie; made if missing.
+        source: an archive, a folder or an http(s) address. None: the archive of the official name
+            in `data_dir`, else a download from the published address.
+        side_px: side to resize to, for "imagefolder" only; None: 64.
+        name: name of the result; None: the kind.
+        progress: whether to report on standard error.
+
+    Returns:
+        The prepared folder, `<data_dir>/<name>`.
+
+    Raises:
+        UsageError: wrong names or options, an unusable source, no network, or the name is taken
+            by a dataset from another source.
+    """
+    from orchestrator.archives import sha256_of
+    from orchestrator.download import locked
+
+    name = name or kind
+    _check_options(kind, name, source, side_px)
+    folder = data_dir / name
+    with locked(
+        data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."
+    ):
+        existing = read_prepared(folder) if folder.exists() else None
+        if existing and _same(existing, kind, source, None, side_px):
+            return folder
+        path, address = _locate(kind, data_dir, source, progress)
+        digest = sha256_of(path)
+        if existing:
+            if _same(existing, kind, source, digest, side_px):
+                return folder
+            raise UsageError(
+                f"{folder} was prepared as {existing.kind!r} with side {existing.shape[0]} from "
+                f"{existing.source}, not as asked for now. Delete the folder to replace it, or "
+                "give the new one its own name with `--as NAME`."
+            )
+        # Holding the lock, so whatever lies here is from a preparer that died.
+        for left in data_dir.glob(f".{name}.preparing-*"):
+            if left.name.removeprefix(f".{name}.preparing-").isdigit():
+                shutil.rmtree(left, ignore_errors=True)
+        building = data_dir / f".{name}.preparing-{os.getpid()}"
+        building.mkdir()
+        try:
+            contents = _read(kind, path, side_px or DEFAULT_SIDE_PX)
+            about = {"name": name, "kind": kind, "source": {"address": address, "sha256": digest}}
+            write_prepared(building, path, contents, about, shown=progress)
+            os.rename(building, folder)
+            fsync(data_dir)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def ensure_prepared(name: str, data_dir: Path) -> Path:
+    """Return the folder of a dataset, preparing a known one if it is not there yet.
+
+    Raises:
+        UsageError: the name is neither prepared nor known, or preparing failed.
+    """
+    folder = data_dir / name
+    if (folder / "manifest.json").exists():
+        return read_prepared(folder).folder
+    if name in KNOWN:
+        return prepare(name, data_dir=data_dir)
+    if name == IMAGEFOLDER:
+        raise UsageError(
+            f"{folder} holds no prepared dataset. Prepare your class folders with `python -m "
+            f"orchestrator.data prepare imagefolder --source FOLDER --data-dir {data_dir}`."
+        )
+    raise UsageError(unknown_name("dataset", name, {*KNOWN, *prepared_names(data_dir)}))
+
+
+def _check_options(kind: str, name: str, source: str | None, side_px: int | None) -> None:
+    """Raise one error with everything that is wrong with the options."""
+    problems = []
+    if kind not in KNOWN and kind != IMAGEFOLDER:
+        problems.append(unknown_name("dataset", kind, {*KNOWN, IMAGEFOLDER}))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        problems.append(
+            "A dataset's name must be 1 to 64 letters, digits, dots, dashes or underscores and "
+            f"start with a letter or digit; got {name!r}."
+        )
+    elif name in KNOWN and name != kind:
+        problems.append(f"The name {name!r} belongs to a known dataset; choose another.")
+    if kind == IMAGEFOLDER and source is None:
+        problems.append("`imagefolder` needs `--source FOLDER`, the folder with the class folders.")
+    if kind == "digits" and source is not None:
+        problems.append("`digits` comes with scikit-learn; it takes no `--source`.")
+    if side_px is not None and kind != IMAGEFOLDER:
+        problems.append(f"`--side` is for `imagefolder`; the images of {kind!r} stay as they are.")
+    elif side_px is not None and not 4 <= side_px <= 4096:
+        problems.append(f"`--side` must be 4 to 4096 pixels; got {side_px}.")
+    if problems:
+        raise UsageError(" ".join(problems))
+
+
+def _same(
+    found: PreparedDataset, kind: str, source: str | None, digest: str | None, side_px: int | None
+) -> bool:
+    """Say whether a prepared dataset is what was asked for; the digest only if it is known."""
+    if found.kind != kind or (side_px or found.shape[0]) != found.shape[0]:
+        return False
+    if kind == IMAGEFOLDER and side_px is None and found.shape[0] != DEFAULT_SIDE_PX:
+        return False
+    from orchestrator.download import public_address
+
+    if source is None or (_is_address(source) and public_address(source) == found.source):
+        return True
+    return digest is not None and digest == found.source_sha256
+
+
+def _locate(kind: str, data_dir: Path, source: str | None, shown: bool) -> tuple[Path, str]:
+    """Return the archive or folder to read, downloading it if need be, and where it is from."""
+    from orchestrator.download import download, public_address
+
+    if kind == "digits":
+        package = find_spec("sklearn")
+        if package is None or package.origin is None:
+            raise UsageError("`digits` comes with scikit-learn, which is not installed.")
+        file_of_digits = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        return file_of_digits, "sklearn.datasets.load_digits"
+    if source is not None and not _is_address(source):
+        path = Path(source).expanduser().absolute()
+        if not path.exists():
+            raise UsageError(f"The source must be an existing file or folder; got {path}.")
+        return path, str(path)
+    known = KNOWN.get(kind) if source is None else None
+    address = known.address if known else str(source)
+    file = known.file if known else urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1]
+    file = urllib.parse.unquote(file)
+    if not re.fullmatch(r"[^./\\][^/\\]*", file):
+        raise UsageError(f"The address must end in a file name; got {public_address(address)}.")
+    path = (data_dir / file).absolute()
+    if path.exists():  # not known to be what lies at the address: it may be a part of it
+        return path, str(path)
+    download(address, path, md5=known.md5 if known else None, shown=shown)
+    return path, public_address(address)
+
+
+def _is_address(source: str) -> bool:
+    return "://" in source
+
+
+def _read(kind: str, path: Path, side_px: int) -> Contents:
+    from orchestrator import layouts
+
+    if kind == "digits":
+        return layouts.read_digits()
+    if kind == "tinyimagenet":
+        return layouts.read_tinyimagenet(path)
+    if kind == IMAGEFOLDER:
+        return layouts.read_imagefolder(path, side_px)
+    return layouts.read_cifar(path, coarse=kind == "cifar100")
+
+
+def _print_list(data_dir: Path) -> None:
+    """Print a table of prepared datasets and of known ones that are not prepared."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("dataset", "images", "classes", "side", "fingerprint", "size", "from")
+    found = prepared(data_dir)
+    for item in found:
+        images = " + ".join(f"{number:,} {split}" for split, number in item.images.items())
+        row = (item.folder.name, images, str(len(item.class_names)), f"{item.shape[0]} px")
+        table.add_row(*row, item.fingerprint, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
+    for name in KNOWN.keys() - {item.folder.name for item in found}:
+        known = KNOWN[name]
+        table.add_row(name, "not prepared", "", "", "", "", known.address or known.summary)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe has no width; do not cut what it carries
+    console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.data", description="Datasets.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser("prepare", help="make a dataset ready for training")
+    make.add_argument(
+        "kind", metavar="NAME", help=f"{', '.join(KNOWN)}, or {IMAGEFOLDER} for your own images"
+    )
+    make.add_argument(
+        "--source",
+        metavar="PATH|URL",
+        help="archive, extracted folder or address (default: the official archive in DIR, else a "
+        "download)",
+    )
+    make.add_argument(
+        "--side",
+        type=int,
+        metavar="N",
+        help=f"imagefolder: images are cut to their centre square and resized to N x N pixels, "
+        f"once (default: {DEFAULT_SIDE_PX})",
+    )
+    make.add_argument(
+        "--as", dest="name", metavar="NAME", help="name of the result (default: the dataset's)"
+    )
+    check = commands.add_parser("verify", help="compare a prepared dataset with its manifest")
+    check.add_argument("name", metavar="NAME")
+    show = commands.add_parser("list", help="show prepared and known datasets")
+    for command in (make, check, show):
+        command.add_argument(
+            "--data-dir",
+            type=Path,
+            default=Path("data"),
+            metavar="DIR",
+            help="where archives and prepared datasets lie (default: data)",
+        )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "prepare":
+        folder = prepare(
+            arguments.kind,
+            data_dir=arguments.data_dir,
+            source=arguments.source,
+            side_px=arguments.side,
+            name=arguments.name,
+        )
+        item = read_prepared(folder)
+        images = ", ".join(f"{number:,} {split}" for split, number in item.images.items())
+        print(f"{folder}: {images} images, fingerprint {item.fingerprint}.")
+        return 0
+    if arguments.command == "verify":
+        problems = verify(arguments.name, arguments.data_dir)
+        print("\n".join(problems) or f"{arguments.data_dir / arguments.name} is as it should be.")
+        return 1 if problems else 0
+    _print_list(arguments.data_dir)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 (verify), 2 (usage), 130 (Ctrl+C)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except (OrchestratorError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "Interrupted. What was downloaded is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

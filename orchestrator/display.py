@@ -1,0 +1,175 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.conductor import Plan
+from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
+from search_spaces.space import is_better
+
+_PLAIN_EVERY_S = 15.0
+
+
+class Display:
+    """Shows the ledger; use as a context manager and call `show` often."""
+
+    def __init__(self, console: Console, ledger: Ledger, plan: Plan) -> None:
+        self.console, self.ledger, self.plan = console, ledger, plan
+        self._started_s = time.time()
+        self._done_before = sum(trial.status in ENDED for trial in ledger.trials())
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._said: dict[str, str] = {}
+        self._plain_s = 0.0
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show(last=True)
+        if self._live:
+            self._live.stop()
+
+    def show(self, *, last: bool = False) -> None:
+        """Bring what is seen up to date."""
+        trials = self.ledger.trials()
+        if self._live:
+            rows = self.ledger.latest_epochs()
+            left = Text(self._time_left(trials), style="dim")
+            self._live.update(Group(self._table(trials, rows), left), refresh=True)
+            return
+        for trial in trials:
+            if trial.status in ENDED and self._said.get(trial.signature) != trial.status:
+                self._said[trial.signature] = trial.status
+                self.console.print(_line(trial), soft_wrap=True)
+        if not last and time.monotonic() - self._plain_s > _PLAIN_EVERY_S:
+            self._plain_s = time.monotonic()
+            self.console.print(self._summary(trials), soft_wrap=True)
+
+    def _table(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> Table:
+        metric = self.plan.space.metric
+        table = Table(
+            *("variant", "trials", "running", "done", "stopped", "failed"),
+            *(f"best {metric}", "images/s"),
+            title=f"{self.plan.space.name} on {self.plan.dataset}",
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for variant in self.plan.variants:
+            own = [trial for trial in trials if trial.variant == variant]
+            count = Counter(trial.status for trial in own)
+            running = [t for t in own if t.status == "running"]
+            speed = sum(
+                rows[t.signature].metrics["images_per_s"] for t in running if t.signature in rows
+            )
+            best = self._best(own, rows)
+            table.add_row(
+                variant,
+                str(self.plan.trials),
+                str(len(running)),
+                str(count["complete"]),
+                str(count["stopped"]),
+                str(count["failed"] + count["diverged"]),
+                "" if best is None else f"{best:.4f}",
+                f"{speed:,.0f}" if speed else "",
+            )
+        return table
+
+    def _best(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> float | None:
+        best: float | None = None
+        for trial in trials:
+            value = trial.best_value
+            if value is None and trial.signature in rows and trial.status == "running":
+                value = rows[trial.signature].metrics[self.plan.space.metric]
+            if value is not None and (best is None or is_better(value, best, self.plan.space.mode)):
+                best = value
+        return best
+
+    def _summary(self, trials: Sequence[Trial]) -> str:
+        count = Counter(trial.status for trial in trials)
+        total = self.plan.trials * len(self.plan.variants)
+        return (
+            f"{sum(count[s] for s in ENDED)} of {total} trials ended "
+            f"({count['complete']} complete, {count['stopped']} stopped early, "
+            f"{count['diverged']} diverged, {count['failed']} failed), "
+            f"{count['running']} running; {self._time_left(trials)}"
+        )
+
+    def _time_left(self, trials: Sequence[Trial]) -> str:
+        """Estimate from this run's own pace; variants run smallest first, so it is a lower one."""
+        passed = time.time() - self._started_s
+        done = sum(trial.status in ENDED for trial in trials) - self._done_before
+        total = self.plan.trials * len(self.plan.variants)
+        left = total - self._done_before - done
+        if done < 1 or left <= 0:
+            return f"{clock(passed)} passed"
+        return f"{clock(passed)} passed, at least about {clock(passed / done * left)} left"
+
+
+def _line(trial: Trial) -> str:
+    value = "" if trial.best_value is None else f"  best {trial.best_value:.4f}"
+    return f"{trial.signature}  {trial.variant} #{trial.number}  {trial.status}{value}"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
+    """Return the best trial of every variant, best variant first."""
+    metric, mode = plan.space.metric, plan.space.mode
+    table = Table(title=f"Best of each variant ({metric}, validation part)")
+    for name in ("variant", metric, "epoch", "trials", "signature", "found with"):
+        table.add_column(name, justify="right" if name in (metric, "epoch", "trials") else "left")
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.status not in ("complete", "stopped") or trial.best_value is None:
+            continue
+        held = best.get(trial.variant)
+        if held is None or is_better(trial.best_value, held.best_value or 0.0, mode):
+            best[trial.variant] = trial
+    ended = Counter(trial.variant for trial in trials if trial.status in ENDED)
+    for trial in sorted(
+        best.values(), key=lambda t: (t.best_value or 0.0) * (-1 if mode == "max" else 1)
+    ):
+        table.add_row(
+            trial.variant,
+            f"{trial.best_value:.4f}",
+            str((trial.best_epoch or 0) + 1),
+            str(ended[trial.variant]),
+            trial.signature,
+            "  ".join(f"{name} {_short(value)}" for name, value in trial.params.items()),
+        )
+    return table
+
+
+def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
+    """Return one line for each failed or diverged trial: its class, last line and log."""
+    last = {attempt.signature: attempt for attempt in attempts}
+    lines = []
+    for trial in trials:
+        if trial.status not in ("failed", "diverged"):
+            continue
+        attempt = last[trial.signature]
+        text = (attempt.failure_text or "").strip().splitlines()
+        reason = f"{attempt.failure_class}: {text[-1]}" if text else "the loss was not finite"
+        lines.append(
+            f"{trial.signature}  {trial.variant} #{trial.number}  {trial.status} after "
+            f"{attempt.attempt} attempts  {reason}  (log: {attempt.log})"
+        )
+    return lines
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,224 @@
+"""Download of one file: resumed when broken off, checked, and renamed only when whole.
+
+While it grows the file is called `<name>.part`; beside it `<name>.part.json` says which version of
+the address it belongs to, so that two versions are never joined. Nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UsageError
+from orchestrator.progress import progress
+
+TIMEOUT_S = 30.0  # of silence
+RETRY_PAUSE_S = 2.0
+FRUITLESS_TRIES = 3  # tries in a row that bring no byte, before giving up
+BLOCK_BYTES = 2**18
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file, after saying `busy` if another process holds it.
+
+    The system drops the lock when its holder ends, however it ends; the empty file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(busy, file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def public_address(address: str) -> str:
+    """Return an address without the parts that can hold secrets: user, password, query."""
+    scheme, host, path, _, _ = urllib.parse.urlsplit(address)
+    return urllib.parse.urlunsplit((scheme, host.rpartition("@")[2], path, "", ""))
+
+
+def download(
+    address: str, destination: Path, *, md5: str | None = None, shown: bool = True
+) -> Path:
+    """Fetch an address to a file; an existing file is taken as it is.
+
+    Args:
+        address: an http or https address.
+        destination: the file to make; `<destination>.part` is the part that exists already.
+        md5: the published checksum in hex, where there is one.
+        shown: whether to report progress on standard error.
+
+    Raises:
+        UsageError: the address cannot be reached, answers with an error, breaks off again and
+            again, or delivers other content than the published checksum says.
+    """
+    where = public_address(address)
+    if not re.match("https?://[^/]", address):
+        raise UsageError(f"A download address must start with http:// or https://; got {where}.")
+    lock = destination.with_name(f".{destination.name}.lock")
+    with locked(lock, f"Another process downloads {destination.name}; waiting for it."):
+        if destination.exists():
+            return destination
+        part = destination.with_name(f"{destination.name}.part")
+        _fetch_whole(address, part, destination, shown=shown)
+        if md5 is not None:
+            with part.open("rb") as handle:
+                got = hashlib.file_digest(handle, "md5").hexdigest()
+            if got != md5:
+                _discard(part)
+                raise UsageError(
+                    f"{where} must have the published MD5 checksum {md5}; what arrived has "
+                    f"{got} and was discarded. Try again, or fetch the file in another way and "
+                    f"put it at {destination}."
+                )
+        os.replace(part, destination)
+        _about(part).unlink(missing_ok=True)
+    return destination
+
+
+def _fetch_whole(address: str, part: Path, destination: Path, *, shown: bool) -> None:
+    """Try until the part is whole; only tries in a row that bring nothing are counted."""
+    where = public_address(address)
+    fruitless = 0
+    while True:
+        before = _size(part)
+        try:
+            reason = _fetch_once(address, part, shown=shown)
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise UsageError(
+                    f"{where} answers with status {error.code} ({error.reason}). Check the "
+                    f"address, or fetch the file in another way and put it at {destination}."
+                ) from error
+            reason = f"status {error.code} ({error.reason})"
+        except urllib.error.URLError as error:
+            if before == 0:
+                raise _unreachable(where, destination, error.reason) from error
+            reason = str(error.reason)
+        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason is None:
+            return
+        fruitless = 0 if _size(part) > before else fruitless + 1
+        if fruitless >= FRUITLESS_TRIES:
+            kept = f"The {_size(part):,} bytes that arrived are kept: the same command goes on."
+            raise UsageError(
+                f"The download of {where} broke off ({reason}). {kept} Or fetch the file in "
+                f"another way and put it at {destination}."
+            )
+        time.sleep(RETRY_PAUSE_S)
+
+
+def _fetch_once(address: str, part: Path, *, shown: bool) -> str | None:
+    """Ask once for what is missing; returns None when the part is whole, else the reason."""
+    offset, version = _size(part), _version(part, address)
+    request = _request(address)
+    if offset and version is None:
+        offset = 0  # nothing says which version this part belongs to
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        if version:
+            request.add_header("If-Range", version)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        # Nothing lies beyond the part: it is whole if the server says the same size.
+        error.close()
+        if error.headers.get("Content-Range") == f"bytes */{offset}":
+            return None
+        _discard(part)
+        return "the part did not fit the file at the address"
+    with response:
+        return _receive(response, address, part, offset, shown=shown)
+
+
+def _request(address: str) -> urllib.request.Request:
+    """Build the request; a `user:password@` in the address, which urllib ignores, is sent."""
+    parts = urllib.parse.urlsplit(address)
+    user, at, host = parts.netloc.rpartition("@")
+    bare = urllib.parse.urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    request = urllib.request.Request(bare, headers={"Accept-Encoding": "identity"})
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def _receive(response: Any, address: str, part: Path, offset: int, *, shown: bool) -> str | None:
+    """Append the body to the part, or start the part again where the server sends it all."""
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            _discard(part)
+            return "the server sent another range than asked for"
+    else:
+        offset = 0  # no range support, or the file changed since
+    length = response.headers.get("Content-Length")
+    total = offset + int(length) if length is not None and length.isdigit() else None
+    validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    if validator.startswith("W/"):
+        validator = ""  # If-Range admits no weak ones
+    _about(part).write_text(json.dumps({"address": public_address(address), "version": validator}))
+    done = offset
+    name = part.name.removesuffix(".part")
+    with (
+        part.open("ab" if offset else "wb") as handle,
+        progress(f"Downloading {name}", total=total, unit="bytes", shown=shown) as update,
+    ):
+        while block := response.read(BLOCK_BYTES):
+            handle.write(block)
+            done += len(block)
+            update(done)
+        handle.flush()
+        os.fsync(handle.fileno())
+    # `read` in blocks ends quietly when the connection closes early.
+    if total is not None and done != total:
+        return f"{done:,} of {total:,} bytes arrived"
+    return None
+
+
+def _unreachable(where: str, destination: Path, reason: object) -> UsageError:
+    return UsageError(
+        f"{where} cannot be reached from here ({reason}). Fetch it on a machine with a network, "
+        f"put the file at {destination} and run the same command again."
+    )
+
+
+def _about(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _version(part: Path, address: str) -> str | None:
+    """Return the validator the part was fetched under ("" for none), or None if not known."""
+    try:
+        about = json.loads(_about(part).read_text())
+        return str(about["version"]) if about["address"] == public_address(address) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _about(part).unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Classes of failure and what is done about each: policy as data, one decision function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.ledger import Attempt
+
+FailureClass = Literal[
+    "out_of_memory", "diverged", "data", "disk", "node", "preempted", "killed", "bug"
+]
+
+# The same traceback this many times stops a variant: it will not get better by itself.
+IDENTICAL_FAILURES = 3
+
+# These say nothing about the trial, so they are retried and never counted. The bound only ends a
+# machine that kills everything it is given.
+UNCOUNTED: tuple[FailureClass, ...] = ("node", "preempted", "killed")
+MAX_UNCOUNTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows a failed attempt. `micro_batch_size` 0 means the whole batch at once."""
+
+    retry: bool
+    micro_batch_size: int = 0
+
+
+def decide(attempts: Sequence[Attempt], batch_size: int, max_attempts: int) -> Decision:
+    """Decide about a trial from its attempts, the last of which has just failed.
+
+    Args:
+        attempts: all of the trial's, oldest first.
+        batch_size: the trial's, which smaller micro-batches still add up to.
+        max_attempts: how many counted attempts a trial has.
+    """
+    last = attempts[-1]
+    failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
+    if last.failure_class in UNCOUNTED:
+        uncounted = sum(attempt.failure_class in UNCOUNTED for attempt in failed)
+        return Decision(uncounted <= MAX_UNCOUNTED, last.micro_batch_size)
+    if last.failure_class == "out_of_memory":
+        half = (last.micro_batch_size or batch_size) // 2
+        return Decision(half >= 1, half)
+    if last.failure_class == "data":
+        return Decision(False)
+    counted = sum(attempt.failure_class not in UNCOUNTED for attempt in failed)
+    return Decision(counted < max_attempts, last.micro_batch_size)
+
+
+def classify_death(text: str) -> FailureClass:
+    """Return the class of a worker that died without a word, from what Ray says of it."""
+    if re.search(r"out of memory|OutOfMemory|memory monitor|OOM", text):
+        return "out_of_memory"
+    if re.search(r"preempt", text, re.IGNORECASE):
+        return "preempted"
+    if re.search(r"node.{0,40}(died|dead|terminated|removed)|NodeDied", text, re.IGNORECASE):
+        return "node"
+    return "killed"
+
+
+def fingerprint(failure_text: str) -> str:
+    """Return what makes two tracebacks the same: frames and error, without addresses or numbers."""
+    lines = [line.strip() for line in failure_text.splitlines()]
+    kept = [line for line in lines if line.startswith("File ")] + [lines[-1] if lines else ""]
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", "\n".join(kept))

@@ -1,0 +1,219 @@
+"""Decoding of image files into a split's file, on all cores.
+
+The parent reads members and hands them out in chunks; each worker decodes its chunk and writes the
+pixels to their place in the file, so that no pixel travels between processes and memory stays
+bounded by the chunks under way. It knows nothing of datasets and holds no state.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from orchestrator.arrow_files import Histogram, SplitFile, histogram
+from orchestrator.errors import OrchestratorError, UsageError
+
+MAX_PIXELS = 64 * 10**6
+# The formats read; leaving out the rest keeps seldom used decoders away from foreign files.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+MAX_PROBLEMS = 10  # listed in one error
+_CHUNK_IMAGES = 256
+_CHUNK_BYTES = 2**24
+_IN_PROCESS_IMAGES = 512  # below this, starting workers takes longer than decoding
+
+Member = tuple[str, bytes | Path]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chunk:
+    """Images to decode: rows of a split's file with their members."""
+
+    split: SplitFile
+    rows: list[int]
+    members: list[Member]
+    resize: bool
+
+
+def decode_split(
+    split: SplitFile,
+    members: Iterable[Member],
+    row_of: Mapping[str, int],
+    *,
+    resize: bool,
+    update: Callable[[int], None] = lambda done: None,
+) -> Histogram:
+    """Decode members to RGB and write each to its row.
+
+    Args:
+        split: the file made by `create_split`; three channels.
+        members: names with bytes, or with the path to read, in any order.
+        row_of: the row of each member.
+        resize: True: centre crop to a square and resize to the split's side; False: an image of
+            another size is an error.
+        update: called with the number of images done so far.
+
+    Returns:
+        How often each value occurs per channel, (3, 256).
+
+    Raises:
+        UsageError: images that are broken, over the cap or of a wrong size; all are named, up to
+            `MAX_PROBLEMS`.
+    """
+    total: Histogram = np.zeros((split.shape[2], 256), np.int64)
+    problems: list[str] = []
+    done = 0
+    for counts, found, images in _run(_chunks(split, members, row_of, resize), len(row_of)):
+        total += counts
+        problems += found
+        done += images
+        update(done)
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if problems:
+        raise UsageError(" ".join(problems[:MAX_PROBLEMS]))
+    return total
+
+
+def _chunks(
+    split: SplitFile, members: Iterable[Member], row_of: Mapping[str, int], resize: bool
+) -> Iterator[_Chunk]:
+    rows: list[int] = []
+    batch: list[Member] = []
+    size = 0
+    for name, content in members:
+        rows.append(row_of[name])
+        batch.append((name, content))
+        size += len(content) if isinstance(content, bytes) else 0
+        if len(rows) == _CHUNK_IMAGES or size >= _CHUNK_BYTES:
+            yield _Chunk(split=split, rows=rows, members=batch, resize=resize)
+            rows, batch, size = [], [], 0
+    if rows:
+        yield _Chunk(split=split, rows=rows, members=batch, resize=resize)
+
+
+def _run(chunks: Iterator[_Chunk], images: int) -> Iterator[tuple[Histogram, list[str], int]]:
+    """Decode chunks here if they are few, else in processes, with few of them under way."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if images < _IN_PROCESS_IMAGES or cores == 1:
+        yield from map(_decode_chunk, chunks)
+        return
+    workers = min(cores or 1, 16)
+    # Spawned, not forked: the parent has threads (Arrow's, a progress bar's).
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
+    under_way: set[Future[tuple[Histogram, list[str], int]]] = set()
+    try:
+        for chunk in chunks:
+            under_way.add(pool.submit(_decode_chunk, chunk))
+            if len(under_way) >= 3 * workers:
+                finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        yield from (future.result() for future in under_way)
+    except BrokenProcessPool as error:
+        raise OrchestratorError(
+            "A decoding process ended without a word, most often for lack of memory. Free some "
+            "memory and run the same command again."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl+C to the parent, which then stops the workers, and end when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
+    """Decode and write one chunk; returns its histogram, its problems and its size."""
+    split = chunk.split
+    height, width, channels = split.shape
+    pixels = np.zeros((len(chunk.rows), height, width, channels), np.uint8)
+    problems: list[str] = []
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
+    with split.path.open("r+b") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a camera's odd metadata is no reason to stop
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for index, (row, (name, content)) in enumerate(zip(chunk.rows, chunk.members, strict=True)):
+            try:
+                pixels[index] = decode(content, (height, width), resize=chunk.resize)
+            except Exception as error:  # decoders raise nearly anything on broken files
+                problems.append(f"The image {name!r} cannot be used: {_reason(error)}.")
+                continue
+            os.pwrite(file.fileno(), pixels[index], split.pixels_at + row * split.image_bytes)
+    return histogram(pixels, channels), problems, len(chunk.rows)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"it has more than the {MAX_PIXELS:,} pixels accepted"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no image in a known format ({', '.join(FORMATS)})"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def decode(
+    content: bytes | Path, size: tuple[int, int], *, resize: bool
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Decode one image file to RGB.
+
+    Grey, palette, CMYK and 16-bit grey become RGB; transparency is dropped; of an animation the
+    first frame is taken. With `resize` the camera's orientation is applied, then the centre square
+    is cut out and resized with Pillow's (antialiased) bicubic filter.
+
+    Args:
+        content: the file's bytes, or its path.
+        size: height and width of the result.
+        resize: False: the image must have this size already.
+
+    Returns:
+        Pixels, (height, width, 3).
+
+    Raises:
+        Exception: whatever the decoder raises on a broken file; ValueError for a wrong size.
+    """
+    height, width = size
+    with Image.open(
+        io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
+    ) as image:
+        if image.width * image.height > MAX_PIXELS:  # known from the header, nothing decoded yet
+            raise Image.DecompressionBombError
+        if not resize:
+            if (image.height, image.width) != size:
+                got = f"{image.height} x {image.width}"
+                raise ValueError(f"it must be {height} x {width} pixels; it is {got}")
+            return np.asarray(_to_rgb(image))
+        # A JPEG decoder can leave out detail that four times the side does not show; several
+        # times faster on photographs. Other formats ignore this.
+        image.draft(None, (4 * width, 4 * height))
+        upright = ImageOps.exif_transpose(image)
+        side = min(upright.size)
+        left, top = (upright.width - side) // 2, (upright.height - side) // 2
+        square = _to_rgb(upright.crop((left, top, left + side, top + side)))
+        return np.asarray(square.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per pixel; save it with 8 or 16")
+    return image.convert("RGB")

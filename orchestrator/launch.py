@@ -1,0 +1,414 @@
+"""The only door to Ray: starts or joins a cluster, runs the conductor's attempts as Tune trials.
+
+Tune brings actors, placement and reuse; every decision is the conductor's. Tune's own state goes
+to a temporary folder and is thrown away: the ledger is the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import failures
+from orchestrator.conductor import Conductor, Start
+from orchestrator.errors import UsageError
+from trainables.worker import Job, run_attempt, run_attempt_on_group
+
+log = logging.getLogger(__name__)
+
+# Set before ray is imported; each has its reason.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",  # an open Ray port is remote code execution
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the record
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nobody reads Tune's own state
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial may take long to let go of its model
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What Ray said about where trials will run. `is_local` means this process started it."""
+
+    address: str
+    is_local: bool
+    nodes: int
+    cpus: float
+    gpus: float
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
+        hosts = "" if self.is_local else f" on {self.nodes} nodes"
+        return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}."
+
+
+def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
+    """Join the given cluster, `RAY_ADDRESS`'s or this host's; else start a local Ray.
+
+    Args:
+        address: host:port, "auto", "local", or None to choose as above.
+        needs_state_api: worker groups need Ray's dashboard, or placement groups are never freed.
+
+    Raises:
+        UsageError: there is no cluster at the address, or its token is refused.
+    """
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    ensure_token()
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if asked == "auto":
+        found = None
+        with contextlib.suppress(Exception):
+            found = canonicalize_bootstrap_address("auto")
+        is_local = not (found and _answers(found))
+    else:
+        is_local = asked == "local"
+        found = asked
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if is_local:
+            os.environ.pop("RAY_ADDRESS", None)
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=needs_state_api,
+                dashboard_host="127.0.0.1",
+                **quiet,
+            )
+        else:
+            ray.init(address=found, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"No Ray cluster can be joined at {asked!r}: {error} Start one with `ray start --head` "
+            "or `ray up cluster.yaml`, or leave `--address` out to use this machine."
+        ) from error
+    resources = ray.cluster_resources()
+    return Cluster(
+        address=ray.get_runtime_context().gcs_address,
+        is_local=is_local,
+        nodes=len(ray.nodes()),
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local Ray ends with all its processes."""
+    import ray
+
+    ray.shutdown()
+
+
+def run(
+    conductor: Conductor,
+    cluster: Cluster,
+    *,
+    sweep_dir: Path,
+    dataset_dir: Path,
+    max_concurrent: int | None,
+    gpus_per_trial: float | None,
+) -> None:
+    """Run attempts until the conductor has none left.
+
+    Args:
+        conductor: decides.
+        cluster: from `connect`.
+        sweep_dir: where logs and checkpoints go.
+        dataset_dir: folder of the prepared dataset.
+        max_concurrent: attempts at a time; None: what the cluster holds.
+        gpus_per_trial: share of a device per worker; None: as the space says.
+    """
+    from ray import tune
+
+    shapes = [
+        _shape(conductor, variant, cluster, gpus_per_trial) for variant in conductor.plan.variants
+    ]
+    workers = int(conductor.plan.overrides.get("workers", 1))
+    fits = [_capacity(cluster, cpus * workers, gpus * workers) for cpus, gpus in shapes]
+    if not all(fits):
+        small = [v for v, n in zip(conductor.plan.variants, fits, strict=True) if not n]
+        raise UsageError(
+            f"No trial of {', '.join(small)} fits this cluster ({cluster.cpus:g} CPUs, "
+            f"{cluster.gpus:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
+            "`--workers-per-trial`, or use a larger cluster."
+        )
+    limit = min(max_concurrent or max(fits), max(fits))
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
+    temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
+    jobs = _Jobs(
+        conductor,
+        dict(zip(conductor.plan.variants, shapes, strict=True)),
+        sweep_dir.absolute(),
+        dataset_dir.absolute(),
+        limit,
+    )
+    trial = run_trial if workers == 1 else _group_trial(workers, str(temporary / "train"))
+    searcher, scheduler = _adapters(jobs)
+    try:
+        tune.Tuner(
+            tune.with_resources(trial, _resources if workers == 1 else _driver_resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                # With a worker group per trial, reuse hangs the sweep after a stopped trial.
+                reuse_actors=workers == 1,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                trial_name_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(temporary),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if jobs.error is not None:
+        raise jobs.error
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Run one attempt inside a reused Tune actor."""
+    from ray import tune
+
+    run_attempt(Job.from_json(config["job"]), tune.report)
+
+
+def _group_trial(workers: int, storage: str) -> Any:
+    def run_group_trial(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        run_attempt_on_group(
+            Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
+        )
+
+    return run_group_trial
+
+
+def _resources(config: dict[str, Any]) -> Any:
+    from ray import tune
+
+    job = Job.from_json(config["job"])
+    bundle = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
+    return tune.PlacementGroupFactory([bundle])
+
+
+def _driver_resources(config: dict[str, Any]) -> Any:
+    from ray import tune
+
+    # The worker group has a placement group of its own; this actor only waits for it.
+    return tune.PlacementGroupFactory([{"CPU": 0.001}])
+
+
+def _shape(
+    conductor: Conductor, variant: str, cluster: Cluster, gpus_per_trial: float | None
+) -> tuple[float, float]:
+    """Return the CPUs and GPUs that one worker of a variant's trials takes."""
+    threads = conductor.plan.space.fixed_for(variant).get("threads", 1)
+    share = gpus_per_trial
+    if share is None:
+        share = conductor.plan.space.gpus_for(variant)
+    return float(threads), share if cluster.gpus else 0.0
+
+
+def _capacity(cluster: Cluster, cpus: float, gpus: float) -> int:
+    by_cpu = int(cluster.cpus // cpus)
+    if not gpus:
+        return by_cpu
+    # Shares of a device do not straddle two of them.
+    by_gpu = int(cluster.gpus * (1 // gpus)) if gpus <= 1 else int(cluster.gpus // gpus)
+    return min(by_cpu, by_gpu)
+
+
+class _Jobs:
+    """What searcher and scheduler share: the conductor, and what an attempt needs to start."""
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        shapes: dict[str, tuple[float, float]],
+        sweep_dir: Path,
+        dataset_dir: Path,
+        limit: int,
+    ) -> None:
+        self.conductor, self.shapes = conductor, shapes
+        self.sweep_dir, self.dataset_dir, self.limit = sweep_dir, dataset_dir, limit
+        self.error: BaseException | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher and scheduler at the start; nobody ever reads that."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Jobs:
+        """Tune may copy its searcher and scheduler; the sweep's state is one."""
+        return self
+
+    def next_config(self) -> dict[str, Any] | str | None:
+        """Return the next attempt as a Tune configuration, "finished", or None to ask later."""
+        if self.error is not None:
+            return "finished"
+        if self.conductor.num_running() >= self.limit:
+            return None
+        start = self.conductor.next_start()
+        if start is None:
+            return None if self.conductor.num_running() else "finished"
+        return {
+            "job": self._job(start).to_json(),
+            "signature": start.signature,
+            "attempt": start.attempt,
+        }
+
+    def on_report(self, result: dict[str, Any]) -> bool:
+        """Take a worker's report and return whether its trial is to stop."""
+        kind, address = result.get("kind"), (result.get("signature"), result.get("attempt"))
+        if kind == "epoch":
+            return self.conductor.on_epoch(
+                *address, result["epoch"], result, result["checkpoint"]
+            )
+        if kind == "end":
+            self.conductor.on_end(
+                *address,
+                outcome=result["outcome"],
+                failure_class=result.get("failure_class"),
+                failure_text=result.get("failure_text"),
+            )
+        return False
+
+    def on_death(self, config: dict[str, Any], text: str) -> None:
+        """Take the end of an attempt whose process said nothing."""
+        self.conductor.on_end(
+            config["signature"],
+            config["attempt"],
+            outcome="failed",
+            failure_class=failures.classify_death(text),
+            failure_text=text,
+        )
+
+    def _job(self, start: Start) -> Job:
+        cpus, gpus = self.shapes[start.variant]
+        return Job(
+            signature=start.signature,
+            attempt=start.attempt,
+            config=start.config.to_dict(),
+            dataset_dir=str(self.dataset_dir),
+            sweep_dir=str(self.sweep_dir),
+            log=f"trials/{start.signature}/attempt_{start.attempt}.log",
+            resume_from=start.resume_from,
+            cpus=cpus,
+            gpus=gpus,
+        )
+
+
+def _adapters(jobs: _Jobs) -> tuple[Any, Any]:
+    """Return Tune's two views of the jobs: a searcher that offers, a scheduler that stops."""
+    from ray.tune.experiment import Trial as TuneTrial
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    class OfferAttempts(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            try:
+                config = jobs.next_config()
+            except BaseException as error:  # a broken ledger ends the sweep, not Tune's loop
+                jobs.error = error
+                return Searcher.FINISHED  # type: ignore[no-any-return]
+            return Searcher.FINISHED if config == "finished" else config
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            pass
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass
+
+        def set_search_properties(self, *_: Any, **__: Any) -> bool:
+            return True
+
+        def save(self, path: str) -> None:
+            pass
+
+        def restore(self, path: str) -> None:
+            pass
+
+    class StopTrials(FIFOScheduler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.live: dict[str, TuneTrial] = {}
+
+        def on_trial_add(self, controller: Any, trial: TuneTrial) -> None:
+            self.live[trial.trial_id] = trial
+
+        def on_trial_result(self, controller: Any, trial: TuneTrial, result: Any) -> str:
+            try:
+                stop = jobs.error is not None or jobs.on_report(result)
+            except BaseException as error:
+                jobs.error, stop = error, True
+            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+
+        def on_trial_complete(self, controller: Any, trial: TuneTrial, result: Any) -> None:
+            self._gone(trial, "The trial ended without a word.")
+
+        def on_trial_remove(self, controller: Any, trial: TuneTrial) -> None:
+            self._gone(trial, "The trial was removed before it ended.")
+
+        def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
+            self._gone(trial, str(trial.get_error() or "The worker process died."))
+
+        def choose_trial_to_run(self, controller: Any) -> Any:
+            # A failed reset of a reused actor ends a Tune trial without telling anyone.
+            for trial in [t for t in self.live.values() if t.status == TuneTrial.ERROR]:
+                self._gone(trial, "A worker could not be reused for this trial.")
+            return super().choose_trial_to_run(controller)
+
+        def _gone(self, trial: TuneTrial, text: str) -> None:
+            self.live.pop(trial.trial_id, None)
+            try:
+                jobs.on_death(trial.config, text)
+            except BaseException as error:
+                jobs.error = error
+
+    return OfferAttempts(), StopTrials()
+
+
+def ensure_token() -> None:
+    """Make sure that Ray's token exists and only its owner can read it.
+
+    Ray itself writes the file with mode 0644.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _answers(address: str) -> bool:
+    """Return whether something listens there; Ray keeps the addresses of clusters long gone."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False

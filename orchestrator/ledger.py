@@ -1,0 +1,465 @@
+"""The only door to the ledger: one SQLite file per sweep, from which everything else is a view.
+
+It holds planned trials, their attempts and one row of metrics per (trial, epoch). One process
+writes (the driver), any number read. Every change takes the next number of one sequence, so "the
+results a decision was made from" is a single integer. Rows of `epochs` are written once and never
+changed. It knows nothing of Ray, Optuna or MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import OrchestratorError
+from trainables.metrics import METRIC_NAMES
+
+SCHEMA = 1
+
+TrialStatus = Literal["planned", "running", "complete", "stopped", "diverged", "failed"]
+ENDED: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
+
+_TABLES = f"""
+CREATE TABLE sweep (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trials (
+    signature TEXT PRIMARY KEY,
+    variant TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    config TEXT NOT NULL,          -- the whole TrainConfig, JSON
+    params TEXT NOT NULL,          -- the suggestion, JSON
+    seen_seq INTEGER NOT NULL,     -- the suggestion was made from what had happened up to here
+    planned_seq INTEGER NOT NULL UNIQUE,
+    changed_seq INTEGER NOT NULL,  -- the last change of anything about this trial
+    ended_seq INTEGER,
+    status TEXT NOT NULL,
+    best_epoch INTEGER,
+    best_value REAL,
+    UNIQUE (variant, number)
+);
+CREATE INDEX trials_changed ON trials (changed_seq);
+CREATE TABLE attempts (
+    signature TEXT NOT NULL REFERENCES trials,
+    attempt INTEGER NOT NULL,
+    started_s REAL NOT NULL,
+    ended_s REAL,
+    resumed_from TEXT,             -- the checkpoint it went on from
+    micro_batch_size INTEGER NOT NULL,
+    host TEXT,
+    log TEXT,                      -- relative to the sweep's folder
+    outcome TEXT,                  -- NULL while it runs
+    failure_class TEXT,
+    failure_text TEXT,
+    PRIMARY KEY (signature, attempt)
+) WITHOUT ROWID;
+CREATE TABLE epochs (
+    seq INTEGER PRIMARY KEY,       -- order of arrival
+    signature TEXT NOT NULL REFERENCES trials,
+    epoch INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    arrived_s REAL NOT NULL,
+    checkpoint TEXT,               -- relative to the sweep's folder
+    {", ".join(f"{name} REAL" for name in METRIC_NAMES)},
+    UNIQUE (signature, epoch)
+);
+"""
+
+
+class LedgerError(OrchestratorError):
+    """The ledger cannot be read or is not one of ours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One planned configuration and how it stands."""
+
+    signature: str
+    variant: str
+    number: int
+    config: dict[str, Any]
+    params: dict[str, Any]
+    seen_seq: int
+    planned_seq: int
+    changed_seq: int
+    ended_seq: int | None
+    status: TrialStatus
+    best_epoch: int | None
+    best_value: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One try at a trial."""
+
+    signature: str
+    attempt: int
+    started_s: float
+    ended_s: float | None
+    resumed_from: str | None
+    micro_batch_size: int
+    host: str | None
+    log: str | None
+    outcome: str | None
+    failure_class: str | None
+    failure_text: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRow:
+    """The metrics of one epoch of one trial, as they first arrived."""
+
+    seq: int
+    signature: str
+    epoch: int
+    attempt: int
+    arrived_s: float
+    checkpoint: str | None
+    metrics: dict[str, float]
+
+
+class Ledger:
+    """An open ledger. Safe to use from several threads; only one process may write."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._lock = threading.RLock()
+        connection.row_factory = sqlite3.Row
+        row = connection.execute(
+            "SELECT max(coalesce((SELECT max(changed_seq) FROM trials), 0),"
+            " coalesce((SELECT max(seq) FROM epochs), 0)) AS seq"
+        ).fetchone()
+        self._seq = int(row["seq"])
+
+    def close(self) -> None:
+        """Close the file; the journal is folded back into it."""
+        with self._lock:
+            self._connection.close()
+
+    # The sweep's own facts.
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return one fact of the sweep, decoded from JSON."""
+        row = self._one("SELECT value FROM sweep WHERE key = ?", key)
+        return default if row is None else json.loads(row["value"])
+
+    def put(self, key: str, value: Any) -> None:
+        """Store one fact of the sweep durably."""
+        with self._change() as connection:
+            connection.execute(
+                "INSERT INTO sweep VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                (key, json.dumps(value, sort_keys=True)),
+            )
+
+    @property
+    def seq(self) -> int:
+        """The number of the latest change."""
+        return self._seq
+
+    # What is written.
+
+    def plan_trial(
+        self,
+        *,
+        signature: str,
+        variant: str,
+        number: int,
+        config: Mapping[str, Any],
+        params: Mapping[str, Any],
+        seen_seq: int,
+    ) -> None:
+        """Store a trial before it starts, with what its suggestion was made from."""
+        with self._change() as connection:
+            seq = self._next()
+            connection.execute(
+                "INSERT INTO trials (signature, variant, number, config, params, seen_seq,"
+                " planned_seq, changed_seq, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned')",
+                (signature, variant, number, _json(config), _json(params), seen_seq, seq, seq),
+            )
+
+    def start_attempt(
+        self,
+        signature: str,
+        *,
+        resumed_from: str | None,
+        micro_batch_size: int,
+        log_name: str = "attempt_{attempt}.log",
+    ) -> int:
+        """Open the next attempt at a trial and return its number, counted from 1.
+
+        From here on rows of earlier attempts are refused.
+        """
+        with self._change() as connection:
+            attempt = (
+                1
+                + connection.execute(
+                    "SELECT coalesce(max(attempt), 0) FROM attempts WHERE signature = ?",
+                    (signature,),
+                ).fetchone()[0]
+            )
+            log = f"trials/{signature}/{log_name.format(attempt=attempt)}"
+            connection.execute(
+                "INSERT INTO attempts (signature, attempt, started_s, resumed_from,"
+                " micro_batch_size, log) VALUES (?, ?, ?, ?, ?, ?)",
+                (signature, attempt, time.time(), resumed_from, micro_batch_size, log),
+            )
+            connection.execute(
+                "UPDATE trials SET status = 'running', ended_seq = NULL, changed_seq = ?"
+                " WHERE signature = ?",
+                (self._next(), signature),
+            )
+            return int(attempt)
+
+    def record_epoch(
+        self,
+        signature: str,
+        attempt: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        checkpoint: str | None,
+    ) -> bool:
+        """Store one epoch's metrics; return whether they were new.
+
+        A row of an attempt that is not the trial's latest open one, or of an epoch that is there
+        already, changes nothing: the first values stay.
+        """
+        with self._change() as connection:
+            current = connection.execute(
+                "SELECT max(attempt) AS attempt FROM attempts WHERE signature = ?", (signature,)
+            ).fetchone()["attempt"]
+            known = connection.execute(
+                "SELECT 1 FROM epochs WHERE signature = ? AND epoch = ?", (signature, epoch)
+            ).fetchone()
+            if current != attempt or known:
+                return False
+            seq = self._next()
+            marks = ", ".join("?" * (6 + len(METRIC_NAMES)))
+            connection.execute(
+                f"INSERT INTO epochs VALUES ({marks})",
+                (
+                    *(seq, signature, epoch, attempt, time.time(), checkpoint),
+                    *(_finite(metrics[name]) for name in METRIC_NAMES),
+                ),
+            )
+            connection.execute(
+                "UPDATE trials SET changed_seq = ? WHERE signature = ?", (seq, signature)
+            )
+            return True
+
+    def end_attempt(
+        self,
+        signature: str,
+        attempt: int,
+        *,
+        outcome: str,
+        failure_class: str | None = None,
+        failure_text: str | None = None,
+        trial_status: TrialStatus,
+        best: tuple[int, float] | None = None,
+    ) -> None:
+        """Close an attempt and say how its trial stands now, in one transaction.
+
+        Args:
+            signature: the trial.
+            attempt: its number.
+            outcome: "complete", "stopped", "diverged", "failed" or "lost" (its driver died).
+            failure_class: one of `failures.FAILURE_CLASSES`, for a failed one.
+            failure_text: the traceback.
+            trial_status: "running" when another attempt will follow.
+            best: best epoch and its value, where the trial ended with one.
+        """
+        with self._change() as connection:
+            connection.execute(
+                "UPDATE attempts SET ended_s = ?, outcome = ?, failure_class = ?,"
+                " failure_text = ? WHERE signature = ? AND attempt = ?",
+                (time.time(), outcome, failure_class, failure_text, signature, attempt),
+            )
+            seq = self._next()
+            ended = seq if trial_status in ENDED else None
+            epoch, value = best or (None, None)
+            connection.execute(
+                "UPDATE trials SET status = ?, changed_seq = ?, ended_seq = ?, best_epoch = ?,"
+                " best_value = ? WHERE signature = ?",
+                (trial_status, seq, ended, epoch, value, signature),
+            )
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of the ledger with SQLite's own backup, then rename it there."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        with self._lock, sqlite3.connect(temporary) as target:
+            self._connection.backup(target)
+        target.close()
+        temporary.replace(path)
+
+    # What is read.
+
+    def trials(self, *, changed_after: int = -1) -> list[Trial]:
+        """Return the trials in the order they were planned, or those changed since a number."""
+        rows = self._all(
+            "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", changed_after
+        )
+        return [_trial(row) for row in rows]
+
+    def trial(self, signature: str) -> Trial:
+        """Return one trial; KeyError when there is none of that signature."""
+        row = self._one("SELECT * FROM trials WHERE signature = ?", signature)
+        if row is None:
+            raise KeyError(signature)
+        return _trial(row)
+
+    def attempts(self, signature: str | None = None) -> list[Attempt]:
+        """Return all attempts, or one trial's, oldest first."""
+        rows = self._all(
+            "SELECT * FROM attempts WHERE ?1 IS NULL OR signature = ?1 ORDER BY started_s, attempt",
+            signature,
+        )
+        return [Attempt(**dict(row)) for row in rows]
+
+    def epochs(self, signature: str, *, after: int = -1) -> list[EpochRow]:
+        """Return one trial's rows in the order of their epochs, or those that arrived since."""
+        rows = self._all(
+            "SELECT * FROM epochs WHERE signature = ? AND seq > ? ORDER BY epoch", signature, after
+        )
+        return [_epoch(row) for row in rows]
+
+    def values_at(self, variant: str, epoch: int, metric: str, *, up_to: int) -> list[float]:
+        """Return a metric of all trials of a variant at one epoch, in order of arrival.
+
+        Args:
+            variant: whose trials.
+            epoch: counted from 0.
+            metric: one of `METRIC_NAMES`.
+            up_to: only rows that had arrived by this sequence number.
+        """
+        if metric not in METRIC_NAMES:
+            raise KeyError(metric)
+        rows = self._all(
+            f"SELECT e.{metric} AS value FROM epochs e JOIN trials t USING (signature)"
+            " WHERE t.variant = ? AND e.epoch = ? AND e.seq <= ? ORDER BY e.seq",
+            variant,
+            epoch,
+            up_to,
+        )
+        return [row["value"] for row in rows if row["value"] is not None]
+
+    def latest_epochs(self) -> dict[str, EpochRow]:
+        """Return the last epoch's row of every trial that has one, by signature."""
+        rows = self._all(
+            "SELECT e.* FROM epochs e JOIN (SELECT signature, max(epoch) AS epoch FROM epochs"
+            " GROUP BY signature) USING (signature, epoch)"
+        )
+        return {row["signature"]: _epoch(row) for row in rows}
+
+    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
+        with self._lock:
+            row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
+            return row
+
+    def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; on an error nothing of it remains, the sequence included."""
+        with self._lock:
+            seq = self._seq
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._seq = seq
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def create_ledger(path: Path, facts: Mapping[str, Any]) -> Ledger:
+    """Create a new ledger with the sweep's facts; it exists with all of them or not at all.
+
+    Raises:
+        FileExistsError: there is one already.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    connection = sqlite3.connect(temporary, isolation_level=None)
+    connection.executescript(_TABLES)
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    connection.executemany(
+        "INSERT INTO sweep VALUES (?, ?)", [(key, _json(value)) for key, value in facts.items()]
+    )
+    connection.close()
+    temporary.rename(path)
+    return open_ledger(path)
+
+
+def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
+    """Open an existing ledger.
+
+    Raises:
+        LedgerError: the file is missing, damaged, or was written by another version.
+    """
+    if not path.is_file():
+        raise LedgerError(f"There is no ledger at {path}.")
+    mode = "ro" if read_only else "rw"
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,  # transactions are explicit
+            check_same_thread=False,
+            timeout=60,
+        )
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+        if version != SCHEMA:
+            raise LedgerError(
+                f"{path} has schema {version}, this version reads {SCHEMA}. Use the version of "
+                "the orchestrator that wrote it, or start a sweep under another --name."
+            )
+        return Ledger(connection)
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(
+            f"{path} is not a readable ledger ({error}). Restore it from a copy, or move the "
+            "folder away and start anew."
+        ) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # SQLite has no NaN
+
+
+def _trial(row: sqlite3.Row) -> Trial:
+    values = dict(row)
+    values["config"], values["params"] = json.loads(row["config"]), json.loads(row["params"])
+    return Trial(**values)
+
+
+def _epoch(row: sqlite3.Row) -> EpochRow:
+    values = dict(row)
+    metrics = {name: _nan(values.pop(name)) for name in METRIC_NAMES}
+    return EpochRow(**values, metrics=metrics)
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

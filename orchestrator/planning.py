@@ -1,0 +1,196 @@
+"""From the command line to a `Plan`, resolved and checked before a device is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import search_spaces
+from orchestrator.conductor import Plan
+from orchestrator.config import SweepConfig
+from orchestrator.errors import UsageError
+from search_spaces.space import SearchSpace, ends
+from trainables import cost, models
+from trainables.data import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantFacts:
+    """What a variant costs: `parameters` are trainable ones, operations are per image, forward."""
+
+    side_px: int
+    parameters: int
+    multiply_accumulates: int
+
+
+def load_space(name: str) -> SearchSpace:
+    """Return a space by name or path; its mistakes become a `UsageError`."""
+    try:
+        return search_spaces.load(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def make_plan(
+    config: SweepConfig, space: SearchSpace, manifest: Manifest, kept: Mapping[str, Any]
+) -> tuple[Plan, dict[str, VariantFacts]]:
+    """Resolve variants, sides and overrides, and check that every model can be built.
+
+    Args:
+        config: the command line.
+        space: what to try.
+        manifest: of the prepared dataset.
+        kept: options of the sweep that is being continued; flags that are given win.
+
+    Raises:
+        UsageError: a sentence for every variant that cannot be trained so.
+    """
+    options = {**kept, **given_options(config)}
+    names = tuple(options.get("variants") or space.variants)
+    side_choice = options.get("side")
+    overrides: dict[str, Any] = {}
+    if options.get("epochs"):
+        overrides["epochs"] = options["epochs"]
+    if options.get("workers_per_trial", 1) > 1:
+        overrides["workers"] = options["workers_per_trial"]
+    seed = options.get("seed", 0)
+    facts: dict[str, VariantFacts] = {}
+    problems = []
+    for name in names:
+        choice = _side(side_choice) or space.side_by_variant.get(name, space.side)
+        try:
+            facts[name] = _facts(space, name, choice, manifest, overrides)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UsageError("These variants cannot be trained as asked:\n" + "\n".join(problems))
+    ordered = _smallest_first(space, facts)
+    plan = Plan(
+        space=space,
+        seed=seed,
+        trials=options.get("trials") or space.trials,
+        variants=ordered,
+        side_px={name: facts[name].side_px for name in ordered},
+        dataset=manifest.name,
+        fingerprint=manifest.fingerprint,
+        overrides=overrides,
+    )
+    return plan, {name: facts[name] for name in ordered}
+
+
+# Classes, side, channels and training images of datasets that need not be prepared to be planned.
+_KNOWN = {
+    "digits": (10, 8, 1, 1438),
+    "cifar10": (10, 32, 3, 50_000),
+    "cifar100": (100, 32, 3, 50_000),
+    "tinyimagenet": (200, 64, 3, 100_000),
+}
+
+
+def expected_manifest(dataset: str) -> Manifest:
+    """Return what a known dataset's manifest will say of its shape, for a plan without the data.
+
+    Raises:
+        UsageError: the dataset is neither prepared nor known.
+    """
+    if dataset not in _KNOWN:
+        raise UsageError(
+            f"The dataset {dataset!r} is not prepared, so its images' shape is unknown. Prepare "
+            f"it first with `python -m orchestrator.data prepare`. Known: {', '.join(_KNOWN)}."
+        )
+    classes, side, channels, images = _KNOWN[dataset]
+    return Manifest(
+        name=dataset,
+        fingerprint="",
+        class_names=tuple(map(str, range(classes))),
+        height_px=side,
+        width_px=side,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        images={"train": images},
+    )
+
+
+def given_options(config: SweepConfig) -> dict[str, Any]:
+    """Return the flags that decide what is computed and were given, to keep with the sweep."""
+    options = {
+        "trials": config.trials,
+        "epochs": config.epochs,
+        "variants": list(config.variants) if config.variants else None,
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "side": config.side,
+        "workers_per_trial": config.workers_per_trial,
+        "gpus_per_trial": config.gpus_per_trial,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _facts(
+    space: SearchSpace,
+    name: str,
+    side: str | int,
+    manifest: Manifest,
+    overrides: Mapping[str, Any],
+) -> VariantFacts:
+    """Build the variant on the meta device, at both ends of each range, and count."""
+    side_px = models.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
+    ranges = space.params_for(name)
+    first = {key: ends(value)[0] for key, value in ranges.items()}
+    last = {key: ends(value)[-1] for key, value in ranges.items()}
+    config = None
+    for params in (last, first):
+        config = space.train_config(
+            name,
+            params,
+            dataset=manifest.name,
+            fingerprint=manifest.fingerprint,
+            side_px=side_px,
+            seed=0,
+            overrides=overrides,
+        )
+        models.check_variant(
+            name,
+            side_px=side_px,
+            stem_stride=config.stem_stride,
+            drop_path=config.drop_path,
+            weights=config.weights,
+        )
+        if config.batch_size > manifest.images["train"]:
+            raise ValueError(
+                f"`batch_size` ({config.batch_size}) exceeds the {manifest.images['train']} "
+                f"training images of {manifest.name}."
+            )
+    assert config is not None
+    parameters, macs = cost.model_cost(
+        config, num_classes=len(manifest.class_names), in_channels=manifest.channels
+    )
+    return VariantFacts(side_px=side_px, parameters=parameters, multiply_accumulates=macs)
+
+
+def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantFacts]) -> tuple[str, ...]:
+    """Order variants by operations, in blocks of one resource shape so that workers stay warm."""
+
+    def shape(name: str) -> tuple[float, float]:
+        return float(space.fixed_for(name).get("threads", 1)), space.gpus_for(name)
+
+    by_size = sorted(facts, key=lambda name: (facts[name].multiply_accumulates, name))
+    shapes = list(dict.fromkeys(map(shape, by_size)))
+    return tuple(sorted(by_size, key=lambda name: shapes.index(shape(name))))
+
+
+def _side(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def difference(old: Any, new: Any, where: str = "") -> list[str]:
+    """Return one line for each value that differs between two JSON-like values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted({*old, *new}, key=str):
+            path = f"{where}.{key}" if where else str(key)
+            lines += difference(old.get(key), new.get(key), path)
+        return lines
+    return [] if old == new else [f"{where}: {old!r} before, {new!r} now"]

@@ -1,0 +1,259 @@
+"""Prepared datasets as they lie on disk: a folder written once, read, and verified.
+
+It knows the files and not where their contents come from, and holds no state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from orchestrator.arrow_files import Histogram, SplitFile
+    from orchestrator.layouts import Contents
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedDataset:
+    """A prepared dataset as its manifest describes it; `manifest` is the whole of it."""
+
+    folder: Path
+    name: str
+    kind: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # height, width, channels
+    images: dict[str, int]  # by split
+    source: str
+    source_sha256: str
+    disk_bytes: int
+    manifest: dict[str, Any]
+
+
+def prepared(data_dir: Path) -> list[PreparedDataset]:
+    """Return all prepared datasets by name; folders that are none are passed over."""
+    return [read_prepared(data_dir / name) for name in prepared_names(data_dir)]
+
+
+def read_prepared(folder: Path) -> PreparedDataset:
+    """Read the manifest of a prepared dataset.
+
+    Raises:
+        UsageError: the folder holds no prepared dataset of this format, or a file of it is gone.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r} instead of {FORMAT}")
+        splits = manifest["splits"]
+        return PreparedDataset(
+            folder=folder,
+            name=manifest["name"],
+            kind=manifest["kind"],
+            fingerprint=manifest["fingerprint"],
+            class_names=tuple(manifest["class_names"]),
+            shape=(manifest["height_px"], manifest["width_px"], manifest["channels"]),
+            images={split: entry["images"] for split, entry in splits.items()},
+            source=manifest["source"]["address"],
+            source_sha256=manifest["source"]["sha256"],
+            disk_bytes=sum((folder / entry["file"]).stat().st_size for entry in splits.values()),
+            manifest=manifest,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{folder} is not a prepared dataset ({type(error).__name__}: {error}). Delete it and "
+            "prepare it again, or choose another name with `--as NAME`."
+        ) from error
+
+
+def prepared_names(data_dir: Path) -> list[str]:
+    """Return the names of all prepared datasets, sorted."""
+    names = []
+    for path in sorted(data_dir.glob("[!.]*/manifest.json")):
+        try:
+            names.append(read_prepared(path.parent).folder.name)
+        except UsageError:
+            continue
+    return names
+
+
+def verify(name: str, data_dir: Path) -> list[str]:
+    """Compare a prepared dataset with its manifest, down to the last byte.
+
+    Returns:
+        One sentence per problem; empty when all is well.
+
+    Raises:
+        UsageError: there is no such prepared dataset.
+    """
+    from orchestrator.arrow_files import digests, open_split
+
+    folder = data_dir / name
+    if not folder.is_dir():
+        raise UsageError(unknown_name("prepared dataset", name, prepared_names(data_dir)))
+    try:
+        found = read_prepared(folder)
+    except UsageError as error:
+        return [str(error)]
+    problems: list[str] = []
+    splits: dict[str, SplitFile] = {}
+    entries = found.manifest["splits"]
+    for split, entry in entries.items():
+        try:
+            splits[split], pixels = open_split(folder / entry["file"], found.shape)
+        except OrchestratorError as error:
+            problems.append(str(error))
+            continue
+        problems += _label_problems(found, split, splits[split])
+        if split == "train":
+            problems += _statistics_problems(found, pixels)
+    if len(splits) == len(entries):
+        fingerprint, sums = digests(splits, found.class_names)
+        problems += [
+            f"{entry['file']} was changed: its SHA-256 is {sums[split]}."
+            for split, entry in entries.items()
+            if sums[split] != entry["sha256"]
+        ]
+        if fingerprint != found.fingerprint:
+            problems.append(f"The fingerprint must be {found.fingerprint}; it is {fingerprint}.")
+    return problems
+
+
+def _label_problems(found: PreparedDataset, split: str, file: SplitFile) -> list[str]:
+    problems = []
+    labels, expected = file.labels, found.images[split]
+    if len(labels) != expected:
+        problems.append(f"{split} must hold {expected} images; it holds {len(labels)}.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(found.class_names):
+        problems.append(f"{split} has labels outside 0 to {len(found.class_names) - 1}.")
+    return problems
+
+
+def _statistics_problems(found: PreparedDataset, pixels: npt.NDArray[np.uint8]) -> list[str]:
+    import numpy as np
+
+    from orchestrator.arrow_files import histogram, mean_and_std
+
+    channels = found.shape[2]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(pixels), 1024):
+        counts += histogram(pixels[start : start + 1024], channels)
+    got = mean_and_std(counts)
+    if np.allclose(got, (found.manifest["mean"], found.manifest["std"]), rtol=0, atol=1e-9):
+        return []
+    return [f"The manifest's mean and std are not those of train, which are {got}."]
+
+
+def write_prepared(
+    folder: Path, source: Path, contents: Contents, about: dict[str, Any], *, shown: bool
+) -> None:
+    """Write all splits into an empty folder, and the manifest last.
+
+    Args:
+        folder: a temporary one, which the caller renames.
+        source: what the contents' members are read from.
+        contents: the dataset.
+        about: the manifest's entries on where it comes from.
+        shown: whether to report progress on standard error.
+
+    Raises:
+        UsageError: an image cannot be used, or the disk is too full.
+    """
+    from orchestrator.arrow_files import create_split, digests, mean_and_std
+
+    needed = sum(len(part.labels) for part in contents.splits.values())
+    needed *= contents.shape[0] * contents.shape[1] * contents.shape[2]
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise UsageError(
+            f"{folder.parent} must have {needed / 2**30:.2f} GiB free for this dataset; it has "
+            f"{free / 2**30:.2f} GiB. Free some space or choose another `--data-dir`."
+        )
+    splits: dict[str, SplitFile] = {}
+    counts: dict[str, Histogram] = {}
+    for name, part in contents.splits.items():
+        splits[name] = create_split(
+            folder / f"{name}.arrow",
+            shape=contents.shape,
+            labels=part.labels,
+            coarse_labels=part.coarse_labels,
+        )
+        counts[name] = _fill(splits[name], source, contents, name, shown)
+        fsync(splits[name].path)
+    mean, std = mean_and_std(counts["train"])
+    fingerprint, sums = digests(splits, contents.class_names)
+    manifest = {
+        "format": FORMAT,
+        **about,
+        "class_names": list(contents.class_names),
+        **contents.extra,
+        "height_px": contents.shape[0],
+        "width_px": contents.shape[1],
+        "channels": contents.shape[2],
+        "splits": {
+            name: {"file": split.path.name, "images": len(split.labels), "sha256": sums[name]}
+            for name, split in splits.items()
+        },
+        "mean": mean,
+        "std": std,
+        "fingerprint": fingerprint,
+        "tool_version": _version(),
+        "prepared_at_s": time.time(),
+    }
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    fsync(path)
+    fsync(folder)
+
+
+def _fill(split: SplitFile, source: Path, contents: Contents, name: str, shown: bool) -> Histogram:
+    """Write the pixels of one split; returns its histogram."""
+    from orchestrator.arrow_files import histogram, write_pixels
+
+    part = contents.splits[name]
+    if part.pixels is not None:
+        write_pixels(split, part.pixels)
+        return histogram(part.pixels, contents.shape[2])
+    from orchestrator.archives import read_members
+    from orchestrator.images import decode_split
+    from orchestrator.progress import progress
+
+    row_of = {member: row for row, member in enumerate(part.members)}
+    with progress(f"Decoding {name}", total=len(row_of), unit="images", shown=shown) as update:
+        return decode_split(
+            split,
+            read_members(source, part.members),
+            row_of,
+            resize=contents.resize,
+            update=update,
+        )
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sweep-orchestrator")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,121 @@
+"""The only door to Optuna, and early stopping: both are functions of the ledger's rows.
+
+One in-memory study per variant, TPE, seeded per suggestion; rebuilt from the ledger it makes the
+same suggestions. Optuna's pruners are not used: on a rebuilt study they decide otherwise, and they
+refuse finished trials. Asynchronous successive halving is `is_stopped` below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState, create_trial
+
+from orchestrator.ledger import EpochRow, Trial
+from search_spaces.space import trial_seed
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    """One variant's study. Trial numbers here are the ledger's, in the order they were planned."""
+
+    def __init__(
+        self,
+        variant: str,
+        params: Mapping[str, BaseDistribution],
+        *,
+        mode: Literal["max", "min"],
+        startup_trials: int,
+        sweep_seed: int,
+    ) -> None:
+        self.variant, self.params, self.mode = variant, dict(params), mode
+        self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
+        self._study = optuna.create_study(
+            direction="maximize" if mode == "max" else "minimize",
+            sampler=self._sampler(0),
+        )
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """Suggest the parameters of trial `number`, from everything told so far."""
+        self._study.sampler = self._sampler(number)
+        trial = self._study.ask(self.params)
+        assert trial.number == number, "trials are asked for in order"
+        return dict(trial.params)
+
+    def tell(self, trial: Trial, rows: Sequence[EpochRow], metric: str) -> None:
+        """Take a trial's end.
+
+        A complete one counts with its best value; a stopped one is pruned with its intermediate
+        values; a diverged one is pruned without any, which TPE ranks worst of all; a failed one
+        says nothing about its parameters and is a FAIL, which TPE leaves out.
+        """
+        known = self._study.get_trials(deepcopy=False)
+        handle = optuna.trial.Trial(self._study, known[trial.number]._trial_id)
+        if trial.status == "complete" and trial.best_value is not None:
+            self._study.tell(handle, trial.best_value)
+        elif trial.status in ("complete", "stopped", "diverged"):
+            if trial.status == "stopped":
+                for row in rows:
+                    if math.isfinite(row.metrics[metric]):
+                        handle.report(row.metrics[metric], row.epoch)
+            self._study.tell(handle, state=TrialState.PRUNED)
+        else:
+            self._study.tell(handle, state=TrialState.FAIL)
+
+    def add_planned(self, trial: Trial) -> None:
+        """Put back, while rebuilding, a trial that was suggested earlier."""
+        assert trial.number == len(self._study.trials), "trials are rebuilt in order"
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=trial.params, distributions=self.params)
+        )
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = trial_seed(self.sweep_seed, f"suggestion/{self.variant}", number)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=self.startup_trials,
+            multivariate=True,
+        )
+
+
+def is_stopped(
+    value: float,
+    values: Sequence[float],
+    *,
+    epochs_done: int,
+    first_rung: int,
+    factor: int,
+    mode: str,
+) -> bool:
+    """Decide by asynchronous successive halving whether a trial ends here.
+
+    At rung `first_rung * factor**k` a trial goes on when it is among the best 1 / factor of all
+    that have arrived there, itself included; while fewer than `factor` have, everybody does.
+    Source: Li et al., arXiv 1810.05934, algorithm 2, in the variant that stops instead of pausing.
+
+    Args:
+        value: the trial's, at this epoch.
+        values: of all trials of the variant that had arrived at this epoch, this one among them.
+        epochs_done: how many epochs this trial has behind it, 1 or more.
+        first_rung: the first rung in epochs; 0: never stop.
+        factor: of successive halving, 2 or more.
+        mode: "max" or "min".
+    """
+    if not first_rung or not is_rung(epochs_done, first_rung, factor) or len(values) < factor:
+        return False
+    ordered = sorted(values, reverse=mode == "max")
+    cutoff = ordered[max(len(ordered) // factor, 1) - 1]
+    return value < cutoff if mode == "max" else value > cutoff
+
+
+def is_rung(epochs_done: int, first_rung: int, factor: int) -> bool:
+    """Return whether early stopping looks at a trial after this many epochs."""
+    rung = first_rung
+    while rung < epochs_done:
+        rung *= factor
+    return rung == epochs_done

@@ -1,0 +1,448 @@
+"""`python -m orchestrator.sweep SPACE`: parse, plan, run, print; the only place that does.
+
+Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import SweepConfig, parse_args
+from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
+from orchestrator.paths import SweepPaths, sweep_names
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.conductor import Conductor, Plan
+    from orchestrator.ledger import Ledger
+    from orchestrator.planning import VariantFacts
+    from orchestrator.tracking import Tracker
+    from trainables.data import Manifest
+
+COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    config = None
+    try:
+        config = parse_args(sys.argv[1:] if argv is None else argv)
+        return dry_run(config) if config.dry_run else sweep(config)
+    except UsageError as error:
+        if config is not None and config.verbose:
+            raise
+        print(f"{error}", file=sys.stderr)
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        print("Interrupted before the sweep had started.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def dry_run(config: SweepConfig) -> int:
+    """Print the plan; write, download and start nothing."""
+    from rich.console import Console
+
+    from orchestrator import planning
+
+    space = planning.load_space(config.space)
+    manifest = _manifest_or_expected(config, config.dataset or space.dataset)
+    plan, facts = planning.make_plan(config, space, manifest, {})
+    _print_plan(Console(), plan, facts)
+    return COMPLETE
+
+
+def sweep(config: SweepConfig) -> int:
+    """Run or continue a sweep."""
+    _check_existence(config)
+    with _terminal(config) as console, _locked(config.paths):
+        console.print(f"Sweep {config.name!r}: preparing.", style="dim")
+        from orchestrator import planning
+
+        space = planning.load_space(config.space)
+        ledger, kept = _open_if_there(config)
+        manifest = _prepared(config, kept.get("dataset") or config.dataset or space.dataset)
+        plan, facts = planning.make_plan(config, space, manifest, kept)
+        if ledger is None:
+            ledger = _create(config, plan, facts)
+        else:
+            _check_same(ledger, plan)
+            ledger.put("options", {**kept, **planning.given_options(config)})
+        try:
+            return _run(config, console, ledger, plan, manifest)
+        finally:
+            ledger.close()
+
+
+def _run(
+    config: SweepConfig, console: Console, ledger: Ledger, plan: Plan, manifest: Manifest
+) -> int:
+    """Start Ray and the background threads, wait for the end, say how it was."""
+    from orchestrator import launch
+    from orchestrator.conductor import Conductor
+    from orchestrator.display import Display
+    from orchestrator.tracking import Tracker
+
+    conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
+    uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
+    ledger.put("tracking_uri", uri)
+    tracker = Tracker(ledger, config.paths, uri)
+    interrupted = threading.Event()
+    options = ledger.get("options")
+    errors: list[BaseException] = []
+
+    def trials() -> None:
+        try:
+            launch.run(
+                conductor,
+                cluster,
+                sweep_dir=config.paths.root,
+                dataset_dir=config.data_dir / manifest.name,
+                max_concurrent=config.max_concurrent,
+                gpus_per_trial=options.get("gpus_per_trial"),
+            )
+        except BaseException as error:
+            errors.append(error)
+
+    with _signals(interrupted):
+        cluster = launch.connect(
+            config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
+        )
+        console.print(cluster.describe())
+        views = _Views(tracker, config.paths)
+        runner = threading.Thread(target=trials, name="trials", daemon=True)
+        runner.start()
+        views.start()
+        with Display(console, ledger, plan) as display:
+            while runner.is_alive() and not interrupted.is_set():
+                runner.join(timeout=0.5)
+                display.show()
+        if interrupted.is_set():
+            console.print("Interrupted: saving what is known. Nothing is lost.")
+            conductor.interrupt()
+        launch.disconnect()
+        if errors and not interrupted.is_set():
+            conductor.interrupt()
+        outcome = _outcome(conductor, ledger, plan, interrupted.is_set() or bool(errors))
+        views.finish(console, outcome)
+    _print_end(console, config, ledger, plan, conductor, uri)
+    if errors and not interrupted.is_set():
+        if isinstance(errors[0], UsageError):
+            raise errors[0]
+        traceback.print_exception(errors[0])  # into the log
+        console.print(
+            f"The sweep stopped: {errors[0]!r}. What was done is stored; go on with "
+            f"{_command(config)}. Details: {config.paths.log}",
+            soft_wrap=True,
+            style="red",
+        )
+        return FAILED
+    return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+
+
+class _Views:
+    """The background thread that brings MLflow and the disk in line with the ledger."""
+
+    def __init__(self, tracker: Tracker, paths: SweepPaths) -> None:
+        self.tracker, self.paths = tracker, paths
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
+        self._clean: set[str] = set()
+        self._warned = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, console: Console, outcome: str) -> None:
+        """Write the rest; give up after a while, since `--resume` writes it later."""
+        self._stop.set()
+        self._thread.join(timeout=60)
+        if self._thread.is_alive() or not self.sync():
+            console.print(
+                f"MLflow at {self.tracker.uri} did not take everything; the ledger has it. "
+                "The same command with --resume writes the rest.",
+                style="yellow",
+            )
+            return
+        trials = self.tracker.ledger.trials()
+        with contextlib.suppress(Exception):
+            self.tracker.finish(outcome, {"trials": len(trials)})
+
+    def sync(self) -> bool:
+        """Bring both up to date once; return whether MLflow took everything."""
+        from orchestrator import retention
+
+        retention.collect(self.tracker.ledger, self.paths, self._clean)
+        try:
+            self.tracker.sync()
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                print(f"MLflow is not reachable for now: {error!r}", file=sys.stderr)
+            return False
+        return True
+
+    def _loop(self) -> None:
+        pause_s = 1.0
+        while not self._stop.wait(pause_s):
+            pause_s = 1.0 if self.sync() else min(2 * pause_s, 30.0)
+
+
+def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
+    from orchestrator.ledger import LedgerError, open_ledger
+
+    if not config.paths.ledger.exists():
+        return None, {}
+    try:
+        ledger = open_ledger(config.paths.ledger)
+    except LedgerError as error:
+        raise UsageError(str(error)) from error
+    return ledger, ledger.get("options")
+
+
+def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> Ledger:
+    import platform
+    import uuid
+    from importlib.metadata import version
+
+    from orchestrator import planning
+    from orchestrator.ledger import create_ledger
+
+    packages = ("ray", "torch", "torchvision", "timm", "optuna", "mlflow", "pyarrow", "numpy")
+    return create_ledger(
+        config.paths.ledger,
+        {
+            "sweep_id": uuid.uuid4().hex[:12],
+            "created_s": time.time(),
+            "space": config.space,
+            "plan": plan.identity(),
+            "keep_best": plan.space.keep_best,
+            "options": planning.given_options(config),
+            "dataset": plan.dataset,
+            "variants": {name: asdict(values) for name, values in facts.items()},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in packages},
+            },
+        },
+    )
+
+
+def _check_existence(config: SweepConfig) -> None:
+    exists = config.paths.ledger.exists()
+    if exists and not config.resume:
+        raise SweepExistsError(
+            f"A sweep named {config.name!r} exists in {config.storage}. Go on with it by adding "
+            "--resume, or start another one with --name."
+        )
+    if config.resume and not exists:
+        known = ", ".join(sweep_names(config.storage)) or "none"
+        raise SweepNotFoundError(
+            f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. "
+            "Leave out --resume to start it."
+        )
+
+
+def _check_same(ledger: Ledger, plan: Plan) -> None:
+    """Refuse to continue a sweep as another one; other variants or more trials are no change."""
+    from orchestrator.planning import difference
+
+    old, new = ledger.get("plan"), plan.identity()
+    lines = difference(_comparable(old, new), _comparable(new, old))
+    if lines:
+        raise UsageError(
+            "This sweep was started with other values, so its trials cannot be mixed:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nGive it another --name, or the values it was started with."
+        )
+
+
+def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's identity, of the variants that both have."""
+    shared = set(plan["side_px"]) & set(other["side_px"])
+    space = {name: value for name, value in plan["space"].items() if name != "variants"}
+    for part in ("fixed", "params"):
+        space[part] = {name: space[part][name] for name in sorted(shared) if name in space[part]}
+    return {
+        **plan,
+        "space": space,
+        "side_px": {name: plan["side_px"][name] for name in sorted(shared)},
+    }
+
+
+def _prepared(config: SweepConfig, dataset: str) -> Manifest:
+    from orchestrator import data
+    from trainables.data import DatasetError, load_manifest
+
+    try:
+        return load_manifest(data.ensure_prepared(dataset, config.data_dir))
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
+
+
+def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
+    """Return the prepared dataset's manifest, or what a known one would be."""
+    from orchestrator import planning
+    from trainables.data import load_manifest
+
+    if (config.data_dir / dataset / "manifest.json").is_file():
+        return load_manifest(config.data_dir / dataset)
+    return planning.expected_manifest(dataset)
+
+
+def _checkpoint_check(paths: SweepPaths) -> Any:
+    def is_whole(path: str) -> bool:
+        from trainables import checkpoint
+
+        return checkpoint.newest_valid([paths.root / path]) is not None
+
+    return is_whole
+
+
+def _outcome(conductor: Conductor, ledger: Ledger, plan: Plan, interrupted: bool) -> str:
+    if interrupted:
+        return "interrupted"
+    ended = [t for t in ledger.trials() if t.variant in plan.variants]
+    good = sum(trial.status in ("complete", "stopped", "diverged") for trial in ended)
+    return "complete" if good >= plan.trials * len(plan.variants) else "failed"
+
+
+def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
+    for name in (
+        "variant",
+        "side px",
+        "trials",
+        "epochs",
+        "parameters",
+        "MMACs",
+        "MFLOPs",
+        "threads",
+        "GPUs",
+    ):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for variant in plan.variants:
+        fixed, own = plan.space.fixed_for(variant), facts[variant]
+        mega = own.multiply_accumulates / 1e6
+        table.add_row(
+            variant,
+            str(own.side_px),
+            str(plan.trials),
+            str(plan.overrides.get("epochs", fixed["epochs"])),
+            f"{own.parameters:,}",
+            f"{mega:,.1f}",
+            f"{2 * mega:,.1f}",
+            str(fixed.get("threads", 1)),
+            f"{plan.space.gpus_for(variant):g}",
+        )
+    console.print(table)
+    searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
+    console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
+
+
+def _print_end(
+    console: Console,
+    config: SweepConfig,
+    ledger: Ledger,
+    plan: Plan,
+    conductor: Conductor,
+    uri: str,
+) -> None:
+    from orchestrator import display, tracking
+
+    trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
+    console.print(display.leaderboard(plan, trials))
+    lines = display.failures(trials, ledger.attempts())
+    if lines:
+        console.print("These trials did not end well:", style="bold")
+        for line in lines:
+            console.print(f"  {line}", soft_wrap=True, highlight=False)
+        console.print(f"Failed ones are tried again by: {_command(config)}", soft_wrap=True)
+    for variant in conductor.given_up():
+        console.print(f"{variant} was stopped: the same error came from several trials.")
+    console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow: {tracking.ui_command(uri)}", soft_wrap=True, highlight=False)
+
+
+def _command(config: SweepConfig) -> str:
+    import shlex
+
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"])
+
+
+@contextlib.contextmanager
+def _locked(paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
+    import fcntl
+    import socket
+
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
+                "it, or stop that process."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _terminal(config: SweepConfig) -> Iterator[Console]:
+    """Yield the user's terminal, while everything else that writes goes to the log file."""
+    from rich.console import Console
+
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    if config.verbose:
+        yield Console(file=out)
+        return
+    config.paths.root.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(1), os.dup(2)
+    with config.paths.log.open("a") as log:
+        sys.stdout.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield Console(file=out)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
+
+
+@contextlib.contextmanager
+def _signals(interrupted: threading.Event) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into an orderly end; further ones are ignored while it is saved."""
+
+    def handle(number: int, frame: object) -> None:
+        interrupted.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""The only door to MLflow: projects the ledger there from a background thread.
+
+MLflow is a view. One parent run per sweep and one child per trial are found by tag before they
+are created; metrics carry timestamps from the ledger, so writing them twice changes nothing; the
+position up to which the ledger is projected is stored in the ledger. An MLflow that is down costs
+a later pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import retention
+from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
+from orchestrator.paths import SweepPaths
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+_SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
+_WEIGHTS = "weights"
+_METRICS_PER_BATCH = 1000  # MLflow's limit (mlflow/utils/validation.py)
+
+# MLflow's word for each way a trial stands; `sweep.outcome` holds ours.
+_STATUS = {
+    "complete": "FINISHED",
+    "stopped": "FINISHED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "planned": "SCHEDULED",
+}
+
+
+class Tracker:
+    """Writes one sweep's ledger into MLflow. Used by one thread at a time."""
+
+    def __init__(self, ledger: Ledger, paths: SweepPaths, uri: str) -> None:
+        self.ledger, self.paths, self.uri = ledger, paths, uri
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._parent = ""
+        self._runs: dict[str, str] = {}  # signature: run id
+        self._with_weights: set[str] | None = None
+
+    def sync(self) -> int:
+        """Project everything that changed since the stored position; return how many trials.
+
+        Raises:
+            Exception: whatever MLflow raised. What was not projected will be by the next call.
+        """
+        position = self.ledger.get("tracking_seq", 0)
+        changed = self.ledger.trials(changed_after=position)
+        try:
+            self._connect()
+            for trial in sorted(changed, key=lambda trial: trial.changed_seq):
+                self._project(trial, position)
+            if changed:
+                self._place_weights()
+                self.ledger.put("tracking_seq", max(trial.changed_seq for trial in changed))
+        except Exception:
+            # A reply may have been lost after the server acted: look everything up again.
+            self._client, self._runs, self._with_weights = None, {}, None
+            raise
+        return len(changed)
+
+    def finish(self, outcome: str, facts: Mapping[str, Any]) -> None:
+        """Give the parent run its status and the sweep's figures.
+
+        Args:
+            outcome: "complete", "failed" or "interrupted".
+            facts: metrics of the parent run, by name.
+        """
+        self._connect()
+        assert self._client is not None
+        for name, value in facts.items():
+            self._client.log_metric(self._parent, name, value)
+        self._client.set_tag(self._parent, _OUTCOME, outcome)
+        self._client.set_terminated(self._parent, _STATUS[outcome])
+
+    def _connect(self) -> None:
+        """Find or create experiment and parent run, and learn which trials have a run."""
+        if self._client is not None:
+            return
+        # A thread of ours waits, no trial does; so ask seldom and give up soon.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import mlflow
+
+        client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self._experiment = self._find_experiment(client)
+        sweep_id = self.ledger.get("sweep_id")
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = client.search_runs(
+                [self._experiment],
+                f"tags.`{_SWEEP}` = '{sweep_id}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                found[run.data.tags.get(_SIGNATURE, "")] = run.info.run_id
+            token = page.token
+            if not token:
+                break
+        parent = found.pop("", None)
+        if parent is None:
+            parent = client.create_run(
+                self._experiment,
+                start_time=int(self.ledger.get("created_s") * 1000),
+                run_name=self.paths.name,
+                tags={_SWEEP: sweep_id, "mlflow.source.name": "orchestrator.sweep"},
+            ).info.run_id
+            client.log_dict(parent, self.ledger.get("plan"), "plan.json")
+        client.update_run(parent, status="RUNNING")
+        self._parent, self._runs, self._client = parent, found, client
+
+    def _find_experiment(self, client: MlflowClient) -> str:
+        name = self.paths.name
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        # A server knows where its artifacts go; a bare database file does not.
+        location = None
+        if self.uri.startswith("sqlite:"):
+            location = (self.paths.artifacts / name).absolute().as_uri()
+        return str(client.create_experiment(name, artifact_location=location))
+
+    def _project(self, trial: Trial, position: int) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        assert self._client is not None
+        attempts = self.ledger.attempts(trial.signature)
+        outcome = _outcome(trial, attempts)
+        run_id = self._runs.get(trial.signature)
+        params: list[Param] = []
+        rows = self.ledger.epochs(trial.signature, after=position)
+        if run_id is None:
+            started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
+            run = self._client.create_run(
+                self._experiment,
+                start_time=int(started_s * 1000),
+                run_name=f"{trial.variant}-{trial.number:03d}",
+                tags={
+                    _SWEEP: self.ledger.get("sweep_id"),
+                    _SIGNATURE: trial.signature,
+                    "mlflow.parentRunId": self._parent,
+                    "mlflow.source.name": "orchestrator.sweep",
+                    "variant": trial.variant,
+                },
+            )
+            run_id = self._runs[trial.signature] = run.info.run_id
+            params = [Param(name, str(value)) for name, value in trial.config.items()]
+            self._client.log_dict(run_id, trial.config, "config.json")
+            # A run that was lost from the store is written again from the beginning.
+            rows = self.ledger.epochs(trial.signature)
+        tags = {_OUTCOME: outcome, "attempts": str(len(attempts))}
+        if attempts and attempts[-1].micro_batch_size:
+            tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
+        failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
+        if failed:
+            tags["failure.class"] = str(failed[-1].failure_class)
+        metrics = [
+            Metric(name, value, int(row.arrived_s * 1000), row.epoch)
+            for row in rows
+            for name, value in row.metrics.items()
+            if math.isfinite(value)
+        ]
+        if trial.best_value is not None and trial.ended_seq is not None:
+            ended_ms = int((attempts[-1].ended_s or 0) * 1000)
+            metric = self.ledger.get("plan")["space"]["metric"]
+            metrics.append(Metric(f"best_{metric}", trial.best_value, ended_ms, 0))
+        for start in range(0, max(len(metrics), 1), _METRICS_PER_BATCH - 100):
+            self._client.log_batch(
+                run_id,
+                metrics=metrics[start : start + _METRICS_PER_BATCH - 100],
+                params=params if start == 0 else [],
+                tags=[RunTag(name, value) for name, value in tags.items()] if start == 0 else [],
+            )
+        if trial.status in ENDED or outcome == "interrupted":
+            self._log_files(run_id, attempts)
+            ended_ms = int((attempts[-1].ended_s or 0) * 1000)
+            self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
+        else:
+            self._client.update_run(run_id, status=_STATUS[outcome])
+
+    def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
+        assert self._client is not None
+        for attempt in attempts:
+            path = self.paths.root / (attempt.log or "")
+            if attempt.log and path.is_file():
+                self._client.log_artifact(run_id, str(path), "logs")
+            if attempt.failure_text:
+                self._client.log_text(
+                    run_id, attempt.failure_text, f"logs/attempt_{attempt.attempt}_failure.txt"
+                )
+
+    def _place_weights(self) -> None:
+        """Put the weights of the best trials of each variant into MLflow, and take others out."""
+        assert self._client is not None
+        plan = self.ledger.get("plan")
+        trials = self.ledger.trials()
+        best = retention.best_signatures(
+            trials, self.ledger.get("keep_best"), plan["space"]["mode"]
+        )
+        if self._with_weights is None:
+            self._with_weights = {
+                signature
+                for signature, run_id in self._runs.items()
+                if any(file.path == _WEIGHTS for file in self._client.list_artifacts(run_id))
+            }
+        for trial in trials:
+            run_id = self._runs.get(trial.signature)
+            if run_id is None:
+                continue
+            if trial.signature in best - self._with_weights:
+                self._log_weights(run_id, trial)
+                self._with_weights.add(trial.signature)
+            elif trial.signature in self._with_weights - best:
+                self._delete_weights(run_id)
+                self._with_weights.discard(trial.signature)
+
+    def _log_weights(self, run_id: str, trial: Trial) -> None:
+        assert self._client is not None
+        source = retention.best_weights(self.ledger, self.paths, trial)
+        if source is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "model.safetensors"
+            link.symlink_to(source.absolute())
+            self._client.log_artifact(run_id, str(link), _WEIGHTS)
+        self._client.log_dict(run_id, rebuild_recipe(self.ledger, trial), f"{_WEIGHTS}/model.json")
+
+    def _delete_weights(self, run_id: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        assert self._client is not None
+        uri = self._client.get_run(run_id).info.artifact_uri
+        get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(_WEIGHTS)
+
+
+def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
+    """Return what it takes to build the model again and load its weights."""
+    return {
+        "config": trial.config,
+        "dataset": ledger.get("dataset"),
+        "best_epoch": trial.best_epoch,
+        "versions": ledger.get("versions"),
+        "how": "trainables.models.build_model(TrainConfig.from_dict(config), ...), then "
+        "load_state_dict(safetensors.torch.load_file('model.safetensors'))",
+    }
+
+
+def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:
+    """Return how a trial stands; one that waits for its next attempt is interrupted."""
+    if trial.status == "running" and (not attempts or attempts[-1].outcome is not None):
+        return "interrupted"
+    return trial.status
+
+
+def ui_command(uri: str) -> str:
+    """Return the command that shows the sweep in a browser."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri}"
+    return f"mlflow ui --backend-store-uri {json.dumps(uri)}"

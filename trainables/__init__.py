@@ -1,0 +1,1 @@
+"""Trains one configuration in plain PyTorch; knows no Tune, Optuna or MLflow."""

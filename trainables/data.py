@@ -1,0 +1,216 @@
+"""Prepared datasets as training reads them: one zero-copy view per split, batches on the device.
+
+`orchestrator.data` writes the folder this module reads: `manifest.json` and one uncompressed Arrow
+IPC file per split. Opened splits stay open for the life of the process, so that every further
+trial on a warm worker finds its data in place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# The share of a device's memory that resident images may take; beyond it they are streamed.
+RESIDENT_SHARE = 0.5
+
+
+class DatasetError(ValueError):
+    """A prepared dataset is missing, incomplete or of another format."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a prepared dataset says of itself. `mean` and `std` are per channel, in 0 to 1."""
+
+    name: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    height_px: int
+    width_px: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: dict[str, int]  # by split
+
+    @property
+    def side_px(self) -> int:
+        """The longer side; every dataset here is square."""
+        return max(self.height_px, self.width_px)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a prepared dataset.
+
+    Raises:
+        DatasetError: the folder holds no prepared dataset.
+    """
+    path = folder / "manifest.json"
+    try:
+        raw = json.loads(path.read_text())
+        return Manifest(
+            name=raw["name"],
+            fingerprint=raw["fingerprint"],
+            class_names=tuple(raw["class_names"]),
+            height_px=raw["height_px"],
+            width_px=raw["width_px"],
+            channels=raw["channels"],
+            mean=tuple(raw["mean"]),
+            std=tuple(raw["std"]),
+            images={split: entry["images"] for split, entry in raw["splits"].items()},
+        )
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{folder} holds no prepared dataset: {path.name} is missing. Prepare it with "
+            f"`python -m orchestrator.data prepare {folder.name}`."
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Map one split into memory.
+
+    Returns:
+        images, a zero-copy read-only view (n, h, w, c) of uint8, and labels (n,) of int64.
+
+    Raises:
+        DatasetError: the file is missing or not in the form `orchestrator.data` writes.
+    """
+    import pyarrow as pa
+
+    path = folder / f"{split}.arrow"
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        columns = [table.column(name) for name in ("image", "label")]
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a prepared split ({error}). Run "
+            f"`python -m orchestrator.data verify {folder.name}`."
+        ) from error
+    if any(column.num_chunks != 1 for column in columns):
+        raise DatasetError(f"{path} must hold one record batch; prepare the dataset again.")
+    images = columns[0].chunk(0).to_numpy_ndarray()
+    return images, columns[1].chunk(0).to_numpy().astype(np.int64)
+
+
+def split_indices(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the training part into training and validation, stratified by label.
+
+    Args:
+        labels: (n,) class numbers.
+        fraction: share of the images that validate, 0 to 0.5; 0 gives an empty validation part.
+        seed: of the split, not of the trial.
+
+    Returns:
+        Sorted index arrays of training and validation images.
+    """
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels))
+    if fraction == 0:
+        return everything, everything[:0]
+    classes = len(np.unique(labels))
+    # A stratified part needs at least one image of each class; small samples get just that.
+    size = max(round(fraction * len(labels)), classes)
+    train, val = train_test_split(everything, test_size=size, random_state=seed, stratify=labels)
+    return np.sort(train), np.sort(val)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """A split's images and labels where batches are gathered from.
+
+    `images` is (n, h, w, c) uint8: on the device, or the memory-mapped view on the host when it
+    exceeds the resident share; then `gather` copies through pinned memory. Same values either way.
+    """
+
+    images: Tensor
+    labels: Tensor  # (n,) int64, always on the device
+    device: torch.device
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (b, h, w, c) uint8 and labels (b,) of the given rows, on the device."""
+        if self.images.device == self.device:
+            return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        picked = self.images.index_select(0, rows.cpu())
+        moved = picked.pin_memory().to(self.device, non_blocking=True)
+        return moved, self.labels.index_select(0, rows)
+
+
+@functools.lru_cache(maxsize=4)
+def open_store(
+    folder: Path, split: str, device: torch.device, resident_share: float = RESIDENT_SHARE
+) -> ImageStore:
+    """Open a split for a device, resident where it fits into `resident_share` of its memory.
+
+    The result is kept for the process's life: the next trial on the same device gets the same one.
+    """
+    pixels, classes = open_split(folder, split)
+    images = _as_tensor(pixels)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        if images.nbytes <= resident_share * total:
+            images = images.to(device)
+    return ImageStore(images, torch.from_numpy(classes).to(device), device)
+
+
+def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Share the mapped memory with torch; nothing here ever writes to it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
+def derived_seed(seed: int, *purpose: int | str) -> int:
+    """Return a 63-bit seed that depends on `seed` and on what it is for.
+
+    Every random draw of training is a function of (trial seed, epoch, rank), so a restart needs no
+    generator state.
+    """
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def train_batches(
+    rows: Tensor, *, batch_size: int, seed: int, epoch: int, rank: int, workers: int
+) -> Iterator[Tensor]:
+    """Yield this worker's row numbers, batch by batch, in the epoch's order.
+
+    The order is drawn over all workers' images; each takes its slice of every batch. A last
+    partial batch is left out, so that all batches have one shape, unless it is the only one.
+
+    Args:
+        rows: (n,) row numbers of the training images.
+        batch_size: images per step over all workers.
+        seed: the trial's.
+        epoch: counted from 0.
+        rank: this worker's number.
+        workers: how many there are; divides `batch_size`.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+    order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+    batch = min(batch_size, len(order) - len(order) % workers)
+    share = batch // workers
+    for start in range(0, len(order) - batch + 1, batch):
+        yield order[start + rank * share : start + (rank + 1) * share]
+
+
+def steps_in_epoch(images: int, batch_size: int) -> int:
+    """Return how many batches `train_batches` yields."""
+    return max(images // batch_size, 1)

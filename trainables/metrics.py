@@ -1,0 +1,34 @@
+"""What is measured in an epoch. Imports no torch: the ledger's columns are these names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochMetrics:
+    """The figures of one epoch; the same names stand in ledger, study, MLflow and README.
+
+    Losses are mean cross-entropies in nats per image; `top1` and `top5` are fractions 0 to 1.
+    With mixup or cutmix `train_top1` counts a hit on either image's label. `lr` is the learning
+    rate of the epoch's last step, `epoch_s` the seconds of training and validation together,
+    `images_per_s` training images per second, `device_peak_gib` the device memory's high-water
+    mark (on a CPU: the process's resident set).
+    """
+
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    lr: float
+    epoch_s: float
+    images_per_s: float
+    device_peak_gib: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures by name."""
+        return asdict(self)
+
+
+METRIC_NAMES: tuple[str, ...] = tuple(item.name for item in fields(EpochMetrics))

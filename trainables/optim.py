@@ -1,0 +1,121 @@
+"""Optimizers and learning-rate schedules from a `TrainConfig`.
+
+Optimizers are torch's own, LAMB is timm's. Schedules are one function of the step, so that a
+restart needs no scheduler state; reduce-on-plateau keeps the three numbers it depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer over the model's trainable parameters, at learning rate `config.lr`.
+
+    Weight decay is applied to weights of two or more dimensions only, not to biases and norms.
+    """
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    lr, betas, eps = config.lr, (config.beta1, config.beta2), config.epsilon
+    fused = True if _is_on_cuda(group["params"][0] for group in groups) else None
+    match config.optimizer:
+        case "sgd" | "nesterov":
+            # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
+            nesterov = config.optimizer == "nesterov" and config.momentum > 0
+            return torch.optim.SGD(
+                groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=fused
+            )
+        case "rmsprop":
+            return torch.optim.RMSprop(
+                groups, lr=lr, alpha=config.rmsprop_alpha, eps=eps, momentum=config.momentum
+            )
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        case "radam":
+            return torch.optim.RAdam(groups, lr=lr, betas=betas, eps=eps)
+        case "lamb":
+            from timm.optim.lamb import Lamb
+
+            return Lamb(groups, lr=lr, betas=betas, eps=eps)
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Return the scheduled learning rate after `epoch` epochs (fractional within an epoch).
+
+    Linear warm-up from zero over `warmup_epochs`, then: constant; a half cosine down to
+    `final_lr_fraction * lr`; or `lr * decay_rate ** (epochs since warm-up / decay_epochs)`
+    (EfficientNet's schedule, arXiv 1905.11946 section 5, there stepwise). `plateau` is constant
+    here and is scaled by `Plateau.scale`.
+    """
+    if epoch < config.warmup_epochs:
+        return config.lr * epoch / config.warmup_epochs
+    since = epoch - config.warmup_epochs
+    match config.schedule:
+        case "cosine":
+            span = max(config.epochs - config.warmup_epochs, 1e-9)
+            share = 0.5 * (1 + math.cos(math.pi * min(since / span, 1.0)))
+            low = config.final_lr_fraction
+            return max(config.lr * (low + (1 - low) * share), config.min_lr)
+        case "exponential":
+            return max(
+                config.lr * config.decay_rate ** (since / config.decay_epochs), config.min_lr
+            )
+        case "constant" | "plateau":
+            return config.lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@dataclass(slots=True)
+class Plateau:
+    """What reduce-on-plateau and early stopping remember between epochs."""
+
+    best_val_loss: float = math.inf
+    epochs_since_best: int = 0  # for early stopping
+    epochs_since_cut: int = 0  # since the best loss or the last reduction, whichever is later
+    scale: float = 1.0  # factor on the learning rate
+
+    def update(self, config: TrainConfig, val_loss: float) -> None:
+        """Take one epoch's validation loss and reduce the scale when patience is used up.
+
+        Keras' ReduceLROnPlateau without its `min_delta`: a strictly lower loss counts as better.
+        """
+        if val_loss < self.best_val_loss:
+            self.best_val_loss, self.epochs_since_best, self.epochs_since_cut = val_loss, 0, 0
+            return
+        self.epochs_since_best += 1
+        self.epochs_since_cut += 1
+        if config.schedule == "plateau" and self.epochs_since_cut > config.plateau_patience_epochs:
+            floor = config.min_lr / config.lr if config.lr > 0 else 0.0
+            self.scale = max(self.scale * config.plateau_factor, floor)
+            self.epochs_since_cut = 0
+
+    def is_exhausted(self, config: TrainConfig) -> bool:
+        """Return whether early stopping on validation loss ends the training now."""
+        patience = config.early_stop_patience_epochs
+        return patience > 0 and self.epochs_since_best >= patience
+
+
+def _is_on_cuda(parameters: Iterable[torch.Tensor]) -> bool:
+    return any(parameter.is_cuda for parameter in parameters)

@@ -1,0 +1,173 @@
+"""RandAugment for a whole batch: random operations per image, each computed only where it is used.
+
+It knows nothing of configurations and datasets and holds no state. The geometric operations are
+returned as matrices, so that `augment` can sample once for everything.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+PHOTOMETRIC = (
+    "autocontrast",
+    "equalize",
+    "solarize",
+    "posterize",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+)
+OPERATIONS = ("identity", *GEOMETRIC, *PHOTOMETRIC)  # the 14 of arXiv 1909.13719, figure 2
+_UNSIGNED = ("autocontrast", "equalize", "solarize", "posterize")
+_SIGNS = (1, -1)  # every operation has two cells of the deck, one for either direction
+
+
+def randaugment(
+    images: Tensor, num_ops: int, magnitude: float, generator: torch.Generator
+) -> tuple[Tensor, list[Tensor]]:
+    """Apply the photometric operations, and return the geometric ones as matrices.
+
+    For each of the `num_ops` slots the images are dealt at random over a deck of 14 operations x
+    2 directions with equally many places each, so the groups have fixed sizes: every operation is
+    computed on its own images only, and the host need not learn how many those are. One slot so
+    costs one pass over the batch instead of one per operation. Every image draws every operation
+    and direction with the same probability; unlike with independent draws, none is used more than
+    ceil(n / 28) times in one slot and direction of a batch.
+
+    Args:
+        images: (n, c, h, w), 0 to 1, c is 1 or 3; not modified.
+        num_ops: operations per image, applied one after the other.
+        magnitude: 0 to 10, the same for every operation.
+        generator: on the device of `images`.
+
+    Returns:
+        The images after the photometric operations, and for each slot the matrices (n, 2, 3) from
+        output to input positions, in pixels from the image's centre, to be composed in order.
+
+    Source:
+        Cubuk et al., RandAugment, arXiv 1909.13719; magnitudes as timm 1.0's increasing variant
+        (`rand-mM-inc1`, auto_augment.py). Deviations: no Invert and SolarizeAdd but identity
+        (timm's list has the first two), each slot always applies (timm: half the time; the paper:
+        always), at least one bit is kept by posterize (timm keeps none at magnitude 10), all
+        photometric operations come before all geometric ones, so that the statistics they use are
+        the image's own and the fill stays zero.
+    """
+    n = len(images)
+    places = math.ceil(n / (len(OPERATIONS) * len(_SIGNS)))  # per operation and direction
+    num_rows = places * len(OPERATIONS) * len(_SIGNS)
+    row_of_image = torch.arange(n, device=images.device)
+    matrices = []
+    for _ in range(num_ops):
+        # A random permutation of images and spare rows. The spare ones compute for nothing.
+        dealt = torch.rand(num_rows, generator=generator, device=images.device)
+        image_of_row = dealt.argsort(stable=True)
+        images = images.index_select(0, row_of_image[image_of_row.clamp_max(n - 1)])
+        row_of_image = image_of_row.argsort()[:n]
+        _apply_photometric(images, places, magnitude)
+        by_row = _geometric_matrices(images, places, magnitude)
+        matrices.append(by_row.index_select(0, row_of_image))
+    return images.index_select(0, row_of_image), matrices
+
+
+def _cells(name: str, places: int) -> tuple[slice, slice]:
+    """Return the rows of an operation's positive and negative direction; they adjoin."""
+    first = OPERATIONS.index(name) * len(_SIGNS) * places
+    return slice(first, first + places), slice(first + places, first + 2 * places)
+
+
+def _apply_photometric(images: Tensor, places: int, magnitude: float) -> None:
+    """Change the rows of every photometric operation in place."""
+    for name in PHOTOMETRIC:
+        cells = _cells(name, places)
+        if name in _UNSIGNED:
+            both = slice(cells[0].start, cells[1].stop)
+            images[both] = photometric(name, images[both], magnitude, sign=1)
+            continue
+        for cell, sign in zip(cells, _SIGNS, strict=True):
+            images[cell] = photometric(name, images[cell], magnitude, sign=sign)
+
+
+def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Tensor:
+    """Return the images (n, c, h, w) after one photometric operation on all of them.
+
+    Args:
+        name: one of `PHOTOMETRIC`.
+        images: 0 to 1; not modified.
+        magnitude: 0 to 10.
+        sign: 1 or -1; the direction of color, contrast, brightness and sharpness.
+    """
+    level = magnitude / 10
+    factor = max(0.1, 1 + sign * 0.9 * level)  # _enhance_increasing_level_to_arg
+    result: Tensor
+    match name:
+        case "autocontrast":
+            result = tv.autocontrast(images)
+        case "equalize":
+            result = tv.equalize(images)
+        case "solarize":  # _solarize_increasing_level_to_arg: 256 is none, 0 inverts everything
+            # Half a grey level lower, so that rounding cannot decide about a pixel at the limit.
+            threshold = (256 - int(level * 256) - 0.5) / 255
+            result = torch.where(images >= threshold, 1 - images, images)
+        case "posterize":  # _posterize_increasing_level_to_arg
+            result = tv.posterize(images, max(1, 4 - int(level * 4)))
+        case "color":
+            result = tv.adjust_saturation(images, factor)
+        case "contrast":
+            result = tv.adjust_contrast(images, factor)
+        case "brightness":
+            result = tv.adjust_brightness(images, factor)
+        case "sharpness":
+            result = _adjust_sharpness(images, factor)
+        case _:
+            raise ValueError(
+                f"Unknown photometric operation {name!r}. Known: {', '.join(sorted(PHOTOMETRIC))}."
+            )
+    return result
+
+
+def _adjust_sharpness(images: Tensor, factor: float) -> Tensor:
+    """Return torchvision's `adjust_sharpness`, which copies its kernel from the host: it waits."""
+    if min(images.shape[2:]) < 3:
+        return images
+    result = images.clone()
+    inner = result[..., 1:-1, 1:-1]  # Pillow leaves the border as it is
+    # Pillow's SMOOTH: all nine weigh 1, the centre 4 more; over 13.
+    smooth = (9 * F.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13
+    inner.sub_(smooth).mul_(factor).add_(smooth)
+    return result.clamp_(0, 1)
+
+
+def _geometric_matrices(images: Tensor, places: int, magnitude: float) -> Tensor:
+    """Return (rows, 2, 3): output to input positions in pixels from the image's centre."""
+    rows, _, height, width = images.shape
+    level = magnitude / 10
+    matrix = images.new_zeros(rows, 2, 3)
+    matrix[:, 0, 0] = 1
+    matrix[:, 1, 1] = 1
+    # Entries with a sign that depends on the direction. Shears hold the top and left edge, as
+    # Pillow's do: hence the offset by half a side.
+    shear = 0.3 * level
+    sine = math.sin(math.radians(30 * level))
+    signed = {
+        "rotate": ((0, 1, -sine), (1, 0, sine)),
+        "shear_x": ((0, 1, shear), (0, 2, shear * height / 2)),
+        "shear_y": ((1, 0, shear), (1, 2, shear * width / 2)),
+        "translate_x": ((0, 2, 0.45 * level * width),),
+        "translate_y": ((1, 2, 0.45 * level * height),),
+    }
+    for name, entries in signed.items():
+        for cell, sign in zip(_cells(name, places), _SIGNS, strict=True):
+            for row, column, value in entries:
+                matrix[cell, row, column] = sign * value
+    positive, negative = _cells("rotate", places)
+    turned = slice(positive.start, negative.stop)
+    matrix[turned, 0, 0] = math.cos(math.radians(30 * level))
+    matrix[turned, 1, 1] = math.cos(math.radians(30 * level))
+    return matrix

@@ -1,0 +1,44 @@
+"""Sums of an epoch, accumulated on the device without host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Tally:
+    """Sums of loss and hits over an epoch, kept on the device until `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        # loss, top-1 hits, top-5 hits, images; float64 so that 100,000 images lose nothing.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            loss_sum: the batch's summed loss, a scalar.
+            logits: (n, k).
+            labels: (n,) class numbers, or (n, k) soft targets, whose positive entries all count.
+        """
+        top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # (n, 5)
+        hits = labels.gather(1, top) > 0 if labels.dim() == 2 else top == labels[:, None]
+        self.sums += torch.stack(
+            [
+                loss_sum.detach().double(),
+                hits[:, 0].sum().double(),
+                hits.any(dim=1).sum().double(),
+                torch.full((), len(logits), dtype=torch.float64, device=logits.device),
+            ]
+        )
+
+    def read(self) -> tuple[float, float, float, int]:
+        """Return mean loss, top-1, top-5 and the number of images: the one synchronisation.
+
+        With data-parallel workers the sums of all of them are added first.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.sums)
+        loss, top1, top5, images = self.sums.tolist()
+        count = max(images, 1.0)
+        return loss / count, top1 / count, top5 / count, int(images)

@@ -1,0 +1,220 @@
+"""The adapter between Ray and `loop.fit`: runs one attempt and reports in flat dictionaries (Tune flattens others).
+
+The only module here that imports ray. A report is one of
+    {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
+    {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
+with the trial's signature and attempt number, which fence reports of attempts that were replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Report = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One attempt as it travels to a worker. Paths are absolute or relative to `sweep_dir`."""
+
+    signature: str
+    attempt: int
+    config: dict[str, Any]
+    dataset_dir: str
+    sweep_dir: str
+    log: str
+    resume_from: str | None
+    cpus: float  # of one worker
+    gpus: float  # of one worker
+
+    def to_json(self) -> str:
+        """Return the job as one string; `from_json` is the inverse."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Rebuild a job."""
+        return cls(**json.loads(text))
+
+
+def run_attempt(job: Job, report: Report) -> None:
+    """Run one attempt on one device, in this process, wrapped by Ray Train's local mode.
+
+    Every end but the death of the process is reported, so that the warm process lives on.
+    """
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def loop() -> None:
+        try:
+            train(job, report)
+        except Exception as error:
+            report(end_report(job, error))
+            if _is_device_lost(error):
+                raise  # the process is of no further use: Ray replaces it
+
+    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str) -> None:
+    """Run one attempt on several devices: a Ray Train worker group reporting through Tune.
+
+    Args:
+        job: the attempt.
+        report: for what the group itself cannot say, its failure.
+        workers: how many, with `job.cpus` and `job.gpus` each.
+        storage: a folder for Ray Train's own state, which nothing here reads.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trainer = TorchTrainer(
+        functools.partial(_train_as_rank, job.to_json()),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=job.gpus > 0,
+            resources_per_worker={"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{job.signature}-{job.attempt}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        report(end_report(job, error))
+
+
+def train(job: Job, report: Report) -> None:
+    """Train one attempt to its end, reporting every epoch.
+
+    Raises:
+        Exception: whatever ended the training; divergence is reported, not raised.
+    """
+    from trainables import loop
+    from trainables.config import TrainConfig
+
+    config = TrainConfig.from_dict(job.config)
+    folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
+    epochs = loop.fit(
+        config,
+        Path(job.dataset_dir),
+        checkpoints=folder,
+        resume_from=Path(job.sweep_dir) / job.resume_from if job.resume_from else None,
+    )
+    with _log_file(Path(job.sweep_dir) / job.log):
+        log.info(
+            "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
+        )
+        try:
+            for end in epochs:
+                values = end.metrics.to_dict()
+                log.info(
+                    "epoch %d/%d  %s",
+                    end.epoch + 1,
+                    config.epochs,
+                    "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
+                )
+                checkpoint = None
+                if end.checkpoint:
+                    checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
+                report(
+                    {
+                        **_address(job),
+                        "kind": "epoch",
+                        "epoch": end.epoch,
+                        **values,
+                        "checkpoint": checkpoint,
+                    }
+                )
+        except loop.DivergedError as error:
+            log.info("diverged: %s", error)
+            report({**_address(job), "kind": "end", "outcome": "diverged"})
+            return
+        except Exception:
+            log.exception("failed")
+            raise
+    report({**_address(job), "kind": "end", "outcome": "complete"})
+
+
+def end_report(job: Job, error: BaseException) -> dict[str, Any]:
+    """Return the report of a failed attempt: its class and traceback."""
+    return {
+        **_address(job),
+        "kind": "end",
+        "outcome": "failed",
+        "failure_class": classify(error),
+        "failure_text": "".join(traceback.format_exception(error)),
+    }
+
+
+def classify(error: BaseException) -> str:
+    """Return the class of a failure that was raised: what kind of thing to do about it."""
+    import torch
+
+    from trainables.checkpoint import CheckpointError
+    from trainables.data import DatasetError
+
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text
+        for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
+    ):
+        return "out_of_memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "disk"
+    if isinstance(error, DatasetError):
+        return "data"
+    if isinstance(error, CheckpointError):
+        return "disk"
+    return "bug"
+
+
+def _train_as_rank(job_text: str) -> None:
+    """Train as one rank of a worker group; every rank reports, the first one's counts."""
+    import ray.train
+
+    def report(values: dict[str, Any]) -> None:
+        ray.train.report(values)
+
+    train(Job.from_json(job_text), report)
+
+
+def _address(job: Job) -> dict[str, Any]:
+    return {"signature": job.signature, "attempt": job.attempt}
+
+
+def _is_device_lost(error: BaseException) -> bool:
+    """After a CUDA error other than running out of memory the whole context is unusable."""
+    text = str(error)
+    return "CUDA error" in text and "out of memory" not in text
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Send this package's log lines to a file as well, while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("trainables")
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
