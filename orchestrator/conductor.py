@@ -10,16 +10,17 @@ from __future__ import annotations
 import collections
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import failures
-from orchestrator.ledger import ENDED, Ledger, Trial, TrialStatus
+from orchestrator.ledger import ENDED, Attempt, Ledger, Trial, TrialStatus
 from orchestrator.study import Study, is_stopped
 from search_spaces.space import SearchSpace, is_better, trial_seed
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
+from trainables.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +95,7 @@ class Conductor:
         self._retries: collections.deque[str] = collections.deque()
         self._micro_batch_size: dict[str, int] = {}
         self._running: dict[str, int] = {}  # signature: attempt
+        self._is_interrupted = False
         # By variant and traceback: the trials that ended with it.
         self._failures: dict[str, dict[str, set[str]]] = {v: {} for v in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()
@@ -108,6 +110,8 @@ class Conductor:
         Interrupted and failed trials go first, then the variants in order, smallest first.
         """
         with self._lock:
+            if self._is_interrupted:
+                return None
             if self._retries:
                 return self._start(self.ledger.trial(self._retries.popleft()))
             for variant in self.plan.variants:
@@ -120,9 +124,18 @@ class Conductor:
         with self._lock:
             return len(self._running)
 
+    def has_work(self) -> bool:
+        """Return whether anything runs or is left to start."""
+        with self._lock:
+            return bool(self._running or self._retries) or any(
+                self._planned[variant] < self.plan.trials and not self._is_given_up(variant)
+                for variant in self.plan.variants
+            )
+
     def given_up(self) -> tuple[str, ...]:
         """Return the variants that were stopped because the same traceback came again and again."""
-        return tuple(variant for variant in self.plan.variants if self._is_given_up(variant))
+        with self._lock:
+            return tuple(variant for variant in self.plan.variants if self._is_given_up(variant))
 
     # What launch tells.
 
@@ -143,21 +156,7 @@ class Conductor:
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
-            trial = self.ledger.trial(signature)
-            if not is_new or epoch + 1 >= trial.config["epochs"]:
-                return False
-            space = self.plan.space
-            arrived = self.ledger.values_at(
-                trial.variant, epoch, space.metric, up_to=self.ledger.seq
-            )
-            if is_stopped(
-                values[space.metric],
-                arrived,
-                epochs_done=epoch + 1,
-                first_rung=space.first_rung_epochs,
-                factor=space.rung_factor,
-                mode=space.mode,
-            ):
+            if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
                 self._end(signature, attempt, outcome="stopped", status="stopped")
                 return True
             return False
@@ -183,7 +182,7 @@ class Conductor:
                 self._end(signature, attempt, outcome=outcome, status=status)
                 return
             trial = self.ledger.trial(signature)
-            text = failure_text or ""
+            text = redacted(failure_text or "")
             self.ledger.end_attempt(
                 signature,
                 attempt,
@@ -192,11 +191,7 @@ class Conductor:
                 failure_text=text,
                 trial_status="running",
             )
-            decision = failures.decide(
-                self.ledger.attempts(signature),
-                trial.config["batch_size"],
-                self.plan.space.max_attempts,
-            )
+            decision = self._decide(trial, self.ledger.attempts(signature))
             if failure_class == "bug":
                 same = self._failures[trial.variant].setdefault(failures.fingerprint(text), set())
                 same.add(signature)
@@ -213,8 +208,12 @@ class Conductor:
                     self._fail(other)
 
     def interrupt(self) -> None:
-        """Close what runs as lost, which is nobody's failure; `--resume` goes on with it."""
+        """Close what runs as lost, which is nobody's failure; `--resume` goes on with it.
+
+        Nothing starts afterwards.
+        """
         with self._lock:
+            self._is_interrupted = True
             for signature, attempt in self._running.items():
                 self.ledger.end_attempt(signature, attempt, outcome="lost", trial_status="running")
             self._running.clear()
@@ -292,6 +291,29 @@ class Conductor:
             failure_text=last.failure_text,
         )
 
+    def _stops_after_last_row(self, trial: Trial) -> bool:
+        """Return what early stopping says of a trial's last row, from what had arrived by then.
+
+        Rows never change, so it says the same at any later time.
+        """
+        rows, space = self.ledger.epochs(trial.signature), self.plan.space
+        if not rows or rows[-1].epoch + 1 >= trial.config["epochs"]:
+            return False
+        last = rows[-1]
+        return is_stopped(
+            last.metrics[space.metric],
+            self.ledger.values_at(trial.variant, last.epoch, space.metric, up_to=last.seq),
+            epochs_done=last.epoch + 1,
+            first_rung=space.first_rung_epochs,
+            factor=space.rung_factor,
+            mode=space.mode,
+        )
+
+    def _decide(self, trial: Trial, attempts: Sequence[Attempt]) -> failures.Decision:
+        """Return what follows a trial's last, failed attempt."""
+        share = trial.config["batch_size"] // trial.config["workers"]
+        return failures.decide(attempts, share, self.plan.space.max_attempts)
+
     def _variant(self, signature: str) -> str:
         return self.ledger.trial(signature).variant
 
@@ -328,11 +350,24 @@ class Conductor:
                 study.tell(trial, self.ledger.epochs(trial.signature), self.plan.space.metric)
                 continue
             if own and own[-1].outcome is None:
+                # The driver may have died between a row and the decision that follows from it.
+                if self._stops_after_last_row(trial):
+                    self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
+                    continue
                 self.ledger.end_attempt(
                     trial.signature, own[-1].attempt, outcome="lost", trial_status="running"
                 )
-            self._micro_batch_size[trial.signature] = own[-1].micro_batch_size if own else 0
+            self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, own)
             self._retries.append(trial.signature)
+
+    def _next_micro_batch(self, trial: Trial, attempts: Sequence[Attempt]) -> int:
+        if not attempts:
+            return 0
+        if attempts[-1].outcome == "failed":
+            decision = self._decide(trial, attempts)
+            if decision.retry:
+                return decision.micro_batch_size
+        return attempts[-1].micro_batch_size
 
     def _new_study(self, variant: str) -> Study:
         space = self.plan.space

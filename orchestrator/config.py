@@ -47,8 +47,10 @@ class SweepConfig:
             if value is not None and value < low:
                 problems.append(f"`{flag}` must be {low} or more; got {value}.")
         share = self.gpus_per_trial
-        if share is not None and not (0 <= share <= 1 or (share > 1 and share == int(share))):
+        if share is not None and not (0 <= share <= 1 or (share > 1 and share.is_integer())):
             problems.append(f"`--gpus-per-trial` must be 0 to 1, or a whole number; got {share:g}.")
+        if self.variants == ():
+            problems.append("`--variants` must list at least one model, separated by commas.")
         if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
             problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
         if not is_sweep_name(self.name):
@@ -75,8 +77,6 @@ def parse_args(argv: Sequence[str]) -> SweepConfig:
     if values["variants"] is not None:
         names = tuple(name.strip() for name in values["variants"].split(",") if name.strip())
         values["variants"] = tuple(dict.fromkeys(names))
-        if not names:
-            raise UsageError("`--variants` must list at least one model, separated by commas.")
     if values["name"] is None:
         values["name"] = Path(values["space"]).stem
     return SweepConfig(**values)

@@ -24,9 +24,10 @@ class Display:
     def __init__(self, console: Console, ledger: Ledger, plan: Plan) -> None:
         self.console, self.ledger, self.plan = console, ledger, plan
         self._started_s = time.time()
-        self._done_before = sum(trial.status in ENDED for trial in ledger.trials())
+        # What an earlier command has said already; a failed trial that fails again ends anew.
+        self._said = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
+        self._done_before = len(self._said)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._said: dict[str, str] = {}
         self._plain_s = 0.0
 
     def __enter__(self) -> Display:
@@ -41,19 +42,22 @@ class Display:
 
     def show(self, *, last: bool = False) -> None:
         """Bring what is seen up to date."""
-        trials = self.ledger.trials()
+        trials = self._trials()
         if self._live:
             rows = self.ledger.latest_epochs()
             left = Text(self._time_left(trials), style="dim")
             self._live.update(Group(self._table(trials, rows), left), refresh=True)
             return
         for trial in trials:
-            if trial.status in ENDED and self._said.get(trial.signature) != trial.status:
-                self._said[trial.signature] = trial.status
+            if trial.status in ENDED and self._said.get(trial.signature) != trial.ended_seq:
+                self._said[trial.signature] = trial.ended_seq
                 self.console.print(_line(trial), soft_wrap=True)
         if not last and time.monotonic() - self._plain_s > _PLAIN_EVERY_S:
             self._plain_s = time.monotonic()
             self.console.print(self._summary(trials), soft_wrap=True)
+
+    def _trials(self) -> list[Trial]:
+        return [trial for trial in self.ledger.trials() if trial.variant in self.plan.variants]
 
     def _table(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> Table:
         metric = self.plan.space.metric
@@ -166,7 +170,8 @@ def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
         reason = f"{attempt.failure_class}: {text[-1]}" if text else "the loss was not finite"
         lines.append(
             f"{trial.signature}  {trial.variant} #{trial.number}  {trial.status} after "
-            f"{attempt.attempt} attempts  {reason}  (log: {attempt.log})"
+            f"{attempt.attempt} {'attempt' if attempt.attempt == 1 else 'attempts'}  {reason}  "
+            f"(log: {attempt.log})"
         )
     return lines
 

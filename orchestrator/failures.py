@@ -35,30 +35,41 @@ def decide(attempts: Sequence[Attempt], batch_size: int, max_attempts: int) -> D
 
     Args:
         attempts: all of the trial's, oldest first.
-        batch_size: the trial's, which smaller micro-batches still add up to.
+        batch_size: one worker's images per step, which smaller micro-batches still add up to.
         max_attempts: how many counted attempts a trial has.
     """
     last = attempts[-1]
-    failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
+    failed = [attempt.failure_class for attempt in attempts if attempt.outcome == "failed"]
     if last.failure_class in UNCOUNTED:
-        uncounted = sum(attempt.failure_class in UNCOUNTED for attempt in failed)
+        uncounted = sum(each in UNCOUNTED for each in failed)
         return Decision(uncounted <= MAX_UNCOUNTED, last.micro_batch_size)
     if last.failure_class == "out_of_memory":
         half = (last.micro_batch_size or batch_size) // 2
         return Decision(half >= 1, half)
     if last.failure_class == "data":
         return Decision(False)
-    counted = sum(attempt.failure_class not in UNCOUNTED for attempt in failed)
+    counted = sum(each not in (*UNCOUNTED, "out_of_memory") for each in failed)
     return Decision(counted < max_attempts, last.micro_batch_size)
 
 
 def classify_death(text: str) -> FailureClass:
-    """Return the class of a worker that died without a word, from what Ray says of it."""
-    if re.search(r"out of memory|OutOfMemory|memory monitor|OOM", text):
+    """Return the class of a worker that died without a word, from what Ray says of it.
+
+    Of every death Ray adds what its cause might be, out of memory and preemption among them;
+    that says nothing of this one.
+    """
+    text = re.sub(
+        r"(Some common causes include|There are some potential root causes"
+        r"|This can happen if).*",
+        "",
+        text,
+        flags=re.DOTALL,
+    )
+    if re.search(r"OutOfMemory|out of memory|low on memory|memory pressure", text):
         return "out_of_memory"
     if re.search(r"preempt", text, re.IGNORECASE):
         return "preempted"
-    if re.search(r"node.{0,40}(died|dead|terminated|removed)|NodeDied", text, re.IGNORECASE):
+    if re.search(r"node.{0,40}(died|dead|crashed|terminated|removed)", text, re.IGNORECASE):
         return "node"
     return "killed"
 

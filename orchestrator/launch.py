@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial may take long to let go of its model
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often a worker group's reports arrive
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -79,6 +79,12 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     else:
         is_local = asked == "local"
         found = asked
+    if not is_local and not _answers(str(found)):
+        raise UsageError(
+            f"No Ray cluster can be joined at {asked!r}: nothing answers there. Start one with "
+            "`ray start --head` or `ray up cluster.yaml`, or leave `--address` out to use this "
+            "machine."
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if is_local:
@@ -158,13 +164,12 @@ def run(
         limit,
     )
     trial = run_trial if workers == 1 else _group_trial(workers, str(temporary / "train"))
-    searcher, scheduler = _adapters(jobs)
     try:
         tune.Tuner(
             tune.with_resources(trial, _resources if workers == 1 else _driver_resources),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
+                search_alg=_searcher(jobs),
+                scheduler=_scheduler(jobs),
                 num_samples=-1,
                 # With a worker group per trial, reuse hangs the sweep after a stopped trial.
                 reuse_actors=workers == 1,
@@ -213,8 +218,9 @@ def _resources(config: dict[str, Any]) -> Any:
 def _driver_resources(config: dict[str, Any]) -> Any:
     from ray import tune
 
-    # The worker group has a placement group of its own; this actor only waits for it.
-    return tune.PlacementGroupFactory([{"CPU": 0.001}])
+    # The worker group has a placement group of its own; this actor only waits for it. A share of
+    # a CPU would leave one CPU too few for a group that wants them all.
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
 def _shape(
@@ -277,11 +283,12 @@ class _Jobs:
 
     def on_report(self, result: dict[str, Any]) -> bool:
         """Take a worker's report and return whether its trial is to stop."""
-        kind, address = result.get("kind"), (result.get("signature"), result.get("attempt"))
+        kind = result.get("kind")
+        if kind is None:  # Tune's own last word on a function that returned
+            return False
+        address: tuple[str, int] = result["signature"], result["attempt"]
         if kind == "epoch":
-            return self.conductor.on_epoch(
-                *address, result["epoch"], result, result["checkpoint"]
-            )
+            return self.conductor.on_epoch(*address, result["epoch"], result, result["checkpoint"])
         if kind == "end":
             self.conductor.on_end(
                 *address,
@@ -316,19 +323,17 @@ class _Jobs:
         )
 
 
-def _adapters(jobs: _Jobs) -> tuple[Any, Any]:
-    """Return Tune's two views of the jobs: a searcher that offers, a scheduler that stops."""
-    from ray.tune.experiment import Trial as TuneTrial
-    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+def _searcher(jobs: _Jobs) -> Any:
+    """Return Tune's searcher: it offers what the conductor says."""
     from ray.tune.search import Searcher
 
-    class OfferAttempts(Searcher):  # type: ignore[misc]
-        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    class OfferAttempts(Searcher):
+        def suggest(self, trial_id: str) -> Any:
             try:
                 config = jobs.next_config()
             except BaseException as error:  # a broken ledger ends the sweep, not Tune's loop
                 jobs.error = error
-                return Searcher.FINISHED  # type: ignore[no-any-return]
+                return Searcher.FINISHED
             return Searcher.FINISHED if config == "finished" else config
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -346,9 +351,17 @@ def _adapters(jobs: _Jobs) -> tuple[Any, Any]:
         def restore(self, path: str) -> None:
             pass
 
-    class StopTrials(FIFOScheduler):  # type: ignore[misc]
+    return OfferAttempts()
+
+
+def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
+    """Return Tune's scheduler: it passes reports on and stops what the conductor stops."""
+    from ray.tune.experiment import Trial as TuneTrial
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+    class StopTrials(FIFOScheduler):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.live: dict[str, TuneTrial] = {}
 
         def on_trial_add(self, controller: Any, trial: TuneTrial) -> None:
@@ -359,7 +372,7 @@ def _adapters(jobs: _Jobs) -> tuple[Any, Any]:
                 stop = jobs.error is not None or jobs.on_report(result)
             except BaseException as error:
                 jobs.error, stop = error, True
-            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
         def on_trial_complete(self, controller: Any, trial: TuneTrial, result: Any) -> None:
             self._gone(trial, "The trial ended without a word.")
@@ -383,7 +396,7 @@ def _adapters(jobs: _Jobs) -> tuple[Any, Any]:
             except BaseException as error:
                 jobs.error = error
 
-    return OfferAttempts(), StopTrials()
+    return StopTrials()
 
 
 def ensure_token() -> None:
@@ -406,7 +419,7 @@ def ensure_token() -> None:
 
 def _answers(address: str) -> bool:
     """Return whether something listens there; Ray keeps the addresses of clusters long gone."""
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=2):
             return True

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -230,13 +230,16 @@ class Ledger:
         already, changes nothing: the first values stay.
         """
         with self._change() as connection:
-            current = connection.execute(
-                "SELECT max(attempt) AS attempt FROM attempts WHERE signature = ?", (signature,)
-            ).fetchone()["attempt"]
+            latest = connection.execute(
+                "SELECT attempt, outcome FROM attempts WHERE signature = ?"
+                " ORDER BY attempt DESC LIMIT 1",
+                (signature,),
+            ).fetchone()
+            is_open = latest and latest["attempt"] == attempt and latest["outcome"] is None
             known = connection.execute(
                 "SELECT 1 FROM epochs WHERE signature = ? AND epoch = ?", (signature, epoch)
             ).fetchone()
-            if current != attempt or known:
+            if not is_open or known:
                 return False
             seq = self._next()
             marks = ", ".join("?" * (6 + len(METRIC_NAMES)))
@@ -269,7 +272,7 @@ class Ledger:
             signature: the trial.
             attempt: its number.
             outcome: "complete", "stopped", "diverged", "failed" or "lost" (its driver died).
-            failure_class: one of `failures.FAILURE_CLASSES`, for a failed one.
+            failure_class: one of `failures.FailureClass`, for a failed one.
             failure_text: the traceback.
             trial_status: "running" when another attempt will follow.
             best: best epoch and its value, where the trial ended with one.
@@ -292,9 +295,9 @@ class Ledger:
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy of the ledger with SQLite's own backup, then rename it there."""
         temporary = path.with_name(f".{path.name}.tmp")
-        with self._lock, sqlite3.connect(temporary) as target:
+        temporary.unlink(missing_ok=True)  # of a copy that was killed
+        with self._lock, closing(sqlite3.connect(temporary)) as target:
             self._connection.backup(target)
-        target.close()
         temporary.replace(path)
 
     # What is read.
@@ -314,9 +317,9 @@ class Ledger:
         return _trial(row)
 
     def attempts(self, signature: str | None = None) -> list[Attempt]:
-        """Return all attempts, or one trial's, oldest first."""
+        """Return all attempts, or one trial's; each trial's in their order, whatever the clock."""
         rows = self._all(
-            "SELECT * FROM attempts WHERE ?1 IS NULL OR signature = ?1 ORDER BY started_s, attempt",
+            "SELECT * FROM attempts WHERE ?1 IS NULL OR signature = ?1 ORDER BY attempt, started_s",
             signature,
         )
         return [Attempt(**dict(row)) for row in rows]
@@ -329,7 +332,7 @@ class Ledger:
         return [_epoch(row) for row in rows]
 
     def values_at(self, variant: str, epoch: int, metric: str, *, up_to: int) -> list[float]:
-        """Return a metric of all trials of a variant at one epoch, in order of arrival.
+        """Return a metric of all trials of a variant at one epoch, in order of arrival, NaN too.
 
         Args:
             variant: whose trials.
@@ -346,7 +349,7 @@ class Ledger:
             epoch,
             up_to,
         )
-        return [row["value"] for row in rows if row["value"] is not None]
+        return [_nan(row["value"]) for row in rows]
 
     def latest_epochs(self) -> dict[str, EpochRow]:
         """Return the last epoch's row of every trial that has one, by signature."""
@@ -395,7 +398,9 @@ def create_ledger(path: Path, facts: Mapping[str, Any]) -> Ledger:
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
+    # A journal that outlived its ledger would be played back into the new one.
+    for leftover in (temporary, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)
     connection = sqlite3.connect(temporary, isolation_level=None)
     connection.executescript(_TABLES)
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -416,6 +421,7 @@ def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
     if not path.is_file():
         raise LedgerError(f"There is no ledger at {path}.")
     mode = "ro" if read_only else "rw"
+    connection = None
     try:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}",
@@ -425,16 +431,20 @@ def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
             timeout=60,
         )
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
         if version != SCHEMA:
             raise LedgerError(
                 f"{path} has schema {version}, this version reads {SCHEMA}. Use the version of "
                 "the orchestrator that wrote it, or start a sweep under another --name."
             )
+        if not read_only:  # not before it is known to be ours: this writes
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
         return Ledger(connection)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, LedgerError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, LedgerError):
+            raise
         raise LedgerError(
             f"{path} is not a readable ledger ({error}). Restore it from a copy, or move the "
             "folder away and start anew."

@@ -10,8 +10,9 @@ import search_spaces
 from orchestrator.conductor import Plan
 from orchestrator.config import SweepConfig
 from orchestrator.errors import UsageError
-from search_spaces.space import SearchSpace, ends
+from search_spaces.space import SearchSpace, ends, tried
 from trainables import cost, models
+from trainables.config import TrainConfig
 from trainables.data import Manifest
 
 
@@ -135,39 +136,50 @@ def _facts(
     manifest: Manifest,
     overrides: Mapping[str, Any],
 ) -> VariantFacts:
-    """Build the variant on the meta device, at both ends of each range, and count."""
+    """Check the variant at both ends of each range, build it on the meta device, and count."""
     side_px = models.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
-    last = {key: ends(value)[-1] for key, value in ranges.items()}
-    config = None
-    for params in (last, first):
-        config = space.train_config(
-            name,
-            params,
-            dataset=manifest.name,
-            fingerprint=manifest.fingerprint,
-            side_px=side_px,
-            seed=0,
-            overrides=overrides,
-        )
-        models.check_variant(
-            name,
-            side_px=side_px,
-            stem_stride=config.stem_stride,
-            drop_path=config.drop_path,
-            weights=config.weights,
-        )
-        if config.batch_size > manifest.images["train"]:
-            raise ValueError(
-                f"`batch_size` ({config.batch_size}) exceeds the {manifest.images['train']} "
-                f"training images of {manifest.name}."
+    suggestions = [
+        {**first, key: value} for key, choices in ranges.items() for value in tried(choices)
+    ]
+    problems = {}
+    for params in [*suggestions, first]:
+        try:
+            config = space.train_config(
+                name,
+                params,
+                dataset=manifest.name,
+                fingerprint=manifest.fingerprint,
+                side_px=side_px,
+                seed=0,
+                overrides=overrides,
             )
-    assert config is not None
+            _check_model(config, manifest)
+        except ValueError as error:
+            problems[str(error)] = error
+    if problems:
+        raise ValueError(" ".join(problems))
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
     return VariantFacts(side_px=side_px, parameters=parameters, multiply_accumulates=macs)
+
+
+def _check_model(config: TrainConfig, manifest: Manifest) -> None:
+    models.check_variant(
+        config.variant,
+        side_px=config.side_px,
+        stem_stride=config.stem_stride,
+        drop_path=config.drop_path,
+        weights=config.weights,
+    )
+    images = manifest.images["train"]
+    if config.batch_size > images:
+        raise ValueError(
+            f"`batch_size` ({config.batch_size}) exceeds the {images} training images of "
+            f"{manifest.name}."
+        )
 
 
 def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantFacts]) -> tuple[str, ...]:

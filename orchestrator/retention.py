@@ -40,8 +40,8 @@ def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None
     folder = best_checkpoint(ledger, paths, trial)
     if folder is None:
         return None
-    average = folder / "average.safetensors"
-    return average if average.is_file() else folder / "model.safetensors"
+    files = (folder / "average.safetensors", folder / "model.safetensors")
+    return next((file for file in files if file.is_file()), None)
 
 
 def collect(ledger: Ledger, paths: SweepPaths, done: set[str]) -> None:

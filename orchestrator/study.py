@@ -16,9 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger import EpochRow, Trial
-from search_spaces.space import trial_seed
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+from search_spaces.space import is_better, trial_seed
 
 
 class Study:
@@ -35,6 +33,7 @@ class Study:
     ) -> None:
         self.variant, self.params, self.mode = variant, dict(params), mode
         self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every new study
         self._study = optuna.create_study(
             direction="maximize" if mode == "max" else "minimize",
             sampler=self._sampler(0),
@@ -95,7 +94,8 @@ def is_stopped(
     """Decide by asynchronous successive halving whether a trial ends here.
 
     At rung `first_rung * factor**k` a trial goes on when it is among the best 1 / factor of all
-    that have arrived there, itself included; while fewer than `factor` have, everybody does.
+    that have arrived there, itself included; while fewer than `factor` have, everybody does. A
+    value that is not a number ranks below all others.
     Source: Li et al., arXiv 1810.05934, algorithm 2, in the variant that stops instead of pausing.
 
     Args:
@@ -106,16 +106,18 @@ def is_stopped(
         factor: of successive halving, 2 or more.
         mode: "max" or "min".
     """
-    if not first_rung or not is_rung(epochs_done, first_rung, factor) or len(values) < factor:
+    if not is_rung(epochs_done, first_rung, factor) or len(values) < factor:
         return False
-    ordered = sorted(values, reverse=mode == "max")
-    cutoff = ordered[max(len(ordered) // factor, 1) - 1]
-    return value < cutoff if mode == "max" else value > cutoff
+    if math.isnan(value):
+        return True
+    ordered = sorted((v for v in values if not math.isnan(v)), reverse=mode == "max")
+    cutoff = ordered[min(len(values) // factor, len(ordered)) - 1]
+    return is_better(cutoff, value, mode)
 
 
 def is_rung(epochs_done: int, first_rung: int, factor: int) -> bool:
-    """Return whether early stopping looks at a trial after this many epochs."""
+    """Return whether early stopping looks at a trial after this many epochs; never at rung 0."""
     rung = first_rung
-    while rung < epochs_done:
+    while 0 < rung < epochs_done:
         rung *= factor
     return rung == epochs_done

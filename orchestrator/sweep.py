@@ -14,11 +14,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
 from orchestrator.paths import SweepPaths, sweep_names
+from trainables.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,14 +51,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from rich.console import Console
-
     from orchestrator import planning
 
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
-    _print_plan(Console(), plan, facts)
+    _print_plan(_console(sys.stdout), plan, facts)
     return COMPLETE
 
 
@@ -94,7 +93,8 @@ def _run(
 
     conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
     uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
-    ledger.put("tracking_uri", uri)
+    if redacted(uri) == uri:  # one with a password in it must be given again
+        ledger.put("tracking_uri", uri)
     tracker = Tracker(ledger, config.paths, uri)
     interrupted = threading.Event()
     options = ledger.get("options")
@@ -114,25 +114,27 @@ def _run(
             errors.append(error)
 
     with _signals(interrupted):
-        cluster = launch.connect(
-            config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
-        )
-        console.print(cluster.describe())
         views = _Views(tracker, config.paths)
-        runner = threading.Thread(target=trials, name="trials", daemon=True)
-        runner.start()
-        views.start()
-        with Display(console, ledger, plan) as display:
-            while runner.is_alive() and not interrupted.is_set():
-                runner.join(timeout=0.5)
-                display.show()
-        if interrupted.is_set():
-            console.print("Interrupted: saving what is known. Nothing is lost.")
-            conductor.interrupt()
-        launch.disconnect()
-        if errors and not interrupted.is_set():
-            conductor.interrupt()
-        outcome = _outcome(conductor, ledger, plan, interrupted.is_set() or bool(errors))
+        if conductor.has_work():
+            cluster = launch.connect(
+                config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
+            )
+            _handle_signals(interrupted)  # again: Ray installs its own
+            console.print(cluster.describe())
+            runner = threading.Thread(target=trials, name="trials", daemon=True)
+            runner.start()
+            views.start()
+            with Display(console, ledger, plan) as display:
+                while runner.is_alive() and not interrupted.is_set():
+                    runner.join(timeout=0.5)
+                    display.show()
+            if interrupted.is_set():
+                console.print("Interrupted: saving what is known. Nothing is lost.")
+            conductor.interrupt()  # nothing, after an end of its own
+            launch.disconnect()
+        else:
+            console.print("Every trial of this sweep has ended already.")
+        outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
         views.finish(console, outcome)
     _print_end(console, config, ledger, plan, conductor, uri)
     if errors and not interrupted.is_set():
@@ -165,29 +167,32 @@ class _Views:
     def finish(self, console: Console, outcome: str) -> None:
         """Write the rest; give up after a while, since `--resume` writes it later."""
         self._stop.set()
-        self._thread.join(timeout=60)
-        if self._thread.is_alive() or not self.sync():
+        if self._thread.ident is not None:
+            self._thread.join(timeout=60)
+        if self._thread.is_alive() or not self.sync(outcome):
             console.print(
                 f"MLflow at {self.tracker.uri} did not take everything; the ledger has it. "
                 "The same command with --resume writes the rest.",
                 style="yellow",
             )
-            return
-        trials = self.tracker.ledger.trials()
-        with contextlib.suppress(Exception):
-            self.tracker.finish(outcome, {"trials": len(trials)})
 
-    def sync(self) -> bool:
-        """Bring both up to date once; return whether MLflow took everything."""
+    def sync(self, outcome: str | None = None) -> bool:
+        """Bring both up to date; return whether MLflow took everything.
+
+        Args:
+            outcome: at the end, how the sweep's own run ended.
+        """
         from orchestrator import retention
 
         retention.collect(self.tracker.ledger, self.paths, self._clean)
         try:
             self.tracker.sync()
+            if outcome is not None:
+                self.tracker.finish(outcome, {"trials": len(self.tracker.ledger.trials())})
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                print(f"MLflow is not reachable for now: {error!r}", file=sys.stderr)
+                print(redacted(f"MLflow is not reachable for now: {error!r}"), file=sys.stderr)
             return False
         return True
 
@@ -308,7 +313,7 @@ def _checkpoint_check(paths: SweepPaths) -> Any:
     return is_whole
 
 
-def _outcome(conductor: Conductor, ledger: Ledger, plan: Plan, interrupted: bool) -> str:
+def _outcome(ledger: Ledger, plan: Plan, interrupted: bool) -> str:
     if interrupted:
         return "interrupted"
     ended = [t for t in ledger.trials() if t.variant in plan.variants]
@@ -320,18 +325,9 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
     from rich.table import Table
 
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
-    for name in (
-        "variant",
-        "side px",
-        "trials",
-        "epochs",
-        "parameters",
-        "MMACs",
-        "MFLOPs",
-        "threads",
-        "GPUs",
-    ):
-        table.add_column(name, justify="left" if name == "variant" else "right")
+    table.add_column("variant", no_wrap=True)
+    for name in ("side px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"):
+        table.add_column(name, justify="right", no_wrap=True)
     for variant in plan.variants:
         fixed, own = plan.space.fixed_for(variant), facts[variant]
         mega = own.multiply_accumulates / 1e6
@@ -343,12 +339,12 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
             f"{own.parameters:,}",
             f"{mega:,.1f}",
             f"{2 * mega:,.1f}",
-            str(fixed.get("threads", 1)),
-            f"{plan.space.gpus_for(variant):g}",
+            f"{fixed.get('threads', 1)} CPU, {plan.space.gpus_for(variant):g} GPU",
         )
     console.print(table)
     searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
     console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
+    console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
 
 
 def _print_end(
@@ -367,12 +363,13 @@ def _print_end(
     if lines:
         console.print("These trials did not end well:", style="bold")
         for line in lines:
-            console.print(f"  {line}", soft_wrap=True, highlight=False)
+            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
         console.print(f"Failed ones are tried again by: {_command(config)}", soft_wrap=True)
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow: {tracking.ui_command(uri)}", soft_wrap=True, highlight=False)
+    shown = tracking.ui_command(redacted(uri))
+    console.print(f"MLflow: {shown}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _command(config: SweepConfig) -> str:
@@ -407,11 +404,9 @@ def _locked(paths: SweepPaths) -> Iterator[None]:
 @contextlib.contextmanager
 def _terminal(config: SweepConfig) -> Iterator[Console]:
     """Yield the user's terminal, while everything else that writes goes to the log file."""
-    from rich.console import Console
-
     out = os.fdopen(os.dup(1), "w", buffering=1)
     if config.verbose:
-        yield Console(file=out)
+        yield _console(out)
         return
     config.paths.root.mkdir(parents=True, exist_ok=True)
     kept = os.dup(1), os.dup(2)
@@ -420,7 +415,7 @@ def _terminal(config: SweepConfig) -> Iterator[Console]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            yield Console(file=out)
+            yield _console(out)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -429,19 +424,31 @@ def _terminal(config: SweepConfig) -> Iterator[Console]:
                 os.close(saved)
 
 
+def _console(file: TextIO) -> Console:
+    from rich.console import Console
+
+    # Without a terminal nobody knows a width; rich's 80 columns would fold the tables.
+    return Console(file=file, width=None if file.isatty() else 140)
+
+
 @contextlib.contextmanager
 def _signals(interrupted: threading.Event) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly end; further ones are ignored while it is saved."""
-
-    def handle(number: int, frame: object) -> None:
-        interrupted.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Turn SIGINT and SIGTERM into an orderly end while the block runs."""
+    before = _handle_signals(interrupted)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _handle_signals(interrupted: threading.Event) -> dict[int, Any]:
+    """Set the event on SIGINT and SIGTERM, however often they come; return the old handlers."""
+
+    def handle(number: int, frame: object) -> None:
+        interrupted.set()
+
+    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ a later pass.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,10 @@ from orchestrator.paths import SweepPaths
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger(__name__)
-
 _SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
 _WEIGHTS = "weights"
-_METRICS_PER_BATCH = 1000  # MLflow's limit (mlflow/utils/validation.py)
+# MLflow takes 1000 metrics, parameters and tags at a time (mlflow/utils/validation.py).
+_PER_BATCH = 900
 
 # MLflow's word for each way a trial stands; `sweep.outcome` holds ours.
 _STATUS = {
@@ -51,6 +49,7 @@ class Tracker:
         self._experiment = ""
         self._parent = ""
         self._runs: dict[str, str] = {}  # signature: run id
+        self._begun: set[str] = set()  # signatures whose runs have all that is written once
         self._with_weights: set[str] | None = None
 
     def sync(self) -> int:
@@ -83,8 +82,10 @@ class Tracker:
         """
         self._connect()
         assert self._client is not None
+        known = self._client.get_run(self._parent).data.metrics
         for name, value in facts.items():
-            self._client.log_metric(self._parent, name, value)
+            if known.get(name) != value:  # a command that had nothing to do says nothing twice
+                self._client.log_metric(self._parent, name, value)
         self._client.set_tag(self._parent, _OUTCOME, outcome)
         self._client.set_terminated(self._parent, _STATUS[outcome])
 
@@ -102,6 +103,7 @@ class Tracker:
         self._experiment = self._find_experiment(client)
         sweep_id = self.ledger.get("sweep_id")
         found: dict[str, str] = {}
+        self._begun = set()
         token = None
         while True:
             page = client.search_runs(
@@ -111,7 +113,10 @@ class Tracker:
                 page_token=token,
             )
             for run in page:
-                found[run.data.tags.get(_SIGNATURE, "")] = run.info.run_id
+                signature = run.data.tags.get(_SIGNATURE, "")
+                found[signature] = run.info.run_id
+                if _OUTCOME in run.data.tags:
+                    self._begun.add(signature)
             token = page.token
             if not token:
                 break
@@ -123,7 +128,9 @@ class Tracker:
                 run_name=self.paths.name,
                 tags={_SWEEP: sweep_id, "mlflow.source.name": "orchestrator.sweep"},
             ).info.run_id
+        if "" not in self._begun:
             client.log_dict(parent, self.ledger.get("plan"), "plan.json")
+            client.set_tag(parent, _OUTCOME, "running")
         client.update_run(parent, status="RUNNING")
         self._parent, self._runs, self._client = parent, found, client
 
@@ -131,6 +138,8 @@ class Tracker:
         name = self.paths.name
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
         # A server knows where its artifacts go; a bare database file does not.
         location = None
@@ -162,9 +171,10 @@ class Tracker:
                 },
             )
             run_id = self._runs[trial.signature] = run.info.run_id
+        if trial.signature not in self._begun:
             params = [Param(name, str(value)) for name, value in trial.config.items()]
             self._client.log_dict(run_id, trial.config, "config.json")
-            # A run that was lost from the store is written again from the beginning.
+            # A run that was lost, or created in a pass that failed, is written from the beginning.
             rows = self.ledger.epochs(trial.signature)
         tags = {_OUTCOME: outcome, "attempts": str(len(attempts))}
         if attempts and attempts[-1].micro_batch_size:
@@ -182,13 +192,13 @@ class Tracker:
             ended_ms = int((attempts[-1].ended_s or 0) * 1000)
             metric = self.ledger.get("plan")["space"]["metric"]
             metrics.append(Metric(f"best_{metric}", trial.best_value, ended_ms, 0))
-        for start in range(0, max(len(metrics), 1), _METRICS_PER_BATCH - 100):
-            self._client.log_batch(
-                run_id,
-                metrics=metrics[start : start + _METRICS_PER_BATCH - 100],
-                params=params if start == 0 else [],
-                tags=[RunTag(name, value) for name, value in tags.items()] if start == 0 else [],
-            )
+        while metrics or params:
+            self._client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
+            metrics, params = metrics[_PER_BATCH:], []
+        # Last, since the tags say that the rest is there.
+        tagged = [RunTag(name, value) for name, value in tags.items()]
+        self._client.log_batch(run_id, tags=tagged)
+        self._begun.add(trial.signature)
         if trial.status in ENDED or outcome == "interrupted":
             self._log_files(run_id, attempts)
             ended_ms = int((attempts[-1].ended_s or 0) * 1000)
@@ -217,9 +227,7 @@ class Tracker:
         )
         if self._with_weights is None:
             self._with_weights = {
-                signature
-                for signature, run_id in self._runs.items()
-                if any(file.path == _WEIGHTS for file in self._client.list_artifacts(run_id))
+                signature for signature, run_id in self._runs.items() if self._has_weights(run_id)
             }
         for trial in trials:
             run_id = self._runs.get(trial.signature)
@@ -231,6 +239,15 @@ class Tracker:
             elif trial.signature in self._with_weights - best:
                 self._delete_weights(run_id)
                 self._with_weights.discard(trial.signature)
+
+    def _has_weights(self, run_id: str) -> bool:
+        """Return whether a run has its weights; what a failed pass left of them is removed."""
+        assert self._client is not None
+        files = {file.path for file in self._client.list_artifacts(run_id, _WEIGHTS)}
+        whole = f"{_WEIGHTS}/model.json" in files  # written last
+        if files and not whole:
+            self._delete_weights(run_id)
+        return whole
 
     def _log_weights(self, run_id: str, trial: Trial) -> None:
         assert self._client is not None
@@ -274,4 +291,4 @@ def ui_command(uri: str) -> str:
     """Return the command that shows the sweep in a browser."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {json.dumps(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def names() -> list[str]:
     """Return the built-in spaces by file name, importing none of them."""
     files = Path(__file__).parent.glob("*.py")
-    return sorted(path.stem for path in files if path.stem not in ("__init__", "space"))
+    return sorted(p.stem for p in files if p.stem != "space" and not p.stem.startswith("_"))
 
 
 def load(name: str) -> SearchSpace:

@@ -37,6 +37,15 @@ _DECIDED_ELSEWHERE = {
     "micro_batch_size",
 }
 
+# Which way a quality gets better; the other metrics can be wanted either way.
+_DIRECTION = {
+    "train_loss": "min",
+    "val_loss": "min",
+    "train_top1": "max",
+    "val_top1": "max",
+    "val_top5": "max",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
@@ -144,7 +153,14 @@ class SearchSpace:
         Raises:
             ValueError: one sentence for each problem.
         """
-        problems = [*self._name_problems(), *self._number_problems()]
+        problems = self._shape_problems()
+        if not problems:
+            problems = [
+                *self._name_problems(),
+                *self._range_problems(),
+                *self._number_problems(),
+                *self._choice_problems(),
+            ]
         if not problems:
             for variant in self.variants:
                 problems += self._end_problems(variant)
@@ -174,6 +190,27 @@ class SearchSpace:
             "startup_trials": self.startup_trials,
         }
 
+    def _shape_problems(self) -> list[str]:
+        """Return what makes a closer look impossible: a field that is not even of its kind."""
+        problems = []
+        if not isinstance(self.variants, tuple | list) or not all(
+            isinstance(name, str) for name in self.variants
+        ):
+            problems.append(f"`variants` must be a tuple of names; got {self.variants!r}.")
+        for name in ("name", "dataset", "metric", "mode"):
+            if not isinstance(getattr(self, name), str):
+                problems.append(f"`{name}` must be a text; got {getattr(self, name)!r}.")
+        mappings = {
+            name: getattr(self, name)
+            for name in ("base", "params", "by_variant", "side_by_variant", "gpus_by_variant")
+        }
+        if isinstance(self.by_variant, Mapping):
+            mappings |= {f"by_variant[{name!r}]": own for name, own in self.by_variant.items()}
+        for name, value in mappings.items():
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                problems.append(f"`{name}` must be a dictionary with names as keys; got {value!r}.")
+        return problems
+
     def _name_problems(self) -> list[str]:
         problems = []
         known = set(field_names())
@@ -189,6 +226,17 @@ class SearchSpace:
                     problems.append(
                         f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
                     )
+        strangers = sorted(
+            {*self.by_variant, *self.side_by_variant, *self.gpus_by_variant} - set(self.variants)
+        )
+        if strangers:
+            problems.append(
+                f"Settings are given for {', '.join(strangers)}, which `variants` does not list."
+            )
+        return problems
+
+    def _range_problems(self) -> list[str]:
+        problems = []
         for name, value in self.params.items():
             if not isinstance(value, BaseDistribution):
                 problems.append(
@@ -202,19 +250,13 @@ class SearchSpace:
         both = sorted(set(self.base) & set(self.params))
         if both:
             problems.append(f"In `base` and in `params` at once: {', '.join(both)}.")
-        if "epochs" not in self.base and not all(
-            "epochs" in self.fixed_for(v) for v in self.variants
-        ):
-            problems.append("`base` must say `epochs`.")
-        if "epochs" in self.params:
+        searched = {name for variant in self.variants for name in self.params_for(variant)}
+        if "epochs" in searched | set(self.params):
             problems.append("`epochs` cannot be searched; early stopping decides who gets more.")
-        strangers = sorted(
-            {*self.by_variant, *self.side_by_variant, *self.gpus_by_variant} - set(self.variants)
-        )
-        if strangers:
-            problems.append(
-                f"Settings are given for {', '.join(strangers)}, which `variants` does not list."
-            )
+        elif not all("epochs" in self.fixed_for(variant) for variant in self.variants):
+            problems.append("`base` must say `epochs`.")
+        if "threads" in searched:
+            problems.append("`threads` cannot be searched; a variant's trials share one shape.")
         return problems
 
     def _number_problems(self) -> list[str]:
@@ -230,17 +272,27 @@ class SearchSpace:
             ("rung_factor", 2),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
+            if type(value) is not int or value < low:
                 problems.append(f"`{name}` must be a whole number, {low} or more; got {value!r}.")
+        return problems
+
+    def _choice_problems(self) -> list[str]:
+        problems = []
         if self.metric not in METRIC_NAMES:
             problems.append(f"`metric` must be one of {', '.join(METRIC_NAMES)}.")
         if self.mode not in ("max", "min"):
             problems.append(f"`mode` must be 'max' or 'min'; got {self.mode!r}.")
+        elif self.metric in METRIC_NAMES and self.mode != _DIRECTION.get(self.metric, self.mode):
+            problems.append(
+                f"`metric` {self.metric!r} gets better towards {_DIRECTION[self.metric]!r}; got "
+                f"`mode` {self.mode!r}."
+            )
         for side in (self.side, *self.side_by_variant.values()):
-            if side not in ("native", "paper") and not (isinstance(side, int) and side > 0):
+            if side not in ("native", "paper") and not (type(side) is int and side > 0):
                 problems.append(f"A side must be 'native', 'paper' or pixels; got {side!r}.")
         for share in (self.gpus_per_trial, *self.gpus_by_variant.values()):
-            if not share >= 0 or (share > 1 and share != int(share)):
+            number = type(share) in (int, float) and math.isfinite(share) and share >= 0
+            if not number or (share > 1 and share != int(share)):
                 problems.append(
                     f"A trial's share of GPUs must be 0 to 1, or a whole number; got {share!r}."
                 )
@@ -252,7 +304,7 @@ class SearchSpace:
         middle = {name: ends(distribution)[0] for name, distribution in ranges.items()}
         problems = []
         for name, distribution in ranges.items() or [("epochs", None)]:
-            values = ends(distribution) if distribution else [self.fixed_for(variant)["epochs"]]
+            values = tried(distribution) if distribution else [self.fixed_for(variant)["epochs"]]
             for value in values:
                 try:
                     self.train_config(
@@ -276,6 +328,19 @@ def ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, FloatDistribution | IntDistribution):
         return [distribution.low, distribution.high]
     raise ValueError(f"Unknown kind of range: {distribution!r}.")
+
+
+def tried(distribution: BaseDistribution) -> list[Any]:
+    """Return the values that stand for a range when it is checked: its ends and all choices.
+
+    Of whole numbers the second one too: what divides the first and the second divides all.
+    """
+    values = ends(distribution)
+    if isinstance(distribution, IntDistribution) and not distribution.log:
+        values.append(min(distribution.low + distribution.step, distribution.high))
+    elif isinstance(distribution, IntDistribution):
+        values.append(min(distribution.low + 1, distribution.high))
+    return values
 
 
 def trial_seed(sweep_seed: int, variant: str, number: int) -> int:

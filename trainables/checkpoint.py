@@ -8,15 +8,18 @@ temporary name, flushed to the disk, then renamed; loading verifies every byte.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 MANIFEST = "manifest.json"
@@ -33,30 +36,39 @@ def save(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint durably; afterwards `folder` holds all of it or does not exist.
+    """Write a checkpoint durably; at every instant `load` finds all of it or what was there before.
 
     Args:
         folder: where it goes; one that is there already is replaced.
         weights: state dicts by name, each written as `<name>.safetensors`.
         optimizer: the optimizer's state dict (tensors, numbers, lists and dicts only).
         state: JSON-ready values: epoch, metrics, configuration.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        # By way of memory, because written by the libraries a full disk is no OSError.
         for name, tensors in weights.items():
-            save_file(_owned(tensors), temporary / f"{name}.safetensors")
-        torch.save(dict(optimizer), temporary / "optimizer.pt")
+            (temporary / f"{name}.safetensors").write_bytes(to_bytes(_owned(tensors)))
+        packed = io.BytesIO()
+        torch.save(dict(optimizer), packed)
+        (temporary / "optimizer.pt").write_bytes(packed.getbuffer())
         (temporary / "state.json").write_text(json.dumps(state, sort_keys=True))
         digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": digests}, sort_keys=True))
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
+        replaced = _replaced(folder)
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
         temporary.rename(folder)
         _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -71,10 +83,19 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
     Raises:
         CheckpointError: a file is missing or not what the manifest says.
     """
-    verify(folder)
-    weights = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-    state = json.loads((folder / "state.json").read_text())
+    place, names = _verified(folder)
+    weights = {
+        name.removesuffix(".safetensors"): load_file(place / name)
+        for name in names
+        if name.endswith(".safetensors")
+    }
+    try:
+        optimizer = torch.load(place / "optimizer.pt", weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{place / 'optimizer.pt'} holds more than tensors and is not read: {error}."
+        ) from error
+    state = json.loads((place / "state.json").read_text())
     return weights, optimizer, state
 
 
@@ -84,13 +105,24 @@ def verify(folder: Path) -> None:
     Raises:
         CheckpointError: naming the file that is missing or damaged.
     """
+    _verified(folder)
+
+
+def _verified(folder: Path) -> tuple[Path, list[str]]:
+    """Return where the checkpoint lies and the names of its files, all of which are intact."""
+    replaced = _replaced(folder)
+    # Only a process that died between the two renames of `save` leaves this.
+    place = replaced if replaced.exists() and not folder.exists() else folder
     try:
-        digests = json.loads((folder / MANIFEST).read_text())["sha256"]
-        for name, digest in digests.items():
-            if _sha256(folder / name) != digest:
-                raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not {digest}.")
+        digests: dict[str, str] = json.loads((place / MANIFEST).read_text())["sha256"]
+        for name in sorted({"optimizer.pt", "state.json", *digests}):
+            if _sha256(place / name) != digests.get(name):
+                raise CheckpointError(
+                    f"{place / name} is damaged: its SHA-256 is not {digests.get(name)}."
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}.") from error
+        raise CheckpointError(f"{place} is not a whole checkpoint: {error}.") from error
+    return place, sorted(digests)
 
 
 def newest_valid(folders: Iterable[Path]) -> Path | None:
@@ -104,9 +136,16 @@ def newest_valid(folders: Iterable[Path]) -> Path | None:
     return None
 
 
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses views and non-contiguous (channels-last) tensors.
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses views, shared memory and non-contiguous (channels-last) tensors.
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -7,14 +7,15 @@ chosen, started or recorded, and imports neither torch nor ray. It holds no stat
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-# Raised when the meaning of an existing field changes, so that old results are not mistaken for new.
+# Raised when the meaning of a field changes, so that old results are not mistaken for new.
 SIGNATURE_SCHEMA = 1
 
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"]
@@ -106,6 +107,10 @@ class TrainConfig:
         problems = _problems(self)
         if problems:
             raise ValueError(" ".join(problems))
+        for name, hint in _hints().items():
+            if hint is float:
+                # 1 and 1.0, 0.0 and -0.0 are equal, so their signatures must be.
+                object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
     def signature(self) -> str:
         """Return the trial's identity: 12 hex digits of a SHA-256 over what affects its result."""
@@ -129,10 +134,14 @@ class TrainConfig:
         Raises:
             ValueError: a field is unknown, missing or out of its range.
         """
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(" ".join(unknown_field(name) for name in unknown))
+        problems = [unknown_field(name) for name in sorted(set(values) - set(field_names()))]
+        problems += [
+            f"`{item.name}` is required."
+            for item in fields(cls)
+            if item.default is MISSING and item.name not in values
+        ]
+        if problems:
+            raise ValueError(" ".join(problems))
         return cls(**values)
 
 
@@ -153,6 +162,7 @@ def unknown_field(name: str) -> str:
     return f"Unknown training parameter {name!r}.{hint} Known: {', '.join(sorted(field_names()))}."
 
 
+@functools.cache
 def _hints() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
 
@@ -212,7 +222,8 @@ def _problems(config: TrainConfig) -> list[str]:
         value = getattr(config, name)
         allowed = get_args(hint)
         if allowed:
-            if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+            # By type too: 2.0 and True equal integers, but not in the signature.
+            if not any(type(value) is type(known) and value == known for known in allowed):
                 listed = ", ".join(map(repr, allowed))
                 problems.append(f"`{name}` must be one of {listed}; got {value!r}.")
             continue
@@ -235,10 +246,21 @@ def _problems(config: TrainConfig) -> list[str]:
                 f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` "
                 f"({config.epochs})."
             )
+        if config.validation_fraction == 0:
+            problems += [
+                f"{what} needs a validation loss; set `validation_fraction` above 0."
+                for what, used in (
+                    ("`schedule` 'plateau'", config.schedule == "plateau"),
+                    ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
+                )
+                if used
+            ]
     return problems
 
 
 def _within(value: float, low: float | None, high: float | None) -> bool:
-    return (
-        math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
-    )
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+    return finite and (low is None or value >= low) and (high is None or value <= high)

@@ -24,7 +24,5 @@ def model_cost(config: TrainConfig, *, num_classes: int, in_channels: int) -> tu
             image_side_px=config.side_px,
             read_weights=False,
         )
-    macs = models.count_multiply_accumulates(
-        model, side_px=config.side_px, in_channels=in_channels
-    )
+    macs = models.count_multiply_accumulates(model, side_px=config.side_px, in_channels=in_channels)
     return models.count_parameters(model), macs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} holds no prepared dataset: {path.name} is missing. Prepare it with "
             f"`python -m orchestrator.data prepare {folder.name}`."
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
         ) from error
@@ -93,16 +94,18 @@ def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDA
     path = folder / f"{split}.arrow"
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        columns = [table.column(name) for name in ("image", "label")]
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        image, label = (table.column(name) for name in ("image", "label"))
+        if image.num_chunks != 1:
+            raise ValueError(f"{image.num_chunks} record batches in place of one")
+        pixels = image.chunk(0).to_numpy_ndarray()
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise ValueError(f"images of shape {pixels.shape} and type {pixels.dtype}")
+        return pixels, label.chunk(0).to_numpy().astype(np.int64)
+    except (AttributeError, OSError, KeyError, ValueError) as error:  # Arrow's are ValueErrors
         raise DatasetError(
             f"{path} cannot be read as a prepared split ({error}). Run "
             f"`python -m orchestrator.data verify {folder.name}`."
         ) from error
-    if any(column.num_chunks != 1 for column in columns):
-        raise DatasetError(f"{path} must hold one record batch; prepare the dataset again.")
-    images = columns[0].chunk(0).to_numpy_ndarray()
-    return images, columns[1].chunk(0).to_numpy().astype(np.int64)
 
 
 def split_indices(
@@ -116,39 +119,62 @@ def split_indices(
         seed: of the split, not of the trial.
 
     Returns:
-        Sorted index arrays of training and validation images.
+        Sorted index arrays of training and validation images. The only image of a class trains.
+
+    Raises:
+        DatasetError: no class has two images, so there is nothing to split.
     """
     from sklearn.model_selection import train_test_split
 
     everything = np.arange(len(labels))
     if fraction == 0:
         return everything, everything[:0]
-    classes = len(np.unique(labels))
-    # A stratified part needs at least one image of each class; small samples get just that.
-    size = max(round(fraction * len(labels)), classes)
-    train, val = train_test_split(everything, test_size=size, random_state=seed, stratify=labels)
-    return np.sort(train), np.sort(val)
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    (rows,) = np.nonzero(counts[classes] > 1)
+    if not len(rows):
+        raise DatasetError(
+            "A validation part needs a class with two images or more; no class here has. Add "
+            "images, or train without one: `validation_fraction=0`."
+        )
+    # The stratified part has at least as many images as there are classes.
+    size = max(round(fraction * len(rows)), int(np.sum(counts > 1)))
+    _, val = train_test_split(rows, test_size=size, random_state=seed, stratify=labels[rows])
+    return np.setdiff1d(everything, val), np.sort(val)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
     """A split's images and labels where batches are gathered from.
 
-    `images` is (n, h, w, c) uint8: on the device, or the memory-mapped view on the host when it
-    exceeds the resident share; then `gather` copies through pinned memory. Same values either way.
+    A resident store's `images` and `labels` are on the device (a CPU maps them into its memory).
+    A streamed one's are on the host, and `gather` copies each batch through pinned memory. Same
+    values either way.
     """
 
-    images: Tensor
-    labels: Tensor  # (n,) int64, always on the device
+    images: Tensor  # (n, h, w, c) uint8
+    labels: Tensor  # (n,) int64
     device: torch.device
+    is_resident: bool
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images (b, h, w, c) uint8 and labels (b,) of the given rows, on the device."""
-        if self.images.device == self.device:
+        """Return images (b, h, w, c) uint8 and labels (b,) of the given rows, on the device.
+
+        Args:
+            rows: (b,) row numbers, where `images` are: elsewhere they would have to be waited for.
+        """
+        if self.is_resident:
             return self.images.index_select(0, rows), self.labels.index_select(0, rows)
-        picked = self.images.index_select(0, rows.cpu())
-        moved = picked.pin_memory().to(self.device, non_blocking=True)
-        return moved, self.labels.index_select(0, rows)
+        images, labels = (self._staged(column, rows) for column in (self.images, self.labels))
+        return images, labels
+
+    def _staged(self, column: Tensor, rows: Tensor) -> Tensor:
+        staging = torch.empty(
+            (len(rows), *column.shape[1:]),
+            dtype=column.dtype,
+            pin_memory=self.device.type == "cuda",
+        )
+        torch.index_select(column, 0, rows, out=staging)
+        return staging.to(self.device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=4)
@@ -160,12 +186,17 @@ def open_store(
     The result is kept for the process's life: the next trial on the same device gets the same one.
     """
     pixels, classes = open_split(folder, split)
-    images = _as_tensor(pixels)
+    images, labels = _as_tensor(pixels), torch.from_numpy(classes)
+    is_resident = images.nbytes <= resident_share * _memory_bytes(device)
+    if is_resident:
+        images, labels = images.to(device), labels.to(device)
+    return ImageStore(images, labels, device, is_resident)
+
+
+def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        if images.nbytes <= resident_share * total:
-            images = images.to(device)
-    return ImageStore(images, torch.from_numpy(classes).to(device), device)
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:

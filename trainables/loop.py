@@ -7,12 +7,14 @@ as an unbroken one would.
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainables import augment, checkpoint, data, models, optim
+from trainables.averaging import averaging
 from trainables.config import TrainConfig
 from trainables.metrics import EpochMetrics
 from trainables.tally import Tally
@@ -61,7 +63,7 @@ def default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bottom
+def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from top to bottom
     config: TrainConfig,
     dataset: Path,
     *,
@@ -83,18 +85,27 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
 
     Raises:
         DivergedError: a loss is not finite.
+        data.DatasetError: the dataset is unusable, or not the one that `config` was made for.
+        ValueError: `config.workers` is not the number of processes that train.
         checkpoint.CheckpointError: `resume_from` is damaged or of another signature.
     """
     device = device or default_device()
     rank, workers = _rank(), _workers()
+    if workers != config.workers:
+        raise ValueError(f"`workers` is {config.workers}, but {workers} processes train together.")
     _set_up_numerics(config, device)
     torch.manual_seed(data.derived_seed(config.seed, "model"))
 
     # Data: resident on the device, split once, the same for every trial of a sweep.
     manifest = data.load_manifest(dataset)
+    if manifest.fingerprint != config.dataset_fingerprint:
+        raise data.DatasetError(
+            f"{dataset} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
+            f"{config.dataset_fingerprint!r}: the dataset was replaced. Start a new sweep on it."
+        )
     store = data.open_store(dataset, "train", device, resident_share)
     train_rows, val_rows = (
-        torch.from_numpy(rows).to(device)
+        torch.from_numpy(rows).to(store.images.device)
         for rows in data.split_indices(
             data.open_split(dataset, "train")[1], config.validation_fraction, config.split_seed
         )
@@ -111,9 +122,9 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
         read_weights=resume_from is None,
     ).to(device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimizer = optim.build_optimizer(model, config)
-    average = _average(model, config)
+    average = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay else None
     plateau = optim.Plateau()
     best_epoch, best_value, first_epoch = 0, -math.inf, 0
     if resume_from is not None:
@@ -124,16 +135,20 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
             )
         model.load_state_dict(weights["model"])
         if average is not None:
-            average.module.load_state_dict(weights["average"])
-            average.n_averaged.fill_(state["num_averaged"])
+            average.load_state_dict(weights["average"])
         optimizer.load_state_dict(optimizer_state)
         plateau = optim.Plateau(**state["plateau"])
         best_epoch, best_value = state["best_epoch"], state["best_value"]
-        first_epoch = state["epoch"] + 1
+        # What early stopping had ended is not continued.
+        first_epoch = config.epochs if plateau.is_exhausted(config) else state["epoch"] + 1
     stepped: Callable[[Tensor], Tensor] = _data_parallel(model, device) if workers > 1 else model
     if config.compile:
-        stepped = torch.compile(stepped)
-    judged = average if average is not None else model
+        # Shapes are fixed and a warm process compiles for many models. Left to itself torch would
+        # make shapes dynamic and then stop compiling, so results would depend on earlier trials.
+        stepped = torch.compile(stepped, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]
+    judged = model
+    if average is not None:
+        judged, update_average = average, averaging(average, model, config.ema_decay)
 
     steps = data.steps_in_epoch(len(train_rows), config.batch_size)
     steps = min(steps, config.steps_per_epoch or steps)
@@ -165,13 +180,15 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
             images, targets = augment.mix(images, labels, num_classes, config, draws)
             _step(config, model, stepped, optimizer, tally, images, targets)
             if average is not None:
-                average.update_parameters(model)
+                update_average(epoch * steps + step)
         train_loss, train_top1, _, seen = tally.read()
         train_s = time.perf_counter() - started
         if not math.isfinite(train_loss):
             raise DivergedError(epoch, "training", lr)
 
         # Validate.
+        if workers > 1:
+            _share_buffers(model, judged)
         val_loss, val_top1, val_top5 = evaluate(
             config, judged, store, val_rows[rank::workers], prepare
         )
@@ -179,7 +196,7 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
             raise DivergedError(epoch, "validation", lr)
         plateau.update(config, val_loss)
         value = val_top1 if config.select_by == "val_top1" else -val_loss
-        if value > best_value:
+        if value > best_value or not len(val_rows):  # without a validation part the last is best
             best_epoch, best_value = epoch, value
         metrics = EpochMetrics(
             train_loss=train_loss,
@@ -200,7 +217,7 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
             if rank == 0:
                 parts = {"model": model.state_dict()}
                 if average is not None:
-                    parts["average"] = average.module.state_dict()
+                    parts["average"] = average.state_dict()
                 checkpoint.save(
                     checkpoints / name,
                     weights=parts,
@@ -211,7 +228,6 @@ def fit(  # noqa: C901, PLR0915 - the one long function: training from top to bo
                         "epoch": epoch,
                         "metrics": metrics.to_dict(),
                         "plateau": asdict(plateau),
-                        "num_averaged": int(average.n_averaged) if average is not None else 0,
                         "best_epoch": best_epoch,
                         "best_value": best_value,
                     },
@@ -235,7 +251,7 @@ def evaluate(
     """Return mean cross-entropy, top-1 and top-5 over the given rows, without augmentation."""
     tally = Tally(store.device)
     model.eval()
-    chunks = rows.split(max(config.batch_size, 256))
+    chunks = rows.split(max(config.batch_size, 256)) if len(rows) else ()
     with torch.inference_mode(), _autocast(config, store.device):
         for chunk in chunks[: config.steps_per_epoch or len(chunks)]:
             pixels, labels = store.gather(chunk)
@@ -256,19 +272,24 @@ def _step(
 ) -> None:
     """One optimizer step on the whole batch, in micro-batches where the attempt asks for them."""
     optimizer.zero_grad(set_to_none=True)
-    size = config.micro_batch_size or len(images)
-    for part, wanted in zip(images.split(size), targets.split(size), strict=True):
-        with _autocast(config, images.device):
-            logits = stepped(part)
-        logits = logits.float()
-        loss_sum = F.cross_entropy(
-            logits, wanted, reduction="sum", label_smoothing=config.label_smoothing
-        )
-        loss = loss_sum / len(images)
-        if config.l2:
-            penalty = sum(w.square().sum() for w in model.parameters() if w.ndim > 1)
-            loss = loss + config.l2 * penalty * (len(part) / len(images))
-        loss.backward()  # type: ignore[no-untyped-call]
+    # Parts of nearly equal size: batch norm cannot train on a single image that is left over.
+    num_parts = math.ceil(len(images) / (config.micro_batch_size or len(images)))
+    parts = zip(images.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True)
+    for number, (part, wanted) in enumerate(parts, start=1):
+        # Data-parallel workers add up their gradients once, with the last part.
+        quiet = getattr(stepped, "no_sync", nullcontext) if number < num_parts else nullcontext
+        with quiet():
+            with _autocast(config, images.device):
+                logits = stepped(part)
+            logits = logits.float()
+            loss_sum = F.cross_entropy(
+                logits, wanted, reduction="sum", label_smoothing=config.label_smoothing
+            )
+            loss = loss_sum / len(images)
+            if config.l2:
+                penalty = sum(w.square().sum() for w in model.parameters() if w.ndim > 1)
+                loss = loss + config.l2 * penalty * (len(part) / len(images))
+            loss.backward()
         tally.add(loss_sum, logits, wanted)
     if config.clip_grad_norm:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
@@ -281,12 +302,13 @@ def _preparation(
     """Return the function from stored pixels to the network's input.
 
     It takes (n, h, w, c) uint8 and a generator (None: no augmentation) and returns
-    (n, c, side, side) float32, channels-last in memory, normalised.
+    (n, c, side, side) float32, normalised, in the memory format the model has.
     """
     mean, std = models.normalisation(config, manifest.mean, manifest.std)
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=device).reciprocal().view(1, -1, 1, 1)
     side = (config.side_px, config.side_px)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def prepare(pixels: Tensor, draws: torch.Generator | None) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).float().div_(255)
@@ -295,7 +317,7 @@ def _preparation(
         if images.shape[2:] != side:
             # Bicubic overshoots; the clamp keeps intensities real.
             images = F.interpolate(images, size=side, mode="bicubic").clamp_(0, 1)
-        return (images - shift) * scale
+        return ((images - shift) * scale).contiguous(memory_format=layout)
 
     return prepare
 
@@ -307,20 +329,19 @@ def _keep_only(folder: Path, epochs: set[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _average(model: nn.Module, config: TrainConfig) -> AveragedModel | None:
-    if not config.ema_decay:
-        return None
-    return AveragedModel(
-        model,
-        multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
-        use_buffers=True,
-    )
+def _share_buffers(*modules: nn.Module) -> None:
+    """Give all workers the first one's buffers: what it saves is what they judge."""
+    for module in modules:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _set_up_numerics(config: TrainConfig, device: torch.device) -> None:
     torch.set_num_threads(config.threads)
     # A reused process must not keep the previous trial's choice.
     torch.use_deterministic_algorithms(config.deterministic and device.type == "cuda")
+    # cuBLAS is reproducible only with a workspace of fixed size, chosen before its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
 
 

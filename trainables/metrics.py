@@ -10,10 +10,10 @@ class EpochMetrics:
     """The figures of one epoch; the same names stand in ledger, study, MLflow and README.
 
     Losses are mean cross-entropies in nats per image; `top1` and `top5` are fractions 0 to 1.
-    With mixup or cutmix `train_top1` counts a hit on either image's label. `lr` is the learning
-    rate of the epoch's last step, `epoch_s` the seconds of training and validation together,
-    `images_per_s` training images per second, `device_peak_gib` the device memory's high-water
-    mark (on a CPU: the process's resident set).
+    With mixup or cutmix `train_top1` counts a hit on either image's label; without a validation
+    part the `val_` figures are 0. `lr` is the learning rate of the epoch's last step, `epoch_s` the
+    seconds of training and validation together, `images_per_s` training images per second,
+    `device_peak_gib` the device memory's high-water mark (on a CPU: the process's resident set).
     """
 
     train_loss: float

@@ -7,7 +7,6 @@ restart needs no scheduler state; reduce-on-plateau keeps the three numbers it d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
     Weight decay is applied to weights of two or more dimensions only, not to biases and norms.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     ]
     groups = [group for group in groups if group["params"]]
     lr, betas, eps = config.lr, (config.beta1, config.beta2), config.epsilon
-    fused = True if _is_on_cuda(group["params"][0] for group in groups) else None
+    fused = True if any(weight.is_cuda for weight in decayed) else None
     match config.optimizer:
         case "sgd" | "nesterov":
             # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
@@ -53,7 +53,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         case "lamb":
             from timm.optim.lamb import Lamb
 
-            return Lamb(groups, lr=lr, betas=betas, eps=eps)
+            # timm adapts a layer's step only where weight decay is on, which would make LAMB
+            # without it plain Adam; and it clips the gradient to norm 1 unless told otherwise,
+            # which here is `clip_grad_norm`'s affair.
+            groups[0]["always_adapt"] = True
+            return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -61,8 +65,9 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
     Linear warm-up from zero over `warmup_epochs`, then: constant; a half cosine down to
     `final_lr_fraction * lr`; or `lr * decay_rate ** (epochs since warm-up / decay_epochs)`
-    (EfficientNet's schedule, arXiv 1905.11946 section 5, there stepwise). `plateau` is constant
-    here and is scaled by `Plateau.scale`.
+    (EfficientNet's schedule, arXiv 1905.11946 section 5; its reference code decays in steps, every
+    `decay_epochs`, and counts them from the start, not from the end of the warm-up). `plateau` is
+    constant here and is scaled by `Plateau.scale`.
     """
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
@@ -74,9 +79,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
             low = config.final_lr_fraction
             return max(config.lr * (low + (1 - low) * share), config.min_lr)
         case "exponential":
-            return max(
-                config.lr * config.decay_rate ** (since / config.decay_epochs), config.min_lr
-            )
+            factor: float = config.decay_rate ** (since / config.decay_epochs)
+            return max(config.lr * factor, config.min_lr)
         case "constant" | "plateau":
             return config.lr
 
@@ -99,14 +103,16 @@ class Plateau:
     def update(self, config: TrainConfig, val_loss: float) -> None:
         """Take one epoch's validation loss and reduce the scale when patience is used up.
 
-        Keras' ReduceLROnPlateau without its `min_delta`: a strictly lower loss counts as better.
+        Keras' ReduceLROnPlateau without its `min_delta`: a strictly lower loss counts as better,
+        and `plateau_patience_epochs` epochs without one reduce the rate (torch's scheduler waits
+        one epoch more).
         """
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.epochs_since_best, self.epochs_since_cut = val_loss, 0, 0
             return
         self.epochs_since_best += 1
         self.epochs_since_cut += 1
-        if config.schedule == "plateau" and self.epochs_since_cut > config.plateau_patience_epochs:
+        if config.schedule == "plateau" and self.epochs_since_cut >= config.plateau_patience_epochs:
             floor = config.min_lr / config.lr if config.lr > 0 else 0.0
             self.scale = max(self.scale * config.plateau_factor, floor)
             self.epochs_since_cut = 0
@@ -115,7 +121,3 @@ class Plateau:
         """Return whether early stopping on validation loss ends the training now."""
         patience = config.early_stop_patience_epochs
         return patience > 0 and self.epochs_since_best >= patience
-
-
-def _is_on_cuda(parameters: Iterable[torch.Tensor]) -> bool:
-    return any(parameter.is_cuda for parameter in parameters)

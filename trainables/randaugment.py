@@ -55,9 +55,10 @@ def randaugment(
         Cubuk et al., RandAugment, arXiv 1909.13719; magnitudes as timm 1.0's increasing variant
         (`rand-mM-inc1`, auto_augment.py). Deviations: no Invert and SolarizeAdd but identity
         (timm's list has the first two), each slot always applies (timm: half the time; the paper:
-        always), at least one bit is kept by posterize (timm keeps none at magnitude 10), all
-        photometric operations come before all geometric ones, so that the statistics they use are
-        the image's own and the fill stays zero.
+        always), at least one bit is kept by posterize (timm keeps none at magnitude 10), black
+        fill and bilinear sampling (timm: the mean colour, bilinear or bicubic), all photometric
+        operations before all geometric ones, so that the statistics they use are the image's own
+        and the fill stays black.
     """
     n = len(images)
     places = math.ceil(n / (len(OPERATIONS) * len(_SIGNS)))  # per operation and direction
@@ -108,7 +109,7 @@ def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Te
     result: Tensor
     match name:
         case "autocontrast":
-            result = tv.autocontrast(images)
+            result = _autocontrast(images)
         case "equalize":
             result = tv.equalize(images)
         case "solarize":  # _solarize_increasing_level_to_arg: 256 is none, 0 inverts everything
@@ -132,8 +133,20 @@ def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Te
     return result
 
 
+# The next two are torchvision's `autocontrast` and `adjust_sharpness` without the values that those
+# bring from the host, for which it would wait.
+
+
+def _autocontrast(images: Tensor) -> Tensor:
+    """Stretch every channel to 0 to 1; a channel of one value stays as it is."""
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    flat = low == high
+    span = (high - low).masked_fill(flat, 1)
+    return ((images - low.masked_fill(flat, 0)) / span).clamp_(0, 1)
+
+
 def _adjust_sharpness(images: Tensor, factor: float) -> Tensor:
-    """Return torchvision's `adjust_sharpness`, which copies its kernel from the host: it waits."""
+    """Blend with (factor below 1) or move away from (above 1) a smoothed copy."""
     if min(images.shape[2:]) < 3:
         return images
     result = images.clone()
@@ -149,8 +162,7 @@ def _geometric_matrices(images: Tensor, places: int, magnitude: float) -> Tensor
     rows, _, height, width = images.shape
     level = magnitude / 10
     matrix = images.new_zeros(rows, 2, 3)
-    matrix[:, 0, 0] = 1
-    matrix[:, 1, 1] = 1
+    matrix.diagonal(dim1=1, dim2=2).fill_(1)
     # Entries with a sign that depends on the direction. Shears hold the top and left edge, as
     # Pillow's do: hence the offset by half a side.
     shear = 0.3 * level
@@ -165,9 +177,8 @@ def _geometric_matrices(images: Tensor, places: int, magnitude: float) -> Tensor
     for name, entries in signed.items():
         for cell, sign in zip(_cells(name, places), _SIGNS, strict=True):
             for row, column, value in entries:
-                matrix[cell, row, column] = sign * value
+                matrix[cell, row, column].fill_(sign * value)
     positive, negative = _cells("rotate", places)
     turned = slice(positive.start, negative.stop)
-    matrix[turned, 0, 0] = math.cos(math.radians(30 * level))
-    matrix[turned, 1, 1] = math.cos(math.radians(30 * level))
+    matrix[turned].diagonal(dim1=1, dim2=2).fill_(math.cos(math.radians(30 * level)))
     return matrix

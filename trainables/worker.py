@@ -1,6 +1,6 @@
-"""The adapter between Ray and `loop.fit`: runs one attempt and reports in flat dictionaries (Tune flattens others).
+"""The adapter between Ray and `loop.fit`: runs one attempt and reports.
 
-The only module here that imports ray. A report is one of
+The only module here that imports ray. A report is a flat dictionary (Tune flattens others), one of
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced.
@@ -15,9 +15,11 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from trainables.redaction import RedactingFormatter
 
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
             name=f"{job.signature}-{job.attempt}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=0),
-            callbacks=[TuneReportCallback()],
+            # A Train callback, which Ray annotates as Tune's.
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
     try:
@@ -191,7 +194,11 @@ def _train_as_rank(job_text: str) -> None:
     def report(values: dict[str, Any]) -> None:
         ray.train.report(values)
 
-    train(Job.from_json(job_text), report)
+    job = Job.from_json(job_text)
+    rank = ray.train.get_context().get_world_rank()
+    if rank:
+        job = replace(job, log=f"{job.log}.rank{rank}")
+    train(job, report)
 
 
 def _address(job: Job) -> dict[str, Any]:
@@ -209,7 +216,7 @@ def _log_file(path: Path) -> Iterator[None]:
     """Send this package's log lines to a file as well, while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("trainables")
     package.setLevel(logging.INFO)
     package.addHandler(handler)

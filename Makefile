@@ -1,0 +1,42 @@
+# make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
+# make test                                        everything but what needs a GPU
+# Each sets up .venv first if need be.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SPACE ?= digits
+ARGS ?=
+NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
+STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
+
+.PHONY: setup sweep test unit lint types clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Use make PYTHON=..."; exit 2; }
+	@echo "Setting up .venv: about 2 minutes and 7 GB."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+sweep: setup
+	@$(BIN)/python -m orchestrator.sweep $(SPACE) $(ARGS) \
+		$(if $(wildcard $(STORAGE)/$(NAME)/ledger.sqlite),--resume)
+
+test: setup
+	$(BIN)/python -m pytest
+
+unit: setup
+	$(BIN)/python -m pytest -m "not ray and not browser"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

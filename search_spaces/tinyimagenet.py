@@ -1,0 +1,22 @@
+"""The whole family from scratch on Tiny ImageNet, 200 classes at its native 64 x 64 pixels.
+
+Command: `python -m orchestrator.sweep tinyimagenet`
+Cost: not yet measured.
+Expected: not yet measured.
+"""
+
+from search_spaces._family import BASE, BY_VARIANT, CNNS, EFFICIENTNETS, PARAMS
+from search_spaces.space import SearchSpace
+
+SPACE = SearchSpace(
+    name="tinyimagenet",
+    dataset="tinyimagenet",
+    variants=(*CNNS, "resnet50", *EFFICIENTNETS),
+    trials=20,
+    side="native",
+    base={**BASE, "crop_padding_px": 8},
+    params=PARAMS,
+    by_variant=BY_VARIANT,
+    first_rung_epochs=4,
+    rung_factor=3,
+)

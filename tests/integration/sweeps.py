@@ -1,0 +1,129 @@
+"""Runs the real command in a real process, and reads what it left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.paths import SweepPaths
+
+LIMIT_S = 300
+
+
+def command(space: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.sweep", space, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    # A cluster that happens to run on this machine must not be used.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "RAY_ADDRESS": "local"}
+
+
+def sweep(cwd: Path, space: str, *arguments: object, address: str = "local") -> Any:
+    """Run to the end; returns the finished process with its output as text."""
+    return subprocess.run(
+        command(space, *arguments),
+        cwd=cwd,
+        env={**environment(), "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+@contextmanager
+def started(cwd: Path, space: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Start and leave it running; whatever is left of it is killed at the end of the block."""
+    process = subprocess.Popen(
+        command(space, *arguments),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
+    """Poll until the condition is truthy and return its value."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come about within {limit_s:g} s")
+
+
+def count_epochs(paths: SweepPaths) -> int:
+    try:
+        with sqlite3.connect(f"{paths.ledger.absolute().as_uri()}?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT count(*) FROM epochs").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def ledger_of(paths: SweepPaths) -> Ledger:
+    return open_ledger(paths.ledger, read_only=True)
+
+
+def table(paths: SweepPaths) -> list[tuple[Any, ...]]:
+    """Everything that must not depend on how often a sweep was interrupted."""
+    ledger = ledger_of(paths)
+    rows = []
+    for trial in ledger.trials():
+        for row in ledger.epochs(trial.signature):
+            figures = {k: v for k, v in row.metrics.items() if not is_measured_time(k)}
+            rows.append(
+                (
+                    *(trial.variant, trial.number, trial.signature, str(trial.params)),
+                    *(trial.status, trial.best_epoch, trial.best_value),
+                    *(row.epoch, tuple(sorted(figures.items()))),
+                )
+            )
+    ledger.close()
+    return rows
+
+
+def is_measured_time(metric: str) -> bool:
+    return metric in ("epoch_s", "images_per_s", "device_peak_gib")
+
+
+def tracking_uri(output: str) -> str:
+    """The store that the sweep's last line names."""
+    match = re.search(r"^MLflow: (mlflow ui .*)$", output, re.MULTILINE)
+    assert match, output
+    return shlex.split(match.group(1))[3]
+
+
+def worker_pids() -> list[int]:
+    """Processes of Tune trial actors, by the title Ray gives them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith((b"ray::ImplicitFunc", b"ray::run_trial")):
+            found.append(int(folder.name))
+    return found

@@ -1,0 +1,79 @@
+"""Plans, ledgers and learning curves for tests that train nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from orchestrator.conductor import Plan
+from orchestrator.ledger import Ledger, create_ledger
+from search_spaces.space import SearchSpace
+from trainables.metrics import METRIC_NAMES
+
+PARAMS: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "dropout": FloatDistribution(0.0, 0.5),
+    "batch_size": CategoricalDistribution([32, 64, 128]),
+    "optimizer": CategoricalDistribution(["sgd", "adamw"]),
+}
+
+
+def metrics(**values: float) -> dict[str, float]:
+    """Return a whole row; what is not given is a number that tells its column."""
+    return {name: float(number) for number, name in enumerate(METRIC_NAMES)} | values
+
+
+def space(**values: Any) -> SearchSpace:
+    defaults: dict[str, Any] = {
+        "name": "test",
+        "dataset": "digits",
+        "variants": ("cnn2", "cnn3"),
+        "trials": 4,
+        "side": 32,
+        "base": {"epochs": 9},
+        "params": PARAMS,
+        "first_rung_epochs": 1,
+        "rung_factor": 3,
+        "startup_trials": 3,
+        "max_attempts": 3,
+    }
+    return SearchSpace(**{**defaults, **values})
+
+
+def plan(of: SearchSpace, *, seed: int = 0, trials: int | None = None) -> Plan:
+    return Plan(
+        space=of,
+        seed=seed,
+        trials=trials or of.trials,
+        variants=tuple(of.variants),
+        side_px=dict.fromkeys(of.variants, 32),
+        dataset="digits",
+        fingerprint="f" * 8,
+        overrides={},
+    )
+
+
+def new_ledger(path: Path, for_plan: Plan, **facts: Any) -> Ledger:
+    return create_ledger(
+        path,
+        {
+            "sweep_id": "0123456789ab",
+            "created_s": 1_700_000_000.0,
+            "plan": for_plan.identity(),
+            "keep_best": for_plan.space.keep_best,
+            "options": {},
+            "dataset": "digits",
+            "versions": {"torch": "2"},
+            **facts,
+        },
+    )
+
+
+def curve(config: Mapping[str, Any], epoch: int) -> float:
+    """Return a trial's validation accuracy after an epoch: better near lr 0.01, dropout 0.2."""
+    miss = abs(math.log10(config["lr"]) + 2) / 4 + abs(config["dropout"] - 0.2)
+    return (1 - miss) * (1 - 0.5 ** (epoch + 1)) + (config["seed"] % 97) * 1e-4

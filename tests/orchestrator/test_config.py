@@ -1,0 +1,222 @@
+"""The command line: which flags there are, what they mean, and how wrong ones are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import SweepConfig, _parser, parse_args
+from orchestrator.errors import (
+    OrchestratorError,
+    SweepExistsError,
+    SweepNotFoundError,
+    UsageError,
+    unknown_name,
+)
+from orchestrator.paths import SweepPaths, is_sweep_name, sweep_names
+
+# The command line's contract: a change here is a change for every user.
+FLAGS = (
+    "--address",
+    "--data-dir",
+    "--dataset",
+    "--dry-run",
+    "--epochs",
+    "--gpus-per-trial",
+    "--help",
+    "--max-concurrent",
+    "--name",
+    "--resume",
+    "--seed",
+    "--side",
+    "--storage",
+    "--tracking-uri",
+    "--trials",
+    "--variants",
+    "--verbose",
+    "--workers-per-trial",
+)
+
+
+def test_the_flags_are_these() -> None:
+    flags = {
+        option
+        for action in _parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+    assert tuple(sorted(flags)) == FLAGS
+
+
+def test_without_arguments_the_space_is_digits_and_the_rest_is_left_open() -> None:
+    assert parse_args([]) == SweepConfig(space="digits", name="digits")
+    assert parse_args(["digits"]) == parse_args([])
+
+
+def test_every_flag_is_read() -> None:
+    config = parse_args(
+        [
+            *(
+                "tinyimagenet",
+                "--trials",
+                "7",
+                "--epochs",
+                "3",
+                "--variants",
+                "cnn2, resnet50,cnn2",
+            ),
+            *("--dataset", "mine", "--seed", "5", "--side", "paper", "--max-concurrent", "4"),
+            *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
+            *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
+            *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose"),
+        ]
+    )
+    assert config == SweepConfig(
+        space="tinyimagenet",
+        trials=7,
+        epochs=3,
+        variants=("cnn2", "resnet50"),
+        dataset="mine",
+        seed=5,
+        side="paper",
+        max_concurrent=4,
+        gpus_per_trial=0.25,
+        workers_per_trial=2,
+        data_dir=Path("/d a"),
+        storage=Path("out"),
+        tracking_uri="http://h:5000",
+        address="h:6379",
+        name="my-sweep.2",
+        resume=True,
+        dry_run=True,
+        verbose=True,
+    )
+    unset = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) in (None, False)]
+    assert unset == []
+    assert config.paths == SweepPaths(Path("out"), "my-sweep.2")
+
+
+def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
+    assert parse_args(["some/where/mine.py"]).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--trials", "0"], "`--trials` must be 1 or more; got 0."),
+        (["--epochs", "-3"], "`--epochs` must be 1 or more; got -3."),
+        (["--seed", "-1"], "`--seed` must be 0 or more; got -1."),
+        (["--max-concurrent", "0"], "`--max-concurrent` must be 1 or more; got 0."),
+        (["--workers-per-trial", "0"], "`--workers-per-trial` must be 1 or more; got 0."),
+        (["--gpus-per-trial", "1.5"], "must be 0 to 1, or a whole number; got 1.5."),
+        (["--gpus-per-trial", "-1"], "must be 0 to 1, or a whole number; got -1."),
+        (["--gpus-per-trial", "nan"], "must be 0 to 1, or a whole number; got nan."),
+        (["--gpus-per-trial", "inf"], "must be 0 to 1, or a whole number; got inf."),
+        (["--side", "big"], "`--side` must be native, paper or pixels; got 'big'."),
+        (["--side", "0"], "`--side` must be native, paper or pixels; got '0'."),
+        (["--side", "²"], "`--side` must be native, paper or pixels; got '²'."),
+        (["--variants", " , "], "`--variants` must list at least one model"),
+        (["--name", "../up"], "`--name` must be letters, digits, '.', '_' and '-'"),
+        (["--name", ""], "starting with a letter or digit; got ''."),
+        (["my space.py"], "got 'my space'."),
+    ],
+)
+def test_a_wrong_value_is_answered_with_its_rule(argv: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args(argv)
+    assert sentence in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("share", ["0", "0.25", "1", "2", "8.0"])
+def test_shares_of_a_device_and_whole_devices_are_taken(share: str) -> None:
+    assert parse_args(["--gpus-per-trial", share]).gpus_per_trial == float(share)
+
+
+def test_all_wrong_values_are_answered_at_once() -> None:
+    argv = ["--trials", "0", "--seed", "-1", "--side", "x", "--variants", ",", "--name", "/"]
+    with pytest.raises(UsageError) as caught:
+        parse_args(argv)
+    named = [line.split("`")[1] for line in str(caught.value).splitlines()]
+    assert named == ["--trials", "--seed", "--variants", "--side", "--name"]
+
+
+@pytest.mark.parametrize("argv", [["--unknown"], ["--trials", "many"], ["digits", "extra"]])
+def test_a_wrong_flag_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_args(argv)
+    assert caught.value.code == 2
+    assert "usage: python -m orchestrator.sweep" in capsys.readouterr().err
+
+
+def test_help_is_fast_and_imports_no_heavy_library() -> None:
+    """Also what it names: every flag, and the built-in spaces."""
+    code = (
+        "import sys\n"
+        "from orchestrator.sweep import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'timm', 'numpy', 'pyarrow', 'rich'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    best_s = 60.0
+    for _ in range(3):  # the fastest: the machine may be busy with other things
+        started_s = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "COLUMNS": "100"},
+        )
+        best_s = min(best_s, time.perf_counter() - started_s)
+    assert "HEAVY []" in done.stdout
+    assert all(flag in done.stdout for flag in FLAGS)
+    assert "Built-in spaces:" in done.stdout
+    assert "digits" in done.stdout
+    assert best_s < 1.0
+
+
+def test_a_sweep_name_is_a_folder_name_anywhere() -> None:
+    good = ["digits", "a", "7", "my-sweep_2.1", "A" * 100]
+    bad = ["", ".", "..", ".hidden", "-x", "a/b", "a b", "ä", "a\n", "A" * 101]
+    assert [is_sweep_name(name) for name in good] == [True] * len(good)
+    assert [is_sweep_name(name) for name in bad] == [False] * len(bad)
+
+
+def test_existing_sweeps_are_those_with_a_ledger(tmp_path: Path) -> None:
+    for name in ("zebra", "ant", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("zebra", "ant"):
+        SweepPaths(tmp_path, name).ledger.touch()
+    assert sweep_names(tmp_path) == ["ant", "zebra"]
+    assert sweep_names(tmp_path / "none") == []
+
+
+def test_the_default_tracking_address_is_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = SweepPaths(Path("results"), "s").default_tracking_uri
+    assert uri == f"sqlite:///{tmp_path}/results/mlflow.db"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    text = unknown_name("dataset", "cifr10", ["tinyimagenet", "cifar10", "cifar100"])
+    assert text == (
+        "Unknown dataset 'cifr10'. Known: cifar10, cifar100, tinyimagenet. Did you mean 'cifar10'?"
+    )
+    assert unknown_name("dataset", "zzz", []) == "Unknown dataset 'zzz'. Known: none."
+
+
+def test_users_errors_are_value_errors_of_ours() -> None:
+    for error in (SweepExistsError, SweepNotFoundError):
+        assert issubclass(error, UsageError)
+    assert issubclass(UsageError, OrchestratorError)
+    assert issubclass(UsageError, ValueError)

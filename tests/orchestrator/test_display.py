@@ -1,0 +1,178 @@
+"""What a person sees, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import display
+from orchestrator.conductor import Plan
+from orchestrator.display import Display, clock, failures, leaderboard
+from orchestrator.ledger import Ledger
+from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
+
+
+@pytest.fixture
+def of_plan() -> Plan:
+    return plan(space(trials=3))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
+    return new_ledger(tmp_path / "ledger.sqlite", of_plan)
+
+
+def add(ledger: Ledger, key: str, variant: str, number: int, **params: object) -> None:
+    ledger.plan_trial(
+        signature=key, variant=variant, number=number, config={}, params=params, seen_seq=0
+    )
+    ledger.start_attempt(key, resumed_from=None, micro_batch_size=0)
+
+
+def end(
+    ledger: Ledger, key: str, status: str, best: tuple[int, float] | None = None, text: str = ""
+) -> None:
+    ledger.end_attempt(
+        key,
+        len(ledger.attempts(key)),
+        outcome=status,
+        failure_class="bug" if text else None,
+        failure_text=text or None,
+        trial_status=status,  # type: ignore[arg-type]
+        best=best,
+    )
+
+
+def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=terminal, width=120, color_system=None), out
+
+
+def shown(item: object) -> str:
+    to, out = console()
+    to.print(item)
+    return out.getvalue()
+
+
+def cells(text: str, variant: str) -> list[str]:
+    """Return the cells of a table's row that begins with a variant."""
+    [line] = [line for line in text.splitlines() if line.startswith(f"│ {variant} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_every_end_is_one_plain_line(ledger: Ledger, of_plan: Plan) -> None:
+    to, out = console()
+    add(ledger, "aaaaaaaaaaaa", "cnn2", 0)
+    with Display(to, ledger, of_plan) as screen:
+        screen.show()
+        end(ledger, "aaaaaaaaaaaa", "complete", (1, 0.93754))
+        screen.show()
+        screen.show()
+        add(ledger, "bbbbbbbbbbbb", "cnn2", 1)
+        end(ledger, "bbbbbbbbbbbb", "failed", text="boom")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == (
+        "0 of 6 trials ended (0 complete, 0 stopped early, 0 diverged, 0 failed), 1 running; "
+        "0:00:00 passed"
+    )
+    assert lines[1:] == [
+        "aaaaaaaaaaaa  cnn2 #0  complete  best 0.9375",
+        "bbbbbbbbbbbb  cnn2 #1  failed",
+    ]
+
+
+def test_a_continued_sweep_tells_only_what_is_new(ledger: Ledger, of_plan: Plan) -> None:
+    for number, key in enumerate(("aaaaaaaaaaaa", "bbbbbbbbbbbb")):
+        add(ledger, key, "cnn2", number)
+    end(ledger, "aaaaaaaaaaaa", "complete", (0, 0.5))
+    end(ledger, "bbbbbbbbbbbb", "failed", text="boom")
+    to, out = console()
+    with Display(to, ledger, of_plan) as screen:
+        screen.show()
+        ledger.start_attempt("bbbbbbbbbbbb", resumed_from=None, micro_batch_size=0)
+        end(ledger, "bbbbbbbbbbbb", "failed", text="boom")
+    assert out.getvalue().splitlines()[1:] == ["bbbbbbbbbbbb  cnn2 #1  failed"]
+
+
+def test_variants_that_are_left_out_are_not_counted(ledger: Ledger) -> None:
+    add(ledger, "aaaaaaaaaaaa", "cnn9", 0)
+    end(ledger, "aaaaaaaaaaaa", "complete", (0, 0.5))
+    to, out = console()
+    Display(to, ledger, plan(space(trials=3))).show()
+    assert out.getvalue().startswith("0 of 6 trials ended (0 complete")
+
+
+def test_the_table_on_a_terminal_counts_each_variant(ledger: Ledger, of_plan: Plan) -> None:
+    for number, key in enumerate("abc"):
+        add(ledger, key, "cnn2", number)
+    add(ledger, "d", "cnn3", 0)
+    ledger.record_epoch("a", 1, 0, metrics(val_top1=0.25, images_per_s=1200.4), None)
+    end(ledger, "b", "stopped", (0, 0.125))
+    end(ledger, "c", "diverged")
+    to, out = console(terminal=True)
+    with Display(to, ledger, of_plan) as screen:
+        screen.show()
+    last = out.getvalue().rpartition("test on digits")[2]
+    assert (
+        "│ variant │ trials │ running │ done │ stopped │ failed │ best val_top1 │ images/s │"
+        in (last.replace("┃", "│"))
+    )
+    assert cells(last, "cnn2") == ["cnn2", "3", "1", "0", "1", "1", "0.2500", "1,200"]
+    assert cells(last, "cnn3") == ["cnn3", "3", "1", "0", "0", "0", "", ""]
+
+
+def test_the_best_of_each_variant_come_best_first(ledger: Ledger, of_plan: Plan) -> None:
+    values = {"a": ("cnn2", 0.5), "b": ("cnn2", 0.7), "c": ("cnn3", 0.9), "d": ("cnn2", 0.7)}
+    for number, (key, (variant, value)) in enumerate(values.items()):
+        add(ledger, key, variant, number, lr=0.012345, optimizer="sgd")
+        end(ledger, key, "complete", (3, value))
+    add(ledger, "e", "cnn3", 9)
+    end(ledger, "e", "diverged")
+    table = leaderboard(of_plan, ledger.trials())
+    text = shown(table)
+    assert cells(text, "cnn3")[:5] == ["cnn3", "0.9000", "4", "2", "c"]
+    assert cells(text, "cnn2") == ["cnn2", "0.7000", "4", "3", "b", "lr 0.0123  optimizer sgd"]
+    assert text.index("cnn3") < text.index("cnn2")
+    lowest = leaderboard(plan(space(mode="min", metric="val_loss")), ledger.trials())
+    assert cells(shown(lowest), "cnn2")[:2] == ["cnn2", "0.5000"]
+    assert shown(lowest).index("cnn2") < shown(lowest).index("cnn3")
+
+
+def test_failures_say_class_reason_and_log(ledger: Ledger) -> None:
+    add(ledger, "a", "cnn2", 0)
+    end(ledger, "a", "failed", text="Traceback\n  File x\nValueError: no\n")
+    add(ledger, "b", "cnn2", 1)
+    end(ledger, "b", "diverged")
+    add(ledger, "c", "cnn2", 2)
+    end(ledger, "c", "complete", (0, 0.5))
+    assert failures(ledger.trials(), ledger.attempts()) == [
+        "a  cnn2 #0  failed after 1 attempt  bug: ValueError: no  (log: trials/a/attempt_1.log)",
+        "b  cnn2 #1  diverged after 1 attempt  the loss was not finite  "
+        "(log: trials/b/attempt_1.log)",
+    ]
+
+
+def test_the_time_left_is_this_runs_own_pace(
+    ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = 1000.0
+    monkeypatch.setattr(display.time, "time", lambda: clock_s)
+    add(ledger, "a", "cnn2", 0)
+    end(ledger, "a", "complete", (0, 0.5))  # by an earlier command: says nothing of the pace
+    to, _ = console()
+    screen = Display(to, ledger, of_plan)
+    add(ledger, "b", "cnn2", 1)
+    clock_s = 1030.0
+    assert screen._time_left(ledger.trials()) == "0:00:30 passed"
+    end(ledger, "b", "complete", (0, 0.5))
+    assert screen._time_left(ledger.trials()) == "0:00:30 passed, at least about 0:02:00 left"
+
+
+def test_durations_are_hours_minutes_seconds() -> None:
+    assert [clock(s) for s in (0, 59.9, 3600, 3725, 360_000)] == [
+        *("0:00:00", "0:00:59", "1:00:00", "1:02:05"),
+        "100:00:00",
+    ]

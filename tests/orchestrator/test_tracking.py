@@ -1,0 +1,497 @@
+"""MLflow shows the ledger: everything once, whatever happened in between. A real store."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event  # mlflow brings it
+
+from orchestrator.conductor import Plan
+from orchestrator.ledger import Ledger
+from orchestrator.paths import SweepPaths
+from orchestrator.tracking import Tracker, ui_command
+from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
+from trainables.config import TrainConfig
+from trainables.metrics import METRIC_NAMES
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One store for all tests here, since to set one up takes MLflow seconds.
+
+    It does not wait for the disk: no test here takes its power away.
+    """
+
+    def hurry(connection: sqlite3.Connection, record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield tmp_path_factory.mktemp("it's storage")
+    event.remove(Engine, "connect", hurry)
+
+
+class Sweep:
+    """A sweep's ledger, folder and tracker, and short words for what happens to its trials."""
+
+    def __init__(self, storage: Path, name: str) -> None:
+        self.paths = SweepPaths(storage, name)
+        self.plan: Plan = plan(space(keep_best=2))
+        self.ledger: Ledger = new_ledger(self.paths.ledger, self.plan, sweep_id=f"id-{name}")
+        self.tracker = self.new_tracker()
+
+    def new_tracker(self) -> Tracker:
+        return Tracker(self.ledger, self.paths, self.paths.default_tracking_uri)
+
+    def start(self, number: int, *, micro: int = 0) -> str:
+        """Start the next attempt at a trial, planning it first; return its signature."""
+        config = self.config(number)
+        key = config.signature()
+        if key not in {trial.signature for trial in self.ledger.trials()}:
+            self.ledger.plan_trial(
+                signature=key,
+                variant="cnn2",
+                number=number,
+                config=config.to_dict(),
+                params={"lr": config.lr},
+                seen_seq=self.ledger.seq,
+            )
+        attempt = self.ledger.start_attempt(key, resumed_from=None, micro_batch_size=micro)
+        log = self.paths.root / f"trials/{key}/attempt_{attempt}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"log of attempt {attempt}\n")
+        return key
+
+    def config(self, number: int) -> TrainConfig:
+        params = {"lr": 0.01, "dropout": 0.1, "batch_size": 32, "optimizer": "sgd"}
+        return self.plan.train_config("cnn2", number, params)
+
+    def epoch(self, key: str, epoch: int, value: float) -> None:
+        attempt = self.ledger.attempts(key)[-1].attempt
+        name = f"trials/{key}/attempt_{attempt}/epoch_{epoch:04d}"
+        (self.paths.root / name).mkdir(parents=True, exist_ok=True)
+        (self.paths.root / name / "model.safetensors").write_text(f"weights of {key} {epoch}")
+        assert self.ledger.record_epoch(key, attempt, epoch, metrics(val_top1=value), name)
+
+    def end(self, key: str, status: str, best: tuple[int, float] | None = None, **how: Any) -> None:
+        outcome = how.pop("outcome", status)
+        self.ledger.end_attempt(
+            key,
+            self.ledger.attempts(key)[-1].attempt,
+            outcome=outcome,
+            trial_status=status,  # type: ignore[arg-type]
+            best=best,
+            **how,
+        )
+
+    def run_trial(self, number: int, value: float) -> str:
+        key = self.start(number)
+        self.epoch(key, 0, value / 2)
+        self.epoch(key, 1, value)
+        self.end(key, "complete", (1, value))
+        return key
+
+    # What MLflow holds.
+
+    @property
+    def client(self) -> Any:
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=self.paths.default_tracking_uri)
+
+    def runs(self) -> dict[str, Any]:
+        """Return the sweep's runs by signature, none of them twice; the parent is "sweep"."""
+        experiment = self.client.get_experiment_by_name(self.paths.name)
+        found = self.client.search_runs([experiment.experiment_id])
+        by_key = {run.data.tags.get("sweep.signature", "sweep"): run for run in found}
+        assert len(by_key) == len(found)
+        return by_key
+
+    def values(self, key: str, metric: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.runs()[key].info.run_id, metric)
+        return sorted((item.step, item.value) for item in history)
+
+    def files(self, key: str, folder: str | None = None) -> dict[str, str]:
+        """Return a run's artifacts by path."""
+        run_id = self.runs()[key].info.run_id
+        found: dict[str, str] = {}
+        for item in self.client.list_artifacts(run_id, folder):
+            if item.is_dir:
+                found |= self.files(key, item.path)
+            else:
+                path = self.client.download_artifacts(run_id, item.path)
+                found[item.path] = Path(path).read_text()
+        return found
+
+    def content(self) -> dict[str, Any]:
+        """Return everything MLflow holds of the sweep, except when it was written."""
+        return {
+            key: (
+                *(run.info.status, run.info.run_name, run.data.params),
+                *(run.data.tags, self.files(key)),
+                {name: self.values(key, name) for name in run.data.metrics},
+            )
+            for key, run in self.runs().items()
+        }
+
+
+@pytest.fixture
+def sweep(storage: Path, request: pytest.FixtureRequest) -> Sweep:
+    return Sweep(storage, request.node.name.replace("[", "-").replace("]", "")[:90])
+
+
+def test_a_sweep_is_one_parent_and_one_child_per_trial(sweep: Sweep) -> None:
+    first, second = sweep.run_trial(0, 0.5), sweep.run_trial(1, 0.75)
+    assert sweep.tracker.sync() == 2
+    runs = sweep.runs()
+    assert set(runs) == {"sweep", first, second}
+    parent = runs["sweep"]
+    for number, key in enumerate((first, second)):
+        run = runs[key]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["sweep.id"] == sweep.ledger.get("sweep_id")
+        assert run.info.run_name == f"cnn2-{number:03d}"
+        config = sweep.config(number)
+        assert run.data.params == {name: str(v) for name, v in config.to_dict().items()}
+        for metric in METRIC_NAMES:
+            expected = [(row.epoch, row.metrics[metric]) for row in sweep.ledger.epochs(key)]
+            assert sweep.values(key, metric) == expected
+        assert sweep.values(key, "best_val_top1") == [(0, (0.5, 0.75)[number])]
+        rows = sweep.ledger.epochs(key)
+        history = sweep.client.get_metric_history(run.info.run_id, "val_top1")
+        assert sorted(item.timestamp for item in history) == [
+            int(row.arrived_s * 1000) for row in rows
+        ]
+        files = sweep.files(key)
+        assert '"variant": "cnn2"' in files["config.json"]
+        assert files["logs/attempt_1.log"] == "log of attempt 1\n"
+    assert set(sweep.files("sweep")) == {"plan.json"}
+    assert parent.info.status == "RUNNING"
+    sweep.tracker.finish("complete", {"trials": 2})
+    sweep.new_tracker().finish("complete", {"trials": 2})
+    assert sweep.runs()["sweep"].info.status == "FINISHED"
+    assert sweep.values("sweep", "trials") == [(0, 2.0)]
+
+
+@pytest.mark.parametrize("how", ["same", "new tracker", "lost position", "both"])
+def test_writing_again_changes_nothing(sweep: Sweep, how: str) -> None:
+    sweep.run_trial(0, 0.5)
+    running = sweep.start(1)
+    sweep.epoch(running, 0, 0.25)
+    sweep.tracker.sync()
+    before = sweep.content()
+    if how in ("lost position", "both"):
+        sweep.ledger.put("tracking_seq", 0)
+    if how in ("new tracker", "both"):
+        sweep.tracker = sweep.new_tracker()
+    written = sweep.tracker.sync()
+    assert written == (2 if how in ("lost position", "both") else 0)
+    assert sweep.content() == before
+    sweep.epoch(running, 1, 0.5)
+    assert sweep.tracker.sync() == 1
+    assert sweep.values(running, "val_top1") == [(0, 0.25), (1, 0.5)]
+
+
+def test_every_outcome_has_its_status(sweep: Sweep) -> None:
+    ends = {"complete": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+    keys = {}
+    for number, status in enumerate(ends):
+        keys[status] = sweep.start(number)
+        sweep.end(keys[status], status)
+    keys["running"] = sweep.start(4)
+    sweep.tracker.sync()
+    runs = sweep.runs()
+    assert {status: runs[key].info.status for status, key in keys.items()} == {
+        **ends,
+        "running": "RUNNING",
+    }
+    for status, key in keys.items():
+        assert runs[key].data.tags["sweep.outcome"] == status
+
+
+def test_an_interrupted_trial_is_killed_and_finished_when_it_goes_on(sweep: Sweep) -> None:
+    key = sweep.start(0)
+    sweep.epoch(key, 0, 0.25)
+    sweep.tracker.sync()
+    assert sweep.runs()[key].info.status == "RUNNING"
+    sweep.end(key, "running", outcome="lost")
+    sweep.tracker.sync()
+    run = sweep.runs()[key]
+    assert (run.info.status, run.data.tags["sweep.outcome"]) == ("KILLED", "interrupted")
+    assert run.info.end_time == int((sweep.ledger.attempts(key)[-1].ended_s or 0) * 1000)
+    sweep.tracker.finish("interrupted", {})
+    assert sweep.runs()["sweep"].info.status == "KILLED"
+    # The next command.
+    sweep.tracker = sweep.new_tracker()
+    sweep.start(0, micro=8)
+    sweep.tracker.sync()
+    run = sweep.runs()[key]
+    assert (run.info.status, run.data.tags["micro_batch_size"]) == ("RUNNING", "8")
+    assert sweep.runs()["sweep"].info.status == "RUNNING"
+    sweep.epoch(key, 1, 0.5)
+    sweep.end(key, "complete", (1, 0.5))
+    sweep.tracker.sync()
+    run = sweep.runs()[key]
+    assert (run.info.status, run.data.tags["attempts"]) == ("FINISHED", "2")
+    assert run.info.end_time == int((sweep.ledger.attempts(key)[-1].ended_s or 0) * 1000)
+    assert sweep.values(key, "val_top1") == [(0, 0.25), (1, 0.5)]
+    assert set(sweep.files(key, "logs")) == {"logs/attempt_1.log", "logs/attempt_2.log"}
+
+
+def test_a_failure_shows_its_class_text_and_log(sweep: Sweep) -> None:
+    key = sweep.start(0)
+    sweep.end(
+        key, "running", outcome="failed", failure_class="disk", failure_text="OSError: full\n"
+    )
+    sweep.start(0)
+    sweep.end(key, "failed", failure_class="bug", failure_text="ValueError: no\n")
+    sweep.tracker.sync()
+    assert sweep.runs()[key].data.tags["failure.class"] == "bug"
+    assert sweep.files(key, "logs") == {
+        "logs/attempt_1.log": "log of attempt 1\n",
+        "logs/attempt_1_failure.txt": "OSError: full\n",
+        "logs/attempt_2.log": "log of attempt 2\n",
+        "logs/attempt_2_failure.txt": "ValueError: no\n",
+    }
+
+
+def test_what_is_no_number_is_left_out(sweep: Sweep) -> None:
+    key = sweep.start(0)
+    sweep.ledger.record_epoch(key, 1, 0, metrics(val_loss=math.nan), None)
+    sweep.tracker.sync()
+    assert set(sweep.runs()[key].data.metrics) == set(METRIC_NAMES) - {"val_loss"}
+
+
+def test_only_the_best_keep_their_weights(sweep: Sweep) -> None:
+    def with_weights() -> set[str]:
+        return {key for key in sweep.runs() if key != "sweep" and sweep.files(key, "weights")}
+
+    low, middle = sweep.run_trial(0, 0.5), sweep.run_trial(1, 0.6)
+    sweep.tracker.sync()
+    assert with_weights() == {low, middle}
+    files = sweep.files(middle, "weights")
+    assert files["weights/model.safetensors"] == f"weights of {middle} 1"
+    assert '"best_epoch": 1' in files["weights/model.json"]
+    high = sweep.run_trial(2, 0.7)
+    sweep.tracker.sync()
+    assert with_weights() == {middle, high}
+    sweep.run_trial(3, 0.1)
+    sweep.tracker.sync()
+    assert with_weights() == {middle, high}
+    sweep.tracker = sweep.new_tracker()  # which weights are there is asked of the store
+    higher = sweep.run_trial(4, 0.9)
+    sweep.tracker.sync()
+    assert with_weights() == {high, higher}
+
+
+def test_a_model_can_be_rebuilt_from_its_json(sweep: Sweep) -> None:
+    import json
+
+    key = sweep.run_trial(0, 0.5)
+    sweep.tracker.sync()
+    recipe = json.loads(sweep.files(key, "weights")["weights/model.json"])
+    assert TrainConfig.from_dict(recipe["config"]) == sweep.config(0)
+    assert (recipe["dataset"], recipe["versions"]) == ("digits", {"torch": "2"})
+
+
+def test_weights_that_are_gone_stop_nothing(sweep: Sweep) -> None:
+    key = sweep.run_trial(0, 0.5)
+    for file in sweep.paths.trial(key).rglob("model.safetensors"):
+        file.unlink()
+    assert sweep.tracker.sync() == 1
+    assert sweep.files(key, "weights") == {}
+    assert sweep.runs()[key].info.status == "FINISHED"
+
+
+CALLS = (
+    *("create_run", "log_dict", "log_batch", "log_artifact", "set_terminated", "log_text"),
+    *("update_run", "search_runs", "list_artifacts", "set_tag"),
+)
+
+
+# Which call fails, whether it had acted before, and its name (should the order change, look anew).
+FAILING = (
+    (2, True, "create_run"),  # the parent is there, unknown to us
+    (3, False, "log_dict"),  # and has no plan
+    (6, True, "create_run"),  # a child is there, unknown to us
+    (8, False, "log_batch"),  # and has neither parameters nor metrics
+    (9, False, "log_batch"),  # or no tags
+    (11, False, "set_terminated"),
+    (20, False, "log_dict"),  # half of the weights
+    (28, True, "log_batch"),
+    (39, False, "log_dict"),  # half of the weights, of a trial that displaces another
+)
+
+
+class Flaky:
+    """An MLflow client whose n-th call raises, before it acts or after; then it works again."""
+
+    def __init__(self, client: Any, at: int, *, after: bool) -> None:
+        self.client, self.at, self.after, self.count = client, at, after, 0
+        self.failed: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        original = getattr(self.client, name)
+        if name not in CALLS:
+            return original
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            fails = self.count == self.at
+            if fails:
+                self.failed = name
+            if fails and not self.after:
+                raise ConnectionError("the store is gone")
+            result = original(*args, **kwargs)
+            if fails:
+                raise ConnectionError("the answer is lost")
+            return result
+
+        return call
+
+
+def story(sweep: Sweep) -> list[Callable[[], Any]]:
+    """A sweep in scenes, between which MLflow is brought up to date."""
+
+    def fail() -> None:
+        key = sweep.start(2)
+        sweep.end(key, "failed", failure_class="bug", failure_text="ValueError: no\n")
+
+    def begin() -> None:
+        sweep.run_trial(0, 0.5)
+        sweep.epoch(sweep.start(1), 0, 0.3)
+
+    def go_on() -> None:
+        key = sweep.config(1).signature()
+        sweep.epoch(key, 1, 0.6)
+        sweep.end(key, "complete", (1, 0.6))
+        sweep.run_trial(3, 0.9)  # displaces the first
+
+    return [begin, fail, go_on]
+
+
+def without_identity(content: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what differs between two sweeps of the same trials."""
+    own = ("sweep.id", "mlflow.parentRunId", "mlflow.runName")
+    return {
+        key: (
+            *(status, name if key != "sweep" else None, params),
+            *({k: v for k, v in tags.items() if k not in own}, files, values),
+        )
+        for key, (status, name, params, tags, files, values) in content.items()
+    }
+
+
+def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    whole = Sweep(storage, "whole")
+    for scene in story(whole):
+        scene()
+        whole.tracker.sync()
+    expected = without_identity(whole.content())
+    assert len(expected) == 5
+    real = mlflow.MlflowClient
+    for at, after, name in FAILING:
+        sweep = Sweep(storage, f"flaky-{at}")
+        flaky = Flaky(real(tracking_uri=sweep.paths.default_tracking_uri), at, after=after)
+        monkeypatch.setattr(mlflow, "MlflowClient", lambda tracking_uri, to=flaky: to)
+        raised = 0
+        for scene in story(sweep):
+            scene()
+            try:
+                sweep.tracker.sync()
+            except ConnectionError:
+                raised += 1
+        monkeypatch.setattr(mlflow, "MlflowClient", real)
+        sweep.tracker.sync()
+        sweep.tracker.sync()
+        assert (raised, flaky.failed) == (1, name)
+        assert without_identity(sweep.content()) == expected, (at, name)
+
+
+def test_a_store_that_is_down_all_along_is_filled_in_one_go(storage: Path) -> None:
+    late = Sweep(storage, "late")
+    no_folder = late.paths.storage / "a file"
+    no_folder.touch()
+    missing = Tracker(late.ledger, late.paths, f"sqlite:///{no_folder}/mlflow.db")
+    for scene in story(late):
+        scene()
+        with pytest.raises(Exception, match=r"Not a directory|File exists"):
+            missing.sync()
+    assert late.ledger.get("tracking_seq", 0) == 0
+    late.tracker.sync()
+    runs = late.runs()
+    assert len(runs) == 5
+    assert len(late.values(late.config(3).signature(), "val_top1")) == 2
+
+
+def test_an_experiment_deleted_by_hand_is_restored(sweep: Sweep) -> None:
+    key = sweep.run_trial(0, 0.5)
+    sweep.tracker.sync()
+    experiment = sweep.client.get_experiment_by_name(sweep.paths.name)
+    sweep.client.delete_experiment(experiment.experiment_id)
+    sweep.tracker = sweep.new_tracker()
+    sweep.run_trial(1, 0.6)
+    sweep.tracker.sync()
+    assert sweep.client.get_experiment_by_name(sweep.paths.name).lifecycle_stage == "active"
+    assert key in sweep.runs() or len(sweep.runs()) == 2
+
+
+def test_long_trainings_are_written_in_batches(sweep: Sweep) -> None:
+    key = sweep.start(0)
+    for epoch in range(230):  # times nine metrics: more than MLflow takes at once
+        sweep.ledger.record_epoch(key, 1, epoch, metrics(val_top1=epoch / 1000), None)
+    sweep.tracker.sync()
+    assert sweep.values(key, "val_top1") == [(epoch, epoch / 1000) for epoch in range(230)]
+    assert len(sweep.values(key, "device_peak_gib")) == 230
+
+
+def test_no_environment_and_no_user_reaches_the_store(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2hunter2")
+    monkeypatch.setenv("LOGNAME", "somebody-by-name")
+    sweep.run_trial(0, 0.5)
+    sweep.tracker.sync()
+    sweep.tracker.finish("complete", {"trials": 1})
+    files = [sweep.paths.storage / "mlflow.db", *sweep.paths.artifacts.rglob("*")]
+    for file in files:
+        content = file.read_bytes() if file.is_file() else b""
+        assert b"hunter2hunter2" not in content
+        assert b"somebody-by-name" not in content
+    tags = {name for run in sweep.runs().values() for name in run.data.tags}
+    assert tags == {
+        *("attempts", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
+        *("sweep.id", "sweep.outcome", "sweep.signature", "variant"),
+    }
+
+
+def test_the_store_has_one_row_per_metric_and_epoch(storage: Path, sweep: Sweep) -> None:
+    """Of all tests before: asked of the database itself, past what a client might hide."""
+    sweep.run_trial(0, 0.5)
+    sweep.tracker.sync()
+    sweep.ledger.put("tracking_seq", 0)
+    sweep.new_tracker().sync()
+    connection = sqlite3.connect(storage / "mlflow.db")
+    doubled = connection.execute(
+        "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
+    ).fetchall()
+    total = connection.execute("SELECT count(*) FROM metrics").fetchone()[0]
+    connection.close()
+    assert doubled == []
+    assert total >= 2 * len(METRIC_NAMES) + 1
+
+
+def test_the_command_shows_the_store_whatever_its_path() -> None:
+    assert ui_command("sqlite:////a/b.db") == "mlflow ui --backend-store-uri sqlite:////a/b.db"
+    assert ui_command("sqlite:////it's $here/b.db") == (
+        "mlflow ui --backend-store-uri 'sqlite:////it'\"'\"'s $here/b.db'"
+    )
+    assert ui_command("http://host:5000") == "open http://host:5000"

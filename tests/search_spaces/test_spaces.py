@@ -1,0 +1,328 @@
+"""Every built-in space is usable as it is, and `check()` finds every mistake in one go."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+import search_spaces
+from search_spaces.space import SearchSpace, ends, is_better, trial_seed, tried
+from tests.orchestrator.sweeps import space
+from trainables import models
+from trainables.config import TrainConfig
+
+
+def problems_of(of: SearchSpace) -> list[str]:
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        of.check()
+    return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+
+
+def only_problem(**values: Any) -> str:
+    [problem] = problems_of(space(**values))
+    return problem
+
+
+def test_a_right_space_passes() -> None:
+    space().check()
+    space(params={}, trials=1, first_rung_epochs=0, keep_best=0, side="paper").check()
+    space(metric="val_loss", mode="min", gpus_per_trial=0.5, gpus_by_variant={"cnn3": 2}).check()
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    wrong = space(
+        variants=("cnn2", "cnn2"),
+        trials=0,
+        base={"epochs": 3, "learning_rate": 0.1, "seed": 7, "dropout": FloatDistribution(0, 1)},
+        params={"lr": 0.1, "epochs": IntDistribution(1, 9), "momentun": FloatDistribution(0, 1)},
+        by_variant={"cnn9": {"dropout": 0.1}, "cnn2": {"threds": 2}},
+        side="huge",
+        metric="accuracy",
+        mode="best",
+        rung_factor=1,
+        max_attempts=True,
+        gpus_per_trial=-1,
+    )
+    text = "\n".join(problems_of(wrong))
+    for expected in (
+        "In `base`: Unknown training parameter 'learning_rate'.",
+        "In `base`: 'seed' is decided per sweep, not by a space; remove it.",
+        "`base['dropout']` is a range; it belongs into `params`.",
+        "`params['lr']` must be a FloatDistribution, IntDistribution or CategoricalDistribution",
+        "In `params`: Unknown training parameter 'momentun'. Did you mean 'momentum'?",
+        "In `by_variant['cnn2']`: Unknown training parameter 'threds'. Did you mean 'threads'?",
+        "In `base` and in `params` at once: epochs.",
+        "`epochs` cannot be searched",
+        "Settings are given for cnn9, which `variants` does not list.",
+        "`variants` must name each model once; got ('cnn2', 'cnn2').",
+        "`trials` must be a whole number, 1 or more; got 0.",
+        "`rung_factor` must be a whole number, 2 or more; got 1.",
+        "`max_attempts` must be a whole number, 1 or more; got True.",
+        "`metric` must be one of train_loss,",
+        "`mode` must be 'max' or 'min'; got 'best'.",
+        "A side must be 'native', 'paper' or pixels; got 'huge'.",
+        "A trial's share of GPUs must be 0 to 1, or a whole number; got -1.",
+    ):
+        assert expected in text
+    assert len(text.splitlines()) == 17
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"base": None}, "`base` must be a dictionary with names as keys; got None."),
+        ({"params": [1]}, "`params` must be a dictionary with names as keys; got [1]."),
+        ({"base": {"epochs": 3, 1: 2}}, "`base` must be a dictionary with names as keys"),
+        ({"by_variant": {"cnn2": 3}}, "`by_variant['cnn2']` must be a dictionary"),
+        ({"variants": "cnn2"}, "`variants` must be a tuple of names; got 'cnn2'."),
+        ({"variants": (1, 2)}, "`variants` must be a tuple of names; got (1, 2)."),
+        ({"variants": ()}, "`variants` must name each model once; got ()."),
+        ({"dataset": Path("x")}, "`dataset` must be a text"),
+        ({"trials": 2.0}, "`trials` must be a whole number, 1 or more; got 2.0."),
+        ({"startup_trials": "3"}, "`startup_trials` must be a whole number, 0 or more; got '3'."),
+        ({"gpus_per_trial": "1"}, "A trial's share of GPUs must be 0 to 1, or a whole number"),
+        ({"gpus_per_trial": math.nan}, "A trial's share of GPUs must be 0 to 1"),
+        ({"gpus_by_variant": {"cnn2": 1.5}}, "or a whole number; got 1.5."),
+        ({"side": True}, "A side must be 'native', 'paper' or pixels; got True."),
+        ({"side_by_variant": {"cnn2": 0}}, "A side must be 'native', 'paper' or pixels; got 0."),
+        ({"base": {}}, "`base` must say `epochs`."),
+        (
+            {"by_variant": {"cnn2": {"epochs": IntDistribution(1, 3)}}},
+            "`epochs` cannot be searched",
+        ),
+        (
+            {"params": {"threads": IntDistribution(1, 2)}},
+            "`threads` cannot be searched; a variant's trials share one shape.",
+        ),
+        ({"side_by_variant": {"cnn9": 64}}, "Settings are given for cnn9"),
+        ({"gpus_by_variant": {"cnn9": 1}}, "Settings are given for cnn9"),
+        (
+            {"metric": "val_loss"},
+            "`metric` 'val_loss' gets better towards 'min'; got `mode` 'max'.",
+        ),
+        ({"mode": "min"}, "`metric` 'val_top1' gets better towards 'max'; got `mode` 'min'."),
+    ],
+)
+def test_a_mistake_is_answered_with_its_rule(values: dict[str, Any], problem: str) -> None:
+    assert problem in only_problem(**values)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"dropout": FloatDistribution(0.0, 1.5)}, "`dropout` must be finite and 0.0 to 0.99"),
+        ({"lr": FloatDistribution(-1.0, 0.1)}, "`lr` must be finite and 0.0 or more; got -1.0."),
+        ({"batch_size": FloatDistribution(1, 9)}, "`batch_size` must be of type int; got 1.0."),
+        (
+            {"optimizer": CategoricalDistribution(["sgd", "adma", "adam"])},
+            "`optimizer` must be one of",
+        ),
+        ({"hflip": CategoricalDistribution([True, "no"])}, "`hflip` must be of type bool"),
+    ],
+)
+def test_a_range_that_a_training_refuses_is_named_by_variant(
+    params: dict[str, Any], expected: str
+) -> None:
+    problems = problems_of(space(params=params))
+    for variant in ("cnn2", "cnn3"):
+        assert any(line.startswith(f"{variant}: ") and expected in line for line in problems)
+
+
+def test_a_fixed_value_that_a_training_refuses_is_named() -> None:
+    [problem] = problems_of(
+        space(variants=("cnn2",), base={"epochs": 3, "warmup_epochs": 4.0, "momentum": 0.5})
+    )
+    assert "`warmup_epochs` (4.0) must not exceed `epochs` (3)." in problem
+    [problem] = problems_of(space(variants=("cnn2",), params={}, base={"epochs": 0}))
+    assert problem.startswith("cnn2: `epochs` must be finite and 1 or more; got 0.")
+
+
+def test_a_mistake_of_one_variant_names_that_one() -> None:
+    problems = problems_of(space(by_variant={"cnn3": {"dropout": 7.0}}))
+    assert [line.partition(":")[0] for line in problems] == ["cnn3"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("FloatDistribution(0.5, 0.1)", "low"),
+        ("FloatDistribution(0.0, 0.1, log=True)", "low"),
+        ("CategoricalDistribution([])", "choices"),
+    ],
+)
+def test_a_range_that_optuna_refuses_is_a_sentence_with_its_file(
+    tmp_path: Path, source: str, expected: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"from optuna.distributions import *\nRANGE = {source}\n")
+    with pytest.raises(
+        ValueError, match=r"mine\.py cannot be read as a space: ValueError"
+    ) as error:
+        search_spaces.load(str(path))
+    assert expected in str(error.value)
+
+
+def test_a_users_own_file_is_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "my own.py"
+    path.write_text(
+        "from search_spaces.space import SearchSpace\n"
+        "SPACE = SearchSpace(name='mine', dataset='digits', variants=('cnn2',), trials=2,\n"
+        "                    base={'epochs': 1})\n"
+    )
+    loaded = search_spaces.load(str(path))
+    assert (loaded.name, loaded.trials, loaded.params_for("cnn2")) == ("mine", 2, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no space file at"),
+        ("SPACE = 3", r"must define `SPACE = SearchSpace"),
+        ("x = ", "cannot be read as a space: SyntaxError"),
+        ("import nothing_of_that_name", "cannot be read as a space: ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_is_no_space_says_why(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        search_spaces.load(str(path))
+
+
+def test_an_unknown_space_is_answered_with_the_known_and_the_nearest() -> None:
+    with pytest.raises(ValueError, match="Unknown search space 'digts'") as error:
+        search_spaces.load("digts")
+    assert "Did you mean 'digits'?" in str(error.value)
+    assert f"Known: {', '.join(search_spaces.names())}." in str(error.value)
+
+
+def test_variants_override_what_is_fixed_and_what_is_searched() -> None:
+    own = space(
+        base={"epochs": 9, "momentum": 0.9},
+        by_variant={
+            "cnn3": {"momentum": FloatDistribution(0.5, 0.9), "lr": 0.2, "weight_decay": 1e-4}
+        },
+    )
+    assert own.fixed_for("cnn2") == {"epochs": 9, "momentum": 0.9}
+    assert own.fixed_for("cnn3") == {"epochs": 9, "lr": 0.2, "weight_decay": 1e-4}
+    assert sorted(own.params_for("cnn2")) == ["batch_size", "dropout", "lr", "optimizer"]
+    assert sorted(own.params_for("cnn3")) == ["batch_size", "dropout", "momentum", "optimizer"]
+
+
+def test_the_values_tried_are_ends_choices_and_a_second_whole_number() -> None:
+    assert tried(FloatDistribution(0.1, 0.5)) == [0.1, 0.5]
+    assert tried(CategoricalDistribution(["a", "b", "c"])) == ["a", "b", "c"]
+    assert tried(IntDistribution(2, 10, step=4)) == [2, 10, 6]
+    assert tried(IntDistribution(2, 64, log=True)) == [2, 64, 3]
+    assert tried(IntDistribution(5, 5)) == [5, 5, 5]
+
+
+def test_trial_seeds_are_a_fixed_function() -> None:
+    assert trial_seed(0, "cnn2", 0) == trial_seed(0, "cnn2", 0)
+    seeds = {trial_seed(s, v, n) for s in range(9) for v in ("cnn2", "cnn3") for n in range(9)}
+    assert len(seeds) == 162
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    # Pinned, since stored trials are found by it: `printf 0/cnn2/0 | sha256sum`, 31 bits of it.
+    assert trial_seed(0, "cnn2", 0) == 154_594_690
+
+
+def test_better_is_by_mode_and_nan_never_is() -> None:
+    assert is_better(2, 1, "max")
+    assert not is_better(1, 1, "max")
+    assert is_better(1, 2, "min")
+    assert not is_better(2, 1, "min")
+    assert not is_better(math.nan, 1, "max")
+    assert is_better(1, math.nan, "min")
+    assert not is_better(math.nan, math.nan, "min")
+
+
+# The built-in ones.
+
+
+@pytest.fixture(params=search_spaces.names())
+def built_in(request: pytest.FixtureRequest) -> SearchSpace:
+    return search_spaces.load(request.param)
+
+
+def test_the_promised_spaces_exist() -> None:
+    assert {"cifar10", "cifar100", "digits", "tinyimagenet"} <= set(search_spaces.names())
+    assert not {"__init__", "space"} & set(search_spaces.names())
+
+
+def test_a_built_in_space_survives_json(built_in: SearchSpace) -> None:
+    assert json.loads(json.dumps(built_in.to_dict())) == built_in.to_dict()
+
+
+def test_a_built_in_space_bears_its_files_name() -> None:
+    for name in search_spaces.names():
+        assert search_spaces.load(name).name == name
+
+
+def configs(own: SearchSpace, variant: str) -> list[TrainConfig]:
+    """Return the configurations at both ends of every range."""
+    ranges = own.params_for(variant)
+    low = {name: ends(value)[0] for name, value in ranges.items()}
+    high = {name: ends(value)[-1] for name, value in ranges.items()}
+    suggestions = [low, high]
+    suggestions += [
+        {**low, name: value} for name, choices in ranges.items() for value in ends(choices)
+    ]
+    side = own.side_by_variant.get(variant, own.side)
+    native_px = {"digits": 8, "tinyimagenet": 64}.get(own.dataset, 32)
+    side_px = models.input_side_px(variant, native_px, side)  # type: ignore[arg-type]
+    return [
+        own.train_config(
+            variant,
+            params,
+            dataset=own.dataset,
+            fingerprint="f",
+            side_px=side_px,
+            seed=0,
+            overrides={},
+        )
+        for params in suggestions
+    ]
+
+
+def test_both_ends_of_every_range_make_a_configuration(built_in: SearchSpace) -> None:
+    for variant in built_in.variants:
+        for config in configs(built_in, variant):
+            assert config.variant == variant
+            assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+@functools.cache
+def logits_shape(variant: str, side_px: int, stem_stride: int, drop_path: float) -> torch.Size:
+    config = TrainConfig(
+        variant=variant,
+        dataset="d",
+        dataset_fingerprint="f",
+        epochs=1,
+        seed=0,
+        side_px=side_px,
+        stem_stride=stem_stride,  # type: ignore[arg-type]
+        drop_path=drop_path,
+    )
+    with torch.device("meta"), torch.no_grad():
+        model = models.build_model(
+            config, num_classes=7, in_channels=3, image_side_px=side_px, read_weights=False
+        )
+        return model.eval()(torch.empty(2, 3, side_px, side_px)).shape
+
+
+def test_every_variant_of_a_built_in_space_can_be_built_and_run(built_in: SearchSpace) -> None:
+    """On the meta device, so it costs neither memory nor arithmetic."""
+    for variant in built_in.variants:
+        last = configs(built_in, variant)[1]
+        shape = logits_shape(variant, last.side_px, last.stem_stride, last.drop_path)
+        assert shape == (2, 7)

@@ -1,0 +1,224 @@
+"""Who may import whom, and the rules of the house that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("orchestrator", "search_spaces", "trainables")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+# Each library's only doors.
+DOORS = {
+    "ray": {"orchestrator/launch.py", "trainables/worker.py"},
+    "mlflow": {"orchestrator/tracking.py"},
+    "sqlite3": {"orchestrator/ledger.py"},
+}
+MAY_PRINT = {
+    *("orchestrator/sweep.py", "orchestrator/data.py", "orchestrator/progress.py"),
+    "orchestrator/download.py",  # says on stderr for whom it waits
+}
+LONGEST_FUNCTION = 70  # lines
+LONG_BY_DESIGN = {("trainables/loop.py", "fit")}  # training, readable from top to bottom
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(), filename=name)
+
+
+def imported(name: str) -> set[str]:
+    """Return every module that a file imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: a relative import"
+            assert node.module is not None
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(name: str) -> set[str]:
+    return {module.partition(".")[0] for module in imported(name)}
+
+
+def functions(
+    node: ast.AST, *, public: bool = True
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, bool]]:
+    """Yield functions and classes, and whether each and all around it have public names.
+
+    What is defined inside a function is nobody's interface.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            is_public = public and not child.name.startswith("_")
+            yield child, is_public
+            inside = is_public and isinstance(child, ast.ClassDef)
+            yield from functions(child, public=inside)
+        else:
+            yield from functions(child, public=public)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) >= 30
+    assert {"orchestrator/sweep.py", "trainables/loop.py", "search_spaces/space.py"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_go_one_way(name: str) -> None:
+    """orchestrator -> search_spaces -> trainables, never back."""
+    package = name.partition("/")[0]
+    forbidden = set(PACKAGES[: PACKAGES.index(package)])
+    assert tops(name) & forbidden == set()
+    assert "tests" not in tops(name)
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_has_its_doors_only(library: str) -> None:
+    assert {name for name in NAMES if library in tops(name)} == DOORS[library]
+
+
+def test_only_the_study_and_the_spaces_import_optuna() -> None:
+    importing = {name for name in NAMES if "optuna" in tops(name)}
+    assert "orchestrator/study.py" in importing
+    assert {name for name in importing if not name.startswith("search_spaces/")} == {
+        "orchestrator/study.py"
+    }
+
+
+def test_the_orchestrator_knows_no_tensor() -> None:
+    libraries = {"torch", "torchvision", "timm", "safetensors"}
+    importing = {
+        name: found
+        for name in NAMES
+        if name.startswith("orchestrator/") and (found := tops(name) & libraries)
+    }
+    # Decoding images on a CPU is no training: torchvision has the fastest decoder.
+    assert {name for name, found in importing.items() if "torch" in found} == set()
+    assert set(importing) <= {"orchestrator/images.py"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_commands_print(name: str) -> None:
+    lines = [
+        node.lineno
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
+    ]
+    assert lines == [] or name in MAY_PRINT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_public_has_a_docstring(name: str) -> None:
+    module = tree(name)
+    assert ast.get_docstring(module)
+    missing = [
+        f"{name}:{node.lineno} {node.name}"
+        for node, public in functions(module)
+        if public and not ast.get_docstring(node)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_are_short(name: str) -> None:
+    too_long = [
+        f"{name}:{node.lineno} {node.name}: {length} lines"
+        for node, _ in functions(tree(name))
+        if not isinstance(node, ast.ClassDef)
+        and (name, node.name) not in LONG_BY_DESIGN
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+    assert too_long == []
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_module_does_nothing_but_define(name: str) -> None:
+    """No statement at the top is a bare call, and none touches logging, warnings or the process."""
+    bare = [
+        f"{name}:{node.lineno} {ast.unparse(node)}"
+        for node in tree(name).body
+        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+    ]
+    assert bare == []
+    loops = [
+        f"{name}:{node.lineno}"
+        for node in tree(name).body
+        if isinstance(node, ast.For | ast.While | ast.With | ast.Try)
+        or (isinstance(node, ast.If) and not _is_main_guard(node) and not _is_typing(node))
+    ]
+    assert loops == []
+    assigned = [
+        f"{name}:{node.lineno} {ast.unparse(node)}"
+        for node in tree(name).body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
+    ]
+    assert assigned == []
+
+
+def _is_typing(node: ast.If) -> bool:
+    return ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def test_loggers_are_named_after_their_modules() -> None:
+    for name in NAMES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.basicConfig":
+                pytest.fail(f"{name}:{node.lineno} configures logging for everyone")
+
+
+def test_importing_the_planning_side_changes_no_global_setting() -> None:
+    code = (
+        "import logging, os, sys, warnings\n"
+        "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
+        "import orchestrator.conductor, orchestrator.tracking, orchestrator.display\n"
+        "import orchestrator.retention, search_spaces.digits, orchestrator.sweep\n"
+        "import orchestrator.data\n"
+        "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
+        "import optuna\n"
+        "print(before == after, optuna.logging.get_verbosity() == optuna.logging.INFO)\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'timm'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["True True", "[]"]
+
+
+def test_nothing_is_unpickled_but_cifar() -> None:
+    """No pickle is ever loaded from storage; CIFAR's go through an unpickler of ours."""
+    unpickling = {
+        name
+        for name in NAMES
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler")
+    }
+    assert unpickling <= {"orchestrator/archives.py", "orchestrator/layouts.py"}
+    assert not any(tops(name) & {"dill", "cloudpickle", "joblib", "shelve"} for name in NAMES)
+    for name in NAMES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert keywords.get("weights_only") == "True", f"{name}:{node.lineno}"
+
+
+def test_modules_are_not_called_utils() -> None:
+    vague = {"utils", "util", "helpers", "misc", "common", "base"}
+    assert {Path(name).stem for name in NAMES} & vague == set()

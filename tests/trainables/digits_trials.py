@@ -1,0 +1,84 @@
+"""Small trials on the digits, as the tests of the training core run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from trainables import augment, checkpoint, data, loop
+from trainables.config import TrainConfig
+from trainables.loop import EpochEnd
+
+CPU = torch.device("cpu")
+
+
+def digits_config(digits_dir: Path, **values: Any) -> TrainConfig:
+    """A trial of `cnn3` at 32 px with batches of 32 and two steps per epoch, unless told else."""
+    return TrainConfig(
+        **{
+            "variant": "cnn3",
+            "dataset": "digits",
+            "dataset_fingerprint": data.load_manifest(digits_dir).fingerprint,
+            "epochs": 2,
+            "seed": 7,
+            "side_px": 32,
+            "batch_size": 32,
+            "steps_per_epoch": 2,
+            "lr": 0.02,
+            **values,
+        }
+    )
+
+
+def train(config: TrainConfig, digits_dir: Path, folder: Path | None = None) -> list[EpochEnd]:
+    """Train on the CPU to the end."""
+    return list(loop.fit(config, digits_dir, checkpoints=folder, device=CPU))
+
+
+def learned(ends: list[EpochEnd]) -> list[dict[str, float]]:
+    """The figures of each epoch without those that a clock or the machine decides."""
+    measured = {"epoch_s", "images_per_s", "device_peak_gib"}
+    return [
+        {name: value for name, value in end.metrics.to_dict().items() if name not in measured}
+        for end in ends
+    ]
+
+
+def seeds_drawn_from(config: TrainConfig, digits_dir: Path) -> tuple[list[int], list[int]]:
+    """The seeds of dropout's and of augmentation's generator, in each epoch of a training."""
+    layers, augmentation = [], []
+
+    def augmented(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+        augmentation.append(generator.initial_seed())
+        layers.append(torch.initial_seed())
+        return images
+
+    with mock.patch.object(augment, "augment", augmented):
+        train(config, digits_dir)
+    return list(dict.fromkeys(layers)), list(dict.fromkeys(augmentation))
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, weights and optimizer state, by a path of names."""
+    weights, optimizer, _ = checkpoint.load(folder)
+    return dict(_walk("", {"weights": weights, "optimizer": optimizer}))
+
+
+def assert_same_tensors(left: Path, right: Path) -> None:
+    """Two checkpoints hold bitwise the same weights and optimizer state."""
+    ours, theirs = tensors_of(left), tensors_of(right)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def _walk(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _walk(f"{path}/{name}", item)
