@@ -136,7 +136,7 @@ def _run(
             console.print("Every trial of this sweep has ended already.")
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
         views.finish(console, outcome)
-    _print_end(console, config, ledger, plan, conductor, uri)
+    _print_end(console, config, plan, conductor, tracker)
     if errors and not interrupted.is_set():
         if isinstance(errors[0], UsageError):
             raise errors[0]
@@ -348,15 +348,11 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
 
 
 def _print_end(
-    console: Console,
-    config: SweepConfig,
-    ledger: Ledger,
-    plan: Plan,
-    conductor: Conductor,
-    uri: str,
+    console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
 ) -> None:
     from orchestrator import display, tracking
 
+    ledger, uri = conductor.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     console.print(display.leaderboard(plan, trials))
     lines = display.failures(trials, ledger.attempts())
@@ -368,8 +364,13 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    shown = tracking.ui_command(redacted(uri))
-    console.print(f"MLflow: {shown}", soft_wrap=True, highlight=False, markup=False)
+    command = tracking.ui_command(redacted(uri))
+    if command:
+        console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
+    if tracker.experiment:
+        space = plan.space
+        page = tracking.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
+        console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _command(config: SweepConfig) -> str:

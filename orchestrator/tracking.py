@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import tempfile
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class Tracker:
     def __init__(self, ledger: Ledger, paths: SweepPaths, uri: str) -> None:
         self.ledger, self.paths, self.uri = ledger, paths, uri
         self._client: MlflowClient | None = None
-        self._experiment = ""
+        self.experiment = ""
         self._parent = ""
         self._runs: dict[str, str] = {}  # signature: run id
         self._begun: set[str] = set()  # signatures whose runs have all that is written once
@@ -100,14 +101,14 @@ class Tracker:
         import mlflow
 
         client = mlflow.MlflowClient(tracking_uri=self.uri)
-        self._experiment = self._find_experiment(client)
+        self.experiment = self._find_experiment(client)
         sweep_id = self.ledger.get("sweep_id")
         found: dict[str, str] = {}
         self._begun = set()
         token = None
         while True:
             page = client.search_runs(
-                [self._experiment],
+                [self.experiment],
                 f"tags.`{_SWEEP}` = '{sweep_id}'",
                 max_results=1000,
                 page_token=token,
@@ -123,7 +124,7 @@ class Tracker:
         parent = found.pop("", None)
         if parent is None:
             parent = client.create_run(
-                self._experiment,
+                self.experiment,
                 start_time=int(self.ledger.get("created_s") * 1000),
                 run_name=self.paths.name,
                 tags={_SWEEP: sweep_id, "mlflow.source.name": "orchestrator.sweep"},
@@ -159,7 +160,7 @@ class Tracker:
         if run_id is None:
             started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
             run = self._client.create_run(
-                self._experiment,
+                self.experiment,
                 start_time=int(started_s * 1000),
                 run_name=f"{trial.variant}-{trial.number:03d}",
                 tags={
@@ -287,8 +288,32 @@ def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:
     return trial.status
 
 
-def ui_command(uri: str) -> str:
-    """Return the command that shows the sweep in a browser."""
+def ui_command(uri: str) -> str | None:
+    """Return the command that serves a database file's runs; None where a server does already."""
     if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
+        return None
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
+    """Return the address of a page with the curves of all trials, the best one first.
+
+    Args:
+        uri: of the server; for a database file that of `mlflow ui` with its default port.
+        experiment: MLflow's number of the sweep's experiment.
+        metric: the sweep's.
+        mode: its direction, "max" or "min".
+    """
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    query = urllib.parse.urlencode(
+        {
+            # Sorted by a metric, trials stand beside their parent, not folded into it.
+            "orderByKey": f"metrics.`best_{metric}`",
+            "orderByAsc": "true" if mode == "min" else "false",
+            "compareRunsMode": "CHART",
+            # MLflow's page opens with the columns of language models unless told.
+            "workflowType": "machine_learning",
+        },
+        quote_via=urllib.parse.quote,
+    )
+    return f"{server}/#/experiments/{experiment}/runs?{query}"

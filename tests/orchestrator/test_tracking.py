@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event  # mlflow brings it
 from orchestrator.conductor import Plan
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.tracking import Tracker, ui_command
+from orchestrator.tracking import Tracker, page_address, ui_command
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
@@ -494,4 +494,8 @@ def test_the_command_shows_the_store_whatever_its_path() -> None:
     assert ui_command("sqlite:////it's $here/b.db") == (
         "mlflow ui --backend-store-uri 'sqlite:////it'\"'\"'s $here/b.db'"
     )
-    assert ui_command("http://host:5000") == "open http://host:5000"
+    assert ui_command("http://host:5000") is None
+    assert page_address("http://host:5000/", "7", "val_loss", "min").startswith(
+        "http://host:5000/#"
+    )
+    assert "#/experiments/7/runs?" in page_address("sqlite:////a/b.db", "7", "val_top1", "max")
