@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.config import TrainConfig
-from trainables.randaugment import randaugment
 
 _GRID_STEPS = 5  # albumentations' GridDistortion: num_steps
 _GRID_LIMIT = 0.3  # albumentations' GridDistortion: distort_limit
@@ -64,6 +63,8 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     images = images.contiguous()  # channels-last batches would take up to twice as long
     turns: list[Tensor] = []
     if config.randaugment_ops:
+        from trainables.randaugment import randaugment  # torchvision takes a second to import
+
         images, turns = randaugment(
             images, config.randaugment_ops, config.randaugment_magnitude, generator
         )
