@@ -15,7 +15,9 @@ from orchestrator.conductor import Plan
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
 from search_spaces.space import is_better
 
+# Without a terminal a line is said every so often, more seldom the longer it takes.
 _PLAIN_EVERY_S = 15.0
+_PLAIN_AT_MOST_EVERY_S = 300.0
 
 
 class Display:
@@ -52,12 +54,16 @@ class Display:
             if trial.status in ENDED and self._said.get(trial.signature) != trial.ended_seq:
                 self._said[trial.signature] = trial.ended_seq
                 self.console.print(_line(trial), soft_wrap=True)
-        if not last and time.monotonic() - self._plain_s > _PLAIN_EVERY_S:
+        if not last and time.monotonic() - self._plain_s > self._plain_every_s():
             self._plain_s = time.monotonic()
             self.console.print(self._summary(trials), soft_wrap=True)
 
     def _trials(self) -> list[Trial]:
         return [trial for trial in self.ledger.trials() if trial.variant in self.plan.variants]
+
+    def _plain_every_s(self) -> float:
+        passed_s = time.time() - self._started_s
+        return min(max(_PLAIN_EVERY_S, passed_s / 10), _PLAIN_AT_MOST_EVERY_S)
 
     def _table(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> Table:
         metric = self.plan.space.metric
