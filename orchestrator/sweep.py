@@ -5,17 +5,14 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from orchestrator import process
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
 from orchestrator.paths import SweepPaths, sweep_names
@@ -56,30 +53,41 @@ def dry_run(config: SweepConfig) -> int:
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
-    _print_plan(_console(sys.stdout), plan, facts)
+    _print_plan(process.console_on(sys.stdout), plan, facts)
     return COMPLETE
 
 
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     _check_existence(config)
-    with _terminal(config) as console, _locked(config.paths):
-        console.print(f"Sweep {config.name!r}: preparing.", style="dim")
-        from orchestrator import planning
-
-        space = planning.load_space(config.space)
-        ledger, kept = _open_if_there(config)
-        manifest = _prepared(config, kept.get("dataset") or config.dataset or space.dataset)
-        plan, facts = planning.make_plan(config, space, manifest, kept)
-        if ledger is None:
-            ledger = _create(config, plan, facts)
-        else:
-            _check_same(ledger, plan)
-            ledger.put("options", {**kept, **planning.given_options(config)})
+    with process.locked(config.paths):
+        print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            return _run(config, console, ledger, plan, manifest)
+            ledger, plan, manifest = _open(config)
+        except (UsageError, KeyboardInterrupt):
+            process.remove_traces(config.paths)
+            raise
+        try:
+            with process.terminal(None if config.verbose else config.paths.log) as console:
+                return _run(config, console, ledger, plan, manifest)
         finally:
             ledger.close()
+
+
+def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
+    """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
+    from orchestrator import planning
+
+    space = planning.load_space(config.space)
+    ledger, kept = _open_if_there(config)
+    manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
+    plan, facts = planning.make_plan(config, space, manifest, kept)
+    if ledger is None:
+        ledger = _create(config, plan, facts)
+    else:
+        _check_same(ledger, plan)
+        ledger.put("options", {**kept, **planning.given_options(config)})
+    return ledger, plan, manifest
 
 
 def _run(
@@ -113,13 +121,13 @@ def _run(
         except BaseException as error:
             errors.append(error)
 
-    with _signals(interrupted):
+    with process.signals_set(interrupted):
         views = _Views(tracker, config.paths)
         if conductor.has_work():
             cluster = launch.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
-            _handle_signals(interrupted)  # again: Ray installs its own
+            process.handle_signals(interrupted)  # again: Ray installs its own
             console.print(cluster.describe())
             runner = threading.Thread(target=trials, name="trials", daemon=True)
             runner.start()
@@ -378,78 +386,6 @@ def _command(config: SweepConfig) -> str:
 
     words = [word for word in sys.argv[1:] if word != "--resume"]
     return shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"])
-
-
-@contextlib.contextmanager
-def _locked(paths: SweepPaths) -> Iterator[None]:
-    """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
-    import fcntl
-    import socket
-
-    paths.root.mkdir(parents=True, exist_ok=True)
-    with paths.lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UsageError(
-                f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
-                "it, or stop that process."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _terminal(config: SweepConfig) -> Iterator[Console]:
-    """Yield the user's terminal, while everything else that writes goes to the log file."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    if config.verbose:
-        yield _console(out)
-        return
-    config.paths.root.mkdir(parents=True, exist_ok=True)
-    kept = os.dup(1), os.dup(2)
-    with config.paths.log.open("a") as log:
-        sys.stdout.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield _console(out)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, saved in enumerate(kept, start=1):
-                os.dup2(saved, number)
-                os.close(saved)
-
-
-def _console(file: TextIO) -> Console:
-    from rich.console import Console
-
-    # Without a terminal nobody knows a width; rich's 80 columns would fold the tables.
-    return Console(file=file, width=None if file.isatty() else 140)
-
-
-@contextlib.contextmanager
-def _signals(interrupted: threading.Event) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly end while the block runs."""
-    before = _handle_signals(interrupted)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _handle_signals(interrupted: threading.Event) -> dict[int, Any]:
-    """Set the event on SIGINT and SIGTERM, however often they come; return the old handlers."""
-
-    def handle(number: int, frame: object) -> None:
-        interrupted.set()
-
-    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 if __name__ == "__main__":

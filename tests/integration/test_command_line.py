@@ -39,7 +39,7 @@ def test_wrong_input_is_answered_in_a_sentence(
     assert "Traceback" not in process.stderr + process.stdout
     for sentence in sentences:
         assert sentence in process.stderr
-    assert not list(tmp_path.rglob("ledger.sqlite"))
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_unreachable_cluster_is_an_error_that_says_so(

@@ -1,0 +1,105 @@
+"""What the driver's process holds while it runs: the sweep's lock, the terminal, the signals."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from orchestrator.errors import UsageError
+from orchestrator.paths import SweepPaths
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextlib.contextmanager
+def locked(paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
+                "it, or stop that process."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def terminal(log_path: Path | None) -> Iterator[Console]:
+    """Yield the user's terminal, while everything else that writes goes to the log file.
+
+    Args:
+        log_path: the file; None leaves everything on the terminal.
+    """
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    if log_path is None:
+        yield console_on(out)
+        return
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(1), os.dup(2)
+    with log_path.open("a") as log:
+        sys.stdout.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield console_on(out)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
+
+
+def console_on(file: TextIO) -> Console:
+    """Return a console that writes to a file or terminal."""
+    from rich.console import Console
+
+    # Without a terminal nobody knows a width; rich's 80 columns would fold the tables.
+    return Console(file=file, width=None if file.isatty() else 140)
+
+
+def remove_traces(paths: SweepPaths) -> None:
+    """Remove what a sweep that never began has left: its log, its lock, its empty folder."""
+    if paths.ledger.exists():
+        return
+    for file in (paths.log, paths.lock):
+        file.unlink(missing_ok=True)
+    for folder in (paths.root, paths.storage):
+        with contextlib.suppress(OSError):  # something else lies there
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def signals_set(interrupted: threading.Event) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into an orderly end while the block runs."""
+    before = handle_signals(interrupted)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def handle_signals(interrupted: threading.Event) -> dict[int, Any]:
+    """Set the event on SIGINT and SIGTERM, however often they come; return the old handlers."""
+
+    def handle(number: int, frame: object) -> None:
+        interrupted.set()
+
+    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
