@@ -5,6 +5,7 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -141,9 +142,11 @@ def _run(
             conductor.interrupt()  # nothing, after an end of its own
             launch.disconnect()
         else:
+            views.start()
             console.print("Every trial of this sweep has ended already.")
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        views.finish(console, outcome)
+        # Whoever stops a sweep waits half a minute, not longer.
+        views.finish(console, outcome, limit_s=15 if interrupted.is_set() else 300)
     _print_end(console, config, plan, conductor, tracker)
     if errors and not interrupted.is_set():
         if isinstance(errors[0], UsageError):
@@ -167,36 +170,32 @@ class _Views:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
         self._clean: set[str] = set()
+        self._outcome: str | None = None
+        self._has_all = False
         self._warned = False
 
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, console: Console, outcome: str) -> None:
-        """Write the rest; give up after a while, since `--resume` writes it later."""
+    def finish(self, console: Console, outcome: str, limit_s: float) -> None:
+        """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
+        self._outcome = outcome
         self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout=60)
-        if self._thread.is_alive() or not self.sync(outcome):
+        self._thread.join(timeout=limit_s)
+        if not self._has_all:
             console.print(
-                f"MLflow at {self.tracker.uri} did not take everything; the ledger has it. "
-                "The same command with --resume writes the rest.",
+                f"MLflow at {redacted(self.tracker.uri)} did not take everything; the ledger has "
+                "it. The same command with --resume writes the rest.",
                 style="yellow",
             )
 
-    def sync(self, outcome: str | None = None) -> bool:
-        """Bring both up to date; return whether MLflow took everything.
-
-        Args:
-            outcome: at the end, how the sweep's own run ended.
-        """
+    def _sync(self) -> bool:
+        """Bring both up to date once; return whether MLflow took everything."""
         from orchestrator import retention
 
-        retention.collect(self.tracker.ledger, self.paths, self._clean)
         try:
+            retention.collect(self.tracker.ledger, self.paths, self._clean)
             self.tracker.sync()
-            if outcome is not None:
-                self.tracker.finish(outcome, {"trials": len(self.tracker.ledger.trials())})
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -207,7 +206,11 @@ class _Views:
     def _loop(self) -> None:
         pause_s = 1.0
         while not self._stop.wait(pause_s):
-            pause_s = 1.0 if self.sync() else min(2 * pause_s, 30.0)
+            pause_s = 1.0 if self._sync() else min(2 * pause_s, 30.0)
+        if self._sync() and self._outcome is not None:
+            with contextlib.suppress(Exception):
+                self.tracker.finish(self._outcome, {"trials": len(self.tracker.ledger.trials())})
+                self._has_all = True
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
