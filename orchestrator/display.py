@@ -29,7 +29,12 @@ class Display:
         # What an earlier command has said already; a failed trial that fails again ends anew.
         self._said = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
         self._done_before = len(self._said)
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        # Without redirection: what libraries say belongs into the log, not above the table.
+        self._live = (
+            Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            if console.is_terminal
+            else None
+        )
         self._plain_s = 0.0
 
     def __enter__(self) -> Display:

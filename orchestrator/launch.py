@@ -6,7 +6,6 @@ to a temporary folder and is thrown away: the ledger is the truth.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -35,6 +34,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often a worker group's reports arrive
     "RAY_USAGE_STATS_ENABLED": "0",
+    # After an interrupt a late call of Tune's thread must not start a second Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
@@ -68,13 +69,13 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     ensure_token()
     import ray
-    from ray._private.services import canonicalize_bootstrap_address
+    from ray._private.services import find_bootstrap_address
 
     asked = address or os.environ.get("RAY_ADDRESS") or "auto"
     if asked == "auto":
-        found = None
-        with contextlib.suppress(Exception):
-            found = canonicalize_bootstrap_address("auto")
+        # What `ray start` or `ray up` left behind. Ray's own "auto" would also join the private
+        # Ray of another sweep on this host, wait for its CPUs and end with it.
+        found = find_bootstrap_address(None)
         is_local = not (found and _answers(found))
     else:
         is_local = asked == "local"

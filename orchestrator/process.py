@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def locked(paths: SweepPaths) -> Iterator[None]:
     """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
-    paths.root.mkdir(parents=True, exist_ok=True)
-    with paths.lock.open("a+") as file:
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        lock = paths.lock.open("a+")
+    except OSError as error:
+        raise UsageError(
+            f"The storage {paths.storage} cannot be written: {error}. Choose another one with "
+            "--storage."
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -5,6 +5,7 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import threading
@@ -62,6 +63,8 @@ def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     _check_existence(config)
     with process.locked(config.paths):
+        _check_existence(config)  # again: another driver may have begun it meanwhile
+        is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
             ledger, plan, manifest = _open(config)
@@ -71,6 +74,13 @@ def sweep(config: SweepConfig) -> int:
         try:
             with process.terminal(None if config.verbose else config.paths.log) as console:
                 return _run(config, console, ledger, plan, manifest)
+        except UsageError:
+            is_new = is_new and not ledger.attempts()
+            ledger.close()
+            if is_new:  # it never began, so its name is free again
+                config.paths.ledger.unlink()
+                process.remove_traces(config.paths)
+            raise
         finally:
             ledger.close()
 
@@ -81,6 +91,12 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
 
     space = planning.load_space(config.space)
     ledger, kept = _open_if_there(config)
+    if ledger is not None and ledger.get("plan")["space"]["name"] != space.name:
+        raise UsageError(
+            f"The sweep {config.name!r} searches the space "
+            f"{ledger.get('plan')['space']['name']!r}, not {space.name!r}. Give the new one "
+            "another --name."
+        )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, kept)
     if ledger is None:
@@ -327,9 +343,12 @@ def _checkpoint_check(paths: SweepPaths) -> Any:
 def _outcome(ledger: Ledger, plan: Plan, interrupted: bool) -> str:
     if interrupted:
         return "interrupted"
-    ended = [t for t in ledger.trials() if t.variant in plan.variants]
-    good = sum(trial.status in ("complete", "stopped", "diverged") for trial in ended)
-    return "complete" if good >= plan.trials * len(plan.variants) else "failed"
+    trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
+    if any(trial.status == "failed" for trial in trials):
+        return "failed"
+    ended = collections.Counter(trial.variant for trial in trials)
+    has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
+    return "complete" if has_all else "failed"
 
 
 def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) -> None:

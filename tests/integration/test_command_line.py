@@ -48,6 +48,7 @@ def test_an_unreachable_cluster_is_an_error_that_says_so(
     process = sweep(tmp_path, "digits", "--address", "127.0.0.1:1", "--data-dir", digits_data_dir)
     assert process.returncode == 2, process.stdout + process.stderr
     assert "No Ray cluster can be joined at '127.0.0.1:1'" in process.stderr
+    assert not (tmp_path / "results").exists()  # the name is free again
 
 
 def test_without_a_network_the_missing_archive_is_named(tmp_path: Path) -> None:
@@ -101,3 +102,10 @@ def test_the_module_runs_as_documented() -> None:
         check=True,
     )
     assert "Built-in spaces: cifar10, cifar100, digits, tinyimagenet." in process.stdout
+
+
+def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = sweep(tmp_path, "digits", "--storage", "file/below")
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert "The storage file/below cannot be written" in process.stderr
