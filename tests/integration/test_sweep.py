@@ -171,15 +171,16 @@ def test_a_killed_driver_goes_on_to_the_same_final_table(
     assert outcomes.count("lost") >= 1
 
 
-def test_ctrl_c_ends_the_sweep_without_losing_anything(
-    tmp_path: Path, digits_data_dir: Path
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_ends_the_sweep_without_losing_anything(
+    tmp_path: Path, digits_data_dir: Path, stop: signal.Signals
 ) -> None:
     options = ("--trials", 2, "--epochs", 6, "--variants", "cnn3", "--data-dir", digits_data_dir)
     paths = SweepPaths(tmp_path / "results", "digits")
     with started(tmp_path, "digits", *options) as process:
         wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
-        os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        os.kill(process.pid, stop)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert "Nothing is lost" in output
     assert "Traceback" not in output
@@ -224,6 +225,24 @@ def test_a_second_driver_is_refused(tmp_path: Path, digits_data_dir: Path) -> No
         second = sweep(tmp_path, "digits", *options, "--resume")
         assert second.returncode == 2
         assert f"process {process.pid} on" in second.stderr
+
+
+def test_two_sweeps_at_once_each_have_a_ray_of_their_own(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    options = ("--variants", "cnn3", "--data-dir", digits_data_dir)
+    paths = SweepPaths(tmp_path / "results", "digits")
+    with started(tmp_path, "digits", "--trials", 4, "--epochs", 60, *options) as first:
+        wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
+        other = sweep(
+            tmp_path,
+            "digits",
+            *("--name", "other", "--trials", 1, "--epochs", 1, *options),
+            address="",
+        )
+        assert other.returncode == 0, other.stdout + other.stderr
+        assert "Using a local Ray" in other.stdout
+        assert first.poll() is None
 
 
 def test_a_variant_that_always_fails_is_given_up_and_the_others_finish(

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,18 +38,41 @@ print("INVENTORY" + json.dumps({{
 def cluster() -> Iterator[str]:
     """A one-node Ray cluster of two CPUs, started as a user would, with a token."""
     ensure_token()
-    started = subprocess.run(
-        [RAY, "start", "--head", "--port=0", "--num-cpus=2", "--dashboard-host=127.0.0.1"],
-        env={**environment(), "RAY_AUTH_MODE": "token", "RAY_ADDRESS": ""},
-        capture_output=True,
+    # Blocking, in a session of its own: `ray stop` would end every Ray on this machine.
+    process = subprocess.Popen(
+        [
+            RAY,
+            "start",
+            "--head",
+            "--port=0",
+            "--num-cpus=2",
+            "--dashboard-host=127.0.0.1",
+            "--block",
+        ],
+        env={**environment(), "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    assert started.returncode == 0, started.stdout + started.stderr
-    match = re.search(r"--address='([^']+)'", started.stdout)
-    assert match, started.stdout
-    yield match.group(1)
-    subprocess.run([RAY, "stop", "--force"], capture_output=True, check=False)
+    try:
+        yield _address_said_by(process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _address_said_by(process: subprocess.Popen[str]) -> str:
+    said = ""
+    for line in process.stdout:
+        said += line
+        match = re.search(r"--address='([^']+)'", line)
+        if match:
+            return match.group(1)
+    raise AssertionError(said)
 
 
 def _inventory(address: str) -> dict:
