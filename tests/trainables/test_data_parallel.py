@@ -1,6 +1,8 @@
 """Two worker processes train as one does, and judge what they save."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,10 @@ def as_rank(rank: int, digits_dir: Path, folder: Path) -> None:
     (folder / f"figures_{rank}.json").write_text(json.dumps(figures))
     seeds = seeds_drawn_from(digits_config(digits_dir, workers=2), digits_dir)
     (folder / f"seeds_{rank}.json").write_text(json.dumps(seeds))
-    torch.distributed.destroy_process_group()
+    while not (folder / f"seeds_{1 - rank}.json").exists():
+        time.sleep(0.05)  # the other one may still need this one's answers
+    # Gloo's threads have aborted a process at its end, on a busy machine; all is written by now.
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
