@@ -8,6 +8,7 @@ changed. It knows nothing of Ray, Optuna or MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -381,10 +382,15 @@ class Ledger:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 self._seq = seq
                 if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                    with contextlib.suppress(sqlite3.OperationalError):
+                        self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise LedgerError(
+                        f"The ledger cannot be written: {error}. What it holds is intact."
+                    ) from error
                 raise
 
 

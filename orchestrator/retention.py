@@ -26,6 +26,16 @@ def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
     return best
 
 
+def num_best(ledger: Ledger) -> int:
+    """Return how many trials of each variant keep their best weights."""
+    option = ledger.get("options").get("keep") or ""
+    return (
+        int(option.removeprefix("best-"))
+        if option.startswith("best-")
+        else (int(ledger.get("keep_best")))
+    )
+
+
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
     """Return the checkpoint folder of a trial's best epoch, None where there is none."""
     for row in ledger.epochs(trial.signature):
@@ -47,24 +57,30 @@ def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None
 def collect(ledger: Ledger, paths: SweepPaths, done: set[str]) -> None:
     """Delete the checkpoints that nobody will ask for again.
 
-    Of the best trials of each variant the best epoch's stays; failed and running trials keep what
-    they may go on from.
+    Of the best trials of each variant the best epoch's stays, with `--keep last` the last epoch's
+    of every trial as well; failed and running trials keep what they may go on from.
 
     Args:
         ledger: the sweep's.
         paths: its folder.
         done: signatures that are known to be clean; grows, so that each is looked at once.
     """
+    keep_option = ledger.get("options").get("keep")
+    if keep_option == "all":
+        return
     trials = [
         trial for trial in ledger.trials() if trial.status in ("complete", "stopped", "diverged")
     ]
-    best = best_signatures(trials, ledger.get("keep_best"), ledger.get("plan")["space"]["mode"])
+    best = best_signatures(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
     for trial in trials:
         if trial.signature in done:
             continue
-        keep = best_checkpoint(ledger, paths, trial) if trial.signature in best else None
+        keep = {best_checkpoint(ledger, paths, trial) if trial.signature in best else None}
+        if keep_option == "last":
+            rows = ledger.epochs(trial.signature)
+            keep |= {paths.root / row.checkpoint for row in rows[-1:] if row.checkpoint}
         for folder in paths.trial(trial.signature).glob("attempt_*/epoch_*"):
-            if folder != keep:
+            if folder not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
         if trial.signature not in best:
             done.add(trial.signature)

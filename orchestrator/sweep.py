@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -16,14 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import process
 from orchestrator.config import SweepConfig, parse_args
-from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
+from orchestrator.errors import (
+    OrchestratorError,
+    SweepExistsError,
+    SweepNotFoundError,
+    UsageError,
+)
 from orchestrator.paths import SweepPaths, sweep_names
 from trainables.redaction import redacted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from orchestrator.conductor import Conductor, Plan
+    from orchestrator.launch import Cluster
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
@@ -38,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
         return dry_run(config) if config.dry_run else sweep(config)
-    except UsageError as error:
+    except OrchestratorError as error:
         if config is not None and config.verbose:
             raise
         print(f"{error}", file=sys.stderr)
-        return WRONG_USAGE
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("Interrupted before the sweep had started.", file=sys.stderr)
         return INTERRUPTED
@@ -50,12 +59,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from orchestrator import planning
+    from orchestrator import disk, planning
 
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
-    _print_plan(process.console_on(sys.stdout), plan, facts)
+    console = process.console_on(sys.stdout)
+    _print_plan(console, plan, facts)
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
+    free = disk.free_bytes(config.paths.root)
+    console.print(
+        f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
+        f"{disk.gib(free)} are free."
+    )
     return COMPLETE
 
 
@@ -67,13 +84,13 @@ def sweep(config: SweepConfig) -> int:
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            ledger, plan, manifest = _open(config)
+            ledger, plan, facts, manifest = _open(config)
         except (UsageError, KeyboardInterrupt):
             process.remove_traces(config.paths)
             raise
         try:
             with process.terminal(None if config.verbose else config.paths.log) as console:
-                return _run(config, console, ledger, plan, manifest)
+                return _run(config, console, ledger, plan, facts, manifest)
         except UsageError:
             is_new = is_new and not ledger.attempts()
             ledger.close()
@@ -85,7 +102,7 @@ def sweep(config: SweepConfig) -> int:
             ledger.close()
 
 
-def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
+def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
     from orchestrator import planning
 
@@ -99,31 +116,113 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, kept)
+    if not config.force:
+        _check_room(config, plan, facts, config.keep or kept.get("keep"))
     if ledger is None:
         ledger = _create(config, plan, facts)
     else:
-        _check_same(ledger, plan)
+        _check_same(ledger, plan, force=config.force)
         ledger.put("options", {**kept, **planning.given_options(config)})
-    return ledger, plan, manifest
+    return ledger, plan, facts, manifest
+
+
+def _check_room(
+    config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts], keep: str | None
+) -> None:
+    from orchestrator import disk
+
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, facts, concurrent, keep)
+    disk.check_room(config.paths.root, needed, disk.used_bytes(config.paths.root))
 
 
 def _run(
-    config: SweepConfig, console: Console, ledger: Ledger, plan: Plan, manifest: Manifest
+    config: SweepConfig,
+    console: Console,
+    ledger: Ledger,
+    plan: Plan,
+    facts: dict[str, VariantFacts],
+    manifest: Manifest,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import launch
-    from orchestrator.conductor import Conductor
-    from orchestrator.display import Display
+    from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
 
-    conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
+    conductor = _conductor(config, ledger, plan, facts)
     uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
     if redacted(uri) == uri:  # one with a password in it must be given again
         ledger.put("tracking_uri", uri)
     tracker = Tracker(ledger, config.paths, uri)
-    interrupted = threading.Event()
-    options = ledger.get("options")
+    interruption = process.Interruption()
+    interrupted = interruption.wanted
     errors: list[BaseException] = []
+    with process.signals_set(interruption):
+        views = _Views(tracker, config.paths)
+        if conductor.has_work():
+            cluster = launch.connect(
+                config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
+            )
+            process.handle_signals(interruption)  # again: Ray installs its own
+            console.print(cluster.describe())
+            dataset_dir = config.data_dir / manifest.name
+            runner = _start_trials(config, conductor, cluster, dataset_dir, errors)
+            views.start()
+            _watch(console, ledger, plan, runner, interrupted)
+            try:
+                conductor.interrupt()  # nothing, after an end of its own
+            except LedgerError as error:  # `--resume` closes what is open then
+                errors.append(error)
+            launch.disconnect()
+        else:
+            views.start()
+            console.print("Every trial of this sweep has ended already.")
+        outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
+        # Whoever stops a sweep waits half a minute, not longer.
+        limit_s = 15 if interrupted.is_set() else 300
+        views.finish(console, outcome, limit_s, interruption.urgent)
+    _print_end(console, config, plan, conductor, tracker)
+    if conductor.halted():
+        errors.append(
+            OrchestratorError(
+                f"{config.storage} cannot take more: {conductor.halted()} Free some space or make "
+                "it writable."
+            )
+        )
+    if errors and not interrupted.is_set():
+        _print_stopped(console, config, errors[0])
+        return FAILED
+    return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+
+
+def _conductor(
+    config: SweepConfig, ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]
+) -> Conductor:
+    from orchestrator import disk
+    from orchestrator.conductor import Conductor
+
+    root = config.paths.root
+    return Conductor(
+        ledger,
+        plan,
+        is_whole=_checkpoint_check(config.paths),
+        has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
+        retry_failed=config.retry_failed,
+        from_scratch=config.from_scratch,
+    )
+
+
+def _start_trials(
+    config: SweepConfig,
+    conductor: Conductor,
+    cluster: Cluster,
+    dataset_dir: Path,
+    errors: list[BaseException],
+) -> threading.Thread:
+    """Start the thread that runs the trials; what ends it early is added to `errors`."""
+    from orchestrator import launch
+
+    options = conductor.ledger.get("options")
 
     def trials() -> None:
         try:
@@ -131,51 +230,53 @@ def _run(
                 conductor,
                 cluster,
                 sweep_dir=config.paths.root,
-                dataset_dir=config.data_dir / manifest.name,
+                dataset_dir=dataset_dir,
                 max_concurrent=config.max_concurrent,
                 gpus_per_trial=options.get("gpus_per_trial"),
+                hang_timeout_s=config.hang_timeout_s,
+                keep_all=options.get("keep") == "all",
             )
         except BaseException as error:
             errors.append(error)
 
-    with process.signals_set(interrupted):
-        views = _Views(tracker, config.paths)
-        if conductor.has_work():
-            cluster = launch.connect(
-                config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
-            )
-            process.handle_signals(interrupted)  # again: Ray installs its own
-            console.print(cluster.describe())
-            runner = threading.Thread(target=trials, name="trials", daemon=True)
-            runner.start()
-            views.start()
-            with Display(console, ledger, plan) as display:
-                while runner.is_alive() and not interrupted.is_set():
-                    runner.join(timeout=0.5)
-                    display.show()
-            if interrupted.is_set():
-                console.print("Interrupted: saving what is known. Nothing is lost.")
-            conductor.interrupt()  # nothing, after an end of its own
-            launch.disconnect()
-        else:
-            views.start()
-            console.print("Every trial of this sweep has ended already.")
-        outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        # Whoever stops a sweep waits half a minute, not longer.
-        views.finish(console, outcome, limit_s=15 if interrupted.is_set() else 300)
-    _print_end(console, config, plan, conductor, tracker)
-    if errors and not interrupted.is_set():
-        if isinstance(errors[0], UsageError):
-            raise errors[0]
-        traceback.print_exception(errors[0])  # into the log
+    thread = threading.Thread(target=trials, name="trials", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(
+    console: Console,
+    ledger: Ledger,
+    plan: Plan,
+    runner: threading.Thread,
+    interrupted: threading.Event,
+) -> None:
+    """Show how the trials are doing until they are over or the user has had enough."""
+    from orchestrator.display import Display
+
+    with Display(console, ledger, plan) as display:
+        while runner.is_alive() and not interrupted.is_set():
+            runner.join(timeout=0.5)
+            display.show()
+    if interrupted.is_set():
         console.print(
-            f"The sweep stopped: {errors[0]!r}. What was done is stored; go on with "
-            f"{_command(config)}. Details: {config.paths.log}",
-            soft_wrap=True,
-            style="red",
+            "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
+            "MLflow, a third time ends at once."
         )
-        return FAILED
-    return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+
+
+def _print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
+    if isinstance(error, UsageError):
+        raise error
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)  # into the log
+    said = str(error) if isinstance(error, OrchestratorError) else f"{error!r}."
+    console.print(
+        f"The sweep stopped. {said} What was done is stored; go on with "
+        f"{_command(config)}. Details: {config.paths.log}",
+        soft_wrap=True,
+        style="red",
+    )
 
 
 class _Views:
@@ -193,11 +294,15 @@ class _Views:
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, console: Console, outcome: str, limit_s: float) -> None:
+    def finish(
+        self, console: Console, outcome: str, limit_s: float, urgent: threading.Event
+    ) -> None:
         """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
         self._outcome = outcome
         self._stop.set()
-        self._thread.join(timeout=limit_s)
+        end_s = time.monotonic() + limit_s
+        while self._thread.is_alive() and time.monotonic() < end_s and not urgent.is_set():
+            self._thread.join(timeout=0.2)
         if not self._has_all:
             console.print(
                 f"MLflow at {redacted(self.tracker.uri)} did not take everything; the ledger has "
@@ -284,18 +389,28 @@ def _check_existence(config: SweepConfig) -> None:
         )
 
 
-def _check_same(ledger: Ledger, plan: Plan) -> None:
-    """Refuse to continue a sweep as another one; other variants or more trials are no change."""
+def _check_same(ledger: Ledger, plan: Plan, *, force: bool) -> None:
+    """Refuse to continue a sweep as another one; other variants or more trials are no change.
+
+    With `force` the new plan holds from here on, and the ledger keeps the old one.
+    """
     from orchestrator.planning import difference
 
     old, new = ledger.get("plan"), plan.identity()
     lines = difference(_comparable(old, new), _comparable(new, old))
-    if lines:
+    if not lines:
+        return
+    listed = "\n".join(f"  {line}" for line in lines)
+    if not force:
         raise UsageError(
-            "This sweep was started with other values, so its trials cannot be mixed:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nGive it another --name, or the values it was started with."
+            f"This sweep was started with other values, so its trials cannot be mixed:\n{listed}\n"
+            "Give it another --name, or the values it was started with. With --force it goes on: "
+            "trials that are planned keep the old values, new ones get the new."
         )
+    print(f"Going on although this changed:\n{listed}", flush=True)
+    former = ledger.get("former_plans", [])
+    ledger.put("former_plans", [*former, {"until_seq": ledger.seq, "plan": old}])
+    ledger.put("plan", new)
 
 
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

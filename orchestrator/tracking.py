@@ -224,7 +224,7 @@ class Tracker:
         plan = self.ledger.get("plan")
         trials = self.ledger.trials()
         best = retention.best_signatures(
-            trials, self.ledger.get("keep_best"), plan["space"]["mode"]
+            trials, retention.num_best(self.ledger), plan["space"]["mode"]
         )
         if self._with_weights is None:
             self._with_weights = {

@@ -1,6 +1,8 @@
 """The adapter between Ray and `loop.fit`: runs one attempt and reports.
 
 The only module here that imports ray. A report is a flat dictionary (Tune flattens others), one of
+    {"kind": "alive"}                        now and then between epochs
+    {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced.
@@ -12,6 +14,8 @@ import errno
 import functools
 import json
 import logging
+import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +27,9 @@ from trainables.redaction import RedactingFormatter
 
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
+
+# A training process says at least so often that it is alive.
+SIGN_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +43,7 @@ class Job:
     sweep_dir: str
     log: str
     resume_from: str | None
+    keep_all: bool  # every epoch's checkpoint, not just the last and the best
     cpus: float  # of one worker
     gpus: float  # of one worker
 
@@ -49,6 +57,60 @@ class Job:
         return cls(**json.loads(text))
 
 
+def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
+    """Return where an attempt keeps an epoch's checkpoint, relative to the sweep's folder."""
+    return f"trials/{signature}/attempt_{attempt}/epoch_{epoch:04d}"
+
+
+# What Tune runs. These are here, not with the Tuner, so that a trial's process need not import the
+# driver's side.
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Run one attempt inside a reused Tune actor."""
+    from ray import tune
+
+    run_attempt(Job.from_json(config["job"]), tune.report)
+
+
+def group_trial(workers: int, storage: str) -> Callable[[dict[str, Any]], None]:
+    """Return the function of a Tune trial whose attempt runs on a worker group of its own.
+
+    Args:
+        workers: how many.
+        storage: a folder for Ray Train's own state, which nothing here reads.
+    """
+    return functools.partial(_run_group_trial, workers=workers, storage=storage)
+
+
+def _run_group_trial(config: dict[str, Any], *, workers: int, storage: str) -> None:
+    from ray import tune
+
+    run_attempt_on_group(
+        Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
+    )
+
+
+def resources(config: dict[str, Any]) -> Any:
+    """Return the placement of a single-device trial."""
+    from ray import tune
+
+    job = Job.from_json(config["job"])
+    bundle = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
+    return tune.PlacementGroupFactory([bundle])
+
+
+def group_resources(config: dict[str, Any]) -> Any:
+    """Return the placement of the actor that waits for a worker group.
+
+    The group has a placement group of its own. A share of a CPU here would leave one CPU too few
+    for a group that wants them all.
+    """
+    from ray import tune
+
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+
+
 def run_attempt(job: Job, report: Report) -> None:
     """Run one attempt on one device, in this process, wrapped by Ray Train's local mode.
 
@@ -59,7 +121,7 @@ def run_attempt(job: Job, report: Report) -> None:
 
     def loop() -> None:
         try:
-            train(job, report)
+            train(job, report, signs=True)
         except Exception as error:
             report(end_report(job, error))
             if _is_device_lost(error):
@@ -77,10 +139,16 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         workers: how many, with `job.cpus` and `job.gpus` each.
         storage: a folder for Ray Train's own state, which nothing here reads.
     """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal import constants
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    # Ray's own cleaner of placement groups looks for "the" Ray of this host; of several it takes
+    # any (seen: it then dies of another one's end, and the place of a killed group is never free).
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     trainer = TorchTrainer(
         functools.partial(_train_as_rank, job.to_json()),
         scaling_config=ScalingConfig(
@@ -102,8 +170,14 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         report(end_report(job, error))
 
 
-def train(job: Job, report: Report) -> None:
+def train(job: Job, report: Report, *, signs: bool = False) -> None:
     """Train one attempt to its end, reporting every epoch.
+
+    Args:
+        job: the attempt.
+        report: takes the reports.
+        signs: whether to report between epochs that training is alive. Not in a worker group:
+            its workers report together or wait for each other for ever.
 
     Raises:
         Exception: whatever ended the training; divergence is reported, not raised.
@@ -118,6 +192,8 @@ def train(job: Job, report: Report) -> None:
         Path(job.dataset_dir),
         checkpoints=folder,
         resume_from=Path(job.sweep_dir) / job.resume_from if job.resume_from else None,
+        keep_all=job.keep_all,
+        on_step=_signs_of_life(job, report) if signs else None,
     )
     with _log_file(Path(job.sweep_dir) / job.log):
         log.info(
@@ -152,6 +228,20 @@ def train(job: Job, report: Report) -> None:
             log.exception("failed")
             raise
     report({**_address(job), "kind": "end", "outcome": "complete"})
+
+
+def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
+    """Return a function to call at every step, which now and then reports that training lives."""
+    last_s = 0.0
+
+    def on_step() -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= SIGN_EVERY_S:
+            last_s = now_s
+            report({**_address(job), "kind": "alive"})
+
+    return on_step
 
 
 def end_report(job: Job, error: BaseException) -> dict[str, Any]:
@@ -189,12 +279,16 @@ def classify(error: BaseException) -> str:
 
 def _train_as_rank(job_text: str) -> None:
     """Train as one rank of a worker group; every rank reports, the first one's counts."""
+    import ray
     import ray.train
 
     def report(values: dict[str, Any]) -> None:
         ray.train.report(values)
 
     job = Job.from_json(job_text)
+    # So that the driver can free the group's place itself, at once and in any case.
+    place = ray.util.get_current_placement_group()
+    report({**_address(job), "kind": "start", "placement_group": place.id.hex() if place else ""})
     rank = ray.train.get_context().get_world_rank()
     if rank:
         job = replace(job, log=f"{job.log}.rank{rank}")

@@ -28,11 +28,17 @@ FLAGS = (
     "--dataset",
     "--dry-run",
     "--epochs",
+    "--force",
+    "--from-scratch",
     "--gpus-per-trial",
+    "--hang-timeout",
     "--help",
+    "--keep",
     "--max-concurrent",
     "--name",
+    "--no-retry-failed",
     "--resume",
+    "--retry-failed",
     "--seed",
     "--side",
     "--storage",
@@ -75,6 +81,7 @@ def test_every_flag_is_read() -> None:
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
             *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose"),
+            *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
         ]
     )
     assert config == SweepConfig(
@@ -96,6 +103,10 @@ def test_every_flag_is_read() -> None:
         resume=True,
         dry_run=True,
         verbose=True,
+        keep="best-2",
+        hang_timeout_s=60.0,
+        from_scratch=True,
+        force=True,
     )
     unset = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) in (None, False)]
     assert unset == []
