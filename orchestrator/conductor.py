@@ -44,7 +44,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what must not change when a sweep is continued, JSON-ready."""
         return {
-            "space": self.space.to_dict(),
+            "space": self.space.to_dict(self.variants),
             "seed": self.seed,
             "side_px": dict(self.side_px),
             "dataset": self.dataset,
