@@ -72,7 +72,7 @@ def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
         else:
             with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
                 live.copy_to(copy)
-        with contextlib.closing(open_ledger(copy)) as ledger:
+        with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
             damage = ledger.integrity_problems()
             if damage:
                 raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
@@ -91,6 +91,13 @@ def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
                 attempts=attempts,
                 rows=rows,
             )
+
+
+def _opened(copy: Path, original: Path) -> Ledger:
+    try:
+        return open_ledger(copy)
+    except LedgerError as error:
+        raise LedgerError(str(error).replace(str(copy), str(original))) from error
 
 
 def name_of(trial: Trial) -> str:

@@ -120,9 +120,10 @@ def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) ->
             if math.isfinite(row.metrics[name])
         ]
         yield from _history_problems(client, run, name, wanted, behind)
-    if trial.best_value is not None:
+    attempts = facts.attempts[trial.signature]
+    if trial.best_value is not None and attempts:
         name = f"best_{facts.plan['space']['metric']}"
-        ended_ms = int((facts.attempts[trial.signature][-1].ended_s or 0) * 1000)
+        ended_ms = int((attempts[-1].ended_s or 0) * 1000)
         yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], behind)
     if run.data.params or not behind:
         for name, value in trial.config.items():
@@ -132,7 +133,7 @@ def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) ->
         return
     status = run.info.status
     wanted_status = _STATUS[trial.status]
-    if is_open(facts.attempts[trial.signature]):
+    if is_open(attempts):
         wanted_status = "KILLED"  # nobody runs it; `--resume` goes on with it
     if status != wanted_status:
         yield f"its run is {status}, not {wanted_status}."

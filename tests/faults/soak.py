@@ -26,9 +26,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
 SHARES = {"driver": 7, "ledger": 4, "trial": 3, "checkpoint": 4, "server": 2}  # of 20 kills
 LIMIT_S = 120.0  # for whatever must come about
-GONE_LIMIT_S = 20.0  # for the processes of a driver that was killed
+# For the trials of a driver that was killed, and for Ray's own agents, which wait for its return.
+TRIALS_GONE_LIMIT_S, ALL_GONE_LIMIT_S = 20.0, 90.0
 
 SPACE = """
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -80,7 +82,9 @@ class Soak:
     all_sweeps: list[Sweep] = field(default_factory=list)
     kills: collections.Counter[str] = field(default_factory=collections.Counter)
     breaches: list[str] = field(default_factory=list)
-    longest_gone_s: float = 0.0
+    dead: dict[int, float] = field(default_factory=dict)  # sessions of killed drivers, and since
+    trials_gone_s: float = 0.0
+    all_gone_s: float = 0.0
     extra_epochs: int = 0
     sweeps: int = 0
     compared: int = 0
@@ -117,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--only", choices=SHARES, help="this kind of kill and no other")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     with soaking(folder, options.seed, lambda line: print(line, flush=True)) as soak:
@@ -124,11 +129,13 @@ def main() -> int:
         begun = time.monotonic()
         try:
             half = options.kills // 2
-            run(soak, 1, drawn_kinds(soak.draws, options.kills - half))
-            run(soak, 2, drawn_kinds(soak.draws, half))
+            only = [options.only] if options.only else None
+            run(soak, 1, drawn_kinds(soak.draws, options.kills - half, only))
+            run(soak, 2, drawn_kinds(soak.draws, half, only))
         except Broken as error:
             soak.breaches.append(str(error))
-        soak.say(summary(soak, time.monotonic() - begun))
+        minutes = (time.monotonic() - begun) / 60
+    print(summary(soak, minutes))
     if soak.breaches:
         print(
             "\n".join(f"BROKEN: {breach}" for breach in soak.breaches), f"Kept: {folder}", sep="\n"
@@ -147,18 +154,22 @@ def soaking(folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Soa
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     soak = Soak(folder=folder, draws=random.Random(seed), port=port, say=say)
+    over = threading.Event()
+    watching = threading.Thread(target=watch, args=(soak, over))
+    watching.start()
     try:
         start_server(soak)
         yield soak
     finally:
         kill_server(soak)
-        for sweep in soak.all_sweeps:
-            for pid in processes(sweep):
-                kill(pid)
+        over.set()
+        watching.join()
+        for pid in processes({session for sweep in soak.all_sweeps for session in sweep.sessions}):
+            kill(pid)
 
 
-def drawn_kinds(draws: random.Random, kills: int) -> list[str]:
-    kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
+def drawn_kinds(draws: random.Random, kills: int, only: list[str] | None = None) -> list[str]:
+    kinds = only or [kind for kind, share in SHARES.items() for _ in range(share)]
     drawn: list[str] = []
     while len(drawn) < kills:
         draws.shuffle(kinds)
@@ -220,6 +231,7 @@ def strike(soak: Soak, sweep: Sweep, kind: str) -> bool:
         start_server(soak)
     elif kind in ("driver", "ledger"):
         sweep.driver.kill()
+        soak.dead[sweep.driver.pid] = time.monotonic()
         sweep.driver.wait()
         sweep.driver = None
         after_death(soak, sweep)
@@ -257,16 +269,7 @@ def wait(condition: Callable[[], object], sweep: Sweep) -> bool:
 
 
 def after_death(soak: Soak, sweep: Sweep) -> None:
-    """A driver was killed: what it had started goes too, and its ledger is consistent at once."""
-    begun = time.monotonic()
-    while processes(sweep) and time.monotonic() < begun + GONE_LIMIT_S:
-        time.sleep(0.05)
-    soak.longest_gone_s = max(soak.longest_gone_s, time.monotonic() - begun)
-    left = processes(sweep)
-    if left:
-        soak.breaches.append(f"G: {sweep.paths.root}: {len(left)} processes outlived their driver")
-        for pid in left:
-            kill(pid)
+    """A driver was killed: its ledger is consistent at once."""
     if sweep.paths.ledger.exists():
         # As if it still ran: its attempts are open until the next driver closes them.
         with facts_of(sweep.paths, "a killed driver") as facts:
@@ -339,17 +342,18 @@ def repeated_epochs(soak: Soak, sweep: Sweep) -> int:
     return extra
 
 
-def summary(soak: Soak, seconds: float) -> str:
+def summary(soak: Soak, minutes: float) -> str:
     total = sum(soak.kills.values())
     kinds = ", ".join(f"{soak.kills[kind]} {kind}" for kind in SHARES)
     lost = sum("A:" in breach for breach in soak.breaches)
     return (
-        f"{total} kills ({kinds}) in {soak.sweeps} sweeps, {seconds / 60:.1f} min: "
+        f"{total} kills ({kinds}) in {soak.sweeps} sweeps, {minutes:.1f} min: "
         f"{len(soak.breaches)} breaches, {lost} trials lost or doubled, "
         f"{sum('C:' in breach for breach in soak.breaches)} duplicate or missing metrics, "
         f"tables equal {soak.equal} of {soak.compared}, "
         f"{soak.extra_epochs / max(total, 1):.2f} extra epochs per kill, "
-        f"processes of a killed driver gone after {soak.longest_gone_s:.1f} s at the latest"
+        f"a killed driver's trials gone after {soak.trials_gone_s:.1f} s at the latest, the rest "
+        f"of its Ray after {soak.all_gone_s:.0f} s"
     )
 
 
@@ -410,26 +414,53 @@ def kill_server(soak: Soak) -> None:
         soak.server = None
 
 
-def processes(sweep: Sweep) -> list[int]:
-    """Return what lives of a sweep: all processes of its drivers' sessions."""
+def watch(soak: Soak, over: threading.Event) -> None:
+    """See what killed drivers leave, and for how long, until nothing of them is left."""
+    while not (over.wait(0.3) and not soak.dead):
+        for session, since in list(soak.dead.items()):
+            left = processes({session})
+            age_s = time.monotonic() - since
+            trials = [pid for pid in left if is_trial(pid)]
+            if trials:
+                soak.trials_gone_s = max(soak.trials_gone_s, age_s)
+            if left:
+                soak.all_gone_s = max(soak.all_gone_s, age_s)
+            if age_s > (TRIALS_GONE_LIMIT_S if trials else ALL_GONE_LIMIT_S):
+                titles = ", ".join(title_of(pid) for pid in left)
+                soak.breaches.append(f"G: {titles} outlived their driver by {age_s:.0f} s")
+                for pid in left:
+                    kill(pid)
+                left = []
+            if not left:
+                del soak.dead[session]
+
+
+def processes(sessions: Collection[int]) -> list[int]:
+    """Return what lives of drivers' sessions: everything that they have started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             # Behind the name, which may hold anything: state, parent, group, session.
             state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(session) in sweep.sessions and state != "Z":
+            if int(session) in sessions and state != "Z":
                 found.append(int(folder.name))
     return found
 
 
 def trial_pids(sweep: Sweep) -> list[int]:
-    found = []
-    for pid in processes(sweep):
-        with suppress(OSError):
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if title.startswith((b"ray::ImplicitFunc", b"ray::run_trial")):
-                found.append(pid)
-    return found
+    return [pid for pid in processes(sweep.sessions) if is_trial(pid)]
+
+
+def is_trial(pid: int) -> bool:
+    return title_of(pid).startswith(("ray::ImplicitFunc", "ray::run_trial"))
+
+
+def title_of(pid: int) -> str:
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "a process that is gone"
+    return text.replace(b"\0", b" ").decode(errors="replace").strip()[:100]
 
 
 def kill(pid: int) -> None:
