@@ -6,10 +6,12 @@ Both are made again from the ledger's rows up to the moment of the decision.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.ledger import EpochRow, Trial
 from orchestrator.study import Study, is_rung, is_stopped, optuna_version, read_params
-from orchestrator.verify_facts import Breach, Facts, Result, name_of
+from orchestrator.verify_facts import Breach, Facts, Result, name_of, plan_at
 
 
 def check_suggestions(facts: Facts) -> Result:
@@ -23,8 +25,9 @@ def check_suggestions(facts: Facts) -> Result:
     checked, left_out = 0, []
     for variant in dict.fromkeys(trial.variant for trial in facts.trials):
         own = sorted((t for t in facts.trials if t.variant == variant), key=lambda t: t.number)
-        if variant not in facts.plan["space"]["params"]:
-            left_out.append(variant)
+        plans = [plan_at(facts, trial.planned_seq) for trial in own]
+        if not all(variant in plan["space"]["params"] for plan in plans):
+            left_out.append(variant)  # a model of the command line, in an older ledger
         elif [trial.number for trial in own] == list(range(len(own))):
             checked += len(own)
             found += _wrong_suggestions(facts, variant, own)
@@ -37,17 +40,19 @@ def check_suggestions(facts: Facts) -> Result:
 def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> list[Breach]:
     found = []
     study: Study | None = None
+    plan: Mapping[str, Any] | None = None
     told: set[str] = set()
     for trial in own:
-        if study is None:
-            study, told = _new_study(facts, variant), set()
+        if study is None or plan is not plan_at(facts, trial.planned_seq):
+            plan = plan_at(facts, trial.planned_seq)
+            study, told = _new_study(plan, variant), set()
             for earlier in own[: trial.number]:
                 study.add_planned(earlier)
         for other in own[: trial.number]:
             ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
             # One that failed says nothing, then or since.
             if ended and other.status != "failed" and other.signature not in told:
-                study.tell(other, facts.rows[other.signature], facts.plan["space"]["metric"])
+                study.tell(other, facts.rows[other.signature], plan["space"]["metric"])
                 told.add(other.signature)
         suggested = json.loads(json.dumps(study.ask(trial.number)))
         if suggested != trial.params:
@@ -57,14 +62,14 @@ def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> list[Bre
     return found
 
 
-def _new_study(facts: Facts, variant: str) -> Study:
-    space = facts.plan["space"]
+def _new_study(plan: Mapping[str, Any], variant: str) -> Study:
+    space = plan["space"]
     return Study(
         variant,
         read_params(space["params"][variant]),
         mode=space["mode"],
         startup_trials=space["startup_trials"],
-        sweep_seed=facts.plan["seed"],
+        sweep_seed=plan["seed"],
     )
 
 
@@ -93,7 +98,7 @@ def check_early_stopping(facts: Facts) -> Result:
 
 def _stops_at(facts: Facts, trial: Trial, row: EpochRow) -> bool | None:
     """Return what early stopping says of a row; None where it does not look."""
-    space = facts.plan["space"]
+    space = plan_at(facts, row.seq)["space"]
     done = row.epoch + 1
     if done >= trial.config["epochs"]:
         return None

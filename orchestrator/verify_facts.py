@@ -45,6 +45,7 @@ class Facts:
     ledger: Ledger
     driver: str | None
     plan: Mapping[str, Any]
+    former_plans: list[Mapping[str, Any]]  # replaced with --force, oldest first
     trials: list[Trial]
     attempts: Mapping[str, list[Attempt]]
     rows: Mapping[str, list[EpochRow]]
@@ -87,6 +88,7 @@ def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
                 ledger=ledger,
                 driver=driver,
                 plan=plan,
+                former_plans=ledger.get("former_plans", []),
                 trials=trials,
                 attempts=attempts,
                 rows=rows,
@@ -98,6 +100,15 @@ def _opened(copy: Path, original: Path) -> Ledger:
         return open_ledger(copy)
     except LedgerError as error:
         raise LedgerError(str(error).replace(str(copy), str(original))) from error
+
+
+def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:
+    """Return the plan that was in force when the change of this number was made."""
+    for former in facts.former_plans:
+        if seq <= former["until_seq"]:
+            plan: Mapping[str, Any] = former["plan"]
+            return plan
+    return facts.plan
 
 
 def name_of(trial: Trial) -> str:

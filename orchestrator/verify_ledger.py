@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
-from orchestrator.verify_facts import Breach, Facts, Result, asked_for, is_open, name_of
+from orchestrator.verify_facts import Breach, Facts, Result, asked_for, is_open, name_of, plan_at
 from search_spaces.space import is_better, trial_seed
 from trainables.config import TrainConfig
+from trainables.worker import checkpoint_path
 
 
 def check_trials(facts: Facts) -> Result:
@@ -44,7 +45,7 @@ def _identity_problems(facts: Facts, trial: Trial) -> Iterator[str]:
     for name, value in trial.params.items():
         if trial.config.get(name) != value:
             yield f"{name} was suggested as {value!r}, but is {trial.config.get(name)!r}."
-    seed = trial_seed(facts.plan["seed"], trial.variant, trial.number)
+    seed = trial_seed(plan_at(facts, trial.planned_seq)["seed"], trial.variant, trial.number)
     if trial.config["seed"] != seed:
         yield f"its seed is {trial.config['seed']}, not {seed}."
 
@@ -95,7 +96,8 @@ def check_epochs(facts: Facts) -> Result:
     found: list[Breach] = []
     for trial in facts.trials:
         rows = facts.rows[trial.signature]
-        found += [Breach("A", name_of(trial), text) for text in _epoch_problems(facts, trial, rows)]
+        problems = [*_epoch_problems(facts, trial, rows), *_best_problems(facts, trial, rows)]
+        found += [Breach("A", name_of(trial), text) for text in problems]
     return Result("A", "epochs are there once", sum(map(len, facts.rows.values())), found)
 
 
@@ -119,49 +121,88 @@ def _epoch_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterato
     patient = trial.config.get("early_stop_patience_epochs", 0)
     if len(rows) > wanted or (trial.status == "complete" and len(rows) < wanted and not patient):
         yield f"it is {trial.status} with {len(rows)} of {wanted} epochs."
+
+
+def _best_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
     best = best_of(facts, trial, rows) if trial.status in ("complete", "stopped") else None
-    if (trial.best_epoch, trial.best_value) != (best or (None, None)):
+    epoch, value = best or (None, None)
+    if value is not None and math.isnan(value):
+        value = None  # as SQLite stores it
+    if (trial.best_epoch, trial.best_value) != (epoch, value):
         said = f"epoch {trial.best_epoch}, {trial.best_value}"
-        yield f"its best is said to be {said}; its rows say {best}."
+        yield f"its best is said to be {said}; its rows say epoch {epoch}, {value}."
 
 
 def best_of(facts: Facts, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
     """Return the epoch that a trial is judged by and the sweep's metric there."""
     judge = trial.config["select_by"]
     mode = "min" if judge == "val_loss" else "max"
+    metric = plan_at(facts, trial.ended_seq or 0)["space"]["metric"]
     best, best_judged = None, math.nan
     for row in rows:
         if is_better(row.metrics[judge], best_judged, mode):
             best_judged = row.metrics[judge]
-            best = row.epoch, row.metrics[facts.plan["space"]["metric"]]
+            best = row.epoch, row.metrics[metric]
     return best
 
 
 def check_checkpoints(facts: Facts) -> Result:
     """D: what a trial would go on from, and the best weights, are there and undamaged."""
     from orchestrator import retention
-    from trainables import checkpoint
 
-    mode, keep = facts.plan["space"]["mode"], facts.ledger.get("keep_best")
+    keep = retention.num_best(facts.ledger)
+    mode = facts.plan["space"]["mode"]
     best = retention.best_signatures(facts.trials, keep, mode)
+    # Those that a later command wants beside the first ones may have been deleted before.
+    sure = retention.best_signatures(facts.trials, min(keep, facts.ledger.get("keep_best")), mode)
     found: list[Breach] = []
     checked = 0
     for trial in facts.trials:
-        stored = {row.epoch: row.checkpoint for row in facts.rows[trial.signature]}
+        rows = facts.rows[trial.signature]
         if trial.status in ("complete", "stopped", "diverged"):
-            wanted = [trial.best_epoch or 0] if trial.signature in best else []
+            places = [[row.checkpoint] for row in rows if row.epoch == trial.best_epoch]
+            places = places if trial.signature in best else []
+            may_lack = trial.signature not in sure
         else:
-            wanted = [epoch for epoch, path in stored.items() if path][-1:]
-        for epoch in wanted:
-            path = stored.get(epoch)
-            folder = facts.paths.root / (path or "")
-            if facts.driver is not None and not folder.exists():
-                continue  # a later epoch, or a better trial, has replaced it since
+            places, may_lack = _resume_places(facts, trial)[:1], False
+        for candidates in places:
+            # While a driver runs, a later epoch or a better trial may have replaced it since.
+            there = [path for path in candidates if path and (facts.paths.root / path).exists()]
+            if not there and (may_lack or facts.driver is not None):
+                continue
             checked += 1
-            try:
-                if not path:
-                    raise checkpoint.CheckpointError("no checkpoint was recorded.")
-                checkpoint.verify(folder)
-            except checkpoint.CheckpointError as error:
-                found.append(Breach("D", name_of(trial), f"epoch {epoch}: {error}"))
+            problems = [_damage(facts, path) for path in there or candidates]
+            if all(problems):
+                found += [Breach("D", name_of(trial), str(problem)) for problem in problems]
     return Result("D", "checkpoints that are needed can be loaded", checked, found)
+
+
+def _resume_places(facts: Facts, trial: Trial) -> list[list[str | None]]:
+    """Return where an unended trial's epochs may lie, newest first.
+
+    An epoch that was trained again lies in more than one attempt's folder, and any of them does.
+    An attempt that started anew leaves behind what was before it.
+    """
+    attempts = facts.attempts[trial.signature]
+    anew = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
+    numbers = [a.attempt for a in attempts if a.attempt >= anew]
+    places: list[list[str | None]] = []
+    for row in reversed(facts.rows[trial.signature]):
+        paths = [checkpoint_path(trial.signature, number, row.epoch) for number in numbers]
+        there: list[str | None] = [p for p in paths if (facts.paths.root / p).exists()]
+        if there or (row.checkpoint and row.attempt >= anew):
+            places.append(there or [row.checkpoint])
+    return places
+
+
+def _damage(facts: Facts, path: str | None) -> str | None:
+    """Return what is wrong with a checkpoint, None when nothing is."""
+    from trainables import checkpoint
+
+    if not path:
+        return "no checkpoint was recorded for its best epoch."
+    try:
+        checkpoint.verify(facts.paths.root / path)
+    except checkpoint.CheckpointError as error:
+        return str(error)
+    return None

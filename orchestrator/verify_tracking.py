@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import ENDED, Trial
-from orchestrator.verify_facts import Breach, Facts, Result, is_open, name_of
+from orchestrator.verify_facts import Breach, Facts, Result, is_open, name_of, plan_at
 from trainables.metrics import METRIC_NAMES
 from trainables.redaction import redacted
 
@@ -122,7 +122,7 @@ def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) ->
         yield from _history_problems(client, run, name, wanted, behind)
     attempts = facts.attempts[trial.signature]
     if trial.best_value is not None and attempts:
-        name = f"best_{facts.plan['space']['metric']}"
+        name = f"best_{plan_at(facts, trial.ended_seq or 0)['space']['metric']}"
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
         yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], behind)
     if run.data.params or not behind:

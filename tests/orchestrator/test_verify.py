@@ -33,6 +33,7 @@ def grow(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
         new_ledger(
             paths.ledger,
             PLAN,
+            options={},
             versions={"optuna": optuna.__version__},
             asked={"cnn2": TRIALS, "cnn3": TRIALS},
         )
@@ -333,8 +334,42 @@ def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Veri
     file.write_bytes(content)
     status, said = verify()
     assert status == 1
-    start = f"D: cnn3-{best.number:03d} ({best.signature}): epoch {best.best_epoch}: "
-    assert f"{start}{file} is damaged" in said
+    assert f"D: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in said
+
+
+def test_of_an_epoch_that_was_trained_again_one_whole_checkpoint_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = SweepPaths(tmp_path, "half")
+    grow(paths, epochs_of_last=2)
+    with closing(open_ledger(paths.ledger)) as ledger:
+        key = ledger.trials()[0].signature
+        newest = str(ledger.epochs(key)[-1].checkpoint)
+        older = ledger.epochs(key)[0].checkpoint
+        again = ledger.start_attempt(key, resumed_from=older, micro_batch_size=0)
+        ledger.end_attempt(key, again, outcome="lost", trial_status="running")
+        tracker = Tracker(ledger, paths, paths.default_tracking_uri)
+        tracker.sync()
+        tracker.finish("interrupted", {})
+    (paths.root / newest / checkpoint.MANIFEST).write_text("{}")
+    command = ["half", "--verify", "--storage", str(tmp_path)]
+    assert sweep.main(command) == 1
+    assert f"({key}): {paths.root / newest}" in capsys.readouterr().out
+    save(paths.root / newest.replace("attempt_1", "attempt_2"))
+    assert sweep.main(command) == 0, capsys.readouterr().out
+
+
+def test_trials_of_a_plan_that_was_replaced_are_checked_by_it(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    """With --force a sweep goes on under another plan; what was before stays as it was."""
+    with closing(open_ledger(paths.ledger)) as ledger:
+        old = ledger.get("plan")
+        ledger.put("former_plans", [{"until_seq": ledger.seq, "plan": old}])
+        space = {**old["space"], "first_rung_epochs": 2, "params": {"cnn2": {}, "cnn3": {}}}
+        ledger.put("plan", {**old, "seed": 99, "space": space})
+    status, said = verify()
+    assert status == 0, said
 
 
 def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -411,4 +446,4 @@ def test_an_unfinished_sweep_is_told_and_is_no_breach(
     (paths.root / str(newest.checkpoint) / checkpoint.MANIFEST).write_text("{}")
     assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert f"({newest.signature}): epoch {newest.epoch}: " in said
+    assert f"D: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
