@@ -44,7 +44,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what must not change when a sweep is continued, JSON-ready."""
         return {
-            "space": self.space.to_dict(),
+            "space": self.space.to_dict(self.variants),
             "seed": self.seed,
             "side_px": dict(self.side_px),
             "dataset": self.dataset,
@@ -413,23 +413,21 @@ class Conductor:
         for attempt in self.ledger.attempts():
             attempts[attempt.signature].append(attempt)
         for trial in self.ledger.trials():
+            own = attempts[trial.signature]
             if trial.variant not in self._studies:
-                continue  # of a variant that this command leaves out
+                self._close(own)  # this command leaves it out, another may go on with it
+                continue
             self._planned[trial.variant] += 1
             study = self._studies[trial.variant]
             study.add_planned(trial)
-            own = attempts[trial.signature]
             if trial.status in ENDED and trial.status != "failed":
                 study.tell(trial, self.ledger.epochs(trial.signature), self.plan.space.metric)
                 continue
-            if own and own[-1].outcome is None:
-                # The driver may have died between a row and the decision that follows from it.
-                if self._stops_after_last_row(trial):
-                    self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
-                    continue
-                self.ledger.end_attempt(
-                    trial.signature, own[-1].attempt, outcome="lost", trial_status="running"
-                )
+            # The driver may have ended between a row and the decision that follows from it.
+            if own and trial.status == "running" and self._stops_after_last_row(trial):
+                self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
+                continue
+            self._close(own)
             has_failed = trial.status == "failed"
             if trial.number >= self.plan.trials or (has_failed and not self._retry_failed):
                 if has_failed:
@@ -440,6 +438,14 @@ class Conductor:
                 self._fresh.add(trial.signature)
                 self._micro_batch_size[trial.signature] = 0
             self._retries.append(trial.signature)
+
+    def _close(self, attempts: Sequence[Attempt]) -> None:
+        """Close a trial's last attempt as lost where a driver that is gone left it open."""
+        if attempts and attempts[-1].outcome is None:
+            last = attempts[-1]
+            self.ledger.end_attempt(
+                last.signature, last.attempt, outcome="lost", trial_status="running"
+            )
 
     def _next_micro_batch(self, trial: Trial, attempts: Sequence[Attempt]) -> int:
         if not attempts:

@@ -40,6 +40,7 @@ class SweepConfig:
     force: bool = False
     dry_run: bool = False
     verbose: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         problems = self._problems()
@@ -145,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         help="end and retry a trial that is silent for so many seconds (default: 600)",
     )
     add("--dry-run", action="store_true", help="print the plan and touch nothing")
+    add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
     return parser
 

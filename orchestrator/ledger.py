@@ -360,6 +360,14 @@ class Ledger:
         )
         return {row["signature"]: _epoch(row) for row in rows}
 
+    def integrity_problems(self) -> list[str]:
+        """Return what SQLite's own check of the file finds; it reads every page."""
+        try:
+            found = [str(row[0]) for row in self._all("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [] if found == ["ok"] else found
+
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._lock:
             row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()

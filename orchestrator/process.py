@@ -46,6 +46,19 @@ def locked(paths: SweepPaths) -> Iterator[None]:
         yield
 
 
+def driver_of(paths: SweepPaths) -> str | None:
+    """Return which process on which host holds the sweep's lock; None when nobody does."""
+    try:
+        with paths.lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except FileNotFoundError:
+        pass
+    return None
+
+
 @contextlib.contextmanager
 def terminal(log_path: Path | None) -> Iterator[Console]:
     """Yield the user's terminal, while everything else that writes goes to the log file.

@@ -7,12 +7,17 @@ refuse finished trials. Asynchronous successive halving is `is_stopped` below.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    json_to_distribution,
+)
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger import EpochRow, Trial
@@ -31,7 +36,9 @@ class Study:
         startup_trials: int,
         sweep_seed: int,
     ) -> None:
-        self.variant, self.params, self.mode = variant, dict(params), mode
+        self.variant, self.mode = variant, mode
+        # Sorted, since the sampler draws in this order: a space with its lines swapped is the same.
+        self.params = dict(sorted(params.items()))
         self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
         self._foreign: set[int] = set()  # numbers of trials from another space
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every new study
@@ -98,6 +105,16 @@ class Study:
             n_startup_trials=self.startup_trials,
             multivariate=True,
         )
+
+
+def read_params(stored: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Return the searched parameters of a variant from what the ledger's plan says of them."""
+    return {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
+
+
+def optuna_version() -> str:
+    """Return the version of Optuna that suggests here; another one may suggest otherwise."""
+    return optuna.__version__
 
 
 def is_stopped(

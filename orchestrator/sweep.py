@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     config = None
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
+        if config.verify:
+            return verify(config)
         return dry_run(config) if config.dry_run else sweep(config)
     except OrchestratorError as error:
         if config is not None and config.verbose:
@@ -74,6 +76,13 @@ def dry_run(config: SweepConfig) -> int:
         f"{disk.gib(free)} are free."
     )
     return COMPLETE
+
+
+def verify(config: SweepConfig) -> int:
+    """Check what a sweep has left; start and write nothing."""
+    from orchestrator.verify import verify
+
+    return verify(config)
 
 
 def sweep(config: SweepConfig) -> int:
@@ -123,6 +132,10 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
     else:
         _check_same(ledger, plan, force=config.force)
         ledger.put("options", {**kept, **planning.given_options(config)})
+    # By variant, the most trials that any command asked for: what `--verify` counts against.
+    asked: dict[str, int] = ledger.get("asked", {})
+    most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
+    ledger.put("asked", {**asked, **most})
     return ledger, plan, facts, manifest
 
 

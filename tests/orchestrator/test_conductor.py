@@ -825,3 +825,40 @@ def wait_for_start(conductor: Conductor) -> Start:
             return start
         time.sleep(0.005)
     raise AssertionError("nothing was started")
+
+
+def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
+    ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full between a row and its decision; the attempt was then closed as lost."""
+    conductor, original = Conductor(ledger, of_plan), ledger.end_attempt
+    stopped = []
+
+    def full(signature: str, attempt: int, **how: Any) -> None:
+        if how["outcome"] == "stopped":
+            stopped.append(signature)
+            raise OSError("no space left")
+        original(signature, attempt, **how)
+
+    monkeypatch.setattr(ledger, "end_attempt", full)
+    with pytest.raises(OSError, match="no space left"):
+        play(conductor)
+    conductor._running[stopped[0]] = 1  # as `interrupt` finds it
+    conductor.interrupt()
+    monkeypatch.undo()
+    assert [a.outcome for a in ledger.attempts(stopped[0])] == ["lost"]
+    play(Conductor(ledger, of_plan))
+    check_invariants(ledger, of_plan)
+    assert ledger.trial(stopped[0]).status == "stopped"
+    assert len(ledger.attempts(stopped[0])) == 1
+
+
+def test_attempts_of_a_variant_that_is_left_out_are_closed(ledger: Ledger, of_plan: Plan) -> None:
+    start = Conductor(ledger, of_plan).next_start()  # and then the driver dies
+    assert start is not None
+    assert start.variant == "cnn2"
+    play(Conductor(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
+    assert [a.outcome for a in ledger.attempts(start.signature)] == ["lost"]
+    assert ledger.trial(start.signature).status == "running"
+    play(Conductor(ledger, of_plan))
+    check_invariants(ledger, of_plan)

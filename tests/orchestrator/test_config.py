@@ -46,6 +46,7 @@ FLAGS = (
     "--trials",
     "--variants",
     "--verbose",
+    "--verify",
     "--workers-per-trial",
 )
 
@@ -80,7 +81,7 @@ def test_every_flag_is_read() -> None:
             *("--dataset", "mine", "--seed", "5", "--side", "paper", "--max-concurrent", "4"),
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
-            *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose"),
+            *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
             *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
         ]
     )
@@ -107,6 +108,7 @@ def test_every_flag_is_read() -> None:
         hang_timeout_s=60.0,
         from_scratch=True,
         force=True,
+        verify=True,
     )
     unset = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) in (None, False)]
     assert unset == []
