@@ -6,7 +6,6 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 from __future__ import annotations
 
 import collections
-import contextlib
 import sys
 import threading
 import time
@@ -115,6 +114,7 @@ def _run(
     from orchestrator.conductor import Conductor
     from orchestrator.display import Display
     from orchestrator.tracking import Tracker
+    from orchestrator.views import Views
 
     conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
     uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
@@ -139,7 +139,7 @@ def _run(
             errors.append(error)
 
     with process.signals_set(interrupted):
-        views = _Views(tracker, config.paths)
+        views = Views(tracker, config.paths)
         if conductor.has_work():
             cluster = launch.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
@@ -176,57 +176,6 @@ def _run(
         )
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
-
-
-class _Views:
-    """The background thread that brings MLflow and the disk in line with the ledger."""
-
-    def __init__(self, tracker: Tracker, paths: SweepPaths) -> None:
-        self.tracker, self.paths = tracker, paths
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
-        self._clean: set[str] = set()
-        self._outcome: str | None = None
-        self._has_all = False
-        self._warned = False
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self, console: Console, outcome: str, limit_s: float) -> None:
-        """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
-        self._outcome = outcome
-        self._stop.set()
-        self._thread.join(timeout=limit_s)
-        if not self._has_all:
-            console.print(
-                f"MLflow at {redacted(self.tracker.uri)} did not take everything; the ledger has "
-                "it. The same command with --resume writes the rest.",
-                style="yellow",
-            )
-
-    def _sync(self) -> bool:
-        """Bring both up to date once; return whether MLflow took everything."""
-        from orchestrator import retention
-
-        try:
-            retention.collect(self.tracker.ledger, self.paths, self._clean)
-            self.tracker.sync()
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                print(redacted(f"MLflow is not reachable for now: {error!r}"), file=sys.stderr)
-            return False
-        return True
-
-    def _loop(self) -> None:
-        pause_s = 1.0
-        while not self._stop.wait(pause_s):
-            pause_s = 1.0 if self._sync() else min(2 * pause_s, 30.0)
-        if self._sync() and self._outcome is not None:
-            with contextlib.suppress(Exception):
-                self.tracker.finish(self._outcome, {"trials": len(self.tracker.ledger.trials())})
-                self._has_all = True
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
