@@ -117,9 +117,7 @@ def _run(
     from orchestrator.views import Views
 
     conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
-    uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
-    if redacted(uri) == uri:  # one with a password in it must be given again
-        ledger.put("tracking_uri", uri)
+    uri = _tracking_uri(config, ledger)
     tracker = Tracker(ledger, config.paths, uri)
     interrupted = threading.Event()
     options = ledger.get("options")
@@ -153,6 +151,7 @@ def _run(
                 while runner.is_alive() and not interrupted.is_set():
                     runner.join(timeout=0.5)
                     display.show()
+                    views.tell(console)
             if interrupted.is_set():
                 console.print("Interrupted: saving what is known. Nothing is lost.")
             conductor.interrupt()  # nothing, after an end of its own
@@ -161,8 +160,7 @@ def _run(
             views.start()
             console.print("Every trial of this sweep has ended already.")
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        # Whoever stops a sweep waits half a minute, not longer.
-        views.finish(console, outcome, limit_s=15 if interrupted.is_set() else 300)
+        views.finish(console, outcome, interrupted)
     _print_end(console, config, plan, conductor, tracker)
     if errors and not interrupted.is_set():
         if isinstance(errors[0], UsageError):
@@ -176,6 +174,17 @@ def _run(
         )
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+
+
+def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
+    """Return where MLflow is: as said now, as said before, or in the storage."""
+    default = config.paths.default_tracking_uri
+    uri = config.tracking_uri or ledger.get("tracking_uri") or default
+    # The default is where the storage is, wherever that is moved; and a URI with a password in it
+    # must be given again.
+    if config.tracking_uri is not None and redacted(uri) == uri:
+        ledger.put("tracking_uri", None if uri == default else uri)
+    return uri
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
@@ -329,7 +338,7 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
 def _print_end(
     console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
 ) -> None:
-    from orchestrator import display, tracking
+    from orchestrator import display, mlflow_server
 
     ledger, uri = conductor.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
@@ -343,12 +352,14 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    command = tracking.ui_command(redacted(uri))
+    command = mlflow_server.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
     if tracker.experiment:
         space = plan.space
-        page = tracking.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
+        page = mlflow_server.page_address(
+            redacted(uri), tracker.experiment, space.metric, space.mode
+        )
         console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
 
 
