@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
+    from orchestrator.views import Views
     from trainables.data import Manifest
 
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -161,17 +162,15 @@ def _run(
     from orchestrator import launch
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
+    from orchestrator.views import Views
 
     conductor = _conductor(config, ledger, plan, facts)
-    uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
-    if redacted(uri) == uri:  # one with a password in it must be given again
-        ledger.put("tracking_uri", uri)
-    tracker = Tracker(ledger, config.paths, uri)
+    tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger))
     interruption = process.Interruption()
     interrupted = interruption.wanted
     errors: list[BaseException] = []
     with process.signals_set(interruption):
-        views = _Views(tracker, config.paths)
+        views = Views(tracker, config.paths)
         if conductor.has_work():
             cluster = launch.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
@@ -181,7 +180,7 @@ def _run(
             dataset_dir = config.data_dir / manifest.name
             runner = _start_trials(config, conductor, cluster, dataset_dir, errors)
             views.start()
-            _watch(console, ledger, plan, runner, interrupted)
+            _watch(console, conductor, views, runner, interrupted)
             try:
                 conductor.interrupt()  # nothing, after an end of its own
             except LedgerError as error:  # `--resume` closes what is open then
@@ -191,9 +190,7 @@ def _run(
             views.start()
             console.print("Every trial of this sweep has ended already.")
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        # Whoever stops a sweep waits half a minute, not longer.
-        limit_s = 15 if interrupted.is_set() else 300
-        views.finish(console, outcome, limit_s, interruption.urgent)
+        views.finish(console, outcome, interruption)
     _print_end(console, config, plan, conductor, tracker)
     if conductor.halted():
         errors.append(
@@ -259,18 +256,19 @@ def _start_trials(
 
 def _watch(
     console: Console,
-    ledger: Ledger,
-    plan: Plan,
+    conductor: Conductor,
+    views: Views,
     runner: threading.Thread,
     interrupted: threading.Event,
 ) -> None:
     """Show how the trials are doing until they are over or the user has had enough."""
     from orchestrator.display import Display
 
-    with Display(console, ledger, plan) as display:
+    with Display(console, conductor.ledger, conductor.plan) as display:
         while runner.is_alive() and not interrupted.is_set():
             runner.join(timeout=0.5)
             display.show()
+            views.tell(console)
     if interrupted.is_set():
         console.print(
             "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
@@ -292,59 +290,15 @@ def _print_stopped(console: Console, config: SweepConfig, error: BaseException) 
     )
 
 
-class _Views:
-    """The background thread that brings MLflow and the disk in line with the ledger."""
-
-    def __init__(self, tracker: Tracker, paths: SweepPaths) -> None:
-        self.tracker, self.paths = tracker, paths
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
-        self._clean: set[str] = set()
-        self._outcome: str | None = None
-        self._has_all = False
-        self._warned = False
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(
-        self, console: Console, outcome: str, limit_s: float, urgent: threading.Event
-    ) -> None:
-        """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
-        self._outcome = outcome
-        self._stop.set()
-        end_s = time.monotonic() + limit_s
-        while self._thread.is_alive() and time.monotonic() < end_s and not urgent.is_set():
-            self._thread.join(timeout=0.2)
-        if not self._has_all:
-            console.print(
-                f"MLflow at {redacted(self.tracker.uri)} did not take everything; the ledger has "
-                "it. The same command with --resume writes the rest.",
-                style="yellow",
-            )
-
-    def _sync(self) -> bool:
-        """Bring both up to date once; return whether MLflow took everything."""
-        from orchestrator import retention
-
-        try:
-            retention.collect(self.tracker.ledger, self.paths, self._clean)
-            self.tracker.sync()
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                print(redacted(f"MLflow is not reachable for now: {error!r}"), file=sys.stderr)
-            return False
-        return True
-
-    def _loop(self) -> None:
-        pause_s = 1.0
-        while not self._stop.wait(pause_s):
-            pause_s = 1.0 if self._sync() else min(2 * pause_s, 30.0)
-        if self._sync() and self._outcome is not None:
-            with contextlib.suppress(Exception):
-                self.tracker.finish(self._outcome, {"trials": len(self.tracker.ledger.trials())})
-                self._has_all = True
+def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
+    """Return where MLflow is: as said now, as said before, or in the storage."""
+    default = config.paths.default_tracking_uri
+    uri = config.tracking_uri or ledger.get("tracking_uri") or default
+    # The default is where the storage is, wherever that is moved; and a URI with a password in it
+    # must be given again.
+    if config.tracking_uri is not None and redacted(uri) == uri:
+        ledger.put("tracking_uri", None if uri == default else uri)
+    return uri
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
@@ -508,7 +462,7 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
 def _print_end(
     console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
 ) -> None:
-    from orchestrator import display, tracking
+    from orchestrator import display, mlflow_server
 
     ledger, uri = conductor.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
@@ -522,12 +476,14 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    command = tracking.ui_command(redacted(uri))
+    command = mlflow_server.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
     if tracker.experiment:
         space = plan.space
-        page = tracking.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
+        page = mlflow_server.page_address(
+            redacted(uri), tracker.experiment, space.metric, space.mode
+        )
         console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
 
 
