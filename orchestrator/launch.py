@@ -290,7 +290,7 @@ class _Jobs:
             self.conductor.on_end(
                 *address,
                 outcome=result["outcome"],
-                failure_class=result.get("failure_class"),
+                failure_class=_failure_class(result),
                 failure_text=result.get("failure_text"),
             )
         return False
@@ -348,6 +348,14 @@ class _Jobs:
             cpus=cpus,
             gpus=gpus,
         )
+
+
+def _failure_class(result: dict[str, Any]) -> str | None:
+    """Return the class of a failure that a worker reported; of a death Ray's words decide."""
+    if "death" in result:
+        return failures.classify_death(result["death"])
+    kind: str | None = result.get("failure_class")
+    return kind
 
 
 def _searcher(jobs: _Jobs) -> Any:

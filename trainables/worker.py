@@ -5,6 +5,7 @@ The only module here that imports ray. A report is a flat dictionary (Tune flatt
     {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
+    {the same, with "failure_class" None and "death": what Ray says of a process that died}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced.
 """
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A training process says at least so often that it is alive.
 SIGN_EVERY_S = 30.0
+# Full, over a quota or limit, read-only, broken.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +170,14 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
     try:
         trainer.fit()
     except Exception as error:
-        report(end_report(job, error))
+        causes = _causes(error)
+        died = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
+        if died:  # what the other workers say follows from that
+            report({**end_report(job, error), "failure_class": None, "death": str(died[0])})
+            return
+        # Where one of them fails, the others only lose the connection to it.
+        classes = [kind for kind in map(classify, causes) if kind != "bug"]
+        report({**end_report(job, error), "failure_class": next(iter(classes), "bug")})
 
 
 def train(job: Job, report: Report, *, signs: bool = False) -> None:
@@ -255,6 +265,20 @@ def end_report(job: Job, error: BaseException) -> dict[str, Any]:
     }
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return what lies at the bottom of the error of a worker group, one cause for each worker."""
+    return [_innermost(e) for e in list(getattr(error, "worker_failures", {}).values()) or [error]]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return what Ray wrapped, however often."""
+    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _innermost(inner)
+    return error
+
+
 def classify(error: BaseException) -> str:
     """Return the class of a failure that was raised: what kind of thing to do about it."""
     import torch
@@ -268,7 +292,7 @@ def classify(error: BaseException) -> str:
         for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
     ):
         return "out_of_memory"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return "disk"
     if isinstance(error, DatasetError):
         return "data"

@@ -12,7 +12,6 @@ import mlflow
 import pytest
 
 from orchestrator.paths import SweepPaths
-from tests.faults.inject import failing
 from tests.integration.sweeps import (
     count_epochs,
     ledger_of,
@@ -55,6 +54,14 @@ def paths(tmp_path: Path) -> SweepPaths:
     return SweepPaths(tmp_path / "results", "mine")
 
 
+INJECT = Path(__file__).with_name("inject")
+
+
+def failing(pattern: str, error: str = "RuntimeError") -> dict[str, str]:
+    """An environment in which saving fails where the checkpoint's path has the pattern."""
+    return {"PYTHONPATH": str(INJECT), "FAULTS_LET_FAIL": f"{pattern}={error}"}
+
+
 def write_space(cwd: Path, *, rung: int = 0, low: str = "1e-4") -> None:
     (cwd / "mine.py").write_text(SPACE.format(rung=rung, low=low))
 
@@ -70,7 +77,7 @@ def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
 ) -> None:
     """Cases 27, 28, 29, 36 and 37: trials fail in their third epoch, in every attempt, for now."""
-    broken = sweep(tmp_path, *options, env=failing(tmp_path, "save", epoch=2))
+    broken = sweep(tmp_path, *options, env=failing("epoch_0002"))
     assert broken.returncode == 1
     assert "2 failed" in broken.stdout
     assert "RuntimeError: injected" in broken.stdout
@@ -81,9 +88,7 @@ def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
     assert left.returncode == 1
     assert len(ledger_of(paths).attempts()) == 2
 
-    anew = sweep(
-        tmp_path, *options, "--resume", "--from-scratch", env=failing(tmp_path, "save", epoch=3)
-    )
+    anew = sweep(tmp_path, *options, "--resume", "--from-scratch", env=failing("epoch_0003"))
     assert anew.returncode == 1
     second = [a for a in ledger_of(paths).attempts() if a.attempt == 2]
     assert [a.resumed_from for a in second] == [None, None]
@@ -202,3 +207,33 @@ def one_value_per_epoch(paths: SweepPaths) -> set[int]:
     experiment = client.get_experiment_by_name(paths.name).experiment_id
     runs = [r for r in client.search_runs([experiment]) if "sweep.signature" in r.data.tags]
     return {len(client.get_metric_history(run.info.run_id, "val_loss")) for run in runs}
+
+
+def test_out_of_memory_is_met_with_smaller_micro_batches_and_the_same_effective_batch(
+    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
+) -> None:
+    """Case 21: two attempts run out of memory; the third does with a quarter of the batch."""
+    done = sweep(
+        tmp_path, *options, "--trials", 1, env=failing("attempt_[12]/.*epoch_0001", "MemoryError")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(a.failure_class, a.micro_batch_size) for a in ledger_of(paths).attempts()] == [
+        ("out_of_memory", 0),
+        ("out_of_memory", 16),
+        (None, 8),
+    ]
+    assert trials_of(paths)[0].config["batch_size"] == 32
+    client = mlflow.MlflowClient(paths.default_tracking_uri)
+    experiment = client.get_experiment_by_name("mine").experiment_id
+    tags = [run.data.tags for run in client.search_runs([experiment])]
+    assert {t["micro_batch_size"] for t in tags if "sweep.signature" in t} == {"8"}
+
+
+def test_a_sweep_whose_every_trial_fails_alike_stops_early_and_says_so(
+    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
+) -> None:
+    """Case 22: three trials of ten, each tried once, then the variant is given up."""
+    broken = sweep(tmp_path, *options, "--trials", 10, env=failing("epoch_0000"))
+    assert broken.returncode == 1
+    assert len(ledger_of(paths).attempts()) == 3
+    assert "the same error" in broken.stdout

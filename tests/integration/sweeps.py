@@ -35,12 +35,18 @@ def environment() -> dict[str, str]:
     return {**kept, "RAY_ADDRESS": "local"}
 
 
-def sweep(cwd: Path, space: str, *arguments: object, address: str = "local") -> Any:
+def sweep(
+    cwd: Path,
+    space: str,
+    *arguments: object,
+    address: str = "local",
+    env: dict[str, str] | None = None,
+) -> Any:
     """Run to the end; returns the finished process with its output as text."""
     return subprocess.run(
         command(space, *arguments),
         cwd=cwd,
-        env={**environment(), "RAY_ADDRESS": address},
+        env={**environment(), "RAY_ADDRESS": address, **(env or {})},
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -1,12 +1,14 @@
-"""Python imports this at its start: places inside checkpoint saving where a worker can die.
+"""Python imports this at its start: places inside checkpoint saving where a worker dies or fails.
 
 It does nothing unless a test names the file that arms it.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,5 +47,21 @@ def _install(arm: str) -> None:
         setattr(module, name, _surrounded(getattr(module, name), point))
 
 
+def _let_fail(rule: str) -> None:
+    """Let the saving of those checkpoints fail whose path has the pattern: `PATTERN=Error`."""
+    pattern, _, name = rule.partition("=")
+    error = getattr(builtins, name)
+    write_bytes = pathlib.Path.write_bytes
+
+    def failing(self: pathlib.Path, data: Any) -> int:
+        if re.search(pattern, str(self)):
+            raise error("injected")
+        return write_bytes(self, data)
+
+    pathlib.Path.write_bytes = failing  # type: ignore[method-assign]
+
+
+if "FAULTS_LET_FAIL" in os.environ:
+    _let_fail(os.environ["FAULTS_LET_FAIL"])
 if "FAULTS_ARM_CHECKPOINT" in os.environ:
     _install(os.environ["FAULTS_ARM_CHECKPOINT"])
