@@ -1,5 +1,6 @@
 # make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
 # make test                                        everything but what needs a GPU
+# make test-faults                                 kills, freezes and fills things; half an hour
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
 # Each sets up .venv first if need be.
 
@@ -10,7 +11,7 @@ ARGS ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
 
-.PHONY: setup sweep test unit soak lint types clean
+.PHONY: setup sweep test unit test-faults soak lint types clean
 
 setup: .venv/.installed
 
@@ -31,6 +32,9 @@ test: setup
 
 unit: setup
 	$(BIN)/python -m pytest -m "not ray and not browser"
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
 
 KILLS ?= 100
 soak: setup

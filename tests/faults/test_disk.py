@@ -1,0 +1,171 @@
+"""Disks fill up and become read-only; the sweep waits, or stops and says so, and goes on later."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ledger import open_ledger
+from orchestrator.paths import SweepPaths
+from tests.integration.sweeps import (
+    TRIAL,
+    count_epochs,
+    ledger_of,
+    started,
+    sweep,
+    table,
+    titled,
+    wait_for,
+)
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
+]
+
+ONE = ("--variants", "cnn3", "--max-concurrent", 1, "--trials", 2, "--epochs", 4)
+
+
+@contextmanager
+def small_disk(folder: Path, size_mib: int) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)], check=True
+    )
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take all the space there is."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 65536)
+        except OSError:
+            return filler
+
+
+def failure_classes(paths: SweepPaths) -> list[Any]:
+    return [attempt.failure_class for attempt in ledger_of(paths).attempts()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> list[Any]:
+    cwd = tmp_path_factory.mktemp("unbroken")
+    process = sweep(cwd, "digits", *ONE, "--data-dir", digits_data_dir)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return table(SweepPaths(cwd / "results", "digits"))
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_trial_anything(
+    tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
+) -> None:
+    """Case 42: the disk of the checkpoints is full for ten seconds."""
+    paths = SweepPaths(tmp_path / "results", "digits")
+    trials = paths.root / "trials"
+    with (
+        small_disk(trials, 64),
+        started(tmp_path, "digits", *ONE, "--data-dir", digits_data_dir) as process,
+    ):
+        wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
+        filler = fill(trials)
+        wait_for(lambda: "disk" in failure_classes(paths), "a failure of the disk")
+        time.sleep(5)
+        filler.unlink()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert table(paths) == unbroken
+    assert "disk" in failure_classes(paths)
+
+
+def test_a_disk_that_stays_read_only_stops_the_sweep_which_goes_on_later(
+    tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
+) -> None:
+    """Case 50."""
+    paths = SweepPaths(tmp_path / "results", "digits")
+    trials = paths.root / "trials"
+    options = (*ONE, "--data-dir", digits_data_dir)
+    with small_disk(trials, 64):
+        with started(tmp_path, "digits", *options) as process:
+            wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
+            subprocess.run(["mount", "-o", "remount,ro", str(trials)], check=True)
+            output, _ = process.communicate(timeout=200)
+        assert process.returncode == 1, output
+        assert "Read-only file system" in output
+        assert "--resume" in output
+        assert {t.status for t in ledger_of(paths).trials()} == {"running"}
+        subprocess.run(["mount", "-o", "remount,rw", str(trials)], check=True)
+        again = sweep(tmp_path, "digits", *options, "--resume")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert table(paths) == unbroken
+
+
+def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
+    tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
+) -> None:
+    """Case 43: ledger, log, MLflow and checkpoints are on one disk, and it is full."""
+    paths = SweepPaths(tmp_path / "results", "digits")
+    options = (*ONE, "--data-dir", digits_data_dir)
+    with small_disk(paths.storage, 256):
+        with started(tmp_path, "digits", *options) as process:
+            wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
+            filler = fill(paths.storage)
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output
+        assert "--resume" in output
+        assert "Traceback" not in output
+        filler.unlink()
+        open_ledger(paths.ledger).close()
+        again = sweep(tmp_path, "digits", *options, "--resume")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert table(paths) == unbroken
+
+
+def test_a_sweep_that_the_disk_has_no_room_for_is_refused(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    options = ("digits", "--data-dir", digits_data_dir, "--storage", tmp_path / "small" / "r")
+    with small_disk(tmp_path / "small", 32):
+        refused = sweep(tmp_path, *options)
+        assert refused.returncode == 2
+        assert "are free" in refused.stderr
+        assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    """Case 20: a real one: the address space of the training process is limited."""
+    (tmp_path / "big.py").write_text(
+        "from optuna.distributions import FloatDistribution\n"
+        "from search_spaces.space import SearchSpace\n"
+        "SPACE = SearchSpace(name='big', dataset='digits', variants=('cnn3',), trials=1,\n"
+        "    side=128, first_rung_epochs=0,\n"
+        "    base={'epochs': 3, 'batch_size': 256, 'optimizer': 'adamw', 'steps_per_epoch': 3},\n"
+        "    params={'lr': FloatDistribution(1e-4, 1e-3, log=True)})\n"
+    )
+    paths = SweepPaths(tmp_path / "results", "big")
+    with started(tmp_path, "big.py", "--data-dir", digits_data_dir) as process:
+        (pid,) = wait_for(lambda: titled(process.mark, *TRIAL), "the trial's process")
+        wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    attempts = ledger_of(paths).attempts()
+    assert {a.failure_class for a in attempts[:-1]} == {"out_of_memory"}
+    assert attempts[-1].outcome == "complete"
+    assert 0 < attempts[-1].micro_batch_size < 256
