@@ -258,9 +258,12 @@ def evaluate(
     """Return mean cross-entropy, top-1 and top-5 over the given rows, without augmentation."""
     tally = Tally(store.device)
     model.eval()
-    chunks = rows.split(max(config.batch_size, 256)) if len(rows) else ()
+    usual = max(config.batch_size, 256)
+    rows = rows[: usual * config.steps_per_epoch] if config.steps_per_epoch else rows
+    # Where a whole batch was too much for the memory, so may be more of them without gradients.
+    chunks = rows.split(config.micro_batch_size or usual) if len(rows) else ()
     with torch.inference_mode(), _autocast(config, store.device):
-        for chunk in chunks[: config.steps_per_epoch or len(chunks)]:
+        for chunk in chunks:
             pixels, labels = store.gather(chunk)
             logits = model(prepare(pixels, None)).float()
             tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
