@@ -126,6 +126,7 @@ def run(
     cluster: Cluster,
     *,
     sweep_dir: Path,
+    storage: str | None = None,
     dataset_dir: Path,
     max_concurrent: int | None,
     gpus_per_trial: float | None,
@@ -136,6 +137,7 @@ def run(
         conductor: decides.
         cluster: from `connect`.
         sweep_dir: where logs and checkpoints go.
+        storage: the address they go to from there, where that is another place.
         dataset_dir: folder of the prepared dataset.
         max_concurrent: attempts at a time; None: what the cluster holds.
         gpus_per_trial: share of a device per worker; None: as the space says.
@@ -163,6 +165,7 @@ def run(
         sweep_dir.absolute(),
         dataset_dir.absolute(),
         limit,
+        storage,
     )
     trial = run_trial if workers == 1 else _group_trial(workers, str(temporary / "train"))
     try:
@@ -254,8 +257,9 @@ class _Jobs:
         sweep_dir: Path,
         dataset_dir: Path,
         limit: int,
+        storage: str | None,
     ) -> None:
-        self.conductor, self.shapes = conductor, shapes
+        self.conductor, self.shapes, self.storage = conductor, shapes, storage
         self.sweep_dir, self.dataset_dir, self.limit = sweep_dir, dataset_dir, limit
         self.error: BaseException | None = None
         self.live: dict[str, Any] = {}  # Tune's trials, by their id
@@ -322,6 +326,7 @@ class _Jobs:
             config=start.config.to_dict(),
             dataset_dir=str(self.dataset_dir),
             sweep_dir=str(self.sweep_dir),
+            storage=self.storage,
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
             resume_from=start.resume_from,
             cpus=cpus,

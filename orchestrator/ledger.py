@@ -162,6 +162,11 @@ class Ledger:
         """The number of the latest change."""
         return self._seq
 
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has written: a copy is as new when it is unchanged."""
+        return self._connection.total_changes
+
     # What is written.
 
     def plan_trial(

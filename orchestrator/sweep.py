@@ -14,16 +14,18 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import process
+from orchestrator import durability, process
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
 from orchestrator.paths import SweepPaths, sweep_names
 from trainables.redaction import redacted
+from trainables.storage import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.conductor import Conductor, Plan
+    from orchestrator.durability import Durable
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
         return dry_run(config) if config.dry_run else sweep(config)
-    except UsageError as error:
+    except (UsageError, StorageError) as error:
         if config is not None and config.verbose:
             raise
         print(f"{error}", file=sys.stderr)
@@ -62,8 +64,10 @@ def dry_run(config: SweepConfig) -> int:
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     _check_existence(config)
-    with process.locked(config.paths):
+    with process.locked(config.paths), durability.held(config.paths, say=_say) as durable:
         _check_existence(config)  # again: another driver may have begun it meanwhile
+        if durable:
+            durable.fetch()
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
@@ -72,13 +76,19 @@ def sweep(config: SweepConfig) -> int:
             process.remove_traces(config.paths)
             raise
         try:
+            if durable:
+                durable.begin(ledger)
             with process.terminal(None if config.verbose else config.paths.log) as console:
-                return _run(config, console, ledger, plan, manifest)
+                if durable:
+                    durable.say = lambda text: console.print(text, soft_wrap=True, style="yellow")
+                return _run(config, console, ledger, plan, manifest, durable)
         except UsageError:
             is_new = is_new and not ledger.attempts()
             ledger.close()
             if is_new:  # it never began, so its name is free again
                 config.paths.ledger.unlink()
+                if durable:
+                    durable.forget()
                 process.remove_traces(config.paths)
             raise
         finally:
@@ -107,8 +117,17 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
     return ledger, plan, manifest
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _run(
-    config: SweepConfig, console: Console, ledger: Ledger, plan: Plan, manifest: Manifest
+    config: SweepConfig,
+    console: Console,
+    ledger: Ledger,
+    plan: Plan,
+    manifest: Manifest,
+    durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import launch
@@ -131,6 +150,7 @@ def _run(
                 conductor,
                 cluster,
                 sweep_dir=config.paths.root,
+                storage=durable.storage.uri if durable else None,
                 dataset_dir=config.data_dir / manifest.name,
                 max_concurrent=config.max_concurrent,
                 gpus_per_trial=options.get("gpus_per_trial"),
@@ -139,7 +159,7 @@ def _run(
             errors.append(error)
 
     with process.signals_set(interrupted):
-        views = _Views(tracker, config.paths)
+        views = _Views(tracker, config.paths, durable)
         if conductor.has_work():
             cluster = launch.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
@@ -150,7 +170,7 @@ def _run(
             runner.start()
             views.start()
             with Display(console, ledger, plan) as display:
-                while runner.is_alive() and not interrupted.is_set():
+                while runner.is_alive() and not interrupted.is_set() and not _is_lost(durable):
                     runner.join(timeout=0.5)
                     display.show()
             if interrupted.is_set():
@@ -160,9 +180,11 @@ def _run(
         else:
             views.start()
             console.print("Every trial of this sweep has ended already.")
+        if durable and durable.lost:
+            console.print(durable.lost, soft_wrap=True, style="red")
+            return FAILED
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        # Whoever stops a sweep waits half a minute, not longer.
-        views.finish(console, outcome, limit_s=15 if interrupted.is_set() else 300)
+        outcome = _finish(console, config, views, outcome, in_haste=interrupted.is_set())
     _print_end(console, config, plan, conductor, tracker)
     if errors and not interrupted.is_set():
         if isinstance(errors[0], UsageError):
@@ -178,11 +200,32 @@ def _run(
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
 
 
+def _finish(
+    console: Console, config: SweepConfig, views: _Views, outcome: str, *, in_haste: bool
+) -> str:
+    """Bring the storage and the views up to date, and return the outcome that is true then."""
+    durable = views.durable
+    # Whoever stops a sweep waits half a minute, not longer.
+    is_stored = durable is None or durable.flush(limit_s=8 if in_haste else 120)
+    views.finish(console, outcome, limit_s=15 if in_haste else 300)
+    if durable and is_stored:  # what the views have noted
+        is_stored = durable.flush(limit_s=3 if in_haste else 60)
+    if durable and not is_stored:
+        console.print(
+            f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
+            f"This machine has everything in {config.paths.root}; when the storage is back, give "
+            f"here: {_command(config)}",
+            soft_wrap=True,
+            style="red",
+        )
+    return outcome if is_stored or outcome == "interrupted" else "failed"
+
+
 class _Views:
     """The background thread that brings MLflow and the disk in line with the ledger."""
 
-    def __init__(self, tracker: Tracker, paths: SweepPaths) -> None:
-        self.tracker, self.paths = tracker, paths
+    def __init__(self, tracker: Tracker, paths: SweepPaths, durable: Durable | None) -> None:
+        self.tracker, self.paths, self.durable = tracker, paths, durable
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
         self._clean: set[str] = set()
@@ -196,6 +239,7 @@ class _Views:
     def finish(self, console: Console, outcome: str, limit_s: float) -> None:
         """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
         self._outcome = outcome
+        self._clean.clear()  # workers that were stopped may have written meanwhile
         self._stop.set()
         self._thread.join(timeout=limit_s)
         if not self._has_all:
@@ -210,8 +254,9 @@ class _Views:
         from orchestrator import retention
 
         try:
-            retention.collect(self.tracker.ledger, self.paths, self._clean)
-            self.tracker.sync()
+            up_to = self.durable.up_to if self.durable else None
+            retention.collect(self.tracker.ledger, self.paths, self._clean, up_to)
+            self.tracker.sync(up_to=up_to)
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -270,18 +315,25 @@ def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> 
 
 
 def _check_existence(config: SweepConfig) -> None:
-    exists = config.paths.ledger.exists()
+    paths = config.paths
+    exists, storage = durability.has_sweep(paths), redacted(str(config.storage))
     if exists and not config.resume:
         raise SweepExistsError(
-            f"A sweep named {config.name!r} exists in {config.storage}. Go on with it by adding "
+            f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
             "--resume, or start another one with --name."
         )
     if config.resume and not exists:
-        known = ", ".join(sweep_names(config.storage)) or "none"
+        names = set(sweep_names(paths.storage))
+        if paths.durable:
+            names |= set(durability.sweeps_in(paths.durable))
         raise SweepNotFoundError(
-            f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. "
-            "Leave out --resume to start it."
+            f"There is no sweep named {config.name!r} in {storage}. Existing: "
+            f"{', '.join(sorted(names)) or 'none'}. Leave out --resume to start it."
         )
+
+
+def _is_lost(durable: Durable | None) -> bool:
+    return durable is not None and durable.lost is not None
 
 
 def _check_same(ledger: Ledger, plan: Plan) -> None:
@@ -333,9 +385,7 @@ def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
 
 def _checkpoint_check(paths: SweepPaths) -> Any:
     def is_whole(path: str) -> bool:
-        from trainables import checkpoint
-
-        return checkpoint.newest_valid([paths.root / path]) is not None
+        return durability.local_checkpoint(paths, path) is not None
 
     return is_whole
 

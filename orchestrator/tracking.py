@@ -14,10 +14,11 @@ import shlex
 import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import retention
+from orchestrator import durability, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
 from orchestrator.paths import SweepPaths
 
@@ -52,22 +53,32 @@ class Tracker:
         self._runs: dict[str, str] = {}  # signature: run id
         self._begun: set[str] = set()  # signatures whose runs have all that is written once
         self._with_weights: set[str] | None = None
+        self._up_to = math.inf
 
-    def sync(self) -> int:
+    def sync(self, *, up_to: int | None = None) -> int:
         """Project everything that changed since the stored position; return how many trials.
+
+        Args:
+            up_to: number of the last change that may be told, None for all.
 
         Raises:
             Exception: whatever MLflow raised. What was not projected will be by the next call.
         """
         position = self.ledger.get("tracking_seq", 0)
-        changed = self.ledger.trials(changed_after=position)
+        self._up_to = math.inf if up_to is None else up_to
+        changed = [
+            trial
+            for trial in self.ledger.trials(changed_after=position)
+            if position < self._up_to and trial.planned_seq <= self._up_to
+        ]
         try:
             self._connect()
             for trial in sorted(changed, key=lambda trial: trial.changed_seq):
-                self._project(trial, position)
+                self._project(self._as_told(trial), position)
             if changed:
                 self._place_weights()
-                self.ledger.put("tracking_seq", max(trial.changed_seq for trial in changed))
+                last = max(trial.changed_seq for trial in changed)
+                self.ledger.put("tracking_seq", int(min(last, self._up_to)))
         except Exception:
             # A reply may have been lost after the server acted: look everything up again.
             self._client, self._runs, self._with_weights = None, {}, None
@@ -153,7 +164,7 @@ class Tracker:
 
         assert self._client is not None
         attempts = self.ledger.attempts(trial.signature)
-        outcome = _outcome(trial, attempts)
+        outcome = _outcome(trial, attempts) if trial.changed_seq <= self._up_to else trial.status
         run_id = self._runs.get(trial.signature)
         params: list[Param] = []
         rows = self.ledger.epochs(trial.signature, after=position)
@@ -177,6 +188,7 @@ class Tracker:
             self._client.log_dict(run_id, trial.config, "config.json")
             # A run that was lost, or created in a pass that failed, is written from the beginning.
             rows = self.ledger.epochs(trial.signature)
+        rows = [row for row in rows if row.seq <= self._up_to]
         tags = {_OUTCOME: outcome, "attempts": str(len(attempts))}
         if attempts and attempts[-1].micro_batch_size:
             tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
@@ -207,11 +219,17 @@ class Tracker:
         else:
             self._client.update_run(run_id, status=_STATUS[outcome])
 
+    def _as_told(self, trial: Trial) -> Trial:
+        """Return a trial as it was when the last change that may be told was made."""
+        if (trial.ended_seq or 0) <= self._up_to:
+            return trial
+        return replace(trial, status="running", ended_seq=None, best_epoch=None, best_value=None)
+
     def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
         assert self._client is not None
         for attempt in attempts:
-            path = self.paths.root / (attempt.log or "")
-            if attempt.log and path.is_file():
+            path = durability.local_file(self.paths, attempt.log) if attempt.log else None
+            if path is not None:
                 self._client.log_artifact(run_id, str(path), "logs")
             if attempt.failure_text:
                 self._client.log_text(
@@ -222,7 +240,7 @@ class Tracker:
         """Put the weights of the best trials of each variant into MLflow, and take others out."""
         assert self._client is not None
         plan = self.ledger.get("plan")
-        trials = self.ledger.trials()
+        trials = [self._as_told(trial) for trial in self.ledger.trials()]
         best = retention.best_signatures(
             trials, self.ledger.get("keep_best"), plan["space"]["mode"]
         )

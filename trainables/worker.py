@@ -12,9 +12,11 @@ import errno
 import functools
 import json
 import logging
+import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from trainables.redaction import RedactingFormatter
 
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
+
+LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,7 @@ class Job:
     resume_from: str | None
     cpus: float  # of one worker
     gpus: float  # of one worker
+    storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
 
     def to_json(self) -> str:
         """Return the job as one string; `from_json` is the inverse."""
@@ -102,8 +107,13 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         report(end_report(job, error))
 
 
-def train(job: Job, report: Report) -> None:
-    """Train one attempt to its end, reporting every epoch.
+def train(job: Job, report: Report, *, is_first: bool = True) -> None:
+    """Train one attempt to its end, reporting every epoch once its checkpoint is durable.
+
+    Args:
+        job: the attempt.
+        report: takes what is to be known.
+        is_first: whether this is the worker whose checkpoints count, of several.
 
     Raises:
         Exception: whatever ended the training; divergence is reported, not raised.
@@ -113,13 +123,14 @@ def train(job: Job, report: Report) -> None:
 
     config = TrainConfig.from_dict(job.config)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
+    upload = Uploads(job, folder) if job.storage else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),
         checkpoints=folder,
-        resume_from=Path(job.sweep_dir) / job.resume_from if job.resume_from else None,
+        resume_from=_resume_point(job),
     )
-    with _log_file(Path(job.sweep_dir) / job.log):
+    with upload or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
         log.info(
             "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
         )
@@ -135,6 +146,8 @@ def train(job: Job, report: Report) -> None:
                 checkpoint = None
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
+                    if upload and is_first:
+                        upload.checkpoint(checkpoint)
                 report(
                     {
                         **_address(job),
@@ -171,6 +184,7 @@ def classify(error: BaseException) -> str:
 
     from trainables.checkpoint import CheckpointError
     from trainables.data import DatasetError
+    from trainables.storage import StorageError
 
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -182,7 +196,7 @@ def classify(error: BaseException) -> str:
         return "disk"
     if isinstance(error, DatasetError):
         return "data"
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | StorageError):
         return "disk"
     return "bug"
 
@@ -198,7 +212,69 @@ def _train_as_rank(job_text: str) -> None:
     rank = ray.train.get_context().get_world_rank()
     if rank:
         job = replace(job, log=f"{job.log}.rank{rank}")
-    train(job, report)
+    train(job, report, is_first=not rank)
+
+
+def _resume_point(job: Job) -> Path | None:
+    """Return the checkpoint to go on from, fetched from the storage if this machine lacks it.
+
+    Loading verifies it.
+    """
+    if job.resume_from is None:
+        return None
+    folder = Path(job.sweep_dir) / job.resume_from
+    if job.storage:
+        from trainables import checkpoint
+        from trainables.storage import open_storage
+
+        if checkpoint.newest_valid([folder]) is None:
+            open_storage(job.storage).get_folder(job.resume_from, folder, mark=checkpoint.MANIFEST)
+    return folder
+
+
+class Uploads:
+    """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
+
+    Its local files are then copies: where the driver does not clean them up, the attempt does.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        from trainables.storage import open_storage
+
+        assert job.storage is not None
+        self.job, self.folder, self.storage = job, folder, open_storage(job.storage)
+        self._log_s = time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Store the log, whatever the end was."""
+        self._log()
+        is_drivers = (Path(self.job.sweep_dir) / "ledger.sqlite").exists()
+        if not is_drivers and (kind is None or not issubclass(kind, Exception)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def checkpoint(self, name: str) -> None:
+        """Store a checkpoint; when this returns, any machine can go on from it.
+
+        Raises:
+            StorageError: it could not be stored.
+        """
+        from trainables.checkpoint import MANIFEST
+
+        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST)
+        if time.monotonic() - self._log_s > LOG_EVERY_S:
+            self._log()
+
+    def _log(self) -> None:
+        self._log_s = time.monotonic()
+        path = Path(self.job.sweep_dir) / self.job.log
+        try:
+            if path.exists():
+                self.storage.put(self.job.log, path, keep_trying_s=0)
+        except OSError as error:  # no trial ends for its log
+            log.warning("The log could not be stored: %s", error)
 
 
 def _address(job: Job) -> dict[str, Any]:
