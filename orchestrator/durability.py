@@ -166,21 +166,24 @@ class Durable:
             time.sleep(0.2)
         return True
 
-    def close(self) -> None:
-        """End the thread and give the lease back."""
+    def end(self) -> None:
+        """End the copying, before the ledger is closed."""
         self._stop.set()
         self._wake.set()
-        if self._has_warned:  # nobody waits for a storage that is away
-            self.lease.stop()
-            return
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._has_warned:  # nobody waits for one that is away
             self._thread.join(5.0)
-        self.lease.release()
+
+    def close(self) -> None:
+        """End the copying and give the lease back."""
+        self.end()
+        if self._has_warned:
+            self.lease.stop()  # it becomes stale
+        else:
+            self.lease.release()
 
     def forget(self) -> None:
         """Remove the copy of a sweep that never began."""
-        self._stop.set()
-        self._wake.set()
+        self.end()
         with contextlib.suppress(StorageError):
             self.storage.delete(LEDGER)
 
@@ -205,6 +208,8 @@ class Durable:
             except leases.LeaseLostError:
                 return
             except Exception as error:  # a full disk here is not pyarrow's error
+                if self._stop.is_set():
+                    return
                 pause_s = min(2 * pause_s, AT_LATEST_S)
                 if not self._has_warned:
                     self._has_warned = True

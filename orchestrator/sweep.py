@@ -84,14 +84,16 @@ def sweep(config: SweepConfig) -> int:
                 return _run(config, console, ledger, plan, manifest, durable)
         except UsageError:
             is_new = is_new and not ledger.attempts()
+            if durable and is_new:
+                durable.forget()
             ledger.close()
             if is_new:  # it never began, so its name is free again
                 config.paths.ledger.unlink()
-                if durable:
-                    durable.forget()
                 process.remove_traces(config.paths)
             raise
         finally:
+            if durable:
+                durable.end()
             ledger.close()
 
 
