@@ -1,5 +1,6 @@
 # make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
 # make test                                        everything but what needs a GPU
+# make soak [KILLS=100]                            kills a sweep that often; half an hour or more
 # Each sets up .venv first if need be.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ ARGS ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
 
-.PHONY: setup sweep test unit lint types clean
+.PHONY: setup sweep test unit soak lint types clean
 
 setup: .venv/.installed
 
@@ -30,6 +31,10 @@ test: setup
 
 unit: setup
 	$(BIN)/python -m pytest -m "not ray and not browser"
+
+KILLS ?= 100
+soak: setup
+	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from search_spaces.space import SearchSpace, is_better, trial_seed
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 from trainables.redaction import redacted
+from trainables.worker import checkpoint_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +44,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what must not change when a sweep is continued, JSON-ready."""
         return {
-            "space": self.space.to_dict(),
+            "space": self.space.to_dict(self.variants),
             "seed": self.seed,
             "side_px": dict(self.side_px),
             "dataset": self.dataset,
@@ -79,7 +81,14 @@ class Conductor:
     """The sweep's decisions. Safe to call from several threads."""
 
     def __init__(
-        self, ledger: Ledger, plan: Plan, *, is_whole: Callable[[str], bool] | None = None
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        *,
+        is_whole: Callable[[str], bool] | None = None,
+        has_room: Callable[[str], bool] | None = None,
+        retry_failed: bool = True,
+        from_scratch: bool = False,
     ) -> None:
         """Rebuild everything from the ledger.
 
@@ -88,9 +97,19 @@ class Conductor:
             plan: what to do.
             is_whole: says of a checkpoint's path, relative to the sweep's folder, whether it can
                 be loaded; None trusts them all.
+            has_room: says of a variant whether the disk has room for one more of its trials; None:
+                it always has.
+            retry_failed: whether trials that failed in an earlier command are tried again.
+            from_scratch: whether those start anew instead of from their last checkpoint.
         """
         self.ledger, self.plan = ledger, plan
         self._is_whole = is_whole or (lambda path: True)
+        self._has_room = has_room or (lambda variant: True)
+        self._retry_failed, self._from_scratch = retry_failed, from_scratch
+        self._fresh: set[str] = set()  # signatures that start anew
+        self._paused_until = -math.inf  # on the monotonic clock
+        self._pauses = 0  # in a row, without an epoch between them
+        self._halted: str | None = None
         self._lock = threading.RLock()
         self._retries: collections.deque[str] = collections.deque()
         self._micro_batch_size: dict[str, int] = {}
@@ -110,14 +129,15 @@ class Conductor:
         Interrupted and failed trials go first, then the variants in order, smallest first.
         """
         with self._lock:
-            if self._is_interrupted:
+            if self._is_interrupted or self._halted or self.is_paused():
+                return None
+            next_variant = self._next_variant()
+            if next_variant is not None and not self._has_room(next_variant):
+                self._pause("There is too little room left on the disk for another trial.")
                 return None
             if self._retries:
                 return self._start(self.ledger.trial(self._retries.popleft()))
-            for variant in self.plan.variants:
-                if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
-                    return self._start(self._plan_trial(variant))
-            return None
+            return self._start(self._plan_trial(next_variant)) if next_variant else None
 
     def num_running(self) -> int:
         """Return how many attempts are under way."""
@@ -127,10 +147,17 @@ class Conductor:
     def has_work(self) -> bool:
         """Return whether anything runs or is left to start."""
         with self._lock:
-            return bool(self._running or self._retries) or any(
-                self._planned[variant] < self.plan.trials and not self._is_given_up(variant)
-                for variant in self.plan.variants
-            )
+            return bool(self._running) or self._next_variant() is not None
+
+    def is_paused(self) -> bool:
+        """Return whether nothing starts for now, because the disk failed a moment ago."""
+        with self._lock:
+            return not self._halted and time.monotonic() < self._paused_until
+
+    def halted(self) -> str | None:
+        """Return why nothing starts any more, None when that is not so."""
+        with self._lock:
+            return self._halted
 
     def given_up(self) -> tuple[str, ...]:
         """Return the variants that were stopped because the same traceback came again and again."""
@@ -156,6 +183,7 @@ class Conductor:
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
+            self._pauses = 0  # its checkpoint could be written
             if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
                 self._end(signature, attempt, outcome="stopped", status="stopped")
                 return True
@@ -192,6 +220,8 @@ class Conductor:
                 trial_status="running",
             )
             decision = self._decide(trial, self.ledger.attempts(signature))
+            if failure_class == "disk":
+                self._pause(failures.last_line(text))
             if failure_class == "bug":
                 same = self._failures[trial.variant].setdefault(failures.fingerprint(text), set())
                 same.add(signature)
@@ -220,10 +250,51 @@ class Conductor:
 
     # How it is done.
 
+    def _next_variant(self) -> str | None:
+        """Return the variant of the next attempt to start, None when none is left."""
+        if self._retries:
+            return self._variant(self._retries[0])
+        for variant in self.plan.variants:
+            if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
+                return variant
+        return None
+
+    def _pause(self, reason: str) -> None:
+        """Start nothing for a while; after the last pause in a row, nothing any more.
+
+        Every trial would meet the same disk, so none of them is charged for it.
+        """
+        if self._halted or self.is_paused():
+            return  # others that ran when it began
+        if self._pauses == len(failures.DISK_PAUSES_S):
+            self._halted = reason
+            return
+        self._paused_until = time.monotonic() + failures.DISK_PAUSES_S[self._pauses]
+        self._pauses += 1
+
+    def _resume_point(self, signature: str) -> str | None:
+        """Return the newest whole checkpoint of a trial whose epoch is in the ledger.
+
+        An epoch that was trained again lies in a later attempt's folder than its row says, and is
+        as good. An attempt that started anew leaves everything before it behind.
+        """
+        attempts = self.ledger.attempts(signature)
+        anew = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
+        numbers = [a.attempt for a in attempts if a.attempt >= anew]
+        for row in reversed(self.ledger.epochs(signature)):
+            if row.checkpoint is None:
+                continue
+            # The one of its row is looked at first.
+            for number in sorted(numbers, key=lambda number: number != row.attempt):
+                path = checkpoint_path(signature, number, row.epoch)
+                if self._is_whole(path):
+                    return path
+        return None
+
     def _start(self, trial: Trial) -> Start:
-        rows = self.ledger.epochs(trial.signature)
-        newest_first = [row.checkpoint for row in reversed(rows) if row.checkpoint]
-        resume_from = next((path for path in newest_first if self._is_whole(path)), None)
+        is_fresh = trial.signature in self._fresh
+        self._fresh.discard(trial.signature)
+        resume_from = None if is_fresh else self._resume_point(trial.signature)
         micro = self._micro_batch_size.get(trial.signature, 0)
         attempt = self.ledger.start_attempt(
             trial.signature, resumed_from=resume_from, micro_batch_size=micro
@@ -312,7 +383,8 @@ class Conductor:
     def _decide(self, trial: Trial, attempts: Sequence[Attempt]) -> failures.Decision:
         """Return what follows a trial's last, failed attempt."""
         share = trial.config["batch_size"] // trial.config["workers"]
-        return failures.decide(attempts, share, self.plan.space.max_attempts)
+        fruitful = {row.attempt for row in self.ledger.epochs(trial.signature)}
+        return failures.decide(attempts, fruitful, share, self.plan.space.max_attempts)
 
     def _variant(self, signature: str) -> str:
         return self.ledger.trial(signature).variant
@@ -334,31 +406,46 @@ class Conductor:
         """Bring studies, queue and counters to where the ledger is.
 
         An attempt that was running belongs to a driver that is gone: it is closed as lost, which
-        is nobody's failure, and its trial goes on first. Failed trials are tried again.
+        is nobody's failure, and its trial goes on first. Failed trials are tried again. Trials
+        beyond a number that has become smaller stay as they are.
         """
         attempts = collections.defaultdict(list)
         for attempt in self.ledger.attempts():
             attempts[attempt.signature].append(attempt)
         for trial in self.ledger.trials():
+            own = attempts[trial.signature]
             if trial.variant not in self._studies:
-                continue  # of a variant that this command leaves out
+                self._close(own)  # this command leaves it out, another may go on with it
+                continue
             self._planned[trial.variant] += 1
             study = self._studies[trial.variant]
             study.add_planned(trial)
-            own = attempts[trial.signature]
             if trial.status in ENDED and trial.status != "failed":
                 study.tell(trial, self.ledger.epochs(trial.signature), self.plan.space.metric)
                 continue
-            if own and own[-1].outcome is None:
-                # The driver may have died between a row and the decision that follows from it.
-                if self._stops_after_last_row(trial):
-                    self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
-                    continue
-                self.ledger.end_attempt(
-                    trial.signature, own[-1].attempt, outcome="lost", trial_status="running"
-                )
+            # The driver may have ended between a row and the decision that follows from it.
+            if own and trial.status == "running" and self._stops_after_last_row(trial):
+                self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
+                continue
+            self._close(own)
+            has_failed = trial.status == "failed"
+            if trial.number >= self.plan.trials or (has_failed and not self._retry_failed):
+                if has_failed:
+                    study.tell(trial, (), self.plan.space.metric)
+                continue
             self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, own)
+            if has_failed and self._from_scratch:
+                self._fresh.add(trial.signature)
+                self._micro_batch_size[trial.signature] = 0
             self._retries.append(trial.signature)
+
+    def _close(self, attempts: Sequence[Attempt]) -> None:
+        """Close a trial's last attempt as lost where a driver that is gone left it open."""
+        if attempts and attempts[-1].outcome is None:
+            last = attempts[-1]
+            self.ledger.end_attempt(
+                last.signature, last.attempt, outcome="lost", trial_status="running"
+            )
 
     def _next_micro_batch(self, trial: Trial, attempts: Sequence[Attempt]) -> int:
         if not attempts:

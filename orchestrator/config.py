@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,22 @@ class SweepConfig:
     tracking_uri: str | None = None
     address: str | None = None
     name: str = ""
+    keep: str | None = None
+    hang_timeout_s: float = 600.0
     resume: bool = False
+    retry_failed: bool = True
+    from_scratch: bool = False
+    force: bool = False
     dry_run: bool = False
     verbose: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            raise UsageError("\n".join(problems))
+
+    def _problems(self) -> list[str]:
         problems = []
         for flag, value, low in (
             ("--trials", self.trials, 1),
@@ -54,13 +66,18 @@ class SweepConfig:
             problems.append("`--variants` must list at least one model, separated by commas.")
         if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
             problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
+        if self.keep is not None and not re.fullmatch(r"best-[1-9]\d*|last|all", self.keep):
+            problems.append(f"`--keep` must be best-K (as best-3), last or all; got {self.keep!r}.")
+        if not self.hang_timeout_s > 0:
+            problems.append(f"`--hang-timeout` must be above 0 s; got {self.hang_timeout_s:g}.")
+        if self.from_scratch and not self.retry_failed:
+            problems.append("`--from-scratch` retries failed trials, `--no-retry-failed` does not.")
         if not is_sweep_name(self.name):
             problems.append(
                 "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
                 f"digit; got {self.name!r}."
             )
-        if problems:
-            raise UsageError("\n".join(problems))
+        return problems
 
     @property
     def paths(self) -> SweepPaths:
@@ -123,7 +140,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
     add("--name", metavar="NAME", help="of the sweep (default: the space's)")
     add("--resume", action="store_true", help="go on with the sweep of that name")
+    add(
+        "--retry-failed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --resume, try failed trials again from their last checkpoint (default: yes)",
+    )
+    add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
+    add("--force", action="store_true", help="go on although the space or the dataset changed")
+    add("--keep", metavar="WHAT", help="checkpoints of ended trials: best-K, last or all")
+    add(
+        "--hang-timeout",
+        dest="hang_timeout_s",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="end and retry a trial that is silent for so many seconds (default: 600)",
+    )
     add("--dry-run", action="store_true", help="print the plan and touch nothing")
+    add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
     return parser
 

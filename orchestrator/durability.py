@@ -8,6 +8,7 @@ and no checkpoint is deleted that the copy still points to.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import re
@@ -99,6 +100,7 @@ class Durable:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="durability", daemon=True)
         self._has_warned = False
+        self._news: collections.deque[str] = collections.deque()
 
     @property
     def up_to(self) -> int:
@@ -155,12 +157,17 @@ class Durable:
             raise UsageError(str(error)) from error
         self._thread.start()
 
-    def flush(self, limit_s: float) -> bool:
-        """Wait until the copy holds everything; return whether it does."""
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say once that the copy is behind, and once that it is up to date again."""
+        while self._news:
+            say(self._news.popleft())
+
+    def flush(self, limit_s: Callable[[], float]) -> bool:
+        """Wait until the copy holds everything, for so long at most; return whether it does."""
         assert self._ledger is not None
-        until_s = time.monotonic() + limit_s
+        began_s = time.monotonic()
         while not self._has_all():
-            if time.monotonic() > until_s or self.lost or not self._thread.is_alive():
+            if time.monotonic() - began_s > limit_s() or self.lost or not self._thread.is_alive():
                 return False
             self._wake.set()
             time.sleep(0.2)
@@ -204,7 +211,7 @@ class Durable:
                 pause_s = min(max(EVERY_S, _SHARE * (time.monotonic() - began_s)), AT_LATEST_S)
                 if self._has_warned:
                     self._has_warned = False
-                    self.say("The copy of the ledger is up to date again.")
+                    self._news.append("The copy of the ledger is up to date again.")
             except leases.LeaseLostError:
                 return
             except Exception as error:  # a full disk here is not pyarrow's error
@@ -213,7 +220,7 @@ class Durable:
                 pause_s = min(2 * pause_s, AT_LATEST_S)
                 if not self._has_warned:
                     self._has_warned = True
-                    self.say(
+                    self._news.append(
                         "The copy of the ledger in the storage cannot be brought up to date for "
                         f"now; the sweep goes on, and so do the tries. {redacted(str(error))}"
                     )

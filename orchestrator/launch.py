@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import failures
+from orchestrator import durability, failures
 from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
-from trainables.worker import Job, run_attempt, run_attempt_on_group
+from orchestrator.paths import SweepPaths
+from orchestrator.watchdog import Watchdog
+from trainables.worker import Job, group_resources, group_trial, resources, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often a worker group's reports arrive
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start; every epoch is saved
     "RAY_USAGE_STATS_ENABLED": "0",
     # After an interrupt a late call of Tune's thread must not start a second Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",
@@ -125,52 +128,51 @@ def run(
     conductor: Conductor,
     cluster: Cluster,
     *,
-    sweep_dir: Path,
-    storage: str | None = None,
+    paths: SweepPaths,
     dataset_dir: Path,
     max_concurrent: int | None,
     gpus_per_trial: float | None,
+    hang_timeout_s: float,
+    keep_all: bool,
 ) -> None:
     """Run attempts until the conductor has none left.
 
     Args:
         conductor: decides.
         cluster: from `connect`.
-        sweep_dir: where logs and checkpoints go.
-        storage: the address they go to from there, where that is another place.
+        paths: where logs and checkpoints go.
         dataset_dir: folder of the prepared dataset.
         max_concurrent: attempts at a time; None: what the cluster holds.
         gpus_per_trial: share of a device per worker; None: as the space says.
+        hang_timeout_s: a trial without a sign of life for so long is ended and tried again.
+        keep_all: whether trials keep every epoch's checkpoint.
     """
     from ray import tune
 
-    shapes = [
-        _shape(conductor, variant, cluster, gpus_per_trial) for variant in conductor.plan.variants
-    ]
     workers = int(conductor.plan.overrides.get("workers", 1))
-    fits = [_capacity(cluster, cpus * workers, gpus * workers) for cpus, gpus in shapes]
-    if not all(fits):
-        small = [v for v, n in zip(conductor.plan.variants, fits, strict=True) if not n]
-        raise UsageError(
-            f"No trial of {', '.join(small)} fits this cluster ({cluster.cpus:g} CPUs, "
-            f"{cluster.gpus:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
-            "`--workers-per-trial`, or use a larger cluster."
-        )
-    limit = min(max_concurrent or max(fits), max(fits))
+    shapes = {
+        variant: _shape(conductor, variant, cluster, gpus_per_trial)
+        for variant in conductor.plan.variants
+    }
+    fits = _largest_fit(cluster, shapes, workers)
+    limit = min(max_concurrent or fits, fits)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
+    storage = durability.storage_of(paths)
     jobs = _Jobs(
         conductor,
-        dict(zip(conductor.plan.variants, shapes, strict=True)),
-        sweep_dir.absolute(),
+        shapes,
+        paths.root.absolute(),
         dataset_dir.absolute(),
         limit,
-        storage,
+        Watchdog(hang_timeout_s, by_step=workers == 1),
+        keep_all,
+        storage.uri if storage else None,
     )
-    trial = run_trial if workers == 1 else _group_trial(workers, str(temporary / "train"))
+    trial = run_trial if workers == 1 else group_trial(workers, str(temporary / "train"))
     try:
         tune.Tuner(
-            tune.with_resources(trial, _resources if workers == 1 else _driver_resources),
+            tune.with_resources(trial, resources if workers == 1 else group_resources),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(jobs),
                 scheduler=_scheduler(jobs),
@@ -193,40 +195,6 @@ def run(
         raise jobs.error
 
 
-def run_trial(config: dict[str, Any]) -> None:
-    """Run one attempt inside a reused Tune actor."""
-    from ray import tune
-
-    run_attempt(Job.from_json(config["job"]), tune.report)
-
-
-def _group_trial(workers: int, storage: str) -> Any:
-    def run_group_trial(config: dict[str, Any]) -> None:
-        from ray import tune
-
-        run_attempt_on_group(
-            Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
-        )
-
-    return run_group_trial
-
-
-def _resources(config: dict[str, Any]) -> Any:
-    from ray import tune
-
-    job = Job.from_json(config["job"])
-    bundle = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
-    return tune.PlacementGroupFactory([bundle])
-
-
-def _driver_resources(config: dict[str, Any]) -> Any:
-    from ray import tune
-
-    # The worker group has a placement group of its own; this actor only waits for it. A share of
-    # a CPU would leave one CPU too few for a group that wants them all.
-    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-
-
 def _shape(
     conductor: Conductor, variant: str, cluster: Cluster, gpus_per_trial: float | None
 ) -> tuple[float, float]:
@@ -236,6 +204,22 @@ def _shape(
     if share is None:
         share = conductor.plan.space.gpus_for(variant)
     return float(threads), share if cluster.gpus else 0.0
+
+
+def _largest_fit(cluster: Cluster, shapes: dict[str, tuple[float, float]], workers: int) -> int:
+    """Return how many trials fit at a time, of the variant of which the most do."""
+    fits = {
+        variant: _capacity(cluster, cpus * workers, gpus * workers)
+        for variant, (cpus, gpus) in shapes.items()
+    }
+    small = [variant for variant, number in fits.items() if not number]
+    if small:
+        raise UsageError(
+            f"No trial of {', '.join(small)} fits this cluster ({cluster.cpus:g} CPUs, "
+            f"{cluster.gpus:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
+            "`--workers-per-trial`, or use a larger cluster."
+        )
+    return max(fits.values())
 
 
 def _capacity(cluster: Cluster, cpus: float, gpus: float) -> int:
@@ -257,12 +241,16 @@ class _Jobs:
         sweep_dir: Path,
         dataset_dir: Path,
         limit: int,
+        watchdog: Watchdog,
+        keep_all: bool,
         storage: str | None,
     ) -> None:
-        self.conductor, self.shapes, self.storage = conductor, shapes, storage
+        self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
+        self.conductor, self.shapes = conductor, shapes
         self.sweep_dir, self.dataset_dir, self.limit = sweep_dir, dataset_dir, limit
         self.error: BaseException | None = None
         self.live: dict[str, Any] = {}  # Tune's trials, by their id
+        self.places: dict[str, str] = {}  # of worker groups: their placement groups' ids in hex
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher and scheduler at the start; nobody ever reads that."""
@@ -284,29 +272,61 @@ class _Jobs:
             return None
         start = self.conductor.next_start()
         if start is None:
-            return None if self.live else "finished"
+            return None if self.live or self.conductor.is_paused() else "finished"
         return {
             "job": self._job(start).to_json(),
             "signature": start.signature,
             "attempt": start.attempt,
         }
 
-    def on_report(self, result: dict[str, Any]) -> bool:
+    def on_report(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Take a worker's report and return whether its trial is to stop."""
         kind = result.get("kind")
         if kind is None:  # Tune's own last word on a function that returned
             return False
         address: tuple[str, int] = result["signature"], result["attempt"]
+        self.watchdog.sign_of_life(tune_id, result.get("epoch_s"))
+        if kind == "start":
+            self.places[tune_id] = result["placement_group"]
         if kind == "epoch":
             return self.conductor.on_epoch(*address, result["epoch"], result, result["checkpoint"])
         if kind == "end":
             self.conductor.on_end(
                 *address,
                 outcome=result["outcome"],
-                failure_class=result.get("failure_class"),
+                failure_class=_failure_class(result),
                 failure_text=result.get("failure_text"),
             )
         return False
+
+    def free_place(self, tune_id: str) -> None:
+        """Remove the placement group of a worker group that is over, should it still be there."""
+        place = self.places.pop(tune_id, None)
+        if place:
+            from ray import PlacementGroupID
+            from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
+
+    def end_hanging(self) -> None:
+        """End the trials that give no sign of life; Tune sees it when their process is gone."""
+        import ray
+
+        running = {key: t for key, t in self.live.items() if t.status == "RUNNING"}
+        for tune_id, silent_s in self.watchdog.hanging(running).items():
+            trial = running[tune_id]
+            self.conductor.on_end(
+                trial.config["signature"],
+                trial.config["attempt"],
+                outcome="failed",
+                failure_class="hung",
+                failure_text=f"The trial gave no sign of life for {silent_s:.0f} s, so its process "
+                "was ended. If its steps or epochs take that long, raise --hang-timeout.",
+            )
+            self.free_place(tune_id)
+            actor = trial.temporary_state.ray_actor
+            if actor is not None:
+                ray.kill(actor)
 
     def on_death(self, config: dict[str, Any], text: str) -> None:
         """Take the end of an attempt whose process said nothing."""
@@ -329,9 +349,18 @@ class _Jobs:
             storage=self.storage,
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
             resume_from=start.resume_from,
+            keep_all=self.keep_all,
             cpus=cpus,
             gpus=gpus,
         )
+
+
+def _failure_class(result: dict[str, Any]) -> str | None:
+    """Return the class of a failure that a worker reported; of a death Ray's words decide."""
+    if "death" in result:
+        return failures.classify_death(result["death"])
+    kind: str | None = result.get("failure_class")
+    return kind
 
 
 def _searcher(jobs: _Jobs) -> Any:
@@ -376,7 +405,7 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
 
         def on_trial_result(self, controller: Any, trial: TuneTrial, result: Any) -> str:
             try:
-                stop = jobs.error is not None or jobs.on_report(result)
+                stop = jobs.error is not None or jobs.on_report(trial.trial_id, result)
             except BaseException as error:
                 jobs.error, stop = error, True
             return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
@@ -394,11 +423,17 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
             # A failed reset of a reused actor ends a Tune trial without telling anyone.
             for trial in [t for t in jobs.live.values() if t.status == TuneTrial.ERROR]:
                 self._gone(trial, "A worker could not be reused for this trial.")
+            try:
+                jobs.end_hanging()
+            except BaseException as error:
+                jobs.error = error
             return super().choose_trial_to_run(controller)
 
         def _gone(self, trial: TuneTrial, text: str) -> None:
             jobs.live.pop(trial.trial_id, None)
+            jobs.watchdog.forget(trial.trial_id)
             try:
+                jobs.free_place(trial.trial_id)
                 jobs.on_death(trial.config, text)
             except BaseException as error:
                 jobs.error = error

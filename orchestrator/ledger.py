@@ -8,6 +8,7 @@ changed. It knows nothing of Ray, Optuna or MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -364,6 +365,14 @@ class Ledger:
         )
         return {row["signature"]: _epoch(row) for row in rows}
 
+    def integrity_problems(self) -> list[str]:
+        """Return what SQLite's own check of the file finds; it reads every page."""
+        try:
+            found = [str(row[0]) for row in self._all("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [] if found == ["ok"] else found
+
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._lock:
             row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
@@ -386,10 +395,15 @@ class Ledger:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 self._seq = seq
                 if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                    with contextlib.suppress(sqlite3.OperationalError):
+                        self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise LedgerError(
+                        f"The ledger cannot be written: {error}. What it holds is intact."
+                    ) from error
                 raise
 
 

@@ -125,6 +125,7 @@ def given_options(config: SweepConfig) -> dict[str, Any]:
         "side": config.side,
         "workers_per_trial": config.workers_per_trial,
         "gpus_per_trial": config.gpus_per_trial,
+        "keep": config.keep,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -46,6 +46,19 @@ def locked(paths: SweepPaths) -> Iterator[None]:
         yield
 
 
+def driver_of(paths: SweepPaths) -> str | None:
+    """Return which process on which host holds the sweep's lock; None when nobody does."""
+    try:
+        with paths.lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except FileNotFoundError:
+        pass
+    return None
+
+
 @contextlib.contextmanager
 def terminal(log_path: Path | None) -> Iterator[Console]:
     """Yield the user's terminal, while everything else that writes goes to the log file.
@@ -66,8 +79,9 @@ def terminal(log_path: Path | None) -> Iterator[Console]:
         try:
             yield console_on(out)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # the disk of the log is full
+                    stream.flush()
             for number, saved in enumerate(kept, start=1):
                 os.dup2(saved, number)
                 os.close(saved)
@@ -92,10 +106,27 @@ def remove_traces(paths: SweepPaths) -> None:
             folder.rmdir()
 
 
+class Interruption:
+    """How urgently the user wants out: an event for the first signal and one for the second."""
+
+    def __init__(self) -> None:
+        self.wanted = threading.Event()
+        self.urgent = threading.Event()
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """Take SIGINT or SIGTERM; the third ends this process on the spot.
+
+        Even that loses nothing: the ledger is durable, and Ray's processes end with this one.
+        """
+        if self.urgent.is_set():
+            os._exit(130)
+        (self.urgent if self.wanted.is_set() else self.wanted).set()
+
+
 @contextlib.contextmanager
-def signals_set(interrupted: threading.Event) -> Iterator[None]:
+def signals_set(interruption: Interruption) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into an orderly end while the block runs."""
-    before = handle_signals(interrupted)
+    before = handle_signals(interruption)
     try:
         yield
     finally:
@@ -103,10 +134,7 @@ def signals_set(interrupted: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def handle_signals(interrupted: threading.Event) -> dict[int, Any]:
-    """Set the event on SIGINT and SIGTERM, however often they come; return the old handlers."""
-
-    def handle(number: int, frame: object) -> None:
-        interrupted.set()
-
-    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def handle_signals(interruption: Interruption) -> dict[int, Any]:
+    """Pass SIGINT and SIGTERM on; return the old handlers."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    return {number: signal.signal(number, interruption.on_signal) for number in numbers}

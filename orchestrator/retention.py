@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,16 @@ def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
     return best
 
 
+def num_best(ledger: Ledger) -> int:
+    """Return how many trials of each variant keep their best weights."""
+    option = ledger.get("options").get("keep") or ""
+    return (
+        int(option.removeprefix("best-"))
+        if option.startswith("best-")
+        else (int(ledger.get("keep_best")))
+    )
+
+
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
     """Return the checkpoint folder of a trial's best epoch, None where there is none."""
     name = _best_name(ledger, trial)
@@ -53,8 +62,8 @@ def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None
 def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None = None) -> None:
     """Delete the checkpoints that nobody will ask for again, here and in the storage.
 
-    Of the best trials of each variant the best epoch's stays; failed and running trials keep what
-    they may go on from.
+    Of the best trials of each variant the best epoch's stays, with `--keep last` the last epoch's
+    of every trial as well; failed and running trials keep what they may go on from.
 
     Args:
         ledger: the sweep's.
@@ -63,31 +72,38 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         up_to: number of the last change in the ledger's durable copy. What that copy points to
             stays. None: there is no copy.
     """
+    keep_option = ledger.get("options").get("keep")
+    if keep_option == "all":
+        return
     storage = durability.storage_of(paths)
-    trials = [
+    trials = _ended(ledger, up_to)
+    best = best_signatures(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
+    for trial in trials:
+        if trial.signature in done:
+            continue
+        keep = {_best_name(ledger, trial)} if trial.signature in best else set()
+        if keep_option == "last":
+            keep |= {row.checkpoint for row in ledger.epochs(trial.signature)[-1:]}
+        for folder in paths.trial(trial.signature).glob("attempt_*/epoch_*"):
+            if str(folder.relative_to(paths.root)) not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        if storage is not None:
+            _collect_stored(storage, trial.signature, keep, done)
+        if trial.signature not in best:
+            done.add(trial.signature)
+    if storage is not None and up_to is not None:
+        goes_on = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
+        _collect_outdated(storage, ledger, sorted(goes_on), done, up_to)
+
+
+def _ended(ledger: Ledger, up_to: int | None) -> list[Trial]:
+    """Return the trials that have ended well by some change, and will not go on."""
+    return [
         trial
         for trial in ledger.trials()
         if trial.status in ("complete", "stopped", "diverged")
         and (up_to is None or (trial.ended_seq or 0) <= up_to)
     ]
-    best = best_signatures(trials, ledger.get("keep_best"), ledger.get("plan")["space"]["mode"])
-    for trial in trials:
-        if trial.signature in done:
-            continue
-        keep = _best_name(ledger, trial) if trial.signature in best else None
-        for folder in paths.trial(trial.signature).glob("attempt_*/epoch_*"):
-            if keep is None or folder != paths.root / keep:
-                shutil.rmtree(folder, ignore_errors=True)
-        if storage is not None and f"{trial.signature} {keep}" not in done:
-            _collect_stored(storage, trial.signature, keep)
-            done.add(f"{trial.signature} {keep}")
-        if trial.signature not in best:
-            done.add(trial.signature)
-    if storage is not None and up_to is not None:
-        ended = {trial.signature for trial in trials}
-        for trial in ledger.trials():
-            if trial.signature not in ended:
-                _collect_outdated(storage, ledger, trial, done, up_to)
 
 
 def _best_name(ledger: Ledger, trial: Trial) -> str | None:
@@ -96,31 +112,41 @@ def _best_name(ledger: Ledger, trial: Trial) -> str | None:
     return next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
 
 
-def _collect_stored(storage: Storage, signature: str, keep: str | None) -> None:
-    """Delete an ended trial's checkpoints from the storage, but for one."""
+def _collect_stored(
+    storage: Storage, signature: str, keep: set[str | None], done: set[str]
+) -> None:
+    """Delete an ended trial's checkpoints from the storage, but for some."""
+    mark = f"{signature} {sorted(map(str, keep))}"
+    if mark in done:
+        return
     home = f"trials/{signature}"
     files = storage.files(home, recursive=True)
     folders = {f"{home}/{file.rpartition('/')[0]}" for file in files if "/epoch_" in f"/{file}"}
-    for folder in sorted(folders - {keep}):
+    for folder in sorted(folders - keep):
         storage.delete_folder(folder)
+    done.add(mark)
 
 
 def _collect_outdated(
-    storage: Storage, ledger: Ledger, trial: Trial, done: set[str], up_to: int
+    storage: Storage, ledger: Ledger, signatures: Sequence[str], done: set[str], up_to: int
 ) -> None:
-    """Delete what a trial that goes on has stored, but for its last two and its best epoch's.
+    """Delete what trials that go on have stored, but for each one's last two and best epochs.
 
     The last two are those of the ledger's copy: a new machine goes on from there.
     """
-    judge = trial.config["select_by"]
+    for signature in signatures:
+        stored = [r for r in ledger.epochs(signature) if r.seq <= up_to and r.checkpoint]
+        best = _best_row(stored, ledger.trial(signature).config["select_by"])
+        for row in stored[:-2]:
+            if row is not best and row.checkpoint and row.checkpoint not in done:
+                storage.delete_folder(row.checkpoint)
+                done.add(row.checkpoint)
+
+
+def _best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
     mode = "min" if judge == "val_loss" else "max"
-    rows = [row for row in ledger.epochs(trial.signature) if row.seq <= up_to and row.checkpoint]
     best: EpochRow | None = None
     for row in rows:
-        value = best.metrics[judge] if best else math.nan
-        if best is None or is_better(row.metrics[judge], value, mode):
+        if best is None or is_better(row.metrics[judge], best.metrics[judge], mode):
             best = row
-    for row in rows[:-2]:
-        if row is not best and row.checkpoint and row.checkpoint not in done:
-            storage.delete_folder(row.checkpoint)
-            done.add(row.checkpoint)
+    return best

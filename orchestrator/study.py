@@ -7,12 +7,17 @@ refuse finished trials. Asynchronous successive halving is `is_stopped` below.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    json_to_distribution,
+)
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger import EpochRow, Trial
@@ -31,8 +36,11 @@ class Study:
         startup_trials: int,
         sweep_seed: int,
     ) -> None:
-        self.variant, self.params, self.mode = variant, dict(params), mode
+        self.variant, self.mode = variant, mode
+        # Sorted, since the sampler draws in this order: a space with its lines swapped is the same.
+        self.params = dict(sorted(params.items()))
         self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
+        self._foreign: set[int] = set()  # numbers of trials from another space
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every new study
         self._study = optuna.create_study(
             direction="maximize" if mode == "max" else "minimize",
@@ -53,6 +61,8 @@ class Study:
         values; a diverged one is pruned without any, which TPE ranks worst of all; a failed one
         says nothing about its parameters and is a FAIL, which TPE leaves out.
         """
+        if trial.number in self._foreign:
+            return
         known = self._study.get_trials(deepcopy=False)
         handle = optuna.trial.Trial(self._study, known[trial.number]._trial_id)
         if trial.status == "complete" and trial.best_value is not None:
@@ -67,10 +77,25 @@ class Study:
             self._study.tell(handle, state=TrialState.FAIL)
 
     def add_planned(self, trial: Trial) -> None:
-        """Put back, while rebuilding, a trial that was suggested earlier."""
+        """Put back, while rebuilding, a trial that was suggested earlier.
+
+        One whose parameters the space no longer has (after `--force`) says nothing to the sampler.
+        """
         assert trial.number == len(self._study.trials), "trials are rebuilt in order"
+        if not self._fits(trial.params):
+            self._foreign.add(trial.number)
+            self._study.add_trial(create_trial(state=TrialState.FAIL))
+            return
         self._study.add_trial(
             create_trial(state=TrialState.RUNNING, params=trial.params, distributions=self.params)
+        )
+
+    def _fits(self, params: Mapping[str, Any]) -> bool:
+        return params.keys() == self.params.keys() and all(
+            choices._contains(choices.to_internal_repr(params[name]))
+            if not isinstance(choices, CategoricalDistribution)
+            else params[name] in choices.choices
+            for name, choices in self.params.items()
         )
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -80,6 +105,16 @@ class Study:
             n_startup_trials=self.startup_trials,
             multivariate=True,
         )
+
+
+def read_params(stored: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Return the searched parameters of a variant from what the ledger's plan says of them."""
+    return {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
+
+
+def optuna_version() -> str:
+    """Return the version of Optuna that suggests here; another one may suggest otherwise."""
+    return optuna.__version__
 
 
 def is_stopped(

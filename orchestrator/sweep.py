@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -16,19 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import durability, process
 from orchestrator.config import SweepConfig, parse_args
-from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
+from orchestrator.errors import (
+    OrchestratorError,
+    SweepExistsError,
+    SweepNotFoundError,
+    UsageError,
+)
 from orchestrator.paths import SweepPaths, sweep_names
 from trainables.redaction import redacted
 from trainables.storage import StorageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from orchestrator.conductor import Conductor, Plan
     from orchestrator.durability import Durable
+    from orchestrator.launch import Cluster
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
+    from orchestrator.views import Views
     from trainables.data import Manifest
 
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -39,12 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     config = None
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
+        if config.verify:
+            return verify(config)
         return dry_run(config) if config.dry_run else sweep(config)
-    except (UsageError, StorageError) as error:
+    except (OrchestratorError, StorageError) as error:
         if config is not None and config.verbose:
             raise
         print(f"{error}", file=sys.stderr)
-        return WRONG_USAGE
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("Interrupted before the sweep had started.", file=sys.stderr)
         return INTERRUPTED
@@ -52,13 +64,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from orchestrator import planning
+    from orchestrator import disk, planning
 
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
-    _print_plan(process.console_on(sys.stdout), plan, facts)
+    console = process.console_on(sys.stdout)
+    _print_plan(console, plan, facts)
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
+    free = disk.free_bytes(config.paths.root)
+    console.print(
+        f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
+        f"{disk.gib(free)} are free."
+    )
     return COMPLETE
+
+
+def verify(config: SweepConfig) -> int:
+    """Check what a sweep has left; start and write nothing."""
+    from orchestrator.verify import verify
+
+    return verify(config)
 
 
 def sweep(config: SweepConfig) -> int:
@@ -71,7 +98,7 @@ def sweep(config: SweepConfig) -> int:
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            ledger, plan, manifest = _open(config)
+            ledger, plan, facts, manifest = _open(config)
         except (UsageError, KeyboardInterrupt):
             process.remove_traces(config.paths)
             raise
@@ -79,9 +106,7 @@ def sweep(config: SweepConfig) -> int:
             if durable:
                 durable.begin(ledger)
             with process.terminal(None if config.verbose else config.paths.log) as console:
-                if durable:
-                    durable.say = lambda text: console.print(text, soft_wrap=True, style="yellow")
-                return _run(config, console, ledger, plan, manifest, durable)
+                return _run(config, console, ledger, plan, facts, manifest, durable)
         except UsageError:
             is_new = is_new and not ledger.attempts()
             if durable and is_new:
@@ -97,7 +122,7 @@ def sweep(config: SweepConfig) -> int:
             ledger.close()
 
 
-def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
+def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
     from orchestrator import planning
 
@@ -111,16 +136,28 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, kept)
+    if not config.force:
+        _check_room(config, plan, facts, config.keep or kept.get("keep"))
     if ledger is None:
         ledger = _create(config, plan, facts)
     else:
-        _check_same(ledger, plan)
+        _check_same(ledger, plan, force=config.force)
         ledger.put("options", {**kept, **planning.given_options(config)})
-    return ledger, plan, manifest
+    # By variant, the most trials that any command asked for: what `--verify` counts against.
+    asked: dict[str, int] = ledger.get("asked", {})
+    most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
+    ledger.put("asked", {**asked, **most})
+    return ledger, plan, facts, manifest
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _check_room(
+    config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts], keep: str | None
+) -> None:
+    from orchestrator import disk
+
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, facts, concurrent, keep)
+    disk.check_room(config.paths.root, needed, disk.used_bytes(config.paths.root))
 
 
 def _run(
@@ -128,56 +165,38 @@ def _run(
     console: Console,
     ledger: Ledger,
     plan: Plan,
+    facts: dict[str, VariantFacts],
     manifest: Manifest,
     durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import launch
-    from orchestrator.conductor import Conductor
-    from orchestrator.display import Display
+    from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
+    from orchestrator.views import Views
 
-    conductor = Conductor(ledger, plan, is_whole=_checkpoint_check(config.paths))
-    uri = config.tracking_uri or ledger.get("tracking_uri") or config.paths.default_tracking_uri
-    if redacted(uri) == uri:  # one with a password in it must be given again
-        ledger.put("tracking_uri", uri)
-    tracker = Tracker(ledger, config.paths, uri)
-    interrupted = threading.Event()
-    options = ledger.get("options")
+    conductor = _conductor(config, ledger, plan, facts)
+    up_to = None if durable is None else lambda: durable.up_to
+    tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger), up_to)
+    interruption = process.Interruption()
+    interrupted = interruption.wanted
     errors: list[BaseException] = []
-
-    def trials() -> None:
-        try:
-            launch.run(
-                conductor,
-                cluster,
-                sweep_dir=config.paths.root,
-                storage=durable.storage.uri if durable else None,
-                dataset_dir=config.data_dir / manifest.name,
-                max_concurrent=config.max_concurrent,
-                gpus_per_trial=options.get("gpus_per_trial"),
-            )
-        except BaseException as error:
-            errors.append(error)
-
-    with process.signals_set(interrupted):
-        views = _Views(tracker, config.paths, durable)
+    with process.signals_set(interruption):
+        views = Views(tracker, config.paths)
         if conductor.has_work():
             cluster = launch.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
-            process.handle_signals(interrupted)  # again: Ray installs its own
+            process.handle_signals(interruption)  # again: Ray installs its own
             console.print(cluster.describe())
-            runner = threading.Thread(target=trials, name="trials", daemon=True)
-            runner.start()
+            dataset_dir = config.data_dir / manifest.name
+            runner = _start_trials(config, conductor, cluster, dataset_dir, errors)
             views.start()
-            with Display(console, ledger, plan) as display:
-                while runner.is_alive() and not interrupted.is_set() and not _is_lost(durable):
-                    runner.join(timeout=0.5)
-                    display.show()
-            if interrupted.is_set():
-                console.print("Interrupted: saving what is known. Nothing is lost.")
-            conductor.interrupt()  # nothing, after an end of its own
+            _watch(console, conductor, views, runner, durable, interrupted)
+            try:
+                conductor.interrupt()  # nothing, after an end of its own
+            except LedgerError as error:  # `--resume` closes what is open then
+                errors.append(error)
             launch.disconnect()
         else:
             views.start()
@@ -186,94 +205,150 @@ def _run(
             console.print(durable.lost, soft_wrap=True, style="red")
             return FAILED
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        outcome = _finish(console, config, views, outcome, in_haste=interrupted.is_set())
+        outcome = _finish(console, config, views, durable, outcome, interruption)
     _print_end(console, config, plan, conductor, tracker)
-    if errors and not interrupted.is_set():
-        if isinstance(errors[0], UsageError):
-            raise errors[0]
-        traceback.print_exception(errors[0])  # into the log
-        console.print(
-            f"The sweep stopped: {errors[0]!r}. What was done is stored; go on with "
-            f"{_command(config)}. Details: {config.paths.log}",
-            soft_wrap=True,
-            style="red",
+    if conductor.halted():
+        errors.append(
+            OrchestratorError(
+                f"{redacted(str(config.storage))} cannot take more: {conductor.halted()} Free some "
+                "space or make it writable."
+            )
         )
+    if errors and not interrupted.is_set():
+        _print_stopped(console, config, errors[0])
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
 
 
+def _conductor(
+    config: SweepConfig, ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]
+) -> Conductor:
+    from orchestrator import disk
+    from orchestrator.conductor import Conductor
+
+    root = config.paths.root
+    return Conductor(
+        ledger,
+        plan,
+        is_whole=_checkpoint_check(config.paths),
+        has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
+        retry_failed=config.retry_failed,
+        from_scratch=config.from_scratch,
+    )
+
+
+def _start_trials(
+    config: SweepConfig,
+    conductor: Conductor,
+    cluster: Cluster,
+    dataset_dir: Path,
+    errors: list[BaseException],
+) -> threading.Thread:
+    """Start the thread that runs the trials; what ends it early is added to `errors`."""
+    from orchestrator import launch
+
+    options = conductor.ledger.get("options")
+
+    def trials() -> None:
+        try:
+            launch.run(
+                conductor,
+                cluster,
+                paths=config.paths,
+                dataset_dir=dataset_dir,
+                max_concurrent=config.max_concurrent,
+                gpus_per_trial=options.get("gpus_per_trial"),
+                hang_timeout_s=config.hang_timeout_s,
+                keep_all=options.get("keep") == "all",
+            )
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=trials, name="trials", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(
+    console: Console,
+    conductor: Conductor,
+    views: Views,
+    runner: threading.Thread,
+    durable: Durable | None,
+    interrupted: threading.Event,
+) -> None:
+    """Show how the trials are doing until they are over or the user has had enough."""
+    from orchestrator.display import Display
+
+    with Display(console, conductor.ledger, conductor.plan) as display:
+        while runner.is_alive() and not interrupted.is_set():
+            runner.join(timeout=0.5)
+            display.show()
+            views.tell(console)
+            if durable:
+                durable.tell(lambda text: console.print(text, soft_wrap=True, style="yellow"))
+                if durable.lost:
+                    return
+    if interrupted.is_set():
+        console.print(
+            "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
+            "MLflow, a third time ends at once."
+        )
+
+
 def _finish(
-    console: Console, config: SweepConfig, views: _Views, outcome: str, *, in_haste: bool
+    console: Console,
+    config: SweepConfig,
+    views: Views,
+    durable: Durable | None,
+    outcome: str,
+    interruption: process.Interruption,
 ) -> str:
     """Bring the storage and the views up to date, and return the outcome that is true then."""
-    durable = views.durable
+    if durable is None:
+        views.finish(console, outcome, interruption)
+        return outcome
     # Whoever stops a sweep waits half a minute, not longer.
-    is_stored = durable is None or durable.flush(limit_s=8 if in_haste else 120)
-    views.finish(console, outcome, limit_s=15 if in_haste else 300)
-    if durable and is_stored:  # what the views have noted
-        is_stored = durable.flush(limit_s=3 if in_haste else 60)
-    if durable and not is_stored:
-        console.print(
-            f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
-            f"This machine has everything in {config.paths.root}; when the storage is back, give "
-            f"here: {_command(config)}",
-            soft_wrap=True,
-            style="red",
-        )
-    return outcome if is_stored or outcome == "interrupted" else "failed"
+    in_haste = interruption.wanted
+    is_stored = durable.flush(lambda: 8 if in_haste.is_set() else 120)
+    views.finish(console, outcome, interruption)
+    if is_stored:  # what the views have noted
+        is_stored = durable.flush(lambda: 3 if in_haste.is_set() else 60)
+    if is_stored:
+        return outcome
+    console.print(
+        f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
+        f"This machine has everything in {config.paths.root}; when the storage is back, give "
+        f"here: {_command(config)}",
+        soft_wrap=True,
+        style="red",
+    )
+    return "failed" if outcome == "complete" else outcome
 
 
-class _Views:
-    """The background thread that brings MLflow and the disk in line with the ledger."""
+def _print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
+    if isinstance(error, UsageError):
+        raise error
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)  # into the log
+    said = str(error) if isinstance(error, OrchestratorError) else f"{error!r}."
+    console.print(
+        f"The sweep stopped. {said} What was done is stored; go on with "
+        f"{_command(config)}. Details: {config.paths.log}",
+        soft_wrap=True,
+        style="red",
+    )
 
-    def __init__(self, tracker: Tracker, paths: SweepPaths, durable: Durable | None) -> None:
-        self.tracker, self.paths, self.durable = tracker, paths, durable
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
-        self._clean: set[str] = set()
-        self._outcome: str | None = None
-        self._has_all = False
-        self._warned = False
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self, console: Console, outcome: str, limit_s: float) -> None:
-        """Write the rest, for `limit_s` seconds at most: `--resume` writes what is missing."""
-        self._outcome = outcome
-        self._clean.clear()  # workers that were stopped may have written meanwhile
-        self._stop.set()
-        self._thread.join(timeout=limit_s)
-        if not self._has_all:
-            console.print(
-                f"MLflow at {redacted(self.tracker.uri)} did not take everything; the ledger has "
-                "it. The same command with --resume writes the rest.",
-                style="yellow",
-            )
-
-    def _sync(self) -> bool:
-        """Bring both up to date once; return whether MLflow took everything."""
-        from orchestrator import retention
-
-        try:
-            up_to = self.durable.up_to if self.durable else None
-            retention.collect(self.tracker.ledger, self.paths, self._clean, up_to)
-            self.tracker.sync(up_to=up_to)
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                print(redacted(f"MLflow is not reachable for now: {error!r}"), file=sys.stderr)
-            return False
-        return True
-
-    def _loop(self) -> None:
-        pause_s = 1.0
-        while not self._stop.wait(pause_s):
-            pause_s = 1.0 if self._sync() else min(2 * pause_s, 30.0)
-        if self._sync() and self._outcome is not None:
-            with contextlib.suppress(Exception):
-                self.tracker.finish(self._outcome, {"trials": len(self.tracker.ledger.trials())})
-                self._has_all = True
+def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
+    """Return where MLflow is: as said now, as said before, or in the storage."""
+    default = config.paths.default_tracking_uri
+    uri = config.tracking_uri or ledger.get("tracking_uri") or default
+    # The default is where the storage is, wherever that is moved; and a URI with a password in it
+    # must be given again.
+    if config.tracking_uri is not None and redacted(uri) == uri:
+        ledger.put("tracking_uri", None if uri == default else uri)
+    return uri
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
@@ -334,22 +409,32 @@ def _check_existence(config: SweepConfig) -> None:
         )
 
 
-def _is_lost(durable: Durable | None) -> bool:
-    return durable is not None and durable.lost is not None
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def _check_same(ledger: Ledger, plan: Plan) -> None:
-    """Refuse to continue a sweep as another one; other variants or more trials are no change."""
+def _check_same(ledger: Ledger, plan: Plan, *, force: bool) -> None:
+    """Refuse to continue a sweep as another one; other variants or more trials are no change.
+
+    With `force` the new plan holds from here on, and the ledger keeps the old one.
+    """
     from orchestrator.planning import difference
 
     old, new = ledger.get("plan"), plan.identity()
     lines = difference(_comparable(old, new), _comparable(new, old))
-    if lines:
+    if not lines:
+        return
+    listed = "\n".join(f"  {line}" for line in lines)
+    if not force:
         raise UsageError(
-            "This sweep was started with other values, so its trials cannot be mixed:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nGive it another --name, or the values it was started with."
+            f"This sweep was started with other values, so its trials cannot be mixed:\n{listed}\n"
+            "Give it another --name, or the values it was started with. With --force it goes on: "
+            "trials that are planned keep the old values, new ones get the new."
         )
+    print(f"Going on although this changed:\n{listed}", flush=True)
+    former = ledger.get("former_plans", [])
+    ledger.put("former_plans", [*former, {"until_seq": ledger.seq, "plan": old}])
+    ledger.put("plan", new)
 
 
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -432,7 +517,7 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
 def _print_end(
     console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
 ) -> None:
-    from orchestrator import display, tracking
+    from orchestrator import display, mlflow_server
 
     ledger, uri = conductor.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
@@ -446,12 +531,14 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    command = tracking.ui_command(redacted(uri))
+    command = mlflow_server.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
     if tracker.experiment:
         space = plan.space
-        page = tracking.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
+        page = mlflow_server.page_address(
+            redacted(uri), tracker.experiment, space.metric, space.mode
+        )
         console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -1,31 +1,36 @@
 """The only door to MLflow: projects the ledger there from a background thread.
 
 MLflow is a view. One parent run per sweep and one child per trial are found by tag before they
-are created; metrics carry timestamps from the ledger, so writing them twice changes nothing; the
-position up to which the ledger is projected is stored in the ledger. An MLflow that is down costs
-a later pass.
+are created; metrics carry timestamps from the ledger, so writing them twice changes nothing. How
+much of a trial is written stands in its run, as the number of the ledger's last change that it
+shows: a store that is new, was lost or came from an old copy is completed by the same rule as one
+that was down. A trial that MLflow rejects holds up no other.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shlex
 import tempfile
-import urllib.parse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, retention
+from orchestrator import durability, relocation, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
+from orchestrator.mlflow_server import Patient, first_line
 from orchestrator.paths import SweepPaths
+from trainables.redaction import redacted
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 _SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
+_SEQ, _PARENT = "sweep.seq", "mlflow.parentRunId"
+# What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
+_WEIGHTS_TAG, _UNSURE, _NONE = "sweep.weights", "incomplete", ""
 _WEIGHTS = "weights"
 # MLflow takes 1000 metrics, parameters and tags at a time (mlflow/utils/validation.py).
 _PER_BATCH = 900
@@ -42,111 +47,126 @@ _STATUS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A trial that MLflow does not show as the ledger has it, because it rejects it."""
+
+    reason: str
+    tries: int
+    due_s: float  # of time.monotonic
+
+
 class Tracker:
     """Writes one sweep's ledger into MLflow. Used by one thread at a time."""
 
-    def __init__(self, ledger: Ledger, paths: SweepPaths, uri: str) -> None:
-        self.ledger, self.paths, self.uri = ledger, paths, uri
-        self._client: MlflowClient | None = None
-        self.experiment = ""
-        self._parent = ""
-        self._runs: dict[str, str] = {}  # signature: run id
-        self._begun: set[str] = set()  # signatures whose runs have all that is written once
-        self._with_weights: set[str] | None = None
-        self._up_to = math.inf
-
-    def sync(self, *, up_to: int | None = None) -> int:
-        """Project everything that changed since the stored position; return how many trials.
+    def __init__(
+        self,
+        ledger: Ledger,
+        paths: SweepPaths,
+        uri: str,
+        up_to: Callable[[], int] | None = None,
+    ) -> None:
+        """Prepare to write; nothing is asked of MLflow yet.
 
         Args:
-            up_to: number of the last change that may be told, None for all.
+            ledger: the sweep's.
+            paths: its folder.
+            uri: of MLflow's store.
+            up_to: returns the number of the last change that may be told; None: all may.
+        """
+        self.ledger, self.paths, self.uri, self.up_to = ledger, paths, uri, up_to
+        self.behind: dict[str, Behind] = {}  # by signature
+        self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
+        self.experiment = ""
+        self._client: Any = None
+        self._parent: Run | None = None
+        self._runs: dict[str, str] = {}  # signature: run id
+        self._written: dict[str, int] = {}  # signature: up to which change of the ledger
+        self._status: dict[str, str] = {}  # signature: of its run, in MLflow's words
+        self._weights: dict[str, str] = {}  # signature: what _WEIGHTS_TAG says
+        self._position = -1  # all trials that changed up to here are written, or in `behind`
+
+    def sync(self, *, last: bool = False) -> int:
+        """Write what changed since MLflow was written to; return how many trials that was.
+
+        Args:
+            last: also try what was rejected a moment ago, and leave the sweep's run as it stands.
 
         Raises:
-            Exception: whatever MLflow raised. What was not projected will be by the next call.
+            Exception: whatever MLflow raised. What was not written will be by the next call.
         """
-        position = self.ledger.get("tracking_seq", 0)
-        self._up_to = math.inf if up_to is None else up_to
-        changed = [
-            trial
-            for trial in self.ledger.trials(changed_after=position)
-            if position < self._up_to and trial.planned_seq <= self._up_to
-        ]
         try:
             self._connect()
-            for trial in sorted(changed, key=lambda trial: trial.changed_seq):
-                self._project(self._as_told(trial), position)
-            if changed:
-                self._place_weights()
-                last = max(trial.changed_seq for trial in changed)
-                self.ledger.put("tracking_seq", int(min(last, self._up_to)))
+            assert self._parent is not None
+            if not last and self._parent.info.status != "RUNNING":  # goes on after an end
+                self._stand("running")
+            todo = self._unwritten(last)
+            for trial in todo:
+                self._isolated(self._project, trial)
+            if self.behind or any(trial.status in ENDED for trial in todo):
+                self._place_weights(last)
+            self._note_behind()
         except Exception:
             # A reply may have been lost after the server acted: look everything up again.
-            self._client, self._runs, self._with_weights = None, {}, None
+            self._client = None
             raise
-        return len(changed)
+        return len(todo)
 
     def finish(self, outcome: str, facts: Mapping[str, Any]) -> None:
-        """Give the parent run its status and the sweep's figures.
+        """Write the rest, then give the sweep's run its status and figures.
 
         Args:
             outcome: "complete", "failed" or "interrupted".
-            facts: metrics of the parent run, by name.
+            facts: metrics of the sweep's run, by name.
+
+        Raises:
+            Exception: whatever MLflow raised.
         """
-        self._connect()
-        assert self._client is not None
-        known = self._client.get_run(self._parent).data.metrics
-        for name, value in facts.items():
-            if known.get(name) != value:  # a command that had nothing to do says nothing twice
-                self._client.log_metric(self._parent, name, value)
-        self._client.set_tag(self._parent, _OUTCOME, outcome)
-        self._client.set_terminated(self._parent, _STATUS[outcome])
+        self.sync(last=True)
+        self._log_facts(facts)
+        self._stand(outcome)
+        # A server that was frozen may have acted late on what it was asked before. Look again.
+        self._client = None
+        self.sync(last=True)
+        assert self._parent is not None
+        if (self._parent.info.status, self._parent.data.tags.get(_OUTCOME)) != (
+            _STATUS[outcome],
+            outcome,
+        ):
+            self._stand(outcome)
 
     def _connect(self) -> None:
-        """Find or create experiment and parent run, and learn which trials have a run."""
+        """Find or create experiment and parent run, and learn what each trial's run shows."""
         if self._client is not None:
             return
-        # A thread of ours waits, no trial does; so ask seldom and give up soon.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # A thread of ours waits, no trial does; so give up soon. A request that is sent twice may
+        # be done twice, so who sends it again is decided here (`Patient`).
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         import mlflow
 
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
+        if self.uri == self.paths.default_tracking_uri:
+            relocation.relocate(self.paths)
+        client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
-        sweep_id = self.ledger.get("sweep_id")
-        found: dict[str, str] = {}
-        self._begun = set()
-        token = None
-        while True:
-            page = client.search_runs(
-                [self.experiment],
-                f"tags.`{_SWEEP}` = '{sweep_id}'",
-                max_results=1000,
-                page_token=token,
-            )
-            for run in page:
-                signature = run.data.tags.get(_SIGNATURE, "")
-                found[signature] = run.info.run_id
-                if _OUTCOME in run.data.tags:
-                    self._begun.add(signature)
-            token = page.token
-            if not token:
-                break
-        parent = found.pop("", None)
-        if parent is None:
-            parent = client.create_run(
-                self.experiment,
-                start_time=int(self.ledger.get("created_s") * 1000),
-                run_name=self.paths.name,
-                tags={_SWEEP: sweep_id, "mlflow.source.name": "orchestrator.sweep"},
-            ).info.run_id
-        if "" not in self._begun:
-            client.log_dict(parent, self.ledger.get("plan"), "plan.json")
-            client.set_tag(parent, _OUTCOME, "running")
-        client.update_run(parent, status="RUNNING")
-        self._parent, self._runs, self._client = parent, found, client
+        found = self._search(client)
+        parent = found.pop("", None) or client.create_run(
+            self.experiment,
+            start_time=int(self.ledger.get("created_s") * 1000),
+            run_name=self.paths.name,
+            tags={_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"},
+        )
+        if _OUTCOME not in parent.data.tags:
+            client.log_dict(parent.info.run_id, self.ledger.get("plan"), "plan.json")
+            client.set_tag(parent.info.run_id, _OUTCOME, "running")
+        self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
+        self._parent, self._client, self._position = parent, client, -1
+        for signature, run in found.items():
+            self._learn(signature, run)
+        self.answered_s = time.monotonic()
 
-    def _find_experiment(self, client: MlflowClient) -> str:
+    def _find_experiment(self, client: Patient) -> str:
         name = self.paths.name
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
@@ -159,74 +179,219 @@ class Tracker:
             location = (self.paths.artifacts / name).absolute().as_uri()
         return str(client.create_experiment(name, artifact_location=location))
 
-    def _project(self, trial: Trial, position: int) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _search(self, client: Patient, signature: str = "") -> dict[str, Run]:
+        """Return the sweep's runs by signature, or one trial's; the sweep's own under "".
 
-        assert self._client is not None
-        attempts = self.ledger.attempts(trial.signature)
-        outcome = _outcome(trial, attempts) if trial.changed_seq <= self._up_to else trial.status
-        run_id = self._runs.get(trial.signature)
-        params: list[Param] = []
-        rows = self.ledger.epochs(trial.signature, after=position)
-        if run_id is None:
-            started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
-            run = self._client.create_run(
+        Doubled runs, from a request that was acted on after it had been given up, are deleted.
+        """
+        wanted = f"tags.`{_SWEEP}` = '{self.ledger.get('sweep_id')}'"
+        if signature:
+            wanted += f" and tags.`{_SIGNATURE}` = '{signature}'"
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = client.search_runs([self.experiment], wanted, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                break
+        found: dict[str, Run] = {}
+        # The one that was written to is kept.
+        for run in sorted(runs, key=lambda run: (_OUTCOME not in run.data.tags, run.info.run_id)):
+            key = run.data.tags.get(_SIGNATURE, "")
+            if key in found:
+                client.delete_run(run.info.run_id)
+            else:
+                found[key] = run
+        return found
+
+    def _learn(self, signature: str, run: Run) -> None:
+        """Remember what a trial's run shows, as far as it can be believed."""
+        tags = run.data.tags
+        self._runs[signature] = run.info.run_id
+        self._status[signature] = run.info.status
+        self._weights[signature] = tags.get(_WEIGHTS_TAG, _NONE)
+        seq = int(tags.get(_SEQ, -1))
+        assert self._parent is not None
+        if (
+            # Of a later state of the ledger than this one: the ledger is an older copy.
+            0 <= seq <= self.ledger.seq
+            and run.info.status == _STATUS.get(tags.get(_OUTCOME, ""))
+            and tags.get(_PARENT) == self._parent.info.run_id
+        ):
+            self._written[signature] = seq
+
+    def _unwritten(self, last: bool) -> list[Trial]:
+        """Return the trials to write now, in the order of their last change."""
+        changed = self._told(self.ledger.trials(changed_after=self._position))
+        names = {trial.signature for trial in changed}
+        trials = changed + [self.ledger.trial(s) for s in self.behind if s not in names]
+        self._position = max((trial.changed_seq for trial in changed), default=self._position)
+        todo = [
+            trial
+            for trial in trials
+            if self._written.get(trial.signature) != trial.changed_seq
+            and (last or self._is_due(trial.signature))
+        ]
+        return sorted(todo, key=lambda trial: trial.changed_seq)
+
+    def _told(self, trials: list[Trial]) -> list[Trial]:
+        """Return the trials whose last change may be told."""
+        up_to = math.inf if self.up_to is None else self.up_to()
+        return [trial for trial in trials if trial.changed_seq <= up_to]
+
+    def _is_due(self, signature: str) -> bool:
+        behind = self.behind.get(signature)
+        return behind is None or time.monotonic() >= behind.due_s
+
+    def _isolated(self, write: Callable[[Trial], None], trial: Trial) -> None:
+        """Write something of one trial; if only that fails, note it and go on.
+
+        Raises:
+            Exception: the store itself does not answer either.
+        """
+        key = trial.signature
+        before = self.behind.pop(key, None)
+        try:
+            write(trial)
+        except Exception as error:
+            for known in (self._runs, self._written, self._status):
+                known.pop(key, None)
+            self._weights[key] = _UNSURE
+            tries = before.tries + 1 if before else 1
+            due_s = time.monotonic() + min(2.0**tries, 300)
+            self.behind[key] = Behind(redacted(first_line(error)), tries, due_s)
+            assert self._parent is not None
+            parent = self._client.get_run(self._parent.info.run_id)
+            if parent.info.lifecycle_stage == "deleted":
+                raise
+        self.answered_s = time.monotonic()
+
+    def _note_behind(self) -> None:
+        """Keep durably which trials MLflow rejects, and why."""
+        note = {signature: behind.reason for signature, behind in sorted(self.behind.items())}
+        if note != self.ledger.get("tracking_behind", {}):
+            self.ledger.put("tracking_behind", note)
+
+    def _log_facts(self, facts: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        assert self._parent is not None
+        run = self._client.get_run(self._parent.info.run_id)
+        ended_s = [attempt.ended_s or 0.0 for attempt in self.ledger.attempts()]
+        at_ms = int(max(ended_s, default=self.ledger.get("created_s")) * 1000)
+        new = [
+            Metric(name, value, at_ms, len(self.ledger.trials()))
+            for name, value in facts.items()
+            if run.data.metrics.get(name) != value  # who had nothing to do says nothing twice
+        ]
+        if new:
+            self._client.log_batch(run.info.run_id, metrics=new)
+
+    def _stand(self, outcome: str) -> None:
+        """Give the sweep's run its outcome and status."""
+        assert self._parent is not None
+        run_id = self._parent.info.run_id
+        self._client.set_tag(run_id, _OUTCOME, outcome)
+        if outcome == "running":
+            self._client.update_run(run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(run_id, _STATUS[outcome])
+        self._parent = self._client.get_run(run_id)
+
+    def _run_of(self, trial: Trial, started_s: float) -> str:
+        """Return a trial's run, by its tag if it is not known, or a new one."""
+        assert self._parent is not None
+        key = trial.signature
+        if key not in self._runs:
+            tags = {
+                _SWEEP: self.ledger.get("sweep_id"),
+                _SIGNATURE: key,
+                _PARENT: self._parent.info.run_id,
+                "mlflow.source.name": "orchestrator.sweep",
+                "variant": trial.variant,
+            }
+            run = self._search(self._client, key).get(key) or self._client.create_run(
                 self.experiment,
                 start_time=int(started_s * 1000),
                 run_name=f"{trial.variant}-{trial.number:03d}",
-                tags={
-                    _SWEEP: self.ledger.get("sweep_id"),
-                    _SIGNATURE: trial.signature,
-                    "mlflow.parentRunId": self._parent,
-                    "mlflow.source.name": "orchestrator.sweep",
-                    "variant": trial.variant,
-                },
+                tags=tags,
             )
-            run_id = self._runs[trial.signature] = run.info.run_id
-        if trial.signature not in self._begun:
-            params = [Param(name, str(value)) for name, value in trial.config.items()]
+            self._learn(key, run)
+        return self._runs[key]
+
+    def _project(self, trial: Trial) -> None:
+        attempts = self.ledger.attempts(trial.signature)
+        outcome = _outcome(trial, attempts)
+        started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
+        run_id = self._run_of(trial, started_s)
+        written = self._written.get(trial.signature)
+        params: list[Param] = []
+        if written is None:  # new, or half written: from the beginning
+            params = _params(trial)
             self._client.log_dict(run_id, trial.config, "config.json")
-            # A run that was lost, or created in a pass that failed, is written from the beginning.
-            rows = self.ledger.epochs(trial.signature)
-        rows = [row for row in rows if row.seq <= self._up_to]
-        tags = {_OUTCOME: outcome, "attempts": str(len(attempts))}
-        if attempts and attempts[-1].micro_batch_size:
-            tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
-        failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
-        if failed:
-            tags["failure.class"] = str(failed[-1].failure_class)
+        metrics = self._metrics(trial, attempts, -1 if written is None else written)
+        tags = self._tags(trial, attempts, outcome)
+        is_open = _STATUS[outcome] in ("RUNNING", "SCHEDULED")
+        # MLflow stores tags after all else of a batch: they say that the rest is there.
+        if is_open and self._status.get(trial.signature) == _STATUS[outcome]:
+            self._log(run_id, metrics, params, tags)
+        else:
+            self._log(run_id, metrics, params, [])
+            if is_open:
+                self._client.update_run(run_id, status=_STATUS[outcome])
+            else:
+                self._log_files(run_id, attempts)
+                ended_ms = int((attempts[-1].ended_s or 0) * 1000)
+                self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
+            self._log(run_id, [], [], tags)
+        self._status[trial.signature] = _STATUS[outcome]
+        self._written[trial.signature] = trial.changed_seq
+
+    def _metrics(self, trial: Trial, attempts: Sequence[Attempt], after: int) -> list[Metric]:
+        from mlflow.entities import Metric
+
         metrics = [
             Metric(name, value, int(row.arrived_s * 1000), row.epoch)
-            for row in rows
+            for row in self.ledger.epochs(trial.signature, after=after)
             for name, value in row.metrics.items()
             if math.isfinite(value)
         ]
         if trial.best_value is not None and trial.ended_seq is not None:
             ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-            metric = self.ledger.get("plan")["space"]["metric"]
-            metrics.append(Metric(f"best_{metric}", trial.best_value, ended_ms, 0))
-        while metrics or params:
+            name = self.ledger.get("plan")["space"]["metric"]
+            metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
+        return metrics
+
+    def _tags(self, trial: Trial, attempts: Sequence[Attempt], outcome: str) -> list[RunTag]:
+        from mlflow.entities import RunTag
+
+        assert self._parent is not None
+        tags = {
+            _OUTCOME: outcome,
+            _SEQ: str(trial.changed_seq),
+            _PARENT: self._parent.info.run_id,
+            "attempts": str(len(attempts)),
+        }
+        if attempts and attempts[-1].micro_batch_size:
+            tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
+        failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
+        if failed:
+            tags["failure.class"] = str(failed[-1].failure_class)
+        return [RunTag(name, value) for name, value in tags.items()]
+
+    def _log(
+        self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]
+    ) -> None:
+        """Write in batches, the tags with the last of them."""
+        while len(metrics) > _PER_BATCH:
             self._client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
             metrics, params = metrics[_PER_BATCH:], []
-        # Last, since the tags say that the rest is there.
-        tagged = [RunTag(name, value) for name, value in tags.items()]
-        self._client.log_batch(run_id, tags=tagged)
-        self._begun.add(trial.signature)
-        if trial.status in ENDED or outcome == "interrupted":
-            self._log_files(run_id, attempts)
-            ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-            self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
-        else:
-            self._client.update_run(run_id, status=_STATUS[outcome])
-
-    def _as_told(self, trial: Trial) -> Trial:
-        """Return a trial as it was when the last change that may be told was made."""
-        if (trial.ended_seq or 0) <= self._up_to:
-            return trial
-        return replace(trial, status="running", ended_seq=None, best_epoch=None, best_value=None)
+            self.answered_s = time.monotonic()
+        if metrics or params or tags:
+            self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
     def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
-        assert self._client is not None
         for attempt in attempts:
             path = durability.local_file(self.paths, attempt.log) if attempt.log else None
             if path is not None:
@@ -236,55 +401,61 @@ class Tracker:
                     run_id, attempt.failure_text, f"logs/attempt_{attempt.attempt}_failure.txt"
                 )
 
-    def _place_weights(self) -> None:
+    def _place_weights(self, last: bool) -> None:
         """Put the weights of the best trials of each variant into MLflow, and take others out."""
-        assert self._client is not None
         plan = self.ledger.get("plan")
-        trials = [self._as_told(trial) for trial in self.ledger.trials()]
+        trials = self._told(self.ledger.trials())
         best = retention.best_signatures(
-            trials, self.ledger.get("keep_best"), plan["space"]["mode"]
+            trials, retention.num_best(self.ledger), plan["space"]["mode"]
         )
-        if self._with_weights is None:
-            self._with_weights = {
-                signature for signature, run_id in self._runs.items() if self._has_weights(run_id)
-            }
         for trial in trials:
-            run_id = self._runs.get(trial.signature)
-            if run_id is None:
+            key = trial.signature
+            wanted = f"epoch {trial.best_epoch}" if key in best else _NONE
+            if key not in self._runs:
                 continue
-            if trial.signature in best - self._with_weights:
-                self._log_weights(run_id, trial)
-                self._with_weights.add(trial.signature)
-            elif trial.signature in self._with_weights - best:
-                self._delete_weights(run_id)
-                self._with_weights.discard(trial.signature)
+            if self._weights.get(key, _NONE) == wanted:
+                if self._written.get(key) == trial.changed_seq:
+                    self.behind.pop(key, None)  # what failed had been done
+                continue
+            if last or self._is_due(key):
+                write = self._log_weights if key in best else self._delete_weights
+                self._isolated(write, trial)
 
-    def _has_weights(self, run_id: str) -> bool:
-        """Return whether a run has its weights; what a failed pass left of them is removed."""
-        assert self._client is not None
-        files = {file.path for file in self._client.list_artifacts(run_id, _WEIGHTS)}
-        whole = f"{_WEIGHTS}/model.json" in files  # written last
-        if files and not whole:
-            self._delete_weights(run_id)
-        return whole
-
-    def _log_weights(self, run_id: str, trial: Trial) -> None:
-        assert self._client is not None
+    def _log_weights(self, trial: Trial) -> None:
+        run_id = self._runs[trial.signature]
         source = retention.best_weights(self.ledger, self.paths, trial)
-        if source is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / "model.safetensors"
-            link.symlink_to(source.absolute())
-            self._client.log_artifact(run_id, str(link), _WEIGHTS)
-        self._client.log_dict(run_id, rebuild_recipe(self.ledger, trial), f"{_WEIGHTS}/model.json")
+        if source is not None:
+            self._clear_weights(run_id)
+            with tempfile.TemporaryDirectory() as folder:
+                link = Path(folder) / "model.safetensors"
+                link.symlink_to(source.absolute())
+                self._client.log_artifact(run_id, str(link), _WEIGHTS)
+            # Last: weights without it are not whole.
+            recipe = rebuild_recipe(self.ledger, trial)
+            self._client.log_dict(run_id, recipe, f"{_WEIGHTS}/model.json")
+            self._client.set_tag(run_id, _WEIGHTS_TAG, f"epoch {trial.best_epoch}")
+        self._weights[trial.signature] = f"epoch {trial.best_epoch}"
 
-    def _delete_weights(self, run_id: str) -> None:
+    def _delete_weights(self, trial: Trial) -> None:
+        run_id = self._runs[trial.signature]
+        self._clear_weights(run_id)
+        self._client.delete_tag(run_id, _WEIGHTS_TAG)
+        self._weights[trial.signature] = _NONE
+
+    def _clear_weights(self, run_id: str) -> None:
+        """Empty a run's folder of weights, having said so first."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        assert self._client is not None
-        uri = self._client.get_run(run_id).info.artifact_uri
-        get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(_WEIGHTS)
+        self._client.set_tag(run_id, _WEIGHTS_TAG, _UNSURE)
+        if self._client.list_artifacts(run_id, _WEIGHTS):
+            uri = self._client.get_run(run_id).info.artifact_uri
+            get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(_WEIGHTS)
+
+
+def _params(trial: Trial) -> list[Param]:
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)) for name, value in trial.config.items()]
 
 
 def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
@@ -304,34 +475,3 @@ def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:
     if trial.status == "running" and (not attempts or attempts[-1].outcome is not None):
         return "interrupted"
     return trial.status
-
-
-def ui_command(uri: str) -> str | None:
-    """Return the command that serves a database file's runs; None where a server does already."""
-    if uri.startswith(("http://", "https://")):
-        return None
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-
-
-def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
-    """Return the address of a page with the curves of all trials, the best one first.
-
-    Args:
-        uri: of the server; for a database file that of `mlflow ui` with its default port.
-        experiment: MLflow's number of the sweep's experiment.
-        metric: the sweep's.
-        mode: its direction, "max" or "min".
-    """
-    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    query = urllib.parse.urlencode(
-        {
-            # Sorted by a metric, trials stand beside their parent, not folded into it.
-            "orderByKey": f"metrics.`best_{metric}`",
-            "orderByAsc": "true" if mode == "min" else "false",
-            "compareRunsMode": "CHART",
-            # MLflow's page opens with the columns of language models unless told.
-            "workflowType": "machine_learning",
-        },
-        quote_via=urllib.parse.quote,
-    )
-    return f"{server}/#/experiments/{experiment}/runs?{query}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -168,18 +168,23 @@ class SearchSpace:
             listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
             raise ValueError(f"The search space {self.name!r} cannot be used:\n{listed}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the space says, JSON-ready, to compare it with a later one."""
+    def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what the space says, JSON-ready, to compare it with a later one.
+
+        Args:
+            variants: models of which it says something beside its own, from the command line.
+        """
+        names = tuple(dict.fromkeys((*self.variants, *variants)))
         return {
             "name": self.name,
             "variants": list(self.variants),
-            "fixed": {variant: self.fixed_for(variant) for variant in self.variants},
+            "fixed": {variant: self.fixed_for(variant) for variant in names},
             "params": {
                 variant: {
                     name: json.loads(distribution_to_json(value))
                     for name, value in sorted(self.params_for(variant).items())
                 }
-                for variant in self.variants
+                for variant in names
             },
             "side": self.side,
             "side_by_variant": dict(self.side_by_variant),

@@ -71,6 +71,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     resume_from: Path | None = None,
     device: torch.device | None = None,
     resident_share: float = data.RESIDENT_SHARE,
+    keep_all: bool = False,
+    on_step: Callable[[], None] | None = None,
 ) -> Iterator[EpochEnd]:
     """Train one configuration, yielding after every epoch.
 
@@ -82,6 +84,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         resume_from: a checkpoint of the same signature to go on from.
         device: where to train; None chooses.
         resident_share: of a device's memory that images may take before they are streamed.
+        keep_all: whether every epoch's checkpoint stays.
+        on_step: called after every step of training and evaluation.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -181,6 +185,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             _step(config, model, stepped, optimizer, tally, images, targets)
             if average is not None:
                 update_average(epoch * steps + step)
+            if on_step is not None:
+                on_step()
         train_loss, train_top1, _, seen = tally.read()
         train_s = time.perf_counter() - started
         if not math.isfinite(train_loss):
@@ -190,7 +196,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         if workers > 1:
             _share_buffers(model, judged)
         val_loss, val_top1, val_top5 = evaluate(
-            config, judged, store, val_rows[rank::workers], prepare
+            config, judged, store, val_rows[rank::workers], prepare, on_step
         )
         if len(val_rows) and not math.isfinite(val_loss):
             raise DivergedError(epoch, "validation", lr)
@@ -234,7 +240,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                 )
         is_last = epoch + 1 == config.epochs or plateau.is_exhausted(config)
         yield EpochEnd(epoch, metrics, name, best_epoch, is_last)
-        if checkpoints is not None and rank == 0:
+        if checkpoints is not None and rank == 0 and not keep_all:
             # The one before stays until the next is known to whoever keeps the books.
             _keep_only(checkpoints, {epoch, epoch - 1, best_epoch})
         if is_last:
@@ -247,6 +253,7 @@ def evaluate(
     store: data.ImageStore,
     rows: Tensor,
     prepare: Callable[[Tensor, torch.Generator | None], Tensor],
+    on_step: Callable[[], None] | None = None,
 ) -> tuple[float, float, float]:
     """Return mean cross-entropy, top-1 and top-5 over the given rows, without augmentation."""
     tally = Tally(store.device)
@@ -257,6 +264,8 @@ def evaluate(
             pixels, labels = store.gather(chunk)
             logits = model(prepare(pixels, None)).float()
             tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            if on_step is not None:
+                on_step()
     loss, top1, top5, _ = tally.read()
     return loss, top1, top5
 

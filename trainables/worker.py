@@ -1,8 +1,11 @@
 """The adapter between Ray and `loop.fit`: runs one attempt and reports.
 
 The only module here that imports ray. A report is a flat dictionary (Tune flattens others), one of
+    {"kind": "alive"}                        now and then between epochs
+    {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
+    {the same, with "failure_class" None and "death": what Ray says of a process that died}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced.
 """
 
@@ -12,6 +15,7 @@ import errno
 import functools
 import json
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -26,7 +30,11 @@ from trainables.redaction import RedactingFormatter
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
+# A training process says at least so often that it is alive.
+SIGN_EVERY_S = 30.0
 LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
+# Full, over a quota or limit, read-only, broken.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +48,7 @@ class Job:
     sweep_dir: str
     log: str
     resume_from: str | None
+    keep_all: bool  # every epoch's checkpoint, not just the last and the best
     cpus: float  # of one worker
     gpus: float  # of one worker
     storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
@@ -54,6 +63,60 @@ class Job:
         return cls(**json.loads(text))
 
 
+def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
+    """Return where an attempt keeps an epoch's checkpoint, relative to the sweep's folder."""
+    return f"trials/{signature}/attempt_{attempt}/epoch_{epoch:04d}"
+
+
+# What Tune runs. These are here, not with the Tuner, so that a trial's process need not import the
+# driver's side.
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Run one attempt inside a reused Tune actor."""
+    from ray import tune
+
+    run_attempt(Job.from_json(config["job"]), tune.report)
+
+
+def group_trial(workers: int, storage: str) -> Callable[[dict[str, Any]], None]:
+    """Return the function of a Tune trial whose attempt runs on a worker group of its own.
+
+    Args:
+        workers: how many.
+        storage: a folder for Ray Train's own state, which nothing here reads.
+    """
+    return functools.partial(_run_group_trial, workers=workers, storage=storage)
+
+
+def _run_group_trial(config: dict[str, Any], *, workers: int, storage: str) -> None:
+    from ray import tune
+
+    run_attempt_on_group(
+        Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
+    )
+
+
+def resources(config: dict[str, Any]) -> Any:
+    """Return the placement of a single-device trial."""
+    from ray import tune
+
+    job = Job.from_json(config["job"])
+    bundle = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
+    return tune.PlacementGroupFactory([bundle])
+
+
+def group_resources(config: dict[str, Any]) -> Any:
+    """Return the placement of the actor that waits for a worker group.
+
+    The group has a placement group of its own. A share of a CPU here would leave one CPU too few
+    for a group that wants them all.
+    """
+    from ray import tune
+
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+
+
 def run_attempt(job: Job, report: Report) -> None:
     """Run one attempt on one device, in this process, wrapped by Ray Train's local mode.
 
@@ -64,7 +127,7 @@ def run_attempt(job: Job, report: Report) -> None:
 
     def loop() -> None:
         try:
-            train(job, report)
+            train(job, report, signs=True)
         except Exception as error:
             report(end_report(job, error))
             if _is_device_lost(error):
@@ -82,10 +145,16 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         workers: how many, with `job.cpus` and `job.gpus` each.
         storage: a folder for Ray Train's own state, which nothing here reads.
     """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal import constants
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    # Ray's own cleaner of placement groups looks for "the" Ray of this host; of several it takes
+    # any (seen: it then dies of another one's end, and the place of a killed group is never free).
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     trainer = TorchTrainer(
         functools.partial(_train_as_rank, job.to_json()),
         scaling_config=ScalingConfig(
@@ -104,15 +173,24 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
     try:
         trainer.fit()
     except Exception as error:
-        report(end_report(job, error))
+        causes = _causes(error)
+        died = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
+        if died:  # what the other workers say follows from that
+            report({**end_report(job, error), "failure_class": None, "death": str(died[0])})
+            return
+        # Where one of them fails, the others only lose the connection to it.
+        classes = [kind for kind in map(classify, causes) if kind != "bug"]
+        report({**end_report(job, error), "failure_class": next(iter(classes), "bug")})
 
 
-def train(job: Job, report: Report, *, is_first: bool = True) -> None:
+def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = True) -> None:
     """Train one attempt to its end, reporting every epoch once its checkpoint is durable.
 
     Args:
         job: the attempt.
-        report: takes what is to be known.
+        report: takes the reports.
+        signs: whether to report between epochs that training is alive. Not in a worker group:
+            its workers report together or wait for each other for ever.
         is_first: whether this is the worker whose checkpoints count, of several.
 
     Raises:
@@ -123,12 +201,14 @@ def train(job: Job, report: Report, *, is_first: bool = True) -> None:
 
     config = TrainConfig.from_dict(job.config)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
-    upload = Uploads(job, folder) if job.storage else None
+    upload = _Uploads(job, folder) if job.storage else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),
         checkpoints=folder,
         resume_from=_resume_point(job),
+        keep_all=job.keep_all,
+        on_step=_signs_of_life(job, report) if signs else None,
     )
     with upload or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
         log.info(
@@ -167,54 +247,6 @@ def train(job: Job, report: Report, *, is_first: bool = True) -> None:
     report({**_address(job), "kind": "end", "outcome": "complete"})
 
 
-def end_report(job: Job, error: BaseException) -> dict[str, Any]:
-    """Return the report of a failed attempt: its class and traceback."""
-    return {
-        **_address(job),
-        "kind": "end",
-        "outcome": "failed",
-        "failure_class": classify(error),
-        "failure_text": "".join(traceback.format_exception(error)),
-    }
-
-
-def classify(error: BaseException) -> str:
-    """Return the class of a failure that was raised: what kind of thing to do about it."""
-    import torch
-
-    from trainables.checkpoint import CheckpointError
-    from trainables.data import DatasetError
-    from trainables.storage import StorageError
-
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text
-        for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
-    ):
-        return "out_of_memory"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return "disk"
-    if isinstance(error, DatasetError):
-        return "data"
-    if isinstance(error, CheckpointError | StorageError):
-        return "disk"
-    return "bug"
-
-
-def _train_as_rank(job_text: str) -> None:
-    """Train as one rank of a worker group; every rank reports, the first one's counts."""
-    import ray.train
-
-    def report(values: dict[str, Any]) -> None:
-        ray.train.report(values)
-
-    job = Job.from_json(job_text)
-    rank = ray.train.get_context().get_world_rank()
-    if rank:
-        job = replace(job, log=f"{job.log}.rank{rank}")
-    train(job, report, is_first=not rank)
-
-
 def _resume_point(job: Job) -> Path | None:
     """Return the checkpoint to go on from, fetched from the storage if this machine lacks it.
 
@@ -232,7 +264,7 @@ def _resume_point(job: Job) -> Path | None:
     return folder
 
 
-class Uploads:
+class _Uploads:
     """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
 
     Its local files are then copies: where the driver does not clean them up, the attempt does.
@@ -275,6 +307,85 @@ class Uploads:
                 self.storage.put(self.job.log, path, keep_trying_s=0)
         except OSError as error:  # no trial ends for its log
             log.warning("The log could not be stored: %s", error)
+
+
+def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
+    """Return a function to call at every step, which now and then reports that training lives."""
+    last_s = 0.0
+
+    def on_step() -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= SIGN_EVERY_S:
+            last_s = now_s
+            report({**_address(job), "kind": "alive"})
+
+    return on_step
+
+
+def end_report(job: Job, error: BaseException) -> dict[str, Any]:
+    """Return the report of a failed attempt: its class and traceback."""
+    return {
+        **_address(job),
+        "kind": "end",
+        "outcome": "failed",
+        "failure_class": classify(error),
+        "failure_text": "".join(traceback.format_exception(error)),
+    }
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return what lies at the bottom of the error of a worker group, one cause for each worker."""
+    return [_innermost(e) for e in list(getattr(error, "worker_failures", {}).values()) or [error]]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return what Ray wrapped, however often."""
+    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _innermost(inner)
+    return error
+
+
+def classify(error: BaseException) -> str:
+    """Return the class of a failure that was raised: what kind of thing to do about it."""
+    import torch
+
+    from trainables.checkpoint import CheckpointError
+    from trainables.data import DatasetError
+
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text
+        for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
+    ):
+        return "out_of_memory"
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return "disk"
+    if isinstance(error, DatasetError):
+        return "data"
+    if isinstance(error, CheckpointError):
+        return "disk"
+    return "bug"
+
+
+def _train_as_rank(job_text: str) -> None:
+    """Train as one rank of a worker group; every rank reports, the first one's counts."""
+    import ray
+    import ray.train
+
+    def report(values: dict[str, Any]) -> None:
+        ray.train.report(values)
+
+    job = Job.from_json(job_text)
+    # So that the driver can free the group's place itself, at once and in any case.
+    place = ray.util.get_current_placement_group()
+    report({**_address(job), "kind": "start", "placement_group": place.id.hex() if place else ""})
+    rank = ray.train.get_context().get_world_rank()
+    if rank:
+        job = replace(job, log=f"{job.log}.rank{rank}")
+    train(job, report, is_first=not rank)
 
 
 def _address(job: Job) -> dict[str, Any]:

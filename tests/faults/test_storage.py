@@ -171,7 +171,7 @@ def test_an_older_copy_put_back_converges_and_doubles_nothing(
 
 
 @pytest.mark.parametrize(("mode", "for_s"), [("503", 8), ("hang", 14), ("cut", 8)])
-def test_a_storage_that_fails_for_a_while_only_delays_the_sweep(  # noqa: PLR0917
+def test_a_storage_that_fails_for_a_while_only_delays_the_sweep(
     bucket: Bucket,
     proxy: Proxy,
     mode: str,

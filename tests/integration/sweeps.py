@@ -10,8 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from orchestrator.ledger import Ledger, open_ledger
 from orchestrator.paths import SweepPaths
 
 LIMIT_S = 300
+
+# Every process of a started sweep inherits this variable, with a value of its own.
+MARK = "SWEEP_UNDER_TEST"
 
 
 def command(space: str, *arguments: object) -> list[str]:
@@ -31,12 +35,18 @@ def environment() -> dict[str, str]:
     return {**kept, "RAY_ADDRESS": "local"}
 
 
-def sweep(cwd: Path, space: str, *arguments: object, address: str = "local") -> Any:
+def sweep(
+    cwd: Path,
+    space: str,
+    *arguments: object,
+    address: str = "local",
+    env: dict[str, str] | None = None,
+) -> Any:
     """Run to the end; returns the finished process with its output as text."""
     return subprocess.run(
         command(space, *arguments),
         cwd=cwd,
-        env={**environment(), "RAY_ADDRESS": address},
+        env={**environment(), "RAY_ADDRESS": address, **(env or {})},
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -45,23 +55,56 @@ def sweep(cwd: Path, space: str, *arguments: object, address: str = "local") -> 
 
 
 @contextmanager
-def started(cwd: Path, space: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def started(
+    cwd: Path, space: str, *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[Any]:
     """Start and leave it running; whatever is left of it is killed at the end of the block."""
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
         command(space, *arguments),
         cwd=cwd,
-        env=environment(),
+        env={**environment(), **(env or {}), MARK: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+    process.mark = mark  # type: ignore[attr-defined]
     try:
         yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with suppress(ValueError):  # it was read to its end
+            process.communicate()
+        for pid in members(mark):  # stopped ones, for example
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def members(mark: str) -> dict[int, str]:
+    """The living processes of one started sweep, Ray's and their workers' too: pid and title."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes():
+                continue
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if state != "Z":
+            found[int(folder.name)] = title
+    return found
+
+
+def titled(mark: str, *beginnings: str) -> list[int]:
+    """Those of a sweep's processes whose title begins so, as Ray names its workers."""
+    return [pid for pid, title in members(mark).items() if title.startswith(beginnings)]
+
+
+TRIAL = ("ray::ImplicitFunc", "ray::run_trial", "ray::_Inner")
+RANK, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
 
 def wait_for(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:

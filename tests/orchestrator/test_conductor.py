@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import failures
 from orchestrator.conductor import Conductor, Plan, Start
 from orchestrator.failures import IDENTICAL_FAILURES, MAX_UNCOUNTED
 from orchestrator.ledger import ENDED, Ledger, Trial, open_ledger
@@ -476,10 +479,10 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
     assert trial.config["micro_batch_size"] == 0
 
 
-def test_out_of_memory_at_one_image_ends_the_trial(ledger: Ledger, one: Plan) -> None:
+def test_out_of_memory_at_two_images_ends_the_trial(ledger: Ledger, one: Plan) -> None:
     started, trial = only(ledger, one, lambda start, epoch: failed("out_of_memory"))
-    assert started[-1].config.micro_batch_size == 1
-    assert (len(started), trial.status) == (trial.config["batch_size"].bit_length(), "failed")
+    assert started[-1].config.micro_batch_size == 2
+    assert (len(started), trial.status) == (trial.config["batch_size"].bit_length() - 1, "failed")
 
 
 def test_a_micro_batch_is_a_share_of_what_one_worker_gets(tmp_path: Path) -> None:
@@ -715,3 +718,147 @@ def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
             start.signature, 1, 0, metrics(val_top1=value), None
         )
     assert [key for key, stopped in stops.items() if stopped] == [("cnn2", 2)]
+
+
+def test_failed_trials_are_left_alone_when_told_so(ledger: Ledger, one: Plan) -> None:
+    only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
+    conductor = Conductor(ledger, one, retry_failed=False)
+    assert not conductor.has_work()
+    assert conductor.next_start() is None
+
+
+def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
+    ledger: Ledger, one: Plan
+) -> None:
+    _, trial = only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
+    before = ledger.epochs(trial.signature)
+    # The new start is cut off after one epoch and continued: never from what lay before it.
+    conductor = Conductor(ledger, one, from_scratch=True)
+    playing = begin(conductor)
+    assert playing is not None
+    assert (playing.start.attempt, playing.start.resume_from) == (4, None)
+    assert step(conductor, playing, goes_well)
+    conductor.interrupt()
+    wrote = {f"trials/{trial.signature}/attempt_4/epoch_0000"}
+    wrote |= {str(row.checkpoint) for row in before}
+    [start] = play(Conductor(ledger, one, is_whole=wrote.__contains__))
+    assert start.resume_from == f"trials/{trial.signature}/attempt_4/epoch_0000"
+    assert ledger.epochs(trial.signature)[:2] == before
+    assert ledger.trial(trial.signature).status == "complete"
+
+
+def test_an_epoch_trained_again_is_gone_on_from_where_its_row_s_checkpoint_is_broken(
+    ledger: Ledger, one: Plan
+) -> None:
+    ends = iter([failed("killed"), failed("killed")])
+    broken = "attempt_1/epoch_0001"
+    conductor = Conductor(ledger, one, is_whole=lambda path: not path.endswith(broken))
+    starts = play(
+        conductor,
+        fate=lambda start, epoch: next(ends, None) if epoch == start.attempt + 1 else None,
+    )
+    assert [start.resume_from and start.resume_from[-20:] for start in starts] == [
+        None,
+        "attempt_1/epoch_0000",
+        "attempt_2/epoch_0002",
+    ]
+
+
+def test_trials_beyond_a_smaller_number_stay_as_they_are(ledger: Ledger, of_plan: Plan) -> None:
+    play(Conductor(ledger, of_plan), fate=lambda start, epoch: failed("data"))
+    fewer = dataclasses.replace(of_plan, trials=2)
+    starts = play(Conductor(ledger, fewer))
+    assert sorted({start.number for start in starts}) == [0, 1]
+
+
+def test_a_full_disk_pauses_the_sweep_then_stops_it_and_costs_no_trial_an_attempt(
+    ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.02, 0.02))
+    conductor = Conductor(ledger, one)
+    for _ in range(2):
+        playing = wait_for_start(conductor)
+        conductor.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
+        assert conductor.is_paused()
+        assert conductor.next_start() is None
+        assert conductor.has_work()
+    playing = wait_for_start(conductor)
+    conductor.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
+    assert conductor.halted() == "No space left"
+    assert conductor.next_start() is None
+    trial = ledger.trials()[0]
+    assert trial.status == "running"
+    play(Conductor(ledger, one))
+    assert ledger.trial(trial.signature).status == "complete"
+
+
+def test_an_epoch_that_was_saved_ends_the_count_of_pauses(
+    ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.01,))
+    conductor = Conductor(ledger, one)
+    for epoch in range(4):
+        start = wait_for_start(conductor)
+        assert not conductor.on_epoch(
+            start.signature, start.attempt, epoch, metrics(val_top1=0.5), None
+        )
+        conductor.on_end(start.signature, start.attempt, **failed("disk", "No space left"))
+    assert conductor.halted() is None
+
+
+def test_nothing_starts_while_the_disk_has_no_room(
+    ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.01,))
+    room = iter([False, True])
+    conductor = Conductor(ledger, one, has_room=lambda variant: next(room))
+    assert conductor.next_start() is None
+    assert ledger.trials() == []
+    assert wait_for_start(conductor).attempt == 1
+
+
+def wait_for_start(conductor: Conductor) -> Start:
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        start = conductor.next_start()
+        if start is not None:
+            return start
+        time.sleep(0.005)
+    raise AssertionError("nothing was started")
+
+
+def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
+    ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full between a row and its decision; the attempt was then closed as lost."""
+    conductor, original = Conductor(ledger, of_plan), ledger.end_attempt
+    stopped = []
+
+    def full(signature: str, attempt: int, **how: Any) -> None:
+        if how["outcome"] == "stopped":
+            stopped.append(signature)
+            raise OSError("no space left")
+        original(signature, attempt, **how)
+
+    monkeypatch.setattr(ledger, "end_attempt", full)
+    with pytest.raises(OSError, match="no space left"):
+        play(conductor)
+    conductor._running[stopped[0]] = 1  # as `interrupt` finds it
+    conductor.interrupt()
+    monkeypatch.undo()
+    assert [a.outcome for a in ledger.attempts(stopped[0])] == ["lost"]
+    play(Conductor(ledger, of_plan))
+    check_invariants(ledger, of_plan)
+    assert ledger.trial(stopped[0]).status == "stopped"
+    assert len(ledger.attempts(stopped[0])) == 1
+
+
+def test_attempts_of_a_variant_that_is_left_out_are_closed(ledger: Ledger, of_plan: Plan) -> None:
+    start = Conductor(ledger, of_plan).next_start()  # and then the driver dies
+    assert start is not None
+    assert start.variant == "cnn2"
+    play(Conductor(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
+    assert [a.outcome for a in ledger.attempts(start.signature)] == ["lost"]
+    assert ledger.trial(start.signature).status == "running"
+    play(Conductor(ledger, of_plan))
+    check_invariants(ledger, of_plan)

@@ -28,11 +28,17 @@ FLAGS = (
     "--dataset",
     "--dry-run",
     "--epochs",
+    "--force",
+    "--from-scratch",
     "--gpus-per-trial",
+    "--hang-timeout",
     "--help",
+    "--keep",
     "--max-concurrent",
     "--name",
+    "--no-retry-failed",
     "--resume",
+    "--retry-failed",
     "--seed",
     "--side",
     "--storage",
@@ -40,6 +46,7 @@ FLAGS = (
     "--trials",
     "--variants",
     "--verbose",
+    "--verify",
     "--workers-per-trial",
 )
 
@@ -74,7 +81,8 @@ def test_every_flag_is_read() -> None:
             *("--dataset", "mine", "--seed", "5", "--side", "paper", "--max-concurrent", "4"),
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
-            *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose"),
+            *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
+            *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
         ]
     )
     assert config == SweepConfig(
@@ -96,6 +104,11 @@ def test_every_flag_is_read() -> None:
         resume=True,
         dry_run=True,
         verbose=True,
+        keep="best-2",
+        hang_timeout_s=60.0,
+        from_scratch=True,
+        force=True,
+        verify=True,
     )
     unset = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) in (None, False)]
     assert unset == []

@@ -71,7 +71,7 @@ def run_on(where: SweepPaths, numbers: Iterator[int] | range, lines: list[str]) 
             durable.begin(ledger)
             for number in numbers:
                 add(ledger, number)
-            assert durable.flush(5)
+            assert durable.flush(lambda: 5)
             durable.end()
 
 
@@ -88,10 +88,10 @@ def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) 
             durable.begin(ledger)
             assert copied(where, tmp_path) == []
             add(ledger, 0)
-            assert durable.flush(5)
+            assert durable.flush(lambda: 5)
             assert (durable.up_to, copied(where, tmp_path)) == (ledger.seq, ["s0"])
             ledger.put("fact", 1)  # no number of its own, but a change
-            assert durable.flush(5)
+            assert durable.flush(lambda: 5)
             add(ledger, 1)
             end_s = time.monotonic() + 5
             while durable.up_to < ledger.seq and time.monotonic() < end_s:
@@ -198,7 +198,7 @@ def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> Non
             durable.storage.put(lease.LEASE, json.dumps({"token": "other"}).encode())
             durable.storage.put(LEDGER, b"theirs")
             add(ledger, 0)
-            assert not durable.flush(5)
+            assert not durable.flush(lambda: 5)
             assert durable.lost
             assert durable.storage.get(LEDGER) == b"theirs"
     assert durability.storage_of(where).get(LEDGER) == b"theirs"
@@ -222,18 +222,20 @@ def test_a_full_storage_costs_a_warning_and_the_copy_follows_when_there_is_space
                 before = copied(where, tmp_path)
                 (folder / "filler").write_bytes(b"x" * 900 * 1024)
                 ledger.put("big", "x" * 300_000)
-                assert not durable.flush(1)
+                assert not durable.flush(lambda: 1)
                 assert copied(where, tmp_path) == before  # the one before is unharmed
+                durable.tell(lines.append)
                 assert len(lines) == 1
                 assert "cannot be brought up to date" in lines[0]
                 (folder / "filler").unlink()
-                assert durable.flush(5)
+                assert durable.flush(lambda: 5)
                 subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
                 add(ledger, 0)
-                assert not durable.flush(1)
+                assert not durable.flush(lambda: 1)
+                durable.tell(lines.append)
                 assert len(lines) == 3
                 subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-                assert durable.flush(5)
+                assert durable.flush(lambda: 5)
                 assert copied(where, tmp_path) == ["s0"]
     finally:
         subprocess.run(["umount", str(folder)], check=False)

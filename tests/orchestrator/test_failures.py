@@ -57,14 +57,15 @@ def attempts(*ends: tuple[str | None, int]) -> list[Attempt]:
         ([("bug", 0)], Decision(True, 0)),
         ([("bug", 0), ("bug", 0)], Decision(True, 0)),
         ([("bug", 0), ("bug", 0), ("bug", 0)], Decision(False, 0)),
-        ([("disk", 0), ("bug", 0), ("disk", 0)], Decision(False, 0)),
+        ([("bug", 0), ("hung", 0), ("bug", 0)], Decision(False, 0)),
+        ([("disk", 0), ("bug", 0), ("disk", 0), ("bug", 0)], Decision(True, 0)),
         ([("bug", 0), (None, 0), (None, 0), ("bug", 0)], Decision(True, 0)),
         ([("bug", 0), ("killed", 0), ("node", 0), ("bug", 0)], Decision(True, 0)),
         ([("data", 0)], Decision(False, 0)),
         ([("out_of_memory", 0)], Decision(True, 16)),
         ([("out_of_memory", 0), ("out_of_memory", 16)], Decision(True, 8)),
-        ([("out_of_memory", 3)], Decision(True, 1)),
-        ([("out_of_memory", 1)], Decision(False, 0)),
+        ([("out_of_memory", 5)], Decision(True, 2)),
+        ([("out_of_memory", 2)], Decision(False, 1)),
         # Running out of memory is not held against what fails otherwise, and the size stays.
         ([("out_of_memory", 0)] * 3 + [("bug", 4)], Decision(True, 4)),
         ([("out_of_memory", 0), ("killed", 16)], Decision(True, 16)),
@@ -76,11 +77,17 @@ def attempts(*ends: tuple[str | None, int]) -> list[Attempt]:
 def test_what_follows_a_failure_is_a_table(
     ends: list[tuple[str | None, int]], expected: Decision
 ) -> None:
-    assert decide(attempts(*ends), 32, 3) == expected
+    assert decide(attempts(*ends), set(), 32, 3) == expected
+
+
+def test_what_says_nothing_of_a_trial_counts_only_in_a_row_without_an_epoch_between() -> None:
+    ends = attempts(*[("killed", 0)] * (2 * MAX_UNCOUNTED))
+    assert decide(ends, {MAX_UNCOUNTED}, 32, 3) == Decision(True, 0)
+    assert decide(ends, {MAX_UNCOUNTED - 1}, 32, 3) == Decision(False, 0)
 
 
 def test_uncounted_classes_are_those_that_say_nothing_of_the_trial() -> None:
-    assert set(UNCOUNTED) == {"node", "preempted", "killed"}
+    assert set(UNCOUNTED) == {"node", "preempted", "killed", "disk"}
 
 
 @pytest.mark.parametrize(

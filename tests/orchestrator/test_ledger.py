@@ -325,9 +325,21 @@ def test_a_read_only_ledger_refuses_to_write(ledger: Ledger, path: Path) -> None
     plan(ledger, "a")
     reader = open_ledger(path, read_only=True)
     assert [trial.signature for trial in reader.trials()] == ["a"]
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(LedgerError, match="readonly"):
         reader.put("x", 1)
     assert ledger.get("x") is None
+
+
+def test_a_full_disk_is_told_and_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
+    plan(ledger, "a")
+    before, seq = ledger.trials(), ledger.seq
+    [pages] = ledger._connection.execute("PRAGMA page_count").fetchone()
+    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LedgerError, match="full"):
+        ledger.put("long", "x" * 100_000)
+    assert (ledger.trials(), ledger.seq, ledger.get("long")) == (before, seq, None)
+    ledger._connection.execute("PRAGMA max_page_count = 1000000")
+    ledger.put("long", "x" * 100_000)
 
 
 def test_a_copy_is_consistent_while_writing_goes_on(ledger: Ledger, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def job(digits_dir: Path, sweep_dir: Path, **values: Any) -> Job:
             "sweep_dir": str(sweep_dir),
             "log": f"logs/{config.signature()}/1.log",
             "resume_from": None,
+            "keep_all": False,
             "cpus": 1.0,
             "gpus": 0.0,
             **{k: v for k, v in values.items() if k in own},

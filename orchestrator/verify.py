@@ -1,0 +1,105 @@
+"""`python -m orchestrator.sweep NAME --verify`: does what a sweep has left hold together?
+
+It reads the ledger, the checkpoints and MLflow, starts nothing and writes nothing. The letters are
+those of the promises: A every planned trial ends exactly once, C MLflow is equal to the ledger, D
+checkpoints can be loaded, E every decision follows from the results it was made from. It works on
+a copy of the ledger, so a sweep that is under way can be checked as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from orchestrator import process
+from orchestrator.config import SweepConfig
+from orchestrator.errors import SweepNotFoundError
+from orchestrator.ledger import LedgerError
+from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
+from orchestrator.verify_decisions import check_early_stopping, check_suggestions
+from orchestrator.verify_facts import Facts, Result, facts_of, is_open, trials_left
+from orchestrator.verify_ledger import (
+    check_attempts,
+    check_checkpoints,
+    check_epochs,
+    check_trials,
+)
+from orchestrator.verify_tracking import check_tracking
+from trainables.redaction import redacted
+
+HOLDS, BROKEN = 0, 1
+
+
+def verify(config: SweepConfig) -> int:
+    """Check a sweep, print the table and the breaches; return 0 when all holds, else 1.
+
+    Raises:
+        SweepNotFoundError: there is no such sweep.
+    """
+    paths = _paths(config)
+    console = process.console_on(sys.stdout)
+    driver = process.driver_of(paths)
+    try:
+        with facts_of(paths, driver) as facts:
+            uri = config.tracking_uri or facts.ledger.get("tracking_uri")
+            results = check(facts, uri or paths.default_tracking_uri)
+            died = driver is None and any(is_open(own) for own in facts.attempts.values())
+            left = trials_left(facts)
+    except LedgerError as error:
+        console.print(f"A: {error}", soft_wrap=True, highlight=False, markup=False)
+        return BROKEN
+    console.print(_table(paths, results))
+    found = [breach for result in results for breach in result.breaches]
+    for line in [*(f"Not checked: {result.note}" for result in results if result.note), *found]:
+        console.print(redacted(str(line)), soft_wrap=True, highlight=False, markup=False)
+    if driver is not None:
+        console.print(f"It is being run by {driver}.", soft_wrap=True)
+    elif died:
+        console.print("Its driver died; --resume closes what was left open, then check again.")
+    console.print(
+        f"Not finished: {left} trials left." if left else "Every planned trial has ended."
+    )
+    return BROKEN if found else HOLDS
+
+
+def check(facts: Facts, tracking_uri: str) -> list[Result]:
+    """Return what every check finds."""
+    return [*check_ledger(facts), check_tracking(facts, tracking_uri)]
+
+
+def check_ledger(facts: Facts) -> list[Result]:
+    """Return what the checks find that need no MLflow."""
+    return [
+        Result("A", "the ledger's file is intact", 1, []),  # else there would be no facts
+        check_trials(facts),
+        check_attempts(facts),
+        check_epochs(facts),
+        check_checkpoints(facts),
+        check_suggestions(facts),
+        check_early_stopping(facts),
+    ]
+
+
+def _paths(config: SweepConfig) -> SweepPaths:
+    for name in (config.name, config.space):  # a dot in a sweep's name is no file's ending
+        if is_sweep_name(name) and place(str(config.storage), name).ledger.exists():
+            return place(str(config.storage), name)
+    known = ", ".join(sweep_names(config.paths.storage)) or "none"
+    raise SweepNotFoundError(
+        f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. Name "
+        "one of them, or its folder with --storage."
+    )
+
+
+def _table(paths: SweepPaths, results: list[Result]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"Checks of the sweep {paths.name!r}")
+    table.add_column("promise")
+    table.add_column("what must hold")
+    table.add_column("checked", justify="right")
+    table.add_column("breaches", justify="right")
+    for result in results:
+        row = (result.promise, result.what, f"{result.checked:,}", str(len(result.breaches)))
+        table.add_row(*row, style="red" if result.breaches else None)
+    return table

@@ -1,0 +1,115 @@
+"""Promise E: suggestions and early stopping are what the results of their time lead to.
+
+Both are made again from the ledger's rows up to the moment of the decision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.ledger import EpochRow, Trial
+from orchestrator.study import Study, is_rung, is_stopped, optuna_version, read_params
+from orchestrator.verify_facts import Breach, Facts, Result, name_of, plan_at
+
+
+def check_suggestions(facts: Facts) -> Result:
+    """E: a rebuilt study suggests what was suggested."""
+    what = "suggestions follow from the results they were made from"
+    written = facts.ledger.get("versions", {}).get("optuna")
+    if written != optuna_version():
+        note = f"suggestions, made with Optuna {written}; this is {optuna_version()}."
+        return Result("E", what, 0, [], note)
+    found: list[Breach] = []
+    checked, left_out = 0, []
+    for variant in dict.fromkeys(trial.variant for trial in facts.trials):
+        own = sorted((t for t in facts.trials if t.variant == variant), key=lambda t: t.number)
+        plans = [plan_at(facts, trial.planned_seq) for trial in own]
+        if not all(variant in plan["space"]["params"] for plan in plans):
+            left_out.append(variant)  # a model of the command line, in an older ledger
+        elif [trial.number for trial in own] == list(range(len(own))):
+            checked += len(own)
+            found += _wrong_suggestions(facts, variant, own)
+        else:
+            left_out.append(variant)  # which trial came when cannot be told
+    note = f"suggestions of {', '.join(left_out)}." if left_out else ""
+    return Result("E", what, checked, found, note)
+
+
+def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> list[Breach]:
+    found = []
+    study: Study | None = None
+    plan: Mapping[str, Any] | None = None
+    told: set[str] = set()
+    for trial in own:
+        if study is None or plan is not plan_at(facts, trial.planned_seq):
+            plan = plan_at(facts, trial.planned_seq)
+            study, told = _new_study(plan, variant), set()
+            for earlier in own[: trial.number]:
+                study.add_planned(earlier)
+        for other in own[: trial.number]:
+            ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
+            # One that failed says nothing, then or since.
+            if ended and other.status != "failed" and other.signature not in told:
+                study.tell(other, facts.rows[other.signature], plan["space"]["metric"])
+                told.add(other.signature)
+        suggested = json.loads(json.dumps(study.ask(trial.number)))
+        if suggested != trial.params:
+            study = None  # it believes in another trial now
+            text = f"suggested were {trial.params}; its time's results lead to {suggested}."
+            found.append(Breach("E", name_of(trial), text))
+    return found
+
+
+def _new_study(plan: Mapping[str, Any], variant: str) -> Study:
+    space = plan["space"]
+    return Study(
+        variant,
+        read_params(space["params"][variant]),
+        mode=space["mode"],
+        startup_trials=space["startup_trials"],
+        sweep_seed=plan["seed"],
+    )
+
+
+def check_early_stopping(facts: Facts) -> Result:
+    """E: trials were stopped where, and only where, their rung's values say so."""
+    found: list[Breach] = []
+    checked = 0
+    for trial in facts.trials:
+        rows = facts.rows[trial.signature]
+        for row in rows:
+            wanted = _stops_at(facts, trial, row)
+            if wanted is None:
+                continue
+            checked += 1
+            was = trial.status == "stopped" and row is rows[-1]
+            # Between a row and the decision that follows it, a driver may have died.
+            pending = row is rows[-1] and trial.ended_seq is None and facts.driver is not None
+            if wanted != was and not pending:
+                text = f"after epoch {row.epoch} it {'was' if was else 'was not'} stopped; the "
+                text += f"values of that time say {'stop' if wanted else 'go on'}."
+                found.append(Breach("E", name_of(trial), text))
+        if trial.status == "stopped" and (not rows or _stops_at(facts, trial, rows[-1]) is None):
+            found.append(Breach("E", name_of(trial), "it was stopped where no rung is."))
+    return Result("E", "early stopping follows from the values of its time", checked, found)
+
+
+def _stops_at(facts: Facts, trial: Trial, row: EpochRow) -> bool | None:
+    """Return what early stopping says of a row; None where it does not look."""
+    space = plan_at(facts, row.seq)["space"]
+    done = row.epoch + 1
+    if done >= trial.config["epochs"]:
+        return None
+    if not is_rung(done, space["first_rung_epochs"], space["rung_factor"]):
+        return None
+    values = facts.ledger.values_at(trial.variant, row.epoch, space["metric"], up_to=row.seq)
+    return is_stopped(
+        row.metrics[space["metric"]],
+        values,
+        epochs_done=done,
+        first_rung=space["first_rung_epochs"],
+        factor=space["rung_factor"],
+        mode=space["mode"],
+    )

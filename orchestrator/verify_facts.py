@@ -1,0 +1,136 @@
+"""What the checks of `verify` share: a sweep's ledger, read once, and the form of a finding."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, LedgerError, Trial, open_ledger
+from orchestrator.paths import SweepPaths
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """One thing that does not hold. `where` names the trial, or is empty for the whole sweep."""
+
+    promise: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.where + ': ' if self.where else ''}{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one check found. `note` says what could not be checked."""
+
+    promise: str
+    what: str
+    checked: int
+    breaches: list[Breach]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """A sweep as the checks see it. `driver` says who runs it, None when nobody does."""
+
+    paths: SweepPaths
+    ledger: Ledger
+    driver: str | None
+    plan: Mapping[str, Any]
+    former_plans: list[Mapping[str, Any]]  # replaced with --force, oldest first
+    trials: list[Trial]
+    attempts: Mapping[str, list[Attempt]]
+    rows: Mapping[str, list[EpochRow]]
+
+
+@contextlib.contextmanager
+def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
+    """Yield what a sweep's ledger says, from a copy that goes away with the block.
+
+    Args:
+        paths: the sweep's.
+        driver: who runs it, None when nobody does.
+
+    Raises:
+        LedgerError: it cannot be read, or SQLite's own check of the file finds damage.
+    """
+    with tempfile.TemporaryDirectory(prefix="sweep-verify-") as folder:
+        copy = Path(folder) / paths.ledger.name
+        if driver is None:
+            # With its journal, which SQLite folds in there: opened in place it would write.
+            for end in ("", "-wal"):
+                source = paths.ledger.with_name(paths.ledger.name + end)
+                if source.exists():
+                    shutil.copyfile(source, copy.with_name(copy.name + end))
+        else:
+            with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
+                live.copy_to(copy)
+        with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
+            damage = ledger.integrity_problems()
+            if damage:
+                raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
+            trials = ledger.trials()
+            attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
+            for attempt in ledger.attempts():
+                attempts.setdefault(attempt.signature, []).append(attempt)
+            rows = {s: ledger.epochs(s) for s in {*attempts, *ledger.latest_epochs()}}
+            plan = ledger.get("plan")
+            yield Facts(
+                paths=paths,
+                ledger=ledger,
+                driver=driver,
+                plan=plan,
+                former_plans=ledger.get("former_plans", []),
+                trials=trials,
+                attempts=attempts,
+                rows=rows,
+            )
+
+
+def _opened(copy: Path, original: Path) -> Ledger:
+    try:
+        return open_ledger(copy)
+    except LedgerError as error:
+        raise LedgerError(str(error).replace(str(copy), str(original))) from error
+
+
+def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:
+    """Return the plan that was in force when the change of this number was made."""
+    for former in facts.former_plans:
+        if seq <= former["until_seq"]:
+            plan: Mapping[str, Any] = former["plan"]
+            return plan
+    return facts.plan
+
+
+def name_of(trial: Trial) -> str:
+    """Return how a trial is named to the user: its run's name and its signature."""
+    return f"{trial.variant}-{trial.number:03d} ({trial.signature})"
+
+
+def is_open(attempts: list[Attempt]) -> bool:
+    """Return whether a trial's last attempt has not ended."""
+    return bool(attempts) and attempts[-1].outcome is None
+
+
+def asked_for(facts: Facts) -> dict[str, int]:
+    """Return how many trials of each variant were asked for, by the command that wanted most."""
+    planned: dict[str, int] = {}
+    for trial in facts.trials:
+        planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
+    asked: dict[str, int] = facts.ledger.get("asked", {})
+    return {**planned, **asked}
+
+
+def trials_left(facts: Facts) -> int:
+    """Return how many trials that were ever asked for have not ended."""
+    ended = sum(trial.status in ENDED for trial in facts.trials)
+    return max(sum(asked_for(facts).values()) - ended, 0)

@@ -1,0 +1,51 @@
+"""A sweep that is killed again and again ends as if nothing had happened; `make soak` does more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.paths import SweepPaths
+from tests.faults.soak import everything, finish, repeated_epochs, strike
+from tests.faults.victims import ROOT, Soak, Sweep, soaking
+from tests.integration.sweeps import environment, ledger_of
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def soak(tmp_path: Path) -> Iterator[Soak]:
+    # Ray's own agents wait a minute for a cluster that is gone; `make soak` waits for their end.
+    with soaking(tmp_path, seed=1, say=lambda line: None, to_the_last=False) as soak:
+        yield soak
+
+
+def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: Soak) -> None:
+    """Case 1: a driver any time and inside a transaction, a worker inside a checkpoint."""
+    whole = Sweep(SweepPaths(soak.folder / "whole", "soak"), 1)
+    finish(soak, whole)
+    broken = Sweep(SweepPaths(soak.folder / "broken", "soak-1"), 1)
+    kinds = ("driver", "ledger", "driver", "checkpoint", "driver")
+    assert [strike(soak, broken, kind) for kind in kinds] == [True] * 5
+    finish(soak, broken)
+    assert everything(broken.paths) == everything(whole.paths)
+    assert repeated_epochs(soak, broken) <= len(kinds)
+    outcomes = [attempt.outcome for attempt in ledger_of(broken.paths).attempts()]
+    assert outcomes.count("lost") >= 1
+    assert outcomes.count("failed") == 1
+    command = [sys.executable, "-m", "orchestrator.sweep", "soak-1", "--verify"]
+    checked = subprocess.run(
+        [*command, "--storage", str(broken.paths.storage)],
+        cwd=soak.folder,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "Every planned trial has ended." in checked.stdout
+    assert soak.breaches == []

@@ -1,0 +1,449 @@
+"""`--verify` finds nothing in a whole sweep, and names what was broken in a broken one."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from orchestrator import process, sweep
+from orchestrator.conductor import Conductor
+from orchestrator.ledger import open_ledger
+from orchestrator.paths import SweepPaths
+from orchestrator.tracking import Tracker
+from tests.orchestrator.sweeps import new_ledger, plan, space
+from tests.orchestrator.test_conductor import begin, play, quick, step
+from trainables import checkpoint
+
+TRIALS = 5
+PLAN = plan(space(trials=TRIALS, variants=("cnn2", "cnn3")))
+Verify = Callable[..., tuple[int, str]]
+
+
+def grow(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
+    """Play a sweep to its end, or leave it interrupted in the middle of its last trial."""
+    ledger = quick(
+        new_ledger(
+            paths.ledger,
+            PLAN,
+            options={},
+            versions={"optuna": optuna.__version__},
+            asked={"cnn2": TRIALS, "cnn3": TRIALS},
+        )
+    )
+    conductor = Conductor(ledger, PLAN)
+    if epochs_of_last is None:
+        play(conductor, limit=2)
+    else:
+        for _ in range(3):
+            playing = begin(conductor)
+            assert playing is not None
+            for _ in range(epochs_of_last):
+                step(conductor, playing, lambda start, epoch: None)
+        conductor.interrupt()
+    for trial in ledger.trials():
+        for row in ledger.epochs(trial.signature)[-2:]:
+            save(paths.root / str(row.checkpoint))
+        if trial.best_epoch is not None:
+            save(paths.root / str(ledger.epochs(trial.signature)[trial.best_epoch].checkpoint))
+    tracker = Tracker(ledger, paths, paths.default_tracking_uri)
+    tracker.sync()
+    tracker.finish("complete" if epochs_of_last is None else "interrupted", {})
+    ledger.close()
+
+
+def save(folder: Path) -> None:
+    if not folder.exists():
+        checkpoint.save(
+            folder, weights={"model": {"w": torch.zeros(3)}}, optimizer={}, state={"epoch": 0}
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("whole")
+    grow(SweepPaths(storage, "mine"))
+    return storage
+
+
+@pytest.fixture
+def paths(whole: Path, tmp_path: Path) -> SweepPaths:
+    """A copy of a finished sweep, to break. Its MLflow store is found from the default's place."""
+    shutil.copytree(whole, tmp_path / "results")
+    return SweepPaths(tmp_path / "results", "mine")
+
+
+@pytest.fixture
+def verify(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> Verify:
+    def run() -> tuple[int, str]:
+        status = sweep.main([paths.name, "--verify", "--storage", str(paths.storage)])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def change(paths: SweepPaths, *statements: str) -> None:
+    with closing(sqlite3.connect(paths.ledger)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def change_mlflow(paths: SweepPaths, *statements: str) -> None:
+    with closing(sqlite3.connect(paths.storage / "mlflow.db")) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def signature(paths: SweepPaths, variant: str = "cnn2", number: int = 0) -> str:
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        found = [t for t in ledger.trials() if (t.variant, t.number) == (variant, number)]
+    return found[0].signature
+
+
+def with_status(paths: SweepPaths, status: str) -> tuple[str, str]:
+    """Return the name and the signature of the last trial that ended so."""
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        trial = [t for t in ledger.trials() if t.status == status][-1]
+    return f"{trial.variant}-{trial.number:03d}", trial.signature
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_whole_sweep_holds_and_nothing_is_written(
+    paths: SweepPaths, verify: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    before = digest(paths.storage)
+    status, said = verify()
+    assert status == 0, said
+    assert "Every planned trial has ended." in said
+    assert "Not checked" not in said
+    assert digest(paths.storage) == before
+    assert list(elsewhere.iterdir()) == []
+    checked = [int(line.split("│")[3]) for line in said.splitlines() if line.startswith("│")]
+    assert min(checked) >= 1
+    assert 2 * TRIALS in checked
+
+
+def test_an_unknown_sweep_is_wrong_usage(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.main(["other", "--verify", "--storage", str(paths.storage)]) == 2
+    assert "no sweep named 'other'" in capsys.readouterr().err
+
+
+def test_a_name_with_a_dot_is_no_file_name(paths: SweepPaths) -> None:
+    paths.root.rename(paths.storage / "mine.v2")
+    # MLflow knows it by its old name, so its runs are missed; but it is found.
+    assert sweep.main(["mine.v2", "--verify", "--storage", str(paths.storage)]) == 1
+
+
+def test_a_doubled_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(
+        paths,
+        "CREATE TABLE loose AS SELECT * FROM epochs",
+        "DROP TABLE epochs",
+        "ALTER TABLE loose RENAME TO epochs",
+        f"INSERT INTO epochs SELECT * FROM epochs WHERE signature = '{key}' AND epoch = 0",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-000 ({key}): epochs are not counted from 0, each once" in said
+    assert "doubled [0]" in said
+
+
+def test_a_missing_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(paths, f"DELETE FROM epochs WHERE signature = '{key}' AND epoch = 0")
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-000 ({key}): epochs are not counted from 0, each once: missing [0]" in said
+
+
+def test_an_epoch_after_the_end_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(
+        paths,
+        "UPDATE epochs SET seq = (SELECT max(changed_seq) + 5 FROM trials)"
+        f" WHERE signature = '{key}' AND epoch = "
+        f"(SELECT max(epoch) FROM epochs WHERE signature = '{key}')",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"({key}): epoch" in said
+    assert "arrived after the trial's end" in said
+
+
+def test_a_missing_trial_number_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths, "cnn3", 1)
+    change(
+        paths,
+        *(f"DELETE FROM {name} WHERE signature = '{key}'" for name in ("epochs", "attempts")),
+        f"DELETE FROM trials WHERE signature = '{key}'",
+    )
+    status, said = verify()
+    assert status == 1
+    assert "A: cnn3: trial numbers are not 0 to 4, each once: missing [1], doubled []." in said
+    assert f"C: {key}: a run of a trial that the ledger does not have" in said
+
+
+def test_a_trial_more_than_was_asked_for_is_named(paths: SweepPaths, verify: Verify) -> None:
+    change(paths, 'UPDATE sweep SET value = \'{"cnn2": 4, "cnn3": 5}\' WHERE key = "asked"')
+    status, said = verify()
+    assert status == 1
+    assert "A: cnn2: 5 trials, but 4 were asked for." in said
+
+
+def test_epochs_of_an_unplanned_trial_are_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(paths, f"UPDATE attempts SET signature = 'stranger' WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert "A: stranger: attempts or epochs of a trial that was not planned." in said
+
+
+def test_a_wrong_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+    name, key = with_status(paths, "complete")
+    change(paths, f"UPDATE trials SET best_value = 0.999 WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"A: {name} ({key}): its best is said to be epoch" in said
+
+
+def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Verify) -> None:
+    name, key = with_status(paths, "complete")
+    change(
+        paths,
+        f"UPDATE attempts SET outcome = NULL WHERE signature = '{key}'",
+        f"UPDATE trials SET status = 'running', ended_seq = NULL, best_epoch = NULL,"
+        f" best_value = NULL WHERE signature = '{key}'",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"A: {name} ({key}): attempt 1 is open, but no driver runs." in said
+    assert "Its driver died; --resume" in said
+    with process.locked(paths):
+        status, said = verify()
+    # A driver that runs may have attempts open; but MLflow knows more than its ledger here.
+    assert "attempt 1 is open" not in said
+    assert "It is being run by process" in said
+
+
+def test_a_gap_in_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(paths, f"UPDATE attempts SET attempt = 2 WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-000 ({key}): attempts are numbered [2]." in said
+
+
+def test_a_status_that_the_attempts_do_not_bear_out_is_named(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    name, key = with_status(paths, "complete")
+    change(paths, f"UPDATE attempts SET outcome = 'lost' WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"A: {name} ({key}): it is complete, but its last attempt is lost." in said
+
+
+def test_a_changed_parameter_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths, "cnn3", 4)
+    change(
+        paths,
+        f"UPDATE trials SET params = json_set(params, '$.lr', 0.5) WHERE signature = '{key}'",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn3-004 ({key}): lr was suggested as 0.5, but is" in said
+    assert f"E: cnn3-004 ({key}): suggested were" in said
+
+
+def test_a_changed_configuration_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(
+        paths,
+        f"UPDATE trials SET config = json_set(config, '$.momentum', 0.5) WHERE signature = '{key}'",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-000 ({key}): its configuration has the signature" in said
+
+
+def test_results_that_came_later_than_the_suggestion_do_not_bear_it_out(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    key = signature(paths, "cnn2", 4)
+    change(paths, f"UPDATE trials SET seen_seq = 0 WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"E: cnn2-004 ({key}): suggested were" in said
+
+
+def test_another_optuna_is_told_and_is_no_breach(paths: SweepPaths, verify: Verify) -> None:
+    change(paths, 'UPDATE sweep SET value = \'{"optuna": "4.0"}\' WHERE key = "versions"')
+    status, said = verify()
+    assert status == 0
+    assert "Not checked: suggestions, made with Optuna 4.0" in said
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "sentence"),
+    [("complete", 0.0, "it was not stopped"), ("stopped", 1.0, "it was stopped")],
+)
+def test_a_wrong_early_stop_is_named(
+    paths: SweepPaths, verify: Verify, status: str, value: float, sentence: str
+) -> None:
+    name, key = with_status(paths, status)
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        last = ledger.epochs(key)[-1].epoch
+    epoch = 0 if status == "complete" else last
+    change(
+        paths,
+        f"UPDATE epochs SET val_top1 = {value} WHERE signature = '{key}' AND epoch = {epoch}",
+    )
+    code, said = verify()
+    assert code == 1
+    assert f"E: {name} ({key}): after epoch {epoch} {sentence}" in said
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Verify) -> None:
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        ended = [t for t in ledger.trials() if t.variant == "cnn3" and t.best_value is not None]
+        best = max(ended, key=lambda trial: (trial.best_value, -trial.number))
+        row = ledger.epochs(best.signature)[best.best_epoch or 0]
+    file = paths.root / str(row.checkpoint) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    status, said = verify()
+    assert status == 1
+    assert f"D: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in said
+
+
+def test_of_an_epoch_that_was_trained_again_one_whole_checkpoint_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = SweepPaths(tmp_path, "half")
+    grow(paths, epochs_of_last=2)
+    with closing(open_ledger(paths.ledger)) as ledger:
+        key = ledger.trials()[0].signature
+        newest = str(ledger.epochs(key)[-1].checkpoint)
+        older = ledger.epochs(key)[0].checkpoint
+        again = ledger.start_attempt(key, resumed_from=older, micro_batch_size=0)
+        ledger.end_attempt(key, again, outcome="lost", trial_status="running")
+        tracker = Tracker(ledger, paths, paths.default_tracking_uri)
+        tracker.sync()
+        tracker.finish("interrupted", {})
+    (paths.root / newest / checkpoint.MANIFEST).write_text("{}")
+    command = ["half", "--verify", "--storage", str(tmp_path)]
+    assert sweep.main(command) == 1
+    assert f"({key}): {paths.root / newest}" in capsys.readouterr().out
+    save(paths.root / newest.replace("attempt_1", "attempt_2"))
+    assert sweep.main(command) == 0, capsys.readouterr().out
+
+
+def test_trials_of_a_plan_that_was_replaced_are_checked_by_it(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    """With --force a sweep goes on under another plan; what was before stays as it was."""
+    with closing(open_ledger(paths.ledger)) as ledger:
+        old = ledger.get("plan")
+        ledger.put("former_plans", [{"until_seq": ledger.seq, "plan": old}])
+        space = {**old["space"], "first_rung_epochs": 2, "params": {"cnn2": {}, "cnn3": {}}}
+        ledger.put("plan", {**old, "seed": 99, "space": space})
+    status, said = verify()
+    assert status == 0, said
+
+
+def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change_mlflow(
+        paths,
+        "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid ="
+        f" (SELECT run_uuid FROM tags WHERE key = 'sweep.signature' AND value = '{key}')",
+    )
+    status, said = verify()
+    assert status == 1
+    assert f"C: cnn2-000 ({key}): 0 runs, not one." in said
+
+
+def test_a_doubled_and_a_changed_metric_are_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    run = f"(SELECT run_uuid FROM tags WHERE key = 'sweep.signature' AND value = '{key}')"
+    change_mlflow(
+        paths,
+        "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan)"
+        " SELECT key, value, timestamp + 1, run_uuid, step, is_nan FROM metrics"
+        f" WHERE run_uuid = {run} AND key = 'val_loss' AND step = 0",
+        f"UPDATE metrics SET value = 0.123 WHERE run_uuid = {run} AND key = 'lr' AND step = 0",
+    )
+    status, said = verify()
+    assert status == 1
+    start = f"C: cnn2-000 ({key}): "
+    assert f"{start}val_loss is not equal to the ledger: steps doubled [0]" in said
+    assert f"{start}lr is not equal to the ledger: steps doubled [], missing [], differing [0]" in (
+        said
+    )
+
+
+def test_a_run_left_running_is_named(paths: SweepPaths, verify: Verify) -> None:
+    change_mlflow(paths, "UPDATE runs SET status = 'RUNNING'")
+    status, said = verify()
+    assert status == 1
+    assert "C: the parent run is RUNNING, but no driver runs." in said
+    assert f"C: cnn2-000 ({signature(paths)}): its run is RUNNING, not" in said
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, verify: Verify) -> None:
+    (paths.storage / "mlflow.db").unlink()
+    status, said = verify()
+    assert status == 1
+    assert "C: there is no MLflow store at sqlite:///" in said
+    assert not (paths.storage / "mlflow.db").exists()
+
+
+def test_a_damaged_ledger_is_one_sentence(paths: SweepPaths, verify: Verify) -> None:
+    content = bytearray(paths.ledger.read_bytes())
+    for page in range(2, len(content) // 4096):  # all but the first, which says what it is
+        content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    paths.ledger.write_bytes(content)
+    status, said = verify()
+    assert status == 1
+    assert f"A: {paths.ledger}" in said
+    assert "Traceback" not in said
+
+
+def test_an_unfinished_sweep_is_told_and_is_no_breach(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = SweepPaths(tmp_path, "half")
+    grow(paths, epochs_of_last=2)
+    status = sweep.main(["half", "--verify", "--storage", str(tmp_path)])
+    said = capsys.readouterr().out
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        ended = sum(trial.ended_seq is not None for trial in ledger.trials())
+        newest = ledger.epochs(ledger.trials()[0].signature)[-1]
+    assert status == 0, said
+    assert f"Not finished: {2 * TRIALS - ended} trials left." in said
+    # What it would go on from is looked at.
+    (paths.root / str(newest.checkpoint) / checkpoint.MANIFEST).write_text("{}")
+    assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"D: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said

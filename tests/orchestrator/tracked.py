@@ -1,0 +1,126 @@
+"""A sweep that trains nothing but has a ledger, a folder and a tracker, and what MLflow shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.conductor import Plan
+from orchestrator.ledger import Ledger
+from orchestrator.paths import SweepPaths
+from orchestrator.tracking import Tracker
+from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
+from trainables.config import TrainConfig
+
+SEQ = "sweep.seq"
+
+
+class Sweep:
+    """A sweep's ledger, folder and tracker, and short words for what happens to its trials."""
+
+    def __init__(self, storage: Path, name: str, uri: str | None = None) -> None:
+        self.paths = SweepPaths(storage, name)
+        self.uri = uri or self.paths.default_tracking_uri
+        self.plan: Plan = plan(space(keep_best=2))
+        self.ledger: Ledger = new_ledger(self.paths.ledger, self.plan, sweep_id=f"id-{name}")
+        self.tracker = self.new_tracker()
+
+    def new_tracker(self) -> Tracker:
+        return Tracker(self.ledger, self.paths, self.uri)
+
+    def start(self, number: int, *, micro: int = 0) -> str:
+        """Start the next attempt at a trial, planning it first; return its signature."""
+        config = self.config(number)
+        key = config.signature()
+        if key not in {trial.signature for trial in self.ledger.trials()}:
+            self.ledger.plan_trial(
+                signature=key,
+                variant="cnn2",
+                number=number,
+                config=config.to_dict(),
+                params={"lr": config.lr},
+                seen_seq=self.ledger.seq,
+            )
+        attempt = self.ledger.start_attempt(key, resumed_from=None, micro_batch_size=micro)
+        log = self.paths.root / f"trials/{key}/attempt_{attempt}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"log of attempt {attempt}\n")
+        return key
+
+    def config(self, number: int) -> TrainConfig:
+        params = {"lr": 0.01, "dropout": 0.1, "batch_size": 32, "optimizer": "sgd"}
+        return self.plan.train_config("cnn2", number, params)
+
+    def epoch(self, key: str, epoch: int, value: float) -> None:
+        attempt = self.ledger.attempts(key)[-1].attempt
+        name = f"trials/{key}/attempt_{attempt}/epoch_{epoch:04d}"
+        (self.paths.root / name).mkdir(parents=True, exist_ok=True)
+        (self.paths.root / name / "model.safetensors").write_text(f"weights of {key} {epoch}")
+        assert self.ledger.record_epoch(key, attempt, epoch, metrics(val_top1=value), name)
+
+    def end(self, key: str, status: str, best: tuple[int, float] | None = None, **how: Any) -> None:
+        outcome = how.pop("outcome", status)
+        self.ledger.end_attempt(
+            key,
+            self.ledger.attempts(key)[-1].attempt,
+            outcome=outcome,
+            trial_status=status,  # type: ignore[arg-type]
+            best=best,
+            **how,
+        )
+
+    def run_trial(self, number: int, value: float) -> str:
+        key = self.start(number)
+        self.epoch(key, 0, value / 2)
+        self.epoch(key, 1, value)
+        self.end(key, "complete", (1, value))
+        return key
+
+    # What MLflow holds.
+
+    def forget(self) -> None:
+        """Take from all runs what tells how much of a trial they show."""
+        for key, run in self.runs().items():
+            if key != "sweep":
+                self.client.delete_tag(run.info.run_id, SEQ)
+
+    @property
+    def client(self) -> Any:
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    def runs(self) -> dict[str, Any]:
+        """Return the sweep's runs by signature, none of them twice; the parent is "sweep"."""
+        experiment = self.client.get_experiment_by_name(self.paths.name)
+        found = self.client.search_runs([experiment.experiment_id])
+        by_key = {run.data.tags.get("sweep.signature", "sweep"): run for run in found}
+        assert len(by_key) == len(found)
+        return by_key
+
+    def values(self, key: str, metric: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.runs()[key].info.run_id, metric)
+        return sorted((item.step, item.value) for item in history)
+
+    def files(self, key: str, folder: str | None = None) -> dict[str, str]:
+        """Return a run's artifacts by path."""
+        run_id = self.runs()[key].info.run_id
+        found: dict[str, str] = {}
+        for item in self.client.list_artifacts(run_id, folder):
+            if item.is_dir:
+                found |= self.files(key, item.path)
+            else:
+                path = self.client.download_artifacts(run_id, item.path)
+                found[item.path] = Path(path).read_text()
+        return found
+
+    def content(self) -> dict[str, Any]:
+        """Return everything MLflow holds of the sweep, except when it was written."""
+        return {
+            key: (
+                *(run.info.status, run.info.run_name, run.data.params),
+                *(run.data.tags, self.files(key)),
+                {name: self.values(key, name) for name in run.data.metrics},
+            )
+            for key, run in self.runs().items()
+        }
