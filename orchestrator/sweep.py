@@ -331,7 +331,8 @@ def _print_stopped(console: Console, config: SweepConfig, error: BaseException) 
         raise error
     with contextlib.suppress(OSError):
         traceback.print_exception(error)  # into the log
-    said = str(error) if isinstance(error, OrchestratorError) else f"{error!r}."
+    is_told = isinstance(error, OrchestratorError | StorageError)
+    said = str(error) if is_told else f"{error!r}."
     console.print(
         f"The sweep stopped. {said} What was done is stored; go on with "
         f"{_command(config)}. Details: {config.paths.log}",
@@ -531,6 +532,9 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
+    if config.paths.durable:
+        stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
+        console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
     command = mlflow_server.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)

@@ -354,6 +354,7 @@ def classify(error: BaseException) -> str:
 
     from trainables.checkpoint import CheckpointError
     from trainables.data import DatasetError
+    from trainables.storage import StorageError
 
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -365,7 +366,7 @@ def classify(error: BaseException) -> str:
         return "disk"
     if isinstance(error, DatasetError):
         return "data"
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | StorageError):
         return "disk"
     return "bug"
 
