@@ -96,7 +96,7 @@ class Durable:
         self.paths, self.storage, self.lease, self.say = paths, storage, lease, say
         self._ledger: Ledger | None = None
         self._up_to = 0
-        self._copied = -1  # the ledger's number of changes at the last copy
+        self._copied = (-1, -1)  # the ledger's position at the last copy
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="durability", daemon=True)
         self._has_warned = False
@@ -195,7 +195,7 @@ class Durable:
             self.storage.delete(LEDGER)
 
     def _has_all(self) -> bool:
-        return self._ledger is not None and self._copied == self._ledger.changes
+        return self._ledger is not None and self._copied == self._ledger.position()
 
     def _loop(self) -> None:
         pause_s = EVERY_S
@@ -228,7 +228,7 @@ class Durable:
     def _copy(self, *, keep_trying_s: float | None) -> None:
         assert self._ledger is not None
         # Read first: the copy may hold a little more than it is taken to.
-        changes, seq = self._ledger.changes, self._ledger.seq
+        position = self._ledger.position()
         local = self.paths.root / ".ledger.copy"
         try:
             self._ledger.copy_to(local)
@@ -240,7 +240,7 @@ class Durable:
         self.storage.put(
             LEDGER, content + f"\nsha256:{digest}\n".encode(), keep_trying_s=keep_trying_s
         )
-        self._copied, self._up_to = changes, seq
+        self._copied, self._up_to = position, position[0]
 
     def _put_aside(self) -> None:
         ledger = self.paths.ledger

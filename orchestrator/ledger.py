@@ -163,10 +163,13 @@ class Ledger:
         """The number of the latest change."""
         return self._seq
 
-    @property
-    def changes(self) -> int:
-        """How many rows this connection has written: a copy is as new when it is unchanged."""
-        return self._connection.total_changes
+    def position(self) -> tuple[int, int]:
+        """Return the number of the latest change, and how many rows this connection has written.
+
+        A copy has everything while the second is unchanged: not every change has a number.
+        """
+        with self._lock:  # not in the middle of a change
+            return self._seq, self._connection.total_changes
 
     # What is written.
 
