@@ -10,7 +10,8 @@ from pathlib import Path
 
 import search_spaces
 from orchestrator.errors import UsageError
-from orchestrator.paths import SweepPaths, is_sweep_name
+from orchestrator.paths import SweepPaths, is_sweep_name, place
+from trainables.storage import is_uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,7 @@ class SweepConfig:
     gpus_per_trial: float | None = None
     workers_per_trial: int | None = None
     data_dir: Path = Path("data")
-    storage: Path = Path("results")
+    storage: Path | str = Path("results")  # a text is an address
     tracking_uri: str | None = None
     address: str | None = None
     name: str = ""
@@ -81,7 +82,7 @@ class SweepConfig:
     @property
     def paths(self) -> SweepPaths:
         """Where the sweep lives."""
-        return SweepPaths(self.storage, self.name)
+        return place(str(self.storage), self.name)
 
 
 def parse_args(argv: Sequence[str]) -> SweepConfig:
@@ -123,8 +124,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
     add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")
     add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="prepared datasets")
-    add("--storage", type=Path, default=Path("results"), metavar="DIR", help="where sweeps live")
-    add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the storage)")
+    add(
+        "--storage",
+        type=lambda text: text if is_uri(text) else Path(text),
+        default=Path("results"),
+        metavar="PLACE",
+        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: results)",
+    )
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow (default: a SQLite file in the storage folder; for a storage that is not on a "
+        "local disk, in this machine's cache folder, ~/.cache/sweep-orchestrator)",
+    )
     add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
     add("--name", metavar="NAME", help="of the sweep (default: the space's)")
     add("--resume", action="store_true", help="go on with the sweep of that name")

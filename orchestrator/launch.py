@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import failures
+from orchestrator import durability, failures
 from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
+from orchestrator.paths import SweepPaths
 from orchestrator.watchdog import Watchdog
 from trainables.worker import Job, group_resources, group_trial, resources, run_trial
 
@@ -127,7 +128,7 @@ def run(
     conductor: Conductor,
     cluster: Cluster,
     *,
-    sweep_dir: Path,
+    paths: SweepPaths,
     dataset_dir: Path,
     max_concurrent: int | None,
     gpus_per_trial: float | None,
@@ -139,7 +140,7 @@ def run(
     Args:
         conductor: decides.
         cluster: from `connect`.
-        sweep_dir: where logs and checkpoints go.
+        paths: where logs and checkpoints go.
         dataset_dir: folder of the prepared dataset.
         max_concurrent: attempts at a time; None: what the cluster holds.
         gpus_per_trial: share of a device per worker; None: as the space says.
@@ -157,14 +158,16 @@ def run(
     limit = min(max_concurrent or fits, fits)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
+    storage = durability.storage_of(paths)
     jobs = _Jobs(
         conductor,
         shapes,
-        sweep_dir.absolute(),
+        paths.root.absolute(),
         dataset_dir.absolute(),
         limit,
         Watchdog(hang_timeout_s, by_step=workers == 1),
         keep_all,
+        storage.uri if storage else None,
     )
     trial = run_trial if workers == 1 else group_trial(workers, str(temporary / "train"))
     try:
@@ -240,8 +243,9 @@ class _Jobs:
         limit: int,
         watchdog: Watchdog,
         keep_all: bool,
+        storage: str | None,
     ) -> None:
-        self.watchdog, self.keep_all = watchdog, keep_all
+        self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
         self.conductor, self.shapes = conductor, shapes
         self.sweep_dir, self.dataset_dir, self.limit = sweep_dir, dataset_dir, limit
         self.error: BaseException | None = None
@@ -342,6 +346,7 @@ class _Jobs:
             config=start.config.to_dict(),
             dataset_dir=str(self.dataset_dir),
             sweep_dir=str(self.sweep_dir),
+            storage=self.storage,
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
             resume_from=start.resume_from,
             keep_all=self.keep_all,

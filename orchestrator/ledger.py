@@ -163,6 +163,14 @@ class Ledger:
         """The number of the latest change."""
         return self._seq
 
+    def position(self) -> tuple[int, int]:
+        """Return the number of the latest change, and how many rows this connection has written.
+
+        A copy has everything while the second is unchanged: not every change has a number.
+        """
+        with self._lock:  # not in the middle of a change
+            return self._seq, self._connection.total_changes
+
     # What is written.
 
     def plan_trial(

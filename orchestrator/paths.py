@@ -1,18 +1,35 @@
-"""Every file and folder of a sweep: the only code that knows their names."""
+"""Every file and folder of a sweep: the only code that knows their names.
+
+A sweep's ledger must lie on a local disk, for SQLite's journal is not safe on network file systems.
+So a storage on one, or at an address, has a working folder in this machine's cache; `durable` is
+what is kept there for any other machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.redaction import redacted
+from trainables.storage import is_uri
+
+# As Linux calls them in /proc/self/mountinfo; "fuse." is one of sshfs, s3fs, glusterfs and others.
+_NETWORK_FILE_SYSTEMS = re.compile(
+    r"nfs4?|cifs|smb[23]?|smbfs|fuse\..*|9p|virtiofs|lustre|ceph|gpfs|beegfs|afs|ocfs2|gfs2|glusterfs"
+    r"|orangefs|pvfs2|panfs|wekafs|davfs"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
-    """Where one sweep lives below the storage folder."""
+    """Where one sweep lives below the storage folder; `durable` is an address, or None."""
 
     storage: Path
     name: str
+    durable: str | None = None
 
     @property
     def root(self) -> Path:
@@ -49,6 +66,17 @@ class SweepPaths:
         return self.root / "trials" / signature
 
 
+def place(storage: str, name: str) -> SweepPaths:
+    """Return a sweep's paths in a storage, which is a path or an address."""
+    address = _address(storage)
+    if address is None:
+        return SweepPaths(Path(storage), name)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # The same store is the same folder, whoever's password it is opened with.
+    key = hashlib.sha256(redacted(address).encode()).hexdigest()[:12]
+    return SweepPaths(cache.absolute() / "sweep-orchestrator" / key, name, address)
+
+
 def is_sweep_name(name: str) -> bool:
     """Return whether a name can be a folder anywhere: letters, digits, '.', '_' and '-'."""
     return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name))
@@ -57,3 +85,30 @@ def is_sweep_name(name: str) -> bool:
 def sweep_names(storage: Path) -> list[str]:
     """Return the sweeps that exist in a storage folder, sorted."""
     return sorted(path.parent.name for path in storage.glob("*/ledger.sqlite"))
+
+
+def _address(storage: str) -> str | None:
+    """Return the address of a storage that is not on a local disk, None for one that is."""
+    if is_uri(storage):
+        return storage
+    path = Path(storage).absolute()
+    return path.as_uri() if _is_on_network(path, _mounts()) else None
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mountinfo").read_text()
+    except OSError:  # not on Linux
+        return ""
+
+
+def _is_on_network(path: Path, mounts: str) -> bool:
+    """Return whether a path lies on a network file system, by the text of mountinfo."""
+    path, best, kind = path.resolve(), -1, ""
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), left.split()[4]))
+        # The longest mount point, and of those at one place the last, is the one that is seen.
+        if len(point.parts) >= best and path.is_relative_to(point):
+            best, kind = len(point.parts), right.split()[0]
+    return re.fullmatch(_NETWORK_FILE_SYSTEMS, kind) is not None

@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ledger import Ledger, Trial
+from orchestrator import durability
+from orchestrator.ledger import EpochRow, Ledger, Trial
 from orchestrator.paths import SweepPaths
+from search_spaces.space import is_better
+from trainables.storage import Storage
 
 
 def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
@@ -38,11 +41,13 @@ def num_best(ledger: Ledger) -> int:
 
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
     """Return the checkpoint folder of a trial's best epoch, None where there is none."""
-    for row in ledger.epochs(trial.signature):
-        if row.epoch == trial.best_epoch and row.checkpoint:
-            folder = paths.root / row.checkpoint
-            return folder if folder.is_dir() else None
-    return None
+    name = _best_name(ledger, trial)
+    if name is None:
+        return None
+    folder = paths.root / name
+    if not folder.is_dir() and paths.durable:
+        return durability.local_checkpoint(paths, name)
+    return folder if folder.is_dir() else None
 
 
 def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
@@ -54,8 +59,8 @@ def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None
     return next((file for file in files if file.is_file()), None)
 
 
-def collect(ledger: Ledger, paths: SweepPaths, done: set[str]) -> None:
-    """Delete the checkpoints that nobody will ask for again.
+def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None = None) -> None:
+    """Delete the checkpoints that nobody will ask for again, here and in the storage.
 
     Of the best trials of each variant the best epoch's stays, with `--keep last` the last epoch's
     of every trial as well; failed and running trials keep what they may go on from.
@@ -63,24 +68,85 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str]) -> None:
     Args:
         ledger: the sweep's.
         paths: its folder.
-        done: signatures that are known to be clean; grows, so that each is looked at once.
+        done: what is known to be clean; grows, so that each is looked at once.
+        up_to: number of the last change in the ledger's durable copy. What that copy points to
+            stays. None: there is no copy.
     """
     keep_option = ledger.get("options").get("keep")
     if keep_option == "all":
         return
-    trials = [
-        trial for trial in ledger.trials() if trial.status in ("complete", "stopped", "diverged")
-    ]
+    storage = durability.storage_of(paths)
+    trials = _ended(ledger, up_to)
     best = best_signatures(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
     for trial in trials:
         if trial.signature in done:
             continue
-        keep = {best_checkpoint(ledger, paths, trial) if trial.signature in best else None}
+        keep = {_best_name(ledger, trial)} if trial.signature in best else set()
         if keep_option == "last":
-            rows = ledger.epochs(trial.signature)
-            keep |= {paths.root / row.checkpoint for row in rows[-1:] if row.checkpoint}
+            keep |= {row.checkpoint for row in ledger.epochs(trial.signature)[-1:]}
         for folder in paths.trial(trial.signature).glob("attempt_*/epoch_*"):
-            if folder not in keep:
+            if str(folder.relative_to(paths.root)) not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
+        if storage is not None:
+            _collect_stored(storage, trial.signature, keep, done)
         if trial.signature not in best:
             done.add(trial.signature)
+    if storage is not None and up_to is not None:
+        goes_on = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
+        _collect_outdated(storage, ledger, sorted(goes_on), done, up_to)
+
+
+def _ended(ledger: Ledger, up_to: int | None) -> list[Trial]:
+    """Return the trials that have ended well by some change, and will not go on."""
+    return [
+        trial
+        for trial in ledger.trials()
+        if trial.status in ("complete", "stopped", "diverged")
+        and (up_to is None or (trial.ended_seq or 0) <= up_to)
+    ]
+
+
+def _best_name(ledger: Ledger, trial: Trial) -> str | None:
+    """Return the checkpoint of a trial's best epoch, relative to the sweep's folder."""
+    rows = ledger.epochs(trial.signature)
+    return next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
+
+
+def _collect_stored(
+    storage: Storage, signature: str, keep: set[str | None], done: set[str]
+) -> None:
+    """Delete an ended trial's checkpoints from the storage, but for some."""
+    mark = f"{signature} {sorted(map(str, keep))}"
+    if mark in done:
+        return
+    home = f"trials/{signature}"
+    files = storage.files(home, recursive=True)
+    folders = {f"{home}/{file.rpartition('/')[0]}" for file in files if "/epoch_" in f"/{file}"}
+    for folder in sorted(folders - keep):
+        storage.delete_folder(folder)
+    done.add(mark)
+
+
+def _collect_outdated(
+    storage: Storage, ledger: Ledger, signatures: Sequence[str], done: set[str], up_to: int
+) -> None:
+    """Delete what trials that go on have stored, but for each one's last two and best epochs.
+
+    The last two are those of the ledger's copy: a new machine goes on from there.
+    """
+    for signature in signatures:
+        stored = [r for r in ledger.epochs(signature) if r.seq <= up_to and r.checkpoint]
+        best = _best_row(stored, ledger.trial(signature).config["select_by"])
+        for row in stored[:-2]:
+            if row is not best and row.checkpoint and row.checkpoint not in done:
+                storage.delete_folder(row.checkpoint)
+                done.add(row.checkpoint)
+
+
+def _best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
+    mode = "min" if judge == "val_loss" else "max"
+    best: EpochRow | None = None
+    for row in rows:
+        if best is None or is_better(row.metrics[judge], best.metrics[judge], mode):
+            best = row
+    return best

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import process
+from orchestrator import durability, process
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import (
     OrchestratorError,
@@ -25,6 +25,7 @@ from orchestrator.errors import (
 )
 from orchestrator.paths import SweepPaths, sweep_names
 from trainables.redaction import redacted
+from trainables.storage import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.conductor import Conductor, Plan
+    from orchestrator.durability import Durable
     from orchestrator.launch import Cluster
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.verify:
             return verify(config)
         return dry_run(config) if config.dry_run else sweep(config)
-    except OrchestratorError as error:
+    except (OrchestratorError, StorageError) as error:
         if config is not None and config.verbose:
             raise
         print(f"{error}", file=sys.stderr)
@@ -89,8 +91,10 @@ def verify(config: SweepConfig) -> int:
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     _check_existence(config)
-    with process.locked(config.paths):
+    with process.locked(config.paths), durability.held(config.paths, say=_say) as durable:
         _check_existence(config)  # again: another driver may have begun it meanwhile
+        if durable:
+            durable.fetch()
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
@@ -99,16 +103,22 @@ def sweep(config: SweepConfig) -> int:
             process.remove_traces(config.paths)
             raise
         try:
+            if durable:
+                durable.begin(ledger)
             with process.terminal(None if config.verbose else config.paths.log) as console:
-                return _run(config, console, ledger, plan, facts, manifest)
+                return _run(config, console, ledger, plan, facts, manifest, durable)
         except UsageError:
             is_new = is_new and not ledger.attempts()
+            if durable and is_new:
+                durable.forget()
             ledger.close()
             if is_new:  # it never began, so its name is free again
                 config.paths.ledger.unlink()
                 process.remove_traces(config.paths)
             raise
         finally:
+            if durable:
+                durable.end()
             ledger.close()
 
 
@@ -157,6 +167,7 @@ def _run(
     plan: Plan,
     facts: dict[str, VariantFacts],
     manifest: Manifest,
+    durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import launch
@@ -165,7 +176,8 @@ def _run(
     from orchestrator.views import Views
 
     conductor = _conductor(config, ledger, plan, facts)
-    tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger))
+    up_to = None if durable is None else lambda: durable.up_to
+    tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger), up_to)
     interruption = process.Interruption()
     interrupted = interruption.wanted
     errors: list[BaseException] = []
@@ -180,7 +192,7 @@ def _run(
             dataset_dir = config.data_dir / manifest.name
             runner = _start_trials(config, conductor, cluster, dataset_dir, errors)
             views.start()
-            _watch(console, conductor, views, runner, interrupted)
+            _watch(console, conductor, views, runner, durable, interrupted)
             try:
                 conductor.interrupt()  # nothing, after an end of its own
             except LedgerError as error:  # `--resume` closes what is open then
@@ -189,14 +201,17 @@ def _run(
         else:
             views.start()
             console.print("Every trial of this sweep has ended already.")
+        if durable and durable.lost:
+            console.print(durable.lost, soft_wrap=True, style="red")
+            return FAILED
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
-        views.finish(console, outcome, interruption)
+        outcome = _finish(console, config, views, durable, outcome, interruption)
     _print_end(console, config, plan, conductor, tracker)
     if conductor.halted():
         errors.append(
             OrchestratorError(
-                f"{config.storage} cannot take more: {conductor.halted()} Free some space or make "
-                "it writable."
+                f"{redacted(str(config.storage))} cannot take more: {conductor.halted()} Free some "
+                "space or make it writable."
             )
         )
     if errors and not interrupted.is_set():
@@ -239,7 +254,7 @@ def _start_trials(
             launch.run(
                 conductor,
                 cluster,
-                sweep_dir=config.paths.root,
+                paths=config.paths,
                 dataset_dir=dataset_dir,
                 max_concurrent=config.max_concurrent,
                 gpus_per_trial=options.get("gpus_per_trial"),
@@ -259,6 +274,7 @@ def _watch(
     conductor: Conductor,
     views: Views,
     runner: threading.Thread,
+    durable: Durable | None,
     interrupted: threading.Event,
 ) -> None:
     """Show how the trials are doing until they are over or the user has had enough."""
@@ -269,6 +285,10 @@ def _watch(
             runner.join(timeout=0.5)
             display.show()
             views.tell(console)
+            if durable:
+                durable.tell(lambda text: console.print(text, soft_wrap=True, style="yellow"))
+                if durable.lost:
+                    return
     if interrupted.is_set():
         console.print(
             "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
@@ -276,12 +296,43 @@ def _watch(
         )
 
 
+def _finish(
+    console: Console,
+    config: SweepConfig,
+    views: Views,
+    durable: Durable | None,
+    outcome: str,
+    interruption: process.Interruption,
+) -> str:
+    """Bring the storage and the views up to date, and return the outcome that is true then."""
+    if durable is None:
+        views.finish(console, outcome, interruption)
+        return outcome
+    # Whoever stops a sweep waits half a minute, not longer.
+    in_haste = interruption.wanted
+    is_stored = durable.flush(lambda: 8 if in_haste.is_set() else 120)
+    views.finish(console, outcome, interruption)
+    if is_stored:  # what the views have noted
+        is_stored = durable.flush(lambda: 3 if in_haste.is_set() else 60)
+    if is_stored:
+        return outcome
+    console.print(
+        f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
+        f"This machine has everything in {config.paths.root}; when the storage is back, give "
+        f"here: {_command(config)}",
+        soft_wrap=True,
+        style="red",
+    )
+    return "failed" if outcome == "complete" else outcome
+
+
 def _print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
     if isinstance(error, UsageError):
         raise error
     with contextlib.suppress(OSError):
         traceback.print_exception(error)  # into the log
-    said = str(error) if isinstance(error, OrchestratorError) else f"{error!r}."
+    is_told = isinstance(error, OrchestratorError | StorageError)
+    said = str(error) if is_told else f"{error!r}."
     console.print(
         f"The sweep stopped. {said} What was done is stored; go on with "
         f"{_command(config)}. Details: {config.paths.log}",
@@ -342,18 +393,25 @@ def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> 
 
 
 def _check_existence(config: SweepConfig) -> None:
-    exists = config.paths.ledger.exists()
+    paths = config.paths
+    exists, storage = durability.has_sweep(paths), redacted(str(config.storage))
     if exists and not config.resume:
         raise SweepExistsError(
-            f"A sweep named {config.name!r} exists in {config.storage}. Go on with it by adding "
+            f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
             "--resume, or start another one with --name."
         )
     if config.resume and not exists:
-        known = ", ".join(sweep_names(config.storage)) or "none"
+        names = set(sweep_names(paths.storage))
+        if paths.durable:
+            names |= set(durability.sweeps_in(paths.durable))
         raise SweepNotFoundError(
-            f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. "
-            "Leave out --resume to start it."
+            f"There is no sweep named {config.name!r} in {storage}. Existing: "
+            f"{', '.join(sorted(names)) or 'none'}. Leave out --resume to start it."
         )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check_same(ledger: Ledger, plan: Plan, *, force: bool) -> None:
@@ -415,9 +473,7 @@ def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
 
 def _checkpoint_check(paths: SweepPaths) -> Any:
     def is_whole(path: str) -> bool:
-        from trainables import checkpoint
-
-        return checkpoint.newest_valid([paths.root / path]) is not None
+        return durability.local_checkpoint(paths, path) is not None
 
     return is_whole
 
@@ -476,6 +532,9 @@ def _print_end(
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
+    if config.paths.durable:
+        stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
+        console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
     command = mlflow_server.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)

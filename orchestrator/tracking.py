@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import relocation, retention
+from orchestrator import durability, relocation, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
 from orchestrator.mlflow_server import Patient, first_line
 from orchestrator.paths import SweepPaths
@@ -59,8 +59,22 @@ class Behind:
 class Tracker:
     """Writes one sweep's ledger into MLflow. Used by one thread at a time."""
 
-    def __init__(self, ledger: Ledger, paths: SweepPaths, uri: str) -> None:
-        self.ledger, self.paths, self.uri = ledger, paths, uri
+    def __init__(
+        self,
+        ledger: Ledger,
+        paths: SweepPaths,
+        uri: str,
+        up_to: Callable[[], int] | None = None,
+    ) -> None:
+        """Prepare to write; nothing is asked of MLflow yet.
+
+        Args:
+            ledger: the sweep's.
+            paths: its folder.
+            uri: of MLflow's store.
+            up_to: returns the number of the last change that may be told; None: all may.
+        """
+        self.ledger, self.paths, self.uri, self.up_to = ledger, paths, uri, up_to
         self.behind: dict[str, Behind] = {}  # by signature
         self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
         self.experiment = ""
@@ -209,7 +223,7 @@ class Tracker:
 
     def _unwritten(self, last: bool) -> list[Trial]:
         """Return the trials to write now, in the order of their last change."""
-        changed = self.ledger.trials(changed_after=self._position)
+        changed = self._told(self.ledger.trials(changed_after=self._position))
         names = {trial.signature for trial in changed}
         trials = changed + [self.ledger.trial(s) for s in self.behind if s not in names]
         self._position = max((trial.changed_seq for trial in changed), default=self._position)
@@ -220,6 +234,11 @@ class Tracker:
             and (last or self._is_due(trial.signature))
         ]
         return sorted(todo, key=lambda trial: trial.changed_seq)
+
+    def _told(self, trials: list[Trial]) -> list[Trial]:
+        """Return the trials whose last change may be told."""
+        up_to = math.inf if self.up_to is None else self.up_to()
+        return [trial for trial in trials if trial.changed_seq <= up_to]
 
     def _is_due(self, signature: str) -> bool:
         behind = self.behind.get(signature)
@@ -374,8 +393,8 @@ class Tracker:
 
     def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            path = self.paths.root / (attempt.log or "")
-            if attempt.log and path.is_file():
+            path = durability.local_file(self.paths, attempt.log) if attempt.log else None
+            if path is not None:
                 self._client.log_artifact(run_id, str(path), "logs")
             if attempt.failure_text:
                 self._client.log_text(
@@ -385,7 +404,7 @@ class Tracker:
     def _place_weights(self, last: bool) -> None:
         """Put the weights of the best trials of each variant into MLflow, and take others out."""
         plan = self.ledger.get("plan")
-        trials = self.ledger.trials()
+        trials = self._told(self.ledger.trials())
         best = retention.best_signatures(
             trials, retention.num_best(self.ledger), plan["space"]["mode"]
         )

@@ -15,7 +15,7 @@ from orchestrator import process
 from orchestrator.config import SweepConfig
 from orchestrator.errors import SweepNotFoundError
 from orchestrator.ledger import LedgerError
-from orchestrator.paths import SweepPaths, is_sweep_name, sweep_names
+from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
 from orchestrator.verify_decisions import check_early_stopping, check_suggestions
 from orchestrator.verify_facts import Facts, Result, facts_of, is_open, trials_left
 from orchestrator.verify_ledger import (
@@ -82,9 +82,9 @@ def check_ledger(facts: Facts) -> list[Result]:
 
 def _paths(config: SweepConfig) -> SweepPaths:
     for name in (config.name, config.space):  # a dot in a sweep's name is no file's ending
-        if is_sweep_name(name) and SweepPaths(config.storage, name).ledger.exists():
-            return SweepPaths(config.storage, name)
-    known = ", ".join(sweep_names(config.storage)) or "none"
+        if is_sweep_name(name) and place(str(config.storage), name).ledger.exists():
+            return place(str(config.storage), name)
+    known = ", ".join(sweep_names(config.paths.storage)) or "none"
     raise SweepNotFoundError(
         f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. Name "
         "one of them, or its folder with --storage."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from orchestrator import durability
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
 from orchestrator.verify_facts import Breach, Facts, Result, asked_for, is_open, name_of, plan_at
 from search_spaces.space import is_better, trial_seed
@@ -167,7 +168,7 @@ def check_checkpoints(facts: Facts) -> Result:
             places, may_lack = _resume_places(facts, trial)[:1], False
         for candidates in places:
             # While a driver runs, a later epoch or a better trial may have replaced it since.
-            there = [path for path in candidates if path and (facts.paths.root / path).exists()]
+            there = [path for path in candidates if path and _is_there(facts, path)]
             if not there and (may_lack or facts.driver is not None):
                 continue
             checked += 1
@@ -189,10 +190,17 @@ def _resume_places(facts: Facts, trial: Trial) -> list[list[str | None]]:
     places: list[list[str | None]] = []
     for row in reversed(facts.rows[trial.signature]):
         paths = [checkpoint_path(trial.signature, number, row.epoch) for number in numbers]
-        there: list[str | None] = [p for p in paths if (facts.paths.root / p).exists()]
+        there: list[str | None] = [p for p in paths if _is_there(facts, p)]
         if there or (row.checkpoint and row.attempt >= anew):
             places.append(there or [row.checkpoint])
     return places
+
+
+def _is_there(facts: Facts, path: str) -> bool:
+    """Return whether a checkpoint is on this machine, or comes there from the sweep's storage."""
+    if facts.paths.durable and durability.local_checkpoint(facts.paths, path) is not None:
+        return True
+    return (facts.paths.root / path).exists()
 
 
 def _damage(facts: Facts, path: str | None) -> str | None:

@@ -166,7 +166,10 @@ class Views:
         while True:
             is_last = self._stop.wait(1.0)
             try:
-                retention.collect(self.tracker.ledger, self.paths, self._clean)
+                up_to = self.tracker.up_to() if self.tracker.up_to else None
+                if is_last:  # workers that were stopped may have written meanwhile
+                    self._clean.clear()
+                retention.collect(self.tracker.ledger, self.paths, self._clean, up_to)
             except Exception as error:
                 _log.warning("Checkpoints could not be cleaned up: %r", error)
             if is_last:

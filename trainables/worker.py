@@ -16,10 +16,11 @@ import functools
 import json
 import logging
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # A training process says at least so often that it is alive.
 SIGN_EVERY_S = 30.0
+LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
 # Full, over a quota or limit, read-only, broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -49,6 +51,7 @@ class Job:
     keep_all: bool  # every epoch's checkpoint, not just the last and the best
     cpus: float  # of one worker
     gpus: float  # of one worker
+    storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
 
     def to_json(self) -> str:
         """Return the job as one string; `from_json` is the inverse."""
@@ -180,14 +183,15 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         report({**end_report(job, error), "failure_class": next(iter(classes), "bug")})
 
 
-def train(job: Job, report: Report, *, signs: bool = False) -> None:
-    """Train one attempt to its end, reporting every epoch.
+def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = True) -> None:
+    """Train one attempt to its end, reporting every epoch once its checkpoint is durable.
 
     Args:
         job: the attempt.
         report: takes the reports.
         signs: whether to report between epochs that training is alive. Not in a worker group:
             its workers report together or wait for each other for ever.
+        is_first: whether this is the worker whose checkpoints count, of several.
 
     Raises:
         Exception: whatever ended the training; divergence is reported, not raised.
@@ -197,15 +201,16 @@ def train(job: Job, report: Report, *, signs: bool = False) -> None:
 
     config = TrainConfig.from_dict(job.config)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
+    upload = _Uploads(job, folder) if job.storage else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),
         checkpoints=folder,
-        resume_from=Path(job.sweep_dir) / job.resume_from if job.resume_from else None,
+        resume_from=_resume_point(job),
         keep_all=job.keep_all,
         on_step=_signs_of_life(job, report) if signs else None,
     )
-    with _log_file(Path(job.sweep_dir) / job.log):
+    with upload or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
         log.info(
             "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
         )
@@ -221,6 +226,8 @@ def train(job: Job, report: Report, *, signs: bool = False) -> None:
                 checkpoint = None
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
+                    if upload and is_first:
+                        upload.checkpoint(checkpoint)
                 report(
                     {
                         **_address(job),
@@ -238,6 +245,68 @@ def train(job: Job, report: Report, *, signs: bool = False) -> None:
             log.exception("failed")
             raise
     report({**_address(job), "kind": "end", "outcome": "complete"})
+
+
+def _resume_point(job: Job) -> Path | None:
+    """Return the checkpoint to go on from, fetched from the storage if this machine lacks it.
+
+    Loading verifies it.
+    """
+    if job.resume_from is None:
+        return None
+    folder = Path(job.sweep_dir) / job.resume_from
+    if job.storage:
+        from trainables import checkpoint
+        from trainables.storage import open_storage
+
+        if checkpoint.newest_valid([folder]) is None:
+            open_storage(job.storage).get_folder(job.resume_from, folder, mark=checkpoint.MANIFEST)
+    return folder
+
+
+class _Uploads:
+    """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
+
+    Its local files are then copies: where the driver does not clean them up, the attempt does.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        from trainables.storage import open_storage
+
+        assert job.storage is not None
+        self.job, self.folder, self.storage = job, folder, open_storage(job.storage)
+        self._log_s = time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Store the log, whatever the end was."""
+        self._log()
+        is_drivers = (Path(self.job.sweep_dir) / "ledger.sqlite").exists()
+        if not is_drivers and (kind is None or not issubclass(kind, Exception)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def checkpoint(self, name: str) -> None:
+        """Store a checkpoint; when this returns, any machine can go on from it.
+
+        Raises:
+            StorageError: it could not be stored.
+        """
+        from trainables.checkpoint import MANIFEST
+
+        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST)
+        if time.monotonic() - self._log_s > LOG_EVERY_S:
+            self._log()
+
+    def _log(self) -> None:
+        self._log_s = time.monotonic()
+        path = Path(self.job.sweep_dir) / self.job.log
+        try:
+            if path.exists():
+                self.storage.put(self.job.log, path, keep_trying_s=0)
+        except OSError as error:  # no trial ends for its log
+            log.warning("The log could not be stored: %s", error)
 
 
 def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
@@ -285,6 +354,7 @@ def classify(error: BaseException) -> str:
 
     from trainables.checkpoint import CheckpointError
     from trainables.data import DatasetError
+    from trainables.storage import StorageError
 
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -296,7 +366,7 @@ def classify(error: BaseException) -> str:
         return "disk"
     if isinstance(error, DatasetError):
         return "data"
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | StorageError):
         return "disk"
     return "bug"
 
@@ -316,7 +386,7 @@ def _train_as_rank(job_text: str) -> None:
     rank = ray.train.get_context().get_world_rank()
     if rank:
         job = replace(job, log=f"{job.log}.rank{rank}")
-    train(job, report)
+    train(job, report, is_first=not rank)
 
 
 def _address(job: Job) -> dict[str, Any]:

@@ -1,0 +1,274 @@
+"""The ledger's copy: written soon after every change, whole, never over another driver's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from orchestrator import durability, lease, paths
+from orchestrator.durability import LEDGER, Durable, held
+from orchestrator.errors import UsageError
+from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.paths import SweepPaths, place
+from tests.orchestrator import sweeps
+from trainables.storage import open_storage
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    monkeypatch.setattr(durability, "EVERY_S", 0.05)
+    monkeypatch.setattr(durability, "AT_LATEST_S", 0.2)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return the paths of one sweep as seen from a machine of that name."""
+
+    def on(name: str) -> SweepPaths:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        found = place((tmp_path / "storage").as_uri(), "test")
+        found.root.mkdir(parents=True, exist_ok=True)
+        return found
+
+    return on
+
+
+def new(where: SweepPaths, **facts) -> Ledger:
+    return sweeps.new_ledger(where.ledger, sweeps.plan(sweeps.space()), **facts)
+
+
+def add(ledger: Ledger, number: int) -> None:
+    ledger.plan_trial(
+        signature=f"s{number}", variant="cnn2", number=number, config={}, params={}, seen_seq=0
+    )
+
+
+def copied(where: SweepPaths, folder: Path) -> list[str]:
+    """The signatures in the copy."""
+    file = folder / "copy.sqlite"
+    storage = durability.storage_of(where)
+    assert storage is not None
+    file.write_bytes(storage.get(LEDGER) or b"")
+    with closing(open_ledger(file, read_only=True)) as ledger:
+        return [trial.signature for trial in ledger.trials()]
+
+
+def run_on(where: SweepPaths, numbers: Iterator[int] | range, lines: list[str]) -> None:
+    """A driver that goes on from what it finds, plans trials and ends."""
+    with held(where, lines.append) as durable:
+        assert durable is not None
+        durable.fetch()
+        ledger = open_ledger(where.ledger) if where.ledger.exists() else new(where)
+        with closing(ledger):
+            durable.begin(ledger)
+            for number in numbers:
+                add(ledger, number)
+            assert durable.flush(lambda: 5)
+            durable.end()
+
+
+def known(where: SweepPaths) -> list[str]:
+    with closing(open_ledger(where.ledger, read_only=True)) as ledger:
+        return [trial.signature for trial in ledger.trials()]
+
+
+def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) -> None:
+    where = machine("one")
+    with held(where, print) as durable:
+        assert durable is not None
+        with closing(new(where)) as ledger:
+            durable.begin(ledger)
+            assert copied(where, tmp_path) == []
+            add(ledger, 0)
+            assert durable.flush(lambda: 5)
+            assert (durable.up_to, copied(where, tmp_path)) == (ledger.seq, ["s0"])
+            ledger.put("fact", 1)  # no number of its own, but a change
+            assert durable.flush(lambda: 5)
+            add(ledger, 1)
+            end_s = time.monotonic() + 5
+            while durable.up_to < ledger.seq and time.monotonic() < end_s:
+                time.sleep(0.01)
+            assert copied(where, tmp_path) == ["s0", "s1"]
+
+
+def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
+    where = place(str(tmp_path / "results"), "test")
+    assert where == SweepPaths(tmp_path / "results", "test")
+    with held(where, print) as durable:
+        assert durable is None
+
+
+def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
+    lines: list[str] = []
+    run_on(machine("one"), range(2), lines)
+    shutil.rmtree(machine("one").storage)
+    run_on(machine("two"), range(2, 3), lines)
+    assert known(machine("two")) == ["s0", "s1", "s2"]
+    assert lines == [
+        line for line in lines if line.startswith("Going on from the copy of the ledger in file:")
+    ]
+
+
+def test_a_machine_that_was_left_behind_takes_the_copy_whatever_it_had_not_copied(machine) -> None:
+    """It planned more than it copied, then another machine went on differently."""
+    lines: list[str] = []
+    run_on(machine("one"), range(2), lines)
+    with closing(open_ledger(machine("one").ledger)) as ledger:
+        for number in (7, 8, 9):
+            add(ledger, number)
+    run_on(machine("two"), range(2, 3), lines)
+    run_on(machine("one"), range(3, 4), lines)
+    assert known(machine("one")) == ["s0", "s1", "s2", "s3"]
+    assert any("ledger.sqlite.before" in line for line in lines)
+    assert known(SweepPaths(machine("one").storage, "test"))  # still a whole ledger
+    assert (machine("one").root / "ledger.sqlite.before").exists()
+
+
+def test_a_ledger_that_knows_more_than_its_copy_stays(machine, tmp_path: Path) -> None:
+    """Case 4: an older copy is put back, or the last copies could not be written."""
+    lines: list[str] = []
+    where = machine("one")
+    run_on(where, range(1), lines)
+    storage = durability.storage_of(where)
+    assert storage is not None
+    older = storage.get(LEDGER) or b""
+    run_on(where, range(1, 3), lines)
+    storage.put(LEDGER, older)
+    run_on(where, range(3, 4), lines)
+    assert known(where) == ["s0", "s1", "s2", "s3"]
+    assert copied(where, tmp_path) == ["s0", "s1", "s2", "s3"]
+    assert lines == []
+
+
+def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machine) -> None:
+    lines: list[str] = []
+    run_on(machine("one"), range(2), lines)
+    shutil.rmtree(open_storage(machine("one").durable).prefix)
+    with held(machine("two"), lines.append) as durable:
+        assert durable is not None
+        with closing(new(machine("two"), sweep_id="another")) as ledger:
+            durable.begin(ledger)
+    (machine("one").root / "trials" / "s0").mkdir(parents=True)
+    run_on(machine("one"), range(5, 6), lines)
+    assert known(machine("one")) == ["s5"]
+    assert not (machine("one").root / "trials").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "plain"])
+def test_a_damaged_copy_is_refused_and_the_way_out_named(machine, damage: str) -> None:
+    """Case 3: torn, flipped, or no copy of ours at all."""
+    where = machine("one")
+    run_on(where, range(2), [])
+    storage = durability.storage_of(where)
+    assert storage is not None
+    whole = storage.get(LEDGER) or b""
+    flipped = bytearray(whole)
+    flipped[5000] ^= 4
+    contents = {"cut": whole[:-200], "flipped": bytes(flipped), "empty": b"", "plain": b"x" * 500}
+    storage.put(LEDGER, contents[damage])
+    with pytest.raises(UsageError, match=r"damaged: .* Delete it to go on with this machine's"):
+        run_on(where, range(2), [])
+    with pytest.raises(UsageError, match=r"damaged: .* Put an earlier version"):
+        run_on(machine("two"), range(2), [])
+    assert not machine("two").ledger.exists()
+
+
+def test_a_damaged_local_ledger_is_replaced_by_the_copy(machine) -> None:
+    where = machine("one")
+    run_on(where, range(2), [])
+    where.ledger.write_bytes(b"garbage" * 1000)
+    run_on(where, range(2, 3), [])
+    assert known(where) == ["s0", "s1", "s2"]
+
+
+def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> None:
+    where = machine("one")
+    with held(where, print) as durable:
+        assert durable is not None
+        with closing(new(where)) as ledger:
+            durable.begin(ledger)
+            durable.storage.put(lease.LEASE, json.dumps({"token": "other"}).encode())
+            durable.storage.put(LEDGER, b"theirs")
+            add(ledger, 0)
+            assert not durable.flush(lambda: 5)
+            assert durable.lost
+            assert durable.storage.get(LEDGER) == b"theirs"
+    assert durability.storage_of(where).get(LEDGER) == b"theirs"
+
+
+def test_a_full_storage_costs_a_warning_and_the_copy_follows_when_there_is_space(
+    machine, tmp_path: Path
+) -> None:
+    """Cases 43 and 50: a small file system that fills up, and becomes read-only."""
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        where, lines = machine("one"), []
+        with held(where, lines.append) as durable:
+            assert durable is not None
+            with closing(new(where)) as ledger:
+                durable.begin(ledger)
+                before = copied(where, tmp_path)
+                (folder / "filler").write_bytes(b"x" * 900 * 1024)
+                ledger.put("big", "x" * 300_000)
+                assert not durable.flush(lambda: 1)
+                assert copied(where, tmp_path) == before  # the one before is unharmed
+                durable.tell(lines.append)
+                assert len(lines) == 1
+                assert "cannot be brought up to date" in lines[0]
+                (folder / "filler").unlink()
+                assert durable.flush(lambda: 5)
+                subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+                add(ledger, 0)
+                assert not durable.flush(lambda: 1)
+                durable.tell(lines.append)
+                assert len(lines) == 3
+                subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+                assert durable.flush(lambda: 5)
+                assert copied(where, tmp_path) == ["s0"]
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_storage_that_cannot_be_used_is_refused_at_the_start(machine, tmp_path: Path) -> None:
+    (tmp_path / "storage").write_text("a file, no folder")
+    with pytest.raises(UsageError, match="must be reachable and writable"):
+        run_on(machine("one"), range(1), [])
+
+
+def test_paths_on_network_file_systems_are_known() -> None:
+    mounts = (
+        "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
+        "30 22 0:50 / /mnt/nas rw - nfs4 host:/x rw\n"
+        "31 22 0:51 / /mnt/a\\040b rw shared:1 - cifs //host/x rw\n"
+        "32 30 0:52 / /mnt/nas/local rw - tmpfs tmpfs rw\n"
+        "33 22 0:53 / /mnt/s3 rw - fuse.s3fs s3fs rw\n"
+    )
+    network = [
+        name
+        for name in ("/home", "/mnt/nas", "/mnt/nas/x", "/mnt/nas/local", "/mnt/a b/c", "/mnt/s3/x")
+        if paths._is_on_network(Path(name), mounts)
+    ]
+    assert network == ["/mnt/nas", "/mnt/nas/x", "/mnt/a b/c", "/mnt/s3/x"]
+
+
+def test_one_store_has_one_working_folder_whoever_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = place("s3://me:first@bucket/x", "n"), place("s3://you:second@bucket/x", "n")
+    assert first.storage == second.storage
+    assert first.storage.parent == tmp_path / "sweep-orchestrator"
+    assert place("s3://bucket/y", "n").storage != first.storage
+    assert isinstance(Durable, type)

@@ -1,0 +1,69 @@
+"""An attempt whose sweep is stored elsewhere: nothing is reported before it is durable there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainables.test_worker_train import job
+from trainables import checkpoint, storage, worker
+from trainables.storage import StorageError, open_storage
+
+
+def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
+    digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LOG_EVERY_S", 0.0)
+    place = open_storage((tmp_path / "storage").as_uri())
+    made = job(digits_dir, tmp_path / "one", storage=place.uri)
+    reports: list[dict[str, Any]] = []
+
+    def report(values: dict[str, Any]) -> None:
+        reports.append(values)
+        if values["kind"] == "epoch":
+            checkpoint.verify(tmp_path / "storage" / values["checkpoint"])
+            assert f"epoch {values['epoch'] + 1}/2" in (place.get(made.log) or b"").decode()
+
+    worker.train(made, report)
+    assert [values["kind"] for values in reports] == ["epoch", "epoch", "end"]
+    assert not list((tmp_path / "one").rglob("epoch_*"))  # no driver cleans up here
+
+    # Another machine goes on from there, and ends with the same figures.
+    first, second, _ = reports
+    shutil.rmtree(tmp_path / "one")
+    again = job(
+        digits_dir, tmp_path / "two", storage=place.uri, resume_from=first["checkpoint"], attempt=2
+    )
+    reports.clear()
+    worker.train(again, reports.append)
+    assert [values["kind"] for values in reports] == ["epoch", "end"]
+    for name in ("epoch", "train_loss", "val_loss", "val_top1", "lr"):
+        assert reports[0][name] == second[name]
+
+    # What is damaged there is not loaded.
+    (tmp_path / "storage" / first["checkpoint"] / "model.safetensors").write_bytes(b"torn")
+    third = job(
+        digits_dir,
+        tmp_path / "three",
+        storage=place.uri,
+        resume_from=first["checkpoint"],
+        attempt=3,
+    )
+    with pytest.raises(checkpoint.CheckpointError):
+        worker.train(third, reports.append)
+
+
+def test_an_epoch_that_cannot_be_stored_is_not_reported_and_is_the_disks_failure(
+    digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "KEEP_TRYING_S", 0.1)
+    (tmp_path / "storage").write_text("no folder")
+    made = job(digits_dir, tmp_path / "one", storage=(tmp_path / "storage").as_uri())
+    reports: list[dict[str, Any]] = []
+    with pytest.raises(StorageError) as caught:
+        worker.train(made, reports.append)
+    assert reports == []
+    assert worker.end_report(made, caught.value)["failure_class"] == "disk"
