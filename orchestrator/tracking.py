@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import relocation, retention
+from orchestrator import mlflow_server, relocation, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
-from orchestrator.mlflow_server import Patient, first_line
+from orchestrator.mlflow_server import Patient, patiently
 from orchestrator.paths import SweepPaths
 from trainables.redaction import redacted
 
@@ -70,6 +70,7 @@ class Tracker:
         self._written: dict[str, int] = {}  # signature: up to which change of the ledger
         self._status: dict[str, str] = {}  # signature: of its run, in MLflow's words
         self._weights: dict[str, str] = {}  # signature: what _WEIGHTS_TAG says
+        self._is_fresh = True  # connected, and weights not looked at since
         self._position = -1  # all trials that changed up to here are written, or in `behind`
 
     def sync(self, *, last: bool = False) -> int:
@@ -89,8 +90,9 @@ class Tracker:
             todo = self._unwritten(last)
             for trial in todo:
                 self._isolated(self._project, trial)
-            if self.behind or any(trial.status in ENDED for trial in todo):
+            if self.behind or self._is_fresh or any(trial.status in ENDED for trial in todo):
                 self._place_weights(last)
+                self._is_fresh = False
             self._note_behind()
         except Exception:
             # A reply may have been lost after the server acted: look everything up again.
@@ -130,6 +132,7 @@ class Tracker:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         if self.uri == self.paths.default_tracking_uri:
@@ -137,17 +140,16 @@ class Tracker:
         client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)
-        parent = found.pop("", None) or client.create_run(
-            self.experiment,
-            start_time=int(self.ledger.get("created_s") * 1000),
-            run_name=self.paths.name,
-            tags={_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"},
+        tags = {_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
+        parent = found.pop("", None) or self._find_or_create(
+            client, "", self.paths.name, self.ledger.get("created_s"), tags
         )
         if _OUTCOME not in parent.data.tags:
             client.log_dict(parent.info.run_id, self.ledger.get("plan"), "plan.json")
             client.set_tag(parent.info.run_id, _OUTCOME, "running")
         self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
         self._parent, self._client, self._position = parent, client, -1
+        self._is_fresh = True
         for signature, run in found.items():
             self._learn(signature, run)
         self.answered_s = time.monotonic()
@@ -164,6 +166,18 @@ class Tracker:
         if self.uri.startswith("sqlite:"):
             location = (self.paths.artifacts / name).absolute().as_uri()
         return str(client.create_experiment(name, artifact_location=location))
+
+    def _find_or_create(
+        self, client: Patient, signature: str, name: str, started_s: float, tags: dict[str, str]
+    ) -> Run:
+        def once() -> Run:
+            """Search first: an earlier request may have been acted on and its answer lost."""
+            return self._search(client, signature).get(signature) or client.create_run(
+                self.experiment, start_time=int(started_s * 1000), run_name=name, tags=tags
+            )
+
+        run: Run = patiently(once)()
+        return run
 
     def _search(self, client: Patient, signature: str = "") -> dict[str, Run]:
         """Return the sweep's runs by signature, or one trial's; the sweep's own under "".
@@ -239,13 +253,14 @@ class Tracker:
             for known in (self._runs, self._written, self._status):
                 known.pop(key, None)
             self._weights[key] = _UNSURE
-            tries = before.tries + 1 if before else 1
-            due_s = time.monotonic() + min(2.0**tries, 300)
-            self.behind[key] = Behind(redacted(first_line(error)), tries, due_s)
             assert self._parent is not None
             parent = self._client.get_run(self._parent.info.run_id)
             if parent.info.lifecycle_stage == "deleted":
                 raise
+            tries = before.tries + 1 if before else 1
+            due_s = time.monotonic() + min(2.0**tries, 300)
+            why = redacted(mlflow_server.reason(error, self.uri))
+            self.behind[key] = Behind(why, tries, due_s)
         self.answered_s = time.monotonic()
 
     def _note_behind(self) -> None:
@@ -292,12 +307,8 @@ class Tracker:
                 "mlflow.source.name": "orchestrator.sweep",
                 "variant": trial.variant,
             }
-            run = self._search(self._client, key).get(key) or self._client.create_run(
-                self.experiment,
-                start_time=int(started_s * 1000),
-                run_name=f"{trial.variant}-{trial.number:03d}",
-                tags=tags,
-            )
+            name = f"{trial.variant}-{trial.number:03d}"
+            run = self._find_or_create(self._client, key, name, started_s, tags)
             self._learn(key, run)
         return self._runs[key]
 
@@ -430,7 +441,8 @@ class Tracker:
         self._client.set_tag(run_id, _WEIGHTS_TAG, _UNSURE)
         if self._client.list_artifacts(run_id, _WEIGHTS):
             uri = self._client.get_run(run_id).info.artifact_uri
-            get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(_WEIGHTS)
+            files = get_artifact_repository(uri, tracking_uri=self.uri)
+            patiently(files.delete_artifacts)(_WEIGHTS)
 
 
 def _params(trial: Trial) -> list[Param]:

@@ -125,7 +125,7 @@ class Views:
         if behind:
             signature, first = next(iter(behind.items()))
             others = f" and {len(behind) - 1} more" if len(behind) > 1 else ""
-            return f"it rejects trial {signature}{others} ({first.reason})."
+            return f"it does not take trial {signature}{others}: {first.reason}"
         return None
 
     def _sync(self, *, last: bool = False) -> bool:
