@@ -121,7 +121,7 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 59: frozen while runs are created; the given-up requests are acted on afterwards."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     scenes = story(sweep)
     scenes[0]()
     sweep.tracker.sync()
@@ -129,7 +129,7 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
 
     def rule(request: Request) -> Fault | None:
         if request.path.endswith("/runs/create") and not held.is_set():
-            return Fault(delay_s=4)  # longer than anybody waits, then it is acted on after all
+            return Fault(delay_s=7)  # longer than anybody waits, then it is acted on after all
         return None
 
     proxy.rule = rule
@@ -141,7 +141,7 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
     assert len(sweep.tracker.behind) == 2
     held.set()
     sweep.tracker.sync(last=True)  # creates them anew: the late ones are not there yet
-    time.sleep(4)
+    time.sleep(7)
     drain(sweep)
     sweep.uri = server.uri
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)

@@ -330,7 +330,7 @@ def test_no_environment_and_no_user_reaches_the_store(
     tags = {name for run in sweep.runs().values() for name in run.data.tags}
     assert tags == {
         *("attempts", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
-        *("sweep.id", "sweep.outcome", "sweep.seq", "sweep.signature", "sweep.weights", "variant"),
+        *("sweep.id", "sweep.outcome", "sweep.mark", "sweep.signature", "sweep.weights", "variant"),
     }
 
 

@@ -14,7 +14,7 @@ from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
-SEQ = "sweep.seq"
+MARK = "sweep.mark"
 
 
 class Sweep:
@@ -84,7 +84,7 @@ class Sweep:
         """Take from all runs what tells how much of a trial they show."""
         for key, run in self.runs().items():
             if key != "sweep":
-                self.client.delete_tag(run.info.run_id, SEQ)
+                self.client.delete_tag(run.info.run_id, MARK)
 
     @property
     def client(self) -> Any:
@@ -150,7 +150,7 @@ def story(sweep: Sweep) -> list[Callable[[], Any]]:
 
 def without_identity(content: dict[str, Any]) -> dict[str, Any]:
     """Leave out what differs between two sweeps of the same trials."""
-    own = ("sweep.id", "mlflow.parentRunId", "mlflow.runName")
+    own = ("sweep.id", MARK, "mlflow.parentRunId", "mlflow.runName")
     return {
         key: (
             *(status, name if key != "sweep" else None, params),
