@@ -9,11 +9,12 @@ import re
 import shlex
 import time
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 
 class Patient:
-    """MLflow's client; what fails at once, as from a busy server, is tried twice more.
+    """MLflow's client, asked patiently.
 
     But a run is not created again before it was searched for: the first may be there.
     """
@@ -23,21 +24,24 @@ class Patient:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        if name == "create_run":
-            return method
+        return method if name == "create_run" else patiently(method)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for pause_s in (0.2, 1.0):
-                begun_s = time.monotonic()
-                try:
-                    return method(*args, **kwargs)
-                except Exception as error:
-                    if time.monotonic() - begun_s > 2 or _is_final(error):
-                        raise
-                time.sleep(pause_s)
-            return method(*args, **kwargs)
 
-        return call
+def patiently(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a call that is tried twice more if it fails at once, as at a busy server."""
+
+    def tried(*args: Any, **kwargs: Any) -> Any:
+        for pause_s in (0.2, 1.0):
+            begun_s = time.monotonic()
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                if time.monotonic() - begun_s > 2 or _is_final(error):
+                    raise
+            time.sleep(pause_s)
+        return call(*args, **kwargs)
+
+    return tried
 
 
 def _is_final(error: Exception) -> bool:

@@ -6,17 +6,19 @@ of a storage folder is touched, and only places that this program chose in it.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 
 from orchestrator.paths import SweepPaths
 
 
-def relocate(paths: SweepPaths) -> list[str]:
+def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     """Point the experiments of the default database to the artifacts beside it.
 
     Args:
         paths: of a sweep; other sweeps' artifacts follow where they were moved along.
+        wait_s: for whoever holds the database locked.
 
     Returns:
         The names of the experiments that were somewhere else.
@@ -28,7 +30,7 @@ def relocate(paths: SweepPaths) -> list[str]:
     if not database.is_file():
         return []
     address = f"{database.absolute().as_uri()}?mode=rw"
-    with closing(sqlite3.connect(address, uri=True, timeout=20, isolation_level=None)) as store:
+    with closing(sqlite3.connect(address, uri=True, timeout=wait_s, isolation_level=None)) as store:
         known = store.execute(
             "SELECT count(*) FROM sqlite_master WHERE name IN ('experiments', 'runs')"
         ).fetchone()
@@ -40,7 +42,7 @@ def relocate(paths: SweepPaths) -> list[str]:
         ).fetchall():
             folder = paths.artifacts / name
             new = folder.absolute().as_uri()
-            is_ours = (old or "").endswith(f"/{paths.artifacts.name}/{name}")
+            is_ours = re.fullmatch(rf"file:.*/{paths.artifacts.name}/{re.escape(name)}", old or "")
             if is_ours and old != new and (name == paths.name or folder.is_dir()):
                 moved.append((number, name, old, new))
         if moved:

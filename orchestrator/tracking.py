@@ -2,9 +2,9 @@
 
 MLflow is a view. One parent run per sweep and one child per trial are found by tag before they
 are created; metrics carry timestamps from the ledger, so writing them twice changes nothing. How
-much of a trial is written stands in its run, as the number of the ledger's last change that it
-shows: a store that is new, was lost or came from an old copy is completed by the same rule as one
-that was down. A trial that MLflow rejects holds up no other.
+much of a trial is written stands in its run, as a mark of the ledger's state that it shows: a
+store that is new, was lost or came from an old copy is completed by the same rule as one that was
+down. A trial that MLflow rejects holds up no other.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, relocation, retention
+from orchestrator import durability, mlflow_server, relocation, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
-from orchestrator.mlflow_server import Patient, first_line
+from orchestrator.mlflow_server import Patient, patiently
 from orchestrator.paths import SweepPaths
 from trainables.redaction import redacted
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
 _SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
-_SEQ, _PARENT = "sweep.seq", "mlflow.parentRunId"
+_MARK, _PARENT = "sweep.mark", "mlflow.parentRunId"
 # What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
 _WEIGHTS_TAG, _UNSURE, _NONE = "sweep.weights", "incomplete", ""
 _WEIGHTS = "weights"
@@ -81,9 +81,11 @@ class Tracker:
         self._client: Any = None
         self._parent: Run | None = None
         self._runs: dict[str, str] = {}  # signature: run id
-        self._written: dict[str, int] = {}  # signature: up to which change of the ledger
+        self._written: dict[str, str] = {}  # signature: its run's mark, see _mark
+        self._own: dict[str, tuple[str, str, int]] = {}  # run, mark and change that we wrote
         self._status: dict[str, str] = {}  # signature: of its run, in MLflow's words
         self._weights: dict[str, str] = {}  # signature: what _WEIGHTS_TAG says
+        self._is_fresh = True  # connected, and weights not looked at since
         self._position = -1  # all trials that changed up to here are written, or in `behind`
 
     def sync(self, *, last: bool = False) -> int:
@@ -103,8 +105,9 @@ class Tracker:
             todo = self._unwritten(last)
             for trial in todo:
                 self._isolated(self._project, trial)
-            if self.behind or any(trial.status in ENDED for trial in todo):
+            if self.behind or self._is_fresh or any(trial.status in ENDED for trial in todo):
                 self._place_weights(last)
+                self._is_fresh = False
             self._note_behind()
         except Exception:
             # A reply may have been lost after the server acted: look everything up again.
@@ -144,6 +147,7 @@ class Tracker:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         if self.uri == self.paths.default_tracking_uri:
@@ -151,17 +155,16 @@ class Tracker:
         client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)
-        parent = found.pop("", None) or client.create_run(
-            self.experiment,
-            start_time=int(self.ledger.get("created_s") * 1000),
-            run_name=self.paths.name,
-            tags={_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"},
+        tags = {_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
+        parent = found.pop("", None) or self._find_or_create(
+            client, "", self.paths.name, self.ledger.get("created_s"), tags
         )
         if _OUTCOME not in parent.data.tags:
             client.log_dict(parent.info.run_id, self.ledger.get("plan"), "plan.json")
             client.set_tag(parent.info.run_id, _OUTCOME, "running")
         self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
         self._parent, self._client, self._position = parent, client, -1
+        self._is_fresh = True
         for signature, run in found.items():
             self._learn(signature, run)
         self.answered_s = time.monotonic()
@@ -178,6 +181,18 @@ class Tracker:
         if self.uri.startswith("sqlite:"):
             location = (self.paths.artifacts / name).absolute().as_uri()
         return str(client.create_experiment(name, artifact_location=location))
+
+    def _find_or_create(
+        self, client: Patient, signature: str, name: str, started_s: float, tags: dict[str, str]
+    ) -> Run:
+        def once() -> Run:
+            """Search first: an earlier request may have been acted on and its answer lost."""
+            return self._search(client, signature).get(signature) or client.create_run(
+                self.experiment, start_time=int(started_s * 1000), run_name=name, tags=tags
+            )
+
+        run: Run = patiently(once)()
+        return run
 
     def _search(self, client: Patient, signature: str = "") -> dict[str, Run]:
         """Return the sweep's runs by signature, or one trial's; the sweep's own under "".
@@ -211,15 +226,23 @@ class Tracker:
         self._runs[signature] = run.info.run_id
         self._status[signature] = run.info.status
         self._weights[signature] = tags.get(_WEIGHTS_TAG, _NONE)
-        seq = int(tags.get(_SEQ, -1))
         assert self._parent is not None
         if (
-            # Of a later state of the ledger than this one: the ledger is an older copy.
-            0 <= seq <= self.ledger.seq
+            _MARK in tags
             and run.info.status == _STATUS.get(tags.get(_OUTCOME, ""))
             and tags.get(_PARENT) == self._parent.info.run_id
         ):
-            self._written[signature] = seq
+            self._written[signature] = tags[_MARK]
+
+    def _mark(self, trial: Trial) -> str:
+        """Return what tells whether a run shows a trial as it is: its state, and of which ledger.
+
+        A ledger that was restored from an older copy counts its changes anew, from there; the time
+        of an epoch's arrival does not come twice.
+        """
+        rows = self.ledger.epochs(trial.signature)
+        last_ms = max((int(row.arrived_s * 1000) for row in rows), default=0)
+        return f"{trial.changed_seq} {trial.status} {last_ms}"
 
     def _unwritten(self, last: bool) -> list[Trial]:
         """Return the trials to write now, in the order of their last change."""
@@ -230,7 +253,7 @@ class Tracker:
         todo = [
             trial
             for trial in trials
-            if self._written.get(trial.signature) != trial.changed_seq
+            if self._written.get(trial.signature) != self._mark(trial)
             and (last or self._is_due(trial.signature))
         ]
         return sorted(todo, key=lambda trial: trial.changed_seq)
@@ -255,17 +278,21 @@ class Tracker:
         try:
             write(trial)
         except Exception as error:
-            for known in (self._runs, self._written, self._status):
-                known.pop(key, None)
+            self._forget(key)
             self._weights[key] = _UNSURE
-            tries = before.tries + 1 if before else 1
-            due_s = time.monotonic() + min(2.0**tries, 300)
-            self.behind[key] = Behind(redacted(first_line(error)), tries, due_s)
             assert self._parent is not None
             parent = self._client.get_run(self._parent.info.run_id)
             if parent.info.lifecycle_stage == "deleted":
                 raise
+            tries = before.tries + 1 if before else 1
+            due_s = time.monotonic() + min(2.0**tries, 300)
+            why = redacted(mlflow_server.reason(error, self.uri))
+            self.behind[key] = Behind(why, tries, due_s)
         self.answered_s = time.monotonic()
+
+    def _forget(self, signature: str) -> None:
+        for known in (self._runs, self._written, self._status, self._weights):
+            known.pop(signature, None)
 
     def _note_behind(self) -> None:
         """Keep durably which trials MLflow rejects, and why."""
@@ -311,12 +338,8 @@ class Tracker:
                 "mlflow.source.name": "orchestrator.sweep",
                 "variant": trial.variant,
             }
-            run = self._search(self._client, key).get(key) or self._client.create_run(
-                self.experiment,
-                start_time=int(started_s * 1000),
-                run_name=f"{trial.variant}-{trial.number:03d}",
-                tags=tags,
-            )
+            name = f"{trial.variant}-{trial.number:03d}"
+            run = self._find_or_create(self._client, key, name, started_s, tags)
             self._learn(key, run)
         return self._runs[key]
 
@@ -324,14 +347,21 @@ class Tracker:
         attempts = self.ledger.attempts(trial.signature)
         outcome = _outcome(trial, attempts)
         started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
+        mark = self._mark(trial)
         run_id = self._run_of(trial, started_s)
+        if self._is_of_another_ledger(trial):
+            self._client.delete_run(run_id)
+            self._forget(trial.signature)
+            run_id = self._run_of(trial, started_s)
         written = self._written.get(trial.signature)
+        run_before, mark_before, seq = self._own.get(trial.signature, ("", "", -1))
         params: list[Param] = []
         if written is None:  # new, or half written: from the beginning
             params = _params(trial)
             self._client.log_dict(run_id, trial.config, "config.json")
-        metrics = self._metrics(trial, attempts, -1 if written is None else written)
-        tags = self._tags(trial, attempts, outcome)
+        after = seq if (run_before, mark_before) == (run_id, written) else -1
+        metrics = self._metrics(trial, attempts, after)
+        tags = self._tags(attempts, outcome, mark)
         is_open = _STATUS[outcome] in ("RUNNING", "SCHEDULED")
         # MLflow stores tags after all else of a batch: they say that the rest is there.
         if is_open and self._status.get(trial.signature) == _STATUS[outcome]:
@@ -346,7 +376,17 @@ class Tracker:
                 self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
             self._log(run_id, [], [], tags)
         self._status[trial.signature] = _STATUS[outcome]
-        self._written[trial.signature] = trial.changed_seq
+        self._written[trial.signature] = mark
+        self._own[trial.signature] = (run_id, mark, trial.changed_seq)
+
+    def _is_of_another_ledger(self, trial: Trial) -> bool:
+        """Return whether a run shows epochs that the ledger does not know.
+
+        So it is when the ledger is an older copy: the first values stay, and they are other ones.
+        """
+        last_ms = int(self._written.get(trial.signature, "0").split()[-1])
+        rows = self.ledger.epochs(trial.signature)
+        return last_ms > 0 and last_ms not in {int(row.arrived_s * 1000) for row in rows}
 
     def _metrics(self, trial: Trial, attempts: Sequence[Attempt], after: int) -> list[Metric]:
         from mlflow.entities import Metric
@@ -363,13 +403,13 @@ class Tracker:
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
 
-    def _tags(self, trial: Trial, attempts: Sequence[Attempt], outcome: str) -> list[RunTag]:
+    def _tags(self, attempts: Sequence[Attempt], outcome: str, mark: str) -> list[RunTag]:
         from mlflow.entities import RunTag
 
         assert self._parent is not None
         tags = {
             _OUTCOME: outcome,
-            _SEQ: str(trial.changed_seq),
+            _MARK: mark,
             _PARENT: self._parent.info.run_id,
             "attempts": str(len(attempts)),
         }
@@ -414,7 +454,7 @@ class Tracker:
             if key not in self._runs:
                 continue
             if self._weights.get(key, _NONE) == wanted:
-                if self._written.get(key) == trial.changed_seq:
+                if self._written.get(key) == self._mark(trial):
                     self.behind.pop(key, None)  # what failed had been done
                 continue
             if last or self._is_due(key):
@@ -449,7 +489,8 @@ class Tracker:
         self._client.set_tag(run_id, _WEIGHTS_TAG, _UNSURE)
         if self._client.list_artifacts(run_id, _WEIGHTS):
             uri = self._client.get_run(run_id).info.artifact_uri
-            get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(_WEIGHTS)
+            files = get_artifact_repository(uri, tracking_uri=self.uri)
+            patiently(files.delete_artifacts)(_WEIGHTS)
 
 
 def _params(trial: Trial) -> list[Param]:

@@ -126,7 +126,7 @@ class Views:
         if behind:
             signature, first = next(iter(behind.items()))
             others = f" and {len(behind) - 1} more" if len(behind) > 1 else ""
-            return f"it rejects trial {signature}{others} ({first.reason})."
+            return f"it does not take trial {signature}{others}: {first.reason}"
         return None
 
     def _sync(self, *, last: bool = False) -> bool:
@@ -157,9 +157,10 @@ class Views:
             is_up = self._sync() or self._error is None
             pause_s = 1.0 if is_up else min(2 * pause_s, _LONGEST_PAUSE_S)
         for pause_s in (*_LAST_PAUSES_S, 0.0):
+            begun_s = time.monotonic()
             self._has_all = self._sync(last=True)
-            if self._has_all:
-                return
+            if self._has_all or time.monotonic() - begun_s > _TELL_AFTER_S:
+                return  # nobody waits at the end for a server that does not answer
             time.sleep(pause_s)
 
     def _keep_disk(self) -> None:

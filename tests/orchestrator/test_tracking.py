@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from orchestrator import mlflow_server
 from orchestrator.mlflow_server import page_address, ui_command
 from orchestrator.tracking import Tracker
 from tests.orchestrator.sweeps import metrics
-from tests.orchestrator.tracked import Sweep
+from tests.orchestrator.tracked import Sweep, story, without_identity
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
@@ -241,38 +241,6 @@ class Flaky:
         return call
 
 
-def story(sweep: Sweep) -> list[Callable[[], Any]]:
-    """A sweep in scenes, between which MLflow is brought up to date."""
-
-    def fail() -> None:
-        key = sweep.start(2)
-        sweep.end(key, "failed", failure_class="bug", failure_text="ValueError: no\n")
-
-    def begin() -> None:
-        sweep.run_trial(0, 0.5)
-        sweep.epoch(sweep.start(1), 0, 0.3)
-
-    def go_on() -> None:
-        key = sweep.config(1).signature()
-        sweep.epoch(key, 1, 0.6)
-        sweep.end(key, "complete", (1, 0.6))
-        sweep.run_trial(3, 0.9)  # displaces the first
-
-    return [begin, fail, go_on]
-
-
-def without_identity(content: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what differs between two sweeps of the same trials."""
-    own = ("sweep.id", "mlflow.parentRunId", "mlflow.runName")
-    return {
-        key: (
-            *(status, name if key != "sweep" else None, params),
-            *({k: v for k, v in tags.items() if k not in own}, files, values),
-        )
-        for key, (status, name, params, tags, files, values) in content.items()
-    }
-
-
 def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,7 +330,7 @@ def test_no_environment_and_no_user_reaches_the_store(
     tags = {name for run in sweep.runs().values() for name in run.data.tags}
     assert tags == {
         *("attempts", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
-        *("sweep.id", "sweep.outcome", "sweep.seq", "sweep.signature", "sweep.weights", "variant"),
+        *("sweep.id", "sweep.outcome", "sweep.mark", "sweep.signature", "sweep.weights", "variant"),
     }
 
 

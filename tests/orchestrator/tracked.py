@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from orchestrator.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig
+from trainables.metrics import METRIC_NAMES
 
-SEQ = "sweep.seq"
+MARK = "sweep.mark"
 
 
 class Sweep:
@@ -82,7 +84,7 @@ class Sweep:
         """Take from all runs what tells how much of a trial they show."""
         for key, run in self.runs().items():
             if key != "sweep":
-                self.client.delete_tag(run.info.run_id, SEQ)
+                self.client.delete_tag(run.info.run_id, MARK)
 
     @property
     def client(self) -> Any:
@@ -124,3 +126,56 @@ class Sweep:
             )
             for key, run in self.runs().items()
         }
+
+
+def story(sweep: Sweep) -> list[Callable[[], Any]]:
+    """A sweep in scenes, between which MLflow is brought up to date."""
+
+    def fail() -> None:
+        key = sweep.start(2)
+        sweep.end(key, "failed", failure_class="bug", failure_text="ValueError: no\n")
+
+    def begin() -> None:
+        sweep.run_trial(0, 0.5)
+        sweep.epoch(sweep.start(1), 0, 0.3)
+
+    def go_on() -> None:
+        key = sweep.config(1).signature()
+        sweep.epoch(key, 1, 0.6)
+        sweep.end(key, "complete", (1, 0.6))
+        sweep.run_trial(3, 0.9)  # displaces the first
+
+    return [begin, fail, go_on]
+
+
+def without_identity(content: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what differs between two sweeps of the same trials."""
+    own = ("sweep.id", MARK, "mlflow.parentRunId", "mlflow.runName")
+    return {
+        key: (
+            *(status, name if key != "sweep" else None, params),
+            *({k: v for k, v in tags.items() if k not in own}, files, values),
+        )
+        for key, (status, name, params, tags, files, values) in content.items()
+    }
+
+
+def assert_all_there_once(client: Any, name: str, ledger: Ledger) -> None:
+    """One run per trial found by tag, one value per metric and epoch, none left running."""
+    experiment = client.get_experiment_by_name(name).experiment_id
+    own = f"tags.`sweep.id` = '{ledger.get('sweep_id')}'"
+    runs = client.search_runs([experiment], own, max_results=1000)
+    trials = {trial.signature: trial for trial in ledger.trials()}
+    found = [run.data.tags.get("sweep.signature", "") for run in runs]
+    assert sorted(found) == sorted(["", *trials])
+    for run in runs:
+        key = run.data.tags.get("sweep.signature", "")
+        assert run.info.status != "RUNNING", (key, run.data.tags)
+        if not key:
+            continue
+        rows = ledger.epochs(key)
+        for metric in METRIC_NAMES:
+            history = client.get_metric_history(run.info.run_id, metric)
+            expected = [(r.epoch, r.metrics[metric]) for r in rows if metric in r.metrics]
+            assert sorted((m.step, m.value) for m in history) == expected, (key, metric)
+        assert run.data.tags["sweep.outcome"] in (trials[key].status, "interrupted")

@@ -1,0 +1,347 @@
+"""A real MLflow server behind a bad network: everything arrives, once, whatever happens between."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import views
+from orchestrator.views import Views
+from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
+from tests.orchestrator.sweeps import metrics
+from tests.orchestrator.tracked import Sweep, assert_all_there_once, story
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests here: each sweep has an experiment of its own."""
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with proxied(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, proxy: Proxy, request: pytest.FixtureRequest) -> Sweep:
+    name = request.node.name.replace("[", "-").replace("]", "")[:90]
+    return Sweep(tmp_path, name, proxy.uri)
+
+
+def drain(sweep: Sweep, tries: int = 20) -> None:
+    """Write the rest, as often as it takes."""
+    for _ in range(tries):
+        with contextlib.suppress(Exception):
+            sweep.tracker.finish("complete", {"trials": len(sweep.ledger.trials())})
+            if not sweep.tracker.behind:
+                return
+    raise AssertionError(f"not written after {tries} tries: {sweep.tracker.behind}")
+
+
+def live_through(sweep: Sweep) -> int:
+    """Play a sweep, with a pass between its scenes; return how many passes failed."""
+    failed = 0
+    for scene in story(sweep):
+        scene()
+        try:
+            sweep.tracker.sync()
+        except Exception:
+            failed += 1
+    return failed
+
+
+def changes(request: Request) -> bool:
+    return request.method != "GET" and not request.path.endswith("/runs/search")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_refuses_every_third_request_gets_everything_once(
+    server: Server, proxy: Proxy, sweep: Sweep, status: int
+) -> None:
+    """Case 57, an overloaded server: it answers 429, 500 or 503, and asks to wait for an hour."""
+    patience = (("Retry-After", "3600"),)
+    refused = Fault(status=status, headers=patience)
+    proxy.rule = lambda request: refused if request.number % 3 == 0 else None
+    begun_s = time.monotonic()
+    live_through(sweep)
+    drain(sweep)
+    assert time.monotonic() - begun_s < 60
+    assert len(proxy.seen) > 60
+    sweep.uri = server.uri
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+    assert sweep.runs()["sweep"].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_replies_lost_after_the_commit_double_nothing(
+    server: Server, proxy: Proxy, sweep: Sweep, every: int
+) -> None:
+    """Case 57: the server acts and the reply is lost, once for each kind of call and for many."""
+    lost: Counter[str] = Counter()
+
+    def rule(request: Request) -> Fault | None:
+        if not changes(request):
+            return None
+        lost[request.call] += 1
+        return (
+            Fault(lose_reply=True)
+            if lost[request.call] in (1, 2, 5) or (every == 3 and request.number % 3 == 0)
+            else None
+        )
+
+    proxy.rule = rule
+    assert live_through(sweep) >= 1
+    drain(sweep)
+    assert {call.rpartition("/")[2] for call in lost} >= {
+        *("create", "log-batch", "set-tag", "update", "PUT artifacts")
+    }
+    sweep.uri = server.uri
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+    experiment = sweep.client.get_experiment_by_name(sweep.paths.name).experiment_id
+    everything = sweep.client.search_runs([experiment], run_view_type=3)
+    assert len(everything) == 5  # and none was created only to be deleted again
+
+
+def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
+    server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 59: frozen while runs are created; the given-up requests are acted on afterwards."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    scenes = story(sweep)
+    scenes[0]()
+    sweep.tracker.sync()
+    held = threading.Event()
+
+    def rule(request: Request) -> Fault | None:
+        if request.path.endswith("/runs/create") and not held.is_set():
+            return Fault(delay_s=7)  # longer than anybody waits, then it is acted on after all
+        return None
+
+    proxy.rule = rule
+    for scene in scenes[1:]:
+        scene()
+    sweep.tracker.sync()
+    created = [r for r in proxy.seen if r.path.endswith("/runs/create")]
+    assert len(created) == 5  # parent, two trials, and two that nobody waited for
+    assert len(sweep.tracker.behind) == 2
+    held.set()
+    sweep.tracker.sync(last=True)  # creates them anew: the late ones are not there yet
+    time.sleep(7)
+    drain(sweep)
+    sweep.uri = server.uri
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+    experiment = sweep.client.get_experiment_by_name(sweep.paths.name).experiment_id
+    deleted = sweep.client.search_runs([experiment], run_view_type=2)
+    assert len(deleted) == 2
+
+
+def test_a_frozen_server_gets_everything_once_when_it_is_thawed(
+    server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 59: SIGSTOP; requests pile up in its queue and are all acted on at SIGCONT."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    scenes = story(sweep)
+    scenes[0]()
+    sweep.tracker.sync()
+    server.signal(signal.SIGSTOP)
+    try:
+        for scene in scenes[1:]:
+            scene()
+            with pytest.raises(Exception, match="timed out"):
+                sweep.tracker.sync()
+    finally:
+        server.signal(signal.SIGCONT)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    drain(sweep)
+    sweep.uri = server.uri
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+
+
+def test_a_slow_server_gets_everything_once(server: Server, proxy: Proxy, sweep: Sweep) -> None:
+    """Case 59, a milder one: every request takes 0.1 s longer."""
+    proxy.rule = lambda request: Fault(delay_s=0.1)
+    assert live_through(sweep) == 0
+    drain(sweep)
+    sweep.uri = server.uri
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+
+
+def test_a_trial_that_mlflow_rejects_holds_up_no_other(
+    server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 57, of one trial only: it is said once, noted in the ledger, and written when it can."""
+    monkeypatch.setattr(views, "_TELL_AFTER_S", 1.0)
+    rejected = sweep.config(1).signature()
+
+    def rule(request: Request) -> Fault | None:
+        return Fault(status=400) if rejected.encode() in request.body else None
+
+    proxy.rule = rule
+    said = io.StringIO()
+    console = Console(file=said, width=500)
+    threads = Views(sweep.tracker, sweep.paths)
+    threads.start()
+    for scene in story(sweep):
+        scene()
+    end_s = time.monotonic() + 6
+    while time.monotonic() < end_s:
+        threads.tell(console)
+        time.sleep(0.1)
+    assert said.getvalue().count("is behind") == 1
+    threads.finish(console, "failed", threading.Event())
+    assert f"it does not take trial {rejected}: " in said.getvalue()
+    assert "--resume writes the rest" in said.getvalue()
+    assert set(sweep.ledger.get("tracking_behind")) == {rejected}
+    runs = sweep.runs()
+    assert set(runs) == {"sweep", *(t.signature for t in sweep.ledger.trials())} - {rejected}
+    assert runs["sweep"].info.status == "FAILED"
+    assert {runs[key].info.status for key in runs} == {"FAILED", "FINISHED"}
+    # The next command, to a server that takes it.
+    proxy.rule = lambda request: None
+    sweep.tracker = sweep.new_tracker()
+    drain(sweep)
+    assert sweep.ledger.get("tracking_behind") == {}
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (Fault(host="ec2-1-2-3-4.example:5000"), "--allowed-hosts '127.0.0.1,127.0.0.1:*"),
+        (Fault(status=401), "MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_a_server_that_refuses_us_is_explained_once(
+    proxy: Proxy, sweep: Sweep, fault: Fault, hint: str
+) -> None:
+    """Case 69: host validation (the real one) answers 403, basic-auth 401."""
+    proxy.rule = lambda request: fault
+    said = io.StringIO()
+    console = Console(file=said, width=500)
+    threads = Views(sweep.tracker, sweep.paths)
+    threads.start()
+    end_s = time.monotonic() + 30
+    while "behind" not in said.getvalue() and time.monotonic() < end_s:
+        threads.tell(console)
+        time.sleep(0.05)
+    for _ in range(10):
+        threads.tell(console)
+    assert said.getvalue().count(hint) == 1
+    threads.finish(console, "complete", threading.Event())
+    assert "does not have everything" in said.getvalue()
+
+
+def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
+    server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 57: one line when it has lasted, one when it is over."""
+    monkeypatch.setattr(views, "_TELL_AFTER_S", 4.0)
+    said = io.StringIO()
+    console = Console(file=said, width=500)
+    threads = Views(sweep.tracker, sweep.paths)
+    threads.start()
+    scenes = story(sweep)
+
+    def watch(seconds: float) -> list[str]:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            threads.tell(console)
+            time.sleep(0.05)
+        return said.getvalue().splitlines()
+
+    scenes[0]()
+    assert watch(4) == []
+    proxy.rule = lambda request: Fault(status=503)
+    scenes[1]()
+    (line,) = watch(8)
+    assert line.startswith(f"MLflow at {proxy.uri} is behind: it answers with status 503.")
+    proxy.rule = lambda request: None
+    scenes[2]()
+    assert watch(11)[1:] == ["MLflow has caught up."]
+    threads.finish(console, "complete", threading.Event())
+    assert len(said.getvalue().splitlines()) == 2
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+
+
+def test_weights_cut_in_the_middle_are_never_presented_as_good(
+    server: Server, proxy: Proxy, sweep: Sweep
+) -> None:
+    """Case 66: without `weights/model.json` they do not count; the next pass replaces them."""
+    key = sweep.run_trial(0, 0.5)
+    (weights,) = sweep.paths.trial(key).glob("attempt_1/epoch_0001/model.safetensors")
+    content = bytes(range(256)) * 4096 * 8  # 8 MiB
+    weights.write_bytes(content)
+
+    def rule(request: Request) -> Fault | None:
+        is_weights = request.method == "PUT" and request.path.endswith("model.safetensors")
+        return Fault(cut_after=3_000_000) if is_weights else None
+
+    def uploaded() -> list[str]:
+        run_id = sweep.runs()[key].info.run_id
+        return [file.path for file in sweep.client.list_artifacts(run_id, "weights")]
+
+    proxy.rule = rule
+    sweep.tracker.sync()
+    assert set(sweep.tracker.behind) == {key}
+    assert "weights/model.json" not in uploaded()
+    assert sweep.runs()[key].data.tags["sweep.weights"] == "incomplete"
+    # A server that keeps what it got, as a plain file store would: it is replaced.
+    run_id = sweep.runs()[key].info.run_id
+    half = sweep.paths.storage / "model.safetensors"
+    half.write_bytes(content[:100])
+    proxy.rule = lambda request: None
+    sweep.client.log_artifact(run_id, str(half), "weights")
+    assert uploaded() == ["weights/model.safetensors"]
+    sweep.tracker = sweep.new_tracker()
+    drain(sweep)
+    assert uploaded() == ["weights/model.json", "weights/model.safetensors"]
+    path = sweep.client.download_artifacts(run_id, "weights/model.safetensors", str(half.parent))
+    assert Path(path).read_bytes() == content
+    assert sweep.runs()[key].data.tags["sweep.weights"] == "epoch 1"
+
+
+def test_eight_trials_of_a_hundred_metrics_a_second_are_kept_up_with(
+    server: Server, proxy: Proxy, sweep: Sweep
+) -> None:
+    """Case 63: 8 trials, 100 metrics/s each, into SQLite: through a server, then straight."""
+    per_epoch = len(metrics())
+    straight = Sweep(sweep.paths.storage, "straight")
+    for one in (sweep, straight):
+        one.tracker.uri = server.uri if one is sweep else one.uri
+        keys = [one.start(number) for number in range(8)]
+        one.tracker.sync()
+        epochs, passes = 100, 10
+        slowest_s = total_s = 0.0
+        for turn in range(passes):
+            for key in keys:
+                for epoch in range(turn * epochs // passes, (turn + 1) * epochs // passes):
+                    one.ledger.record_epoch(key, 1, epoch, metrics(val_top1=epoch / 1000), None)
+            begun_s = time.monotonic()
+            assert one.tracker.sync() == 8
+            slowest_s = max(slowest_s, time.monotonic() - begun_s)
+            total_s += time.monotonic() - begun_s
+        rate = 8 * epochs * per_epoch / total_s
+        print(f"{one.paths.name[:8]}: {rate:,.0f} metrics/s, slowest pass {slowest_s:.2f} s")
+        assert rate > 800
+        # Each pass above brought 0.9 s worth of such metrics.
+        assert slowest_s < 3
+        one.uri = one.tracker.uri
+        for key in keys:
+            one.end(key, "complete", (99, 0.099))
+    drain(sweep)
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)

@@ -1,0 +1,297 @@
+"""The real command while its MLflow suffers: same table, same exit status, no trial waits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from orchestrator.paths import SweepPaths
+from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
+from tests.integration.sweeps import (
+    count_epochs,
+    ledger_of,
+    started,
+    sweep,
+    table,
+    tracking_uri,
+    wait_for,
+)
+from tests.orchestrator.tracked import assert_all_there_once
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+# Long enough for a server to be killed and started again meanwhile.
+SIZE = ("--variants", "cnn3", "--trials", 2, "--epochs", 25, "--max-concurrent", 1)
+# No trial may wait longer than this for tracking.
+LONGEST_DELAY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """What a sweep with a healthy server came to."""
+
+    table: list[tuple[Any, ...]]
+    longest_gap_s: float
+    options: tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def healthy(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path
+) -> Healthy:
+    cwd = tmp_path_factory.mktemp("healthy")
+    options = (*SIZE, "--data-dir", digits_data_dir)
+    done = sweep(cwd, "digits", *options, "--tracking-uri", server.uri, "--name", "healthy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "behind" not in done.stdout
+    paths = SweepPaths(cwd / "results", "healthy")
+    return Healthy(table(paths), longest_gap_s(paths), options)
+
+
+def longest_gap_s(paths: SweepPaths) -> float:
+    """Return the longest time between two epochs of one trial, as they arrived in the ledger."""
+    ledger = ledger_of(paths)
+    gaps = [
+        second.arrived_s - first.arrived_s
+        for trial in ledger.trials()
+        for first, second in itertools.pairwise(ledger.epochs(trial.signature))
+    ]
+    ledger.close()
+    return max(gaps)
+
+
+def assert_unharmed(paths: SweepPaths, healthy: Healthy) -> None:
+    assert table(paths) == healthy.table
+    gap_s = longest_gap_s(paths)
+    print(f"longest gap {gap_s:.2f} s, healthy {healthy.longest_gap_s:.2f} s")
+    assert gap_s < healthy.longest_gap_s + LONGEST_DELAY_S
+
+
+def assert_all_shown(uri: str, paths: SweepPaths) -> None:
+    ledger = ledger_of(paths)
+    client = mlflow.MlflowClient(uri)
+    assert_all_there_once(client, paths.name, ledger)
+    experiment = client.get_experiment_by_name(paths.name).experiment_id
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    ledger.close()
+
+
+def test_a_server_that_is_down_all_along_is_filled_by_resume(
+    server: Server, tmp_path: Path, healthy: Healthy
+) -> None:
+    """Case 56: nothing listens at the start, nor later; then `--resume`, which starts no Ray."""
+    paths = SweepPaths(tmp_path / "results", "down")
+    with proxied(server) as proxy:
+        uri, port = proxy.uri, proxy.port
+    options = (*healthy.options, "--tracking-uri", uri, "--name", "down")
+    done = sweep(tmp_path, "digits", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is behind: nothing listens there.") == 1
+    assert "does not have everything" in done.stdout
+    assert_unharmed(paths, healthy)
+    late = Proxy(server.port, port)
+    try:
+        again = sweep(tmp_path, "digits", *healthy.options, "--name", "down", "--resume")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "Every trial of this sweep has ended already." in again.stdout
+        assert "Ray" not in again.stdout
+        assert "behind" not in again.stdout
+        assert "does not have everything" not in again.stdout
+        assert_all_shown(uri, paths)
+        once_more = sweep(tmp_path, "digits", *healthy.options, "--name", "down", "--resume")
+        assert once_more.returncode == 0
+        assert_all_shown(uri, paths)
+    finally:
+        late.close()
+
+
+def test_a_server_that_is_killed_and_started_again_has_everything_once(
+    tmp_path: Path, healthy: Healthy
+) -> None:
+    """Cases 57 and 67: SIGKILL in the middle; every series goes on where it was."""
+    paths = SweepPaths(tmp_path / "results", "killed")
+    with running_server(tmp_path / "own") as server:
+        options = (*healthy.options, "--tracking-uri", server.uri, "--name", "killed")
+        with started(tmp_path, "digits", *options) as process:
+            wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
+            server.kill()
+            wait_for(lambda: count_epochs(paths) >= 0.4 * len(healthy.table), "more epochs")
+            server.start()
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert "does not have everything" not in output
+        assert_unharmed(paths, healthy)
+        assert_all_shown(server.uri, paths)
+
+
+def test_a_frozen_server_delays_no_trial(server: Server, tmp_path: Path, healthy: Healthy) -> None:
+    """Case 59: SIGSTOP for as long as a trial takes; the user is told, and told of the end."""
+    paths = SweepPaths(tmp_path / "results", "frozen")
+    options = (*healthy.options, "--tracking-uri", server.uri, "--name", "frozen")
+    with started(tmp_path, "digits", *options) as process:
+        try:
+            wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
+            server.signal(signal.SIGSTOP)
+            wait_for(lambda: count_epochs(paths) >= 0.8 * len(healthy.table), "most epochs")
+        finally:
+            server.signal(signal.SIGCONT)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "does not have everything" not in output
+    assert_unharmed(paths, healthy)
+    assert_all_shown(server.uri, paths)
+
+
+def test_an_interrupt_ends_within_half_a_minute_with_a_frozen_server(
+    server: Server, tmp_path: Path, healthy: Healthy
+) -> None:
+    """Case 59 at an interrupt: exit status 130 in time, the rest is written by `--resume`."""
+    paths = SweepPaths(tmp_path / "results", "stopped")
+    options = (*healthy.options, "--tracking-uri", server.uri, "--name", "stopped")
+    with started(tmp_path, "digits", *options) as process:
+        try:
+            wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
+            server.signal(signal.SIGSTOP)
+            time.sleep(3)  # a pass is under way
+            begun_s = time.monotonic()
+            os.kill(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+            took_s = time.monotonic() - begun_s
+        finally:
+            server.signal(signal.SIGCONT)
+    print(f"ended after {took_s:.1f} s")
+    assert process.returncode == 130, output
+    assert took_s < 30
+    assert "--resume writes the rest" in output
+    resumed = sweep(tmp_path, "digits", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert table(paths) == healthy.table
+    assert_all_shown(server.uri, paths)
+
+
+def test_a_bad_network_before_the_server_delays_no_trial(
+    server: Server, tmp_path: Path, healthy: Healthy
+) -> None:
+    """Case 57: slow, refusing with 429, 500 and 503, and losing replies, all in one sweep."""
+    paths = SweepPaths(tmp_path / "results", "network")
+    dice = random.Random(0)
+
+    def rule(request: Request) -> Fault | None:
+        if dice.random() < 0.5:
+            return None
+        return dice.choice(
+            [
+                Fault(delay_s=1.0),
+                Fault(lose_reply=True),
+                *(Fault(status=s, headers=(("Retry-After", "600"),)) for s in (429, 500, 503)),
+            ]
+        )
+
+    with proxied(server) as proxy:
+        proxy.rule = rule
+        options = (*healthy.options, "--tracking-uri", proxy.uri, "--name", "network")
+        with started(tmp_path, "digits", *options) as process:
+            wait_for(lambda: count_epochs(paths) >= 0.8 * len(healthy.table), "most epochs")
+            proxy.rule = lambda request: None
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert len(proxy.seen) > 20
+    assert_unharmed(paths, healthy)
+    assert_all_shown(server.uri, paths)
+
+
+def test_a_locked_database_delays_no_trial(tmp_path: Path, healthy: Healthy) -> None:
+    """Case 57 without a server: another program holds the SQLite store for 30 s."""
+    paths = SweepPaths(tmp_path / "results", "locked")
+    with started(tmp_path, "digits", *healthy.options, "--name", "locked") as process:
+        wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
+        uri = f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+        wait_for(lambda: _has_runs(tmp_path / "results" / "mlflow.db"), "a run")
+        lock = sqlite3.connect(tmp_path / "results" / "mlflow.db", isolation_level=None, timeout=30)
+        lock.execute("BEGIN EXCLUSIVE")
+        time.sleep(30)
+        lock.execute("COMMIT")
+        lock.close()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "does not have everything" not in output
+    assert_unharmed(paths, healthy)
+    assert_all_shown(uri, paths)
+
+
+def _has_runs(database: Path) -> bool:
+    try:
+        with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as store:
+            return bool(store.execute("SELECT count(*) FROM runs").fetchone()[0])
+    except sqlite3.OperationalError:
+        return False
+
+
+def test_runs_of_a_killed_driver_are_the_same_after_resume_and_none_runs(
+    server: Server, tmp_path: Path, healthy: Healthy
+) -> None:
+    """Case 64: SIGKILL leaves runs RUNNING; `--resume` finds and ends the very same."""
+    paths = SweepPaths(tmp_path / "results", "driver")
+    options = (*healthy.options, "--tracking-uri", server.uri, "--name", "driver")
+    client = mlflow.MlflowClient(server.uri)
+    with started(tmp_path, "digits", *options) as process:
+        wait_for(lambda: count_epochs(paths) >= 8, "eight epochs")
+        wait_for(lambda: client.get_experiment_by_name("driver"), "the experiment")
+        experiment = client.get_experiment_by_name("driver").experiment_id
+        wait_for(lambda: len(client.search_runs([experiment])) >= 2, "two runs")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
+    assert set(left.values()) == {"RUNNING"}
+    resumed = sweep(tmp_path, "digits", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert set(left) <= {run.info.run_id for run in client.search_runs([experiment])}
+    assert table(paths) == healthy.table
+    assert_all_shown(server.uri, paths)
+
+
+def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    """Another folder, as another user: nothing points to the old place any more."""
+    size = ("--variants", "cnn3", "--epochs", 1, "--data-dir", digits_data_dir)
+    first = sweep(tmp_path, "digits", *size, "--trials", 1, "--storage", "old")
+    assert first.returncode == 0, first.stdout + first.stderr
+    old = tracking_uri(first.stdout)
+    shutil.move(tmp_path / "old", tmp_path / "new place")
+    options = (*size, "--storage", "new place", "--resume")
+    again = sweep(tmp_path, "digits", *options, "--trials", 2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert not (tmp_path / "old").exists()
+    uri = tracking_uri(again.stdout)
+    assert uri != old
+    assert uri.endswith("/new place/mlflow.db")
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    runs = client.search_runs([experiment])
+    assert len(runs) == 3
+    for run in runs:
+        name = "config.json" if "sweep.signature" in run.data.tags else "plan.json"
+        path = client.download_artifacts(run.info.run_id, name)
+        assert Path(path).is_relative_to(tmp_path / "new place")
+        assert Path(path).read_text().startswith("{")
+    assert_all_shown(uri, SweepPaths(tmp_path / "new place", "digits"))
