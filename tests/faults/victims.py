@@ -81,6 +81,7 @@ class Sweep:
 
     paths: SweepPaths
     concurrent: int
+    trials: int = 4  # of each of two variants
     driver: subprocess.Popen[bytes] | None = None
     is_fresh: bool = False  # its driver has just been started
     sessions: set[int] = field(default_factory=set)
@@ -121,6 +122,9 @@ def soaking(
     try:
         start_server(soak)
         yield soak
+    except BaseException:
+        to_the_last = False
+        raise
     finally:
         kill_server(soak)
         over.set()
@@ -149,6 +153,7 @@ def start_driver(soak: Soak, sweep: Sweep) -> None:
         *(str(soak.folder / "soak.py"), "--name", sweep.paths.name),
         *("--storage", str(sweep.paths.storage), "--data-dir", str(soak.folder / "data")),
         *("--tracking-uri", soak.uri, "--max-concurrent", str(sweep.concurrent)),
+        *("--trials", str(sweep.trials)),
         *(("--resume",) if sweep.paths.ledger.exists() else ()),
     ]
     sweep.paths.storage.mkdir(parents=True, exist_ok=True)
