@@ -39,9 +39,10 @@ def check_tracking(facts: Facts, uri: str) -> Result:
 
     Args:
         facts: the sweep.
-        uri: MLflow's. A database file that is not there is not created.
+        uri: MLflow's. A database that is not there is not created.
     """
-    if uri.startswith("sqlite:///") and not Path(_file_of(uri)).exists():
+    store = Path(_file_of(uri))
+    if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
         return Result("C", _WHAT, 0, [Breach("C", "", f"there is no MLflow store at {uri}.")])
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -49,8 +50,8 @@ def check_tracking(facts: Facts, uri: str) -> Result:
 
     found: list[Breach] = []
     checked = 0
-    client = mlflow.MlflowClient(tracking_uri=uri)
     try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
         by_trial = _runs(client, facts)
         found += [Breach("C", "", text) for text in _parent_problems(facts, by_trial)]
         for trial in facts.trials:
@@ -65,8 +66,9 @@ def check_tracking(facts: Facts, uri: str) -> Result:
         strangers = set(by_trial) - {trial.signature for trial in facts.trials} - {""}
         for signature in sorted(strangers if facts.driver is None else ()):
             found.append(Breach("C", signature, "a run of a trial that the ledger does not have."))
-    except mlflow.exceptions.MlflowException as error:
-        text = f"MLflow at {redacted(uri)} cannot be read: {redacted(str(error))}"
+    except Exception as error:  # MLflow's own and its database's
+        said = (str(error).splitlines() or [""])[0]
+        text = f"MLflow at {redacted(uri)} cannot be read: {type(error).__name__}: {said}"
         found.append(Breach("C", "", text))
     return Result("C", _WHAT, checked, found)
 

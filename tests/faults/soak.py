@@ -261,7 +261,8 @@ def summary(soak: Soak, minutes: float) -> str:
         f"{len(soak.breaches)} breaches, {lost} trials lost or doubled, "
         f"{sum('C:' in breach for breach in soak.breaches)} duplicate or missing metrics, "
         f"tables equal {soak.equal} of {soak.compared}, "
-        f"{soak.extra_epochs / max(total, 1):.2f} extra epochs per kill, "
+        f"{soak.extra_epochs / max(total, 1):.2f} epochs finished twice per kill (beside the "
+        f"one under way), "
         f"a killed driver's trials gone after {soak.trials_gone_s:.1f} s at the latest, the rest "
         f"of its Ray after {soak.all_gone_s:.0f} s"
     )

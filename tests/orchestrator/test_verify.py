@@ -419,6 +419,28 @@ def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, veri
     assert not (paths.storage / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "there is no MLflow store at sqlite:///"), (b"no database" * 500, "cannot be read: ")],
+)
+def test_a_store_that_cannot_be_read_is_named_and_left_alone(
+    paths: SweepPaths, verify: Verify, content: bytes, sentence: str
+) -> None:
+    (paths.storage / "mlflow.db").write_bytes(content)
+    status, said = verify()
+    assert status == 1
+    assert sentence in said
+    assert (paths.storage / "mlflow.db").read_bytes() == content
+
+
+def test_a_server_that_does_not_answer_is_named(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [paths.name, "--verify", "--storage", str(paths.storage)]
+    assert sweep.main([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    assert "C: MLflow at http://127.0.0.1:9 cannot be read" in capsys.readouterr().out
+
+
 def test_a_damaged_ledger_is_one_sentence(paths: SweepPaths, verify: Verify) -> None:
     content = bytearray(paths.ledger.read_bytes())
     for page in range(2, len(content) // 4096):  # all but the first, which says what it is
