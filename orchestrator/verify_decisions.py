@@ -85,8 +85,8 @@ def check_early_stopping(facts: Facts) -> Result:
                 continue
             checked += 1
             was = trial.status == "stopped" and row is rows[-1]
-            # Between a row and the decision that follows it, a driver may have died.
-            pending = row is rows[-1] and trial.ended_seq is None and facts.driver is not None
+            # Between a row and its decision a driver may have died; the next one makes up for it.
+            pending = row is rows[-1] and trial.ended_seq is None
             if wanted != was and not pending:
                 text = f"after epoch {row.epoch} it {'was' if was else 'was not'} stopped; the "
                 text += f"values of that time say {'stop' if wanted else 'go on'}."
