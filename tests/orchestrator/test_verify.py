@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -18,8 +21,11 @@ from orchestrator.conductor import Conductor
 from orchestrator.ledger import open_ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.tracking import Tracker
+from orchestrator.verify_decisions import check_early_stopping, check_suggestions
+from orchestrator.verify_facts import facts_of
+from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials
 from tests.orchestrator.sweeps import new_ledger, plan, space
-from tests.orchestrator.test_conductor import begin, play, quick, step
+from tests.orchestrator.test_conductor import Killed, begin, die_at, messy, play, quick, step
 from trainables import checkpoint
 
 TRIALS = 5
@@ -469,3 +475,37 @@ def test_an_unfinished_sweep_is_told_and_is_no_breach(
     assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert f"D: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_found_in_messy_sweeps_that_were_killed_and_grown(
+    tmp_path: Path, seed: int
+) -> None:
+    """Failures of every kind, drivers that die anywhere, variants left out, more trials later."""
+    draws = random.Random(seed)
+    paths = SweepPaths(tmp_path, "messy")
+    of = plan(space(trials=7), seed=seed)
+    ledger = new_ledger(paths.ledger, of, versions={"optuna": optuna.__version__})
+    for _ in range(8):
+        ledger.close()
+        ledger = quick(open_ledger(paths.ledger))
+        die_at(ledger, draws.randint(1, 40), before=draws.random() < 0.5)
+        trials = draws.choice([2, 4, 7])
+        variants = draws.choice([("cnn2",), ("cnn3",), ("cnn2", "cnn3")])
+        part = dataclasses.replace(of, trials=trials, variants=variants)
+        with contextlib.suppress(Killed):
+            play(Conductor(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
+        assert found_in(paths, "a killed driver") == []
+    ledger.close()
+    ledger = quick(open_ledger(paths.ledger))
+    play(Conductor(ledger, of), limit=3, fate=messy, draws=draws)
+    ledger.close()
+    assert found_in(paths, None) == []
+
+
+def found_in(paths: SweepPaths, driver: str | None) -> list[str]:
+    with facts_of(paths, driver) as facts:
+        checks = (check_trials, check_attempts, check_epochs)
+        results = [check(facts) for check in (*checks, check_suggestions, check_early_stopping)]
+        assert driver is not None or all(result.checked for result in results)
+        return [str(breach) for result in results for breach in result.breaches]
