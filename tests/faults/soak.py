@@ -135,8 +135,8 @@ def strike(soak: Soak, sweep: Sweep, kind: str) -> bool:
         start_driver(soak, sweep)
     assert sweep.driver is not None
     if kind in ("ledger", "checkpoint"):
-        # Transactions are few and have three places, a checkpoint has about thirty.
-        places = soak.draws.randint(1, 30 if kind == "ledger" else 90)
+        # A transaction has three places and an epoch is one; a checkpoint has about thirty.
+        places = soak.draws.randint(1, 15 if kind == "ledger" else 60)
         sweep.arm(kind).write_text(str(places))
         hit = wait(lambda: not sweep.arm(kind).exists(), sweep)
         sweep.arm(kind).unlink(missing_ok=True)

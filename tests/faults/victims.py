@@ -37,7 +37,7 @@ SPACE = SearchSpace(
     variants=("cnn3", "cnn2"),
     trials=4,
     side=32,
-    base={"epochs": 6, "batch_size": 64, "steps_per_epoch": 8},
+    base={"epochs": 6, "batch_size": 64, "steps_per_epoch": 20},
     params={
         "lr": FloatDistribution(1e-4, 1e-1, log=True),
         "dropout": FloatDistribution(0.0, 0.5),
@@ -81,7 +81,7 @@ class Sweep:
 
     paths: SweepPaths
     concurrent: int
-    trials: int = 4  # of each of two variants
+    trials: int = 3  # of each of two variants
     driver: subprocess.Popen[bytes] | None = None
     is_fresh: bool = False  # its driver has just been started
     sessions: set[int] = field(default_factory=set)
