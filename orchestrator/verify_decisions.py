@@ -6,7 +6,9 @@ Both are made again from the ledger's rows up to the moment of the decision.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, combinations, islice
 from typing import Any
 
 from orchestrator.ledger import EpochRow, Trial
@@ -37,40 +39,81 @@ def check_suggestions(facts: Facts) -> Result:
     return Result("E", what, checked, found, note)
 
 
-def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> list[Breach]:
-    found = []
+def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> Iterator[Breach]:
     study: Study | None = None
     plan: Mapping[str, Any] | None = None
     told: set[str] = set()
     for trial in own:
-        if study is None or plan is not plan_at(facts, trial.planned_seq):
+        earlier = own[: trial.number]
+        doubtful = [other for other in earlier if _may_have_failed(facts, other, trial)]
+        if study is None or doubtful or plan is not plan_at(facts, trial.planned_seq):
             plan = plan_at(facts, trial.planned_seq)
-            study, told = _new_study(plan, variant), set()
-            for earlier in own[: trial.number]:
-                study.add_planned(earlier)
-        for other in own[: trial.number]:
-            ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
-            # One that failed says nothing, then or since.
-            if ended and other.status != "failed" and other.signature not in told:
-                study.tell(other, facts.rows[other.signature], plan["space"]["metric"])
-                told.add(other.signature)
-        suggested = json.loads(json.dumps(study.ask(trial.number)))
-        if suggested != trial.params:
-            study = None  # it believes in another trial now
+            study, told = _new_study(plan, variant, earlier), set()
+        _tell(facts, study, earlier, trial.seen_seq, plan, told)
+        suggested = study.ask(trial.number)
+        choices = _subsets(doubtful)
+        while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
+            study = _new_study(plan, variant, earlier)
+            for other in failed:
+                study.tell(replace(other, status="failed"), (), plan["space"]["metric"])
+            _tell(facts, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
+            suggested = study.ask(trial.number)
+        if _as_stored(suggested) != trial.params:
             text = f"suggested were {trial.params}; its time's results lead to {suggested}."
-            found.append(Breach("E", name_of(trial), text))
-    return found
+            yield Breach("E", name_of(trial), text)
+        if doubtful or _as_stored(suggested) != trial.params:
+            study = None  # it does not believe in the trials as they are
 
 
-def _new_study(plan: Mapping[str, Any], variant: str) -> Study:
+def _may_have_failed(facts: Facts, other: Trial, trial: Trial) -> bool:
+    """Return whether a trial had perhaps failed when another was suggested.
+
+    The ledger does not say when one that was tried again had failed before. It matters, since the
+    sampler keeps away from what runs and knows nothing of what has failed.
+    """
+    has_ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
+    outcomes = {attempt.outcome for attempt in facts.attempts[other.signature]}
+    return not has_ended and bool(outcomes & {"failed", "lost"})
+
+
+def _subsets(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
+    """Yield all but the empty one, the small ones first; at most some hundred."""
+    several = (combinations(trials, size) for size in range(1, len(trials) + 1))
+    return islice(chain.from_iterable(several), 300)
+
+
+def _tell(
+    facts: Facts,
+    study: Study,
+    earlier: list[Trial],
+    seen_seq: int,
+    plan: Mapping[str, Any],
+    told: set[str],
+) -> None:
+    """Tell a study what had ended by then; `told` grows."""
+    for other in earlier:
+        has_ended = other.ended_seq is not None and other.ended_seq <= seen_seq
+        if has_ended and other.signature not in told:
+            study.tell(other, facts.rows[other.signature], plan["space"]["metric"])
+            told.add(other.signature)
+
+
+def _as_stored(params: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(params))
+
+
+def _new_study(plan: Mapping[str, Any], variant: str, earlier: list[Trial]) -> Study:
     space = plan["space"]
-    return Study(
+    study = Study(
         variant,
         read_params(space["params"][variant]),
         mode=space["mode"],
         startup_trials=space["startup_trials"],
         sweep_seed=plan["seed"],
     )
+    for trial in earlier:
+        study.add_planned(trial)
+    return study
 
 
 def check_early_stopping(facts: Facts) -> Result:
@@ -85,8 +128,8 @@ def check_early_stopping(facts: Facts) -> Result:
                 continue
             checked += 1
             was = trial.status == "stopped" and row is rows[-1]
-            # Between a row and the decision that follows it, a driver may have died.
-            pending = row is rows[-1] and trial.ended_seq is None and facts.driver is not None
+            # Between a row and its decision a driver may have died; the next one makes up for it.
+            pending = row is rows[-1] and trial.ended_seq is None
             if wanted != was and not pending:
                 text = f"after epoch {row.epoch} it {'was' if was else 'was not'} stopped; the "
                 text += f"values of that time say {'stop' if wanted else 'go on'}."

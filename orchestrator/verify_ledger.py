@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 from orchestrator import durability
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
@@ -167,13 +168,13 @@ def check_checkpoints(facts: Facts) -> Result:
         else:
             places, may_lack = _resume_places(facts, trial)[:1], False
         for candidates in places:
-            # While a driver runs, a later epoch or a better trial may have replaced it since.
             there = [path for path in candidates if path and _is_there(facts, path)]
+            # While a driver runs, a later epoch or a better trial may have replaced it since.
             if not there and (may_lack or facts.driver is not None):
                 continue
             checked += 1
             problems = [_damage(facts, path) for path in there or candidates]
-            if all(problems):
+            if all(problems) and not _is_being_deleted(facts, there):
                 found += [Breach("D", name_of(trial), str(problem)) for problem in problems]
     return Result("D", "checkpoints that are needed can be loaded", checked, found)
 
@@ -201,6 +202,14 @@ def _is_there(facts: Facts, path: str) -> bool:
     if facts.paths.durable and durability.local_checkpoint(facts.paths, path) is not None:
         return True
     return (facts.paths.root / path).exists()
+
+
+def _is_being_deleted(facts: Facts, paths: Sequence[str]) -> bool:
+    """Return whether a driver that runs has just begun to delete these checkpoints."""
+    if facts.driver is None:
+        return False
+    time.sleep(1.0)
+    return not any((facts.paths.root / path).exists() for path in paths)
 
 
 def _damage(facts: Facts, path: str | None) -> str | None:

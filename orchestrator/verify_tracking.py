@@ -35,13 +35,14 @@ _STATUS = {
 
 
 def check_tracking(facts: Facts, uri: str) -> Result:
-    """C: compare MLflow with the ledger. While a driver runs MLflow may be behind, not ahead.
+    """C: compare MLflow with the ledger. While a driver runs, only what both have so far.
 
     Args:
         facts: the sweep.
-        uri: MLflow's. A database file that is not there is not created.
+        uri: MLflow's. A database that is not there is not created.
     """
-    if uri.startswith("sqlite:///") and not Path(_file_of(uri)).exists():
+    store = Path(_file_of(uri))
+    if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
         return Result("C", _WHAT, 0, [Breach("C", "", f"there is no MLflow store at {uri}.")])
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -49,8 +50,8 @@ def check_tracking(facts: Facts, uri: str) -> Result:
 
     found: list[Breach] = []
     checked = 0
-    client = mlflow.MlflowClient(tracking_uri=uri)
     try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
         by_trial = _runs(client, facts)
         found += [Breach("C", "", text) for text in _parent_problems(facts, by_trial)]
         for trial in facts.trials:
@@ -63,10 +64,11 @@ def check_tracking(facts: Facts, uri: str) -> Result:
             problems = _run_problems(client, facts, trial, runs[0])
             found += [Breach("C", name_of(trial), text) for text in problems]
         strangers = set(by_trial) - {trial.signature for trial in facts.trials} - {""}
-        for signature in sorted(strangers):
+        for signature in sorted(strangers if facts.driver is None else ()):
             found.append(Breach("C", signature, "a run of a trial that the ledger does not have."))
-    except mlflow.exceptions.MlflowException as error:
-        text = f"MLflow at {redacted(uri)} cannot be read: {redacted(str(error))}"
+    except Exception as error:  # MLflow's own and its database's
+        said = (str(error).splitlines() or [""])[0]
+        text = f"MLflow at {redacted(uri)} cannot be read: {type(error).__name__}: {said}"
         found.append(Breach("C", "", text))
     return Result("C", _WHAT, checked, found)
 
@@ -111,7 +113,7 @@ def _parent_problems(facts: Facts, by_trial: dict[str, list[Run]]) -> Iterator[s
 
 
 def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) -> Iterator[str]:
-    behind = facts.driver is not None
+    is_live = facts.driver is not None
     rows = facts.rows[trial.signature]
     for name in METRIC_NAMES:
         wanted = [
@@ -119,17 +121,17 @@ def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) ->
             for row in rows
             if math.isfinite(row.metrics[name])
         ]
-        yield from _history_problems(client, run, name, wanted, behind)
+        yield from _history_problems(client, run, name, wanted, is_live)
     attempts = facts.attempts[trial.signature]
     if trial.best_value is not None and attempts:
         name = f"best_{plan_at(facts, trial.ended_seq or 0)['space']['metric']}"
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-        yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], behind)
-    if run.data.params or not behind:
+        yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], is_live)
+    if run.data.params or not is_live:
         for name, value in trial.config.items():
             if run.data.params.get(name) != str(value):
                 yield f"parameter {name} is {run.data.params.get(name)!r}, not {str(value)!r}."
-    if behind:
+    if is_live:
         return
     status = run.info.status
     wanted_status = _STATUS[trial.status]
@@ -142,15 +144,18 @@ def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) ->
 
 
 def _history_problems(
-    client: MlflowClient, run: Run, name: str, wanted: list[tuple[int, float, int]], behind: bool
+    client: MlflowClient, run: Run, name: str, wanted: list[tuple[int, float, int]], is_live: bool
 ) -> Iterator[str]:
     history: list[Any] = client.get_metric_history(run.info.run_id, name)
     there = sorted((point.step, point.value, point.timestamp) for point in history)
-    if there == wanted or (behind and there == wanted[: len(there)]):
+    if is_live:  # either may have got further meanwhile
+        shared = min(len(there), len(wanted))
+        there, wanted = there[:shared], wanted[:shared]
+    if there == wanted:
         return
     steps = [point[0] for point in there]
     doubled = sorted({step for step in steps if steps.count(step) > 1})
     missing = sorted({step for step, _, _ in wanted} - set(steps))
     differing = sorted({point[0] for point in set(there) ^ set(wanted)} - {*doubled, *missing})
     text = f"{name} is not equal to the ledger: steps doubled {doubled}"
-    yield f"{text}, {'still to come' if behind else 'missing'} {missing}, differing {differing}."
+    yield f"{text}, missing {missing}, differing {differing}."

@@ -19,6 +19,7 @@ import argparse
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ from tests.faults.victims import (
 )
 from tests.integration.sweeps import count_epochs, ledger_of, table
 
+TRIALS = 6  # of each of two variants
 SHARES = {"driver": 7, "ledger": 4, "trial": 3, "checkpoint": 4, "server": 2}  # of 20 kills
 
 
@@ -51,7 +53,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", choices=SHARES, help="this kind of kill and no other")
+    parser.add_argument("--minutes", type=float, default=60, help="no kills after these")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     begun = time.monotonic()
 
@@ -63,8 +67,10 @@ def main() -> int:
         try:
             half = options.kills // 2
             only = [options.only] if options.only else None
-            run(soak, 1, drawn_kinds(soak.draws, options.kills - half, only))
-            run(soak, 2, drawn_kinds(soak.draws, half, only))
+            kinds = drawn_kinds(soak.draws, options.kills, only)
+            until = begun + options.minutes * 60
+            run(soak, 1, kinds[half:], (begun + until) / 2)
+            run(soak, 2, kinds[:half], until)
         except Broken as error:
             soak.breaches.append(str(error))
         minutes = (time.monotonic() - begun) / 60
@@ -87,22 +93,29 @@ def drawn_kinds(draws: random.Random, kills: int, only: list[str] | None = None)
     return drawn[:kills]
 
 
-def run(soak: Soak, concurrent: int, kinds: Sequence[str]) -> None:
-    """Spend the kills on as many sweeps as it takes, each compared when it has ended."""
+def run(soak: Soak, concurrent: int, kinds: Sequence[str], until: float) -> None:
+    """Spend the kills on as many sweeps as it takes, each compared when it has ended.
+
+    Args:
+        soak: the whole.
+        concurrent: trials at a time.
+        kinds: of the kills, in their order.
+        until: when to stop killing, on the monotonic clock.
+    """
     reference = None
     if concurrent == 1 and kinds:
-        whole = Sweep(SweepPaths(soak.folder / "whole", "soak"), 1)
+        whole = Sweep(SweepPaths(soak.folder / "whole", "soak"), 1, TRIALS)
         finish(soak, whole)
         reference = everything(whole.paths)
         soak.say(f"unbroken: {len(reference[0])} trials, {len(reference[1])} epochs")
     waiting = list(kinds)
     number = 0
-    while waiting:
+    while waiting and time.monotonic() < until:
         number += 1
         name = f"soak-{concurrent}-{number}"
-        sweep = Sweep(SweepPaths(soak.folder / "broken", name), concurrent)
+        sweep = Sweep(SweepPaths(soak.folder / "broken", name), concurrent, TRIALS)
         spent = 0
-        while waiting and strike(soak, sweep, waiting[0]):
+        while waiting and time.monotonic() < until and strike(soak, sweep, waiting[0]):
             soak.kills[waiting.pop(0)] += 1
             spent += 1
         finish(soak, sweep)
@@ -122,8 +135,8 @@ def strike(soak: Soak, sweep: Sweep, kind: str) -> bool:
         start_driver(soak, sweep)
     assert sweep.driver is not None
     if kind in ("ledger", "checkpoint"):
-        # Transactions are few and have three places, a checkpoint has about thirty.
-        places = soak.draws.randint(1, 30 if kind == "ledger" else 90)
+        # A transaction has three places and an epoch is one; a checkpoint has about thirty.
+        places = soak.draws.randint(1, 15 if kind == "ledger" else 60)
         sweep.arm(kind).write_text(str(places))
         hit = wait(lambda: not sweep.arm(kind).exists(), sweep)
         sweep.arm(kind).unlink(missing_ok=True)
@@ -195,7 +208,7 @@ def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
         note(soak, sweep, verify.check(facts, soak.uri))
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
-    if left or len(ledger.trials()) != 8:
+    if left or len(ledger.trials()) != 2 * sweep.trials:
         soak.breaches.append(f"A: {sweep.paths.root}: {len(left)} trials have not ended")
     ledger.close()
     if reference is not None:
@@ -248,7 +261,8 @@ def summary(soak: Soak, minutes: float) -> str:
         f"{len(soak.breaches)} breaches, {lost} trials lost or doubled, "
         f"{sum('C:' in breach for breach in soak.breaches)} duplicate or missing metrics, "
         f"tables equal {soak.equal} of {soak.compared}, "
-        f"{soak.extra_epochs / max(total, 1):.2f} extra epochs per kill, "
+        f"{soak.extra_epochs / max(total, 1):.2f} epochs finished twice per kill (beside the "
+        f"one under way), "
         f"a killed driver's trials gone after {soak.trials_gone_s:.1f} s at the latest, the rest "
         f"of its Ray after {soak.all_gone_s:.0f} s"
     )

@@ -11,7 +11,15 @@ import pytest
 
 from orchestrator.paths import SweepPaths
 from tests.faults.soak import everything, finish, repeated_epochs, strike
-from tests.faults.victims import ROOT, Soak, Sweep, soaking
+from tests.faults.victims import (
+    ROOT,
+    Soak,
+    Sweep,
+    soaking,
+    start_driver,
+    trial_pids,
+    wait,
+)
 from tests.integration.sweeps import environment, ledger_of
 
 pytestmark = pytest.mark.faults
@@ -27,25 +35,37 @@ def soak(tmp_path: Path) -> Iterator[Soak]:
 def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: Soak) -> None:
     """Case 1: a driver any time and inside a transaction, a worker inside a checkpoint."""
     whole = Sweep(SweepPaths(soak.folder / "whole", "soak"), 1)
-    finish(soak, whole)
+    start_driver(soak, whole)
     broken = Sweep(SweepPaths(soak.folder / "broken", "soak-1"), 1)
     kinds = ("driver", "ledger", "driver", "checkpoint", "driver")
     assert [strike(soak, broken, kind) for kind in kinds] == [True] * 5
+    finish(soak, whole)
+    start_driver(soak, broken)
+    assert wait(lambda: trial_pids(broken), broken)
+    under_way = verify(broken)
+    assert under_way.returncode == 0, under_way.stdout + under_way.stderr
+    assert "It is being run by process" in under_way.stdout
+    assert "trials left" in under_way.stdout
     finish(soak, broken)
     assert everything(broken.paths) == everything(whole.paths)
     assert repeated_epochs(soak, broken) <= len(kinds)
     outcomes = [attempt.outcome for attempt in ledger_of(broken.paths).attempts()]
     assert outcomes.count("lost") >= 1
     assert outcomes.count("failed") == 1
-    command = [sys.executable, "-m", "orchestrator.sweep", "soak-1", "--verify"]
-    checked = subprocess.run(
-        [*command, "--storage", str(broken.paths.storage)],
-        cwd=soak.folder,
+    checked = verify(broken)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "Every planned trial has ended." in checked.stdout
+    assert soak.breaches == []
+    assert ledger_of(broken.paths).get("asked") == {"cnn2": 3, "cnn3": 3}
+
+
+def verify(sweep: Sweep) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.sweep", sweep.paths.name, "--verify"]
+    return subprocess.run(
+        [*command, "--storage", str(sweep.paths.storage)],
+        cwd=sweep.paths.storage,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "Every planned trial has ended." in checked.stdout
-    assert soak.breaches == []

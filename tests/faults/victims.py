@@ -37,7 +37,7 @@ SPACE = SearchSpace(
     variants=("cnn3", "cnn2"),
     trials=4,
     side=32,
-    base={"epochs": 6, "batch_size": 64, "steps_per_epoch": 8},
+    base={"epochs": 6, "batch_size": 64, "steps_per_epoch": 20},
     params={
         "lr": FloatDistribution(1e-4, 1e-1, log=True),
         "dropout": FloatDistribution(0.0, 0.5),
@@ -81,6 +81,7 @@ class Sweep:
 
     paths: SweepPaths
     concurrent: int
+    trials: int = 3  # of each of two variants
     driver: subprocess.Popen[bytes] | None = None
     is_fresh: bool = False  # its driver has just been started
     sessions: set[int] = field(default_factory=set)
@@ -121,6 +122,9 @@ def soaking(
     try:
         start_server(soak)
         yield soak
+    except BaseException:
+        to_the_last = False
+        raise
     finally:
         kill_server(soak)
         over.set()
@@ -149,6 +153,7 @@ def start_driver(soak: Soak, sweep: Sweep) -> None:
         *(str(soak.folder / "soak.py"), "--name", sweep.paths.name),
         *("--storage", str(sweep.paths.storage), "--data-dir", str(soak.folder / "data")),
         *("--tracking-uri", soak.uri, "--max-concurrent", str(sweep.concurrent)),
+        *("--trials", str(sweep.trials)),
         *(("--resume",) if sweep.paths.ledger.exists() else ()),
     ]
     sweep.paths.storage.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -18,8 +21,11 @@ from orchestrator.conductor import Conductor
 from orchestrator.ledger import open_ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.tracking import Tracker
+from orchestrator.verify_decisions import check_early_stopping, check_suggestions
+from orchestrator.verify_facts import facts_of
+from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials
 from tests.orchestrator.sweeps import new_ledger, plan, space
-from tests.orchestrator.test_conductor import begin, play, quick, step
+from tests.orchestrator.test_conductor import Killed, begin, die_at, messy, play, quick, step
 from trainables import checkpoint
 
 TRIALS = 5
@@ -419,6 +425,28 @@ def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, veri
     assert not (paths.storage / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "there is no MLflow store at sqlite:///"), (b"no database" * 500, "cannot be read: ")],
+)
+def test_a_store_that_cannot_be_read_is_named_and_left_alone(
+    paths: SweepPaths, verify: Verify, content: bytes, sentence: str
+) -> None:
+    (paths.storage / "mlflow.db").write_bytes(content)
+    status, said = verify()
+    assert status == 1
+    assert sentence in said
+    assert (paths.storage / "mlflow.db").read_bytes() == content
+
+
+def test_a_server_that_does_not_answer_is_named(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [paths.name, "--verify", "--storage", str(paths.storage)]
+    assert sweep.main([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    assert "C: MLflow at http://127.0.0.1:9 cannot be read" in capsys.readouterr().out
+
+
 def test_a_damaged_ledger_is_one_sentence(paths: SweepPaths, verify: Verify) -> None:
     content = bytearray(paths.ledger.read_bytes())
     for page in range(2, len(content) // 4096):  # all but the first, which says what it is
@@ -447,3 +475,37 @@ def test_an_unfinished_sweep_is_told_and_is_no_breach(
     assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert f"D: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_found_in_messy_sweeps_that_were_killed_and_grown(
+    tmp_path: Path, seed: int
+) -> None:
+    """Failures of every kind, drivers that die anywhere, variants left out, more trials later."""
+    draws = random.Random(seed)
+    paths = SweepPaths(tmp_path, "messy")
+    of = plan(space(trials=7), seed=seed)
+    ledger = new_ledger(paths.ledger, of, versions={"optuna": optuna.__version__})
+    for _ in range(8):
+        ledger.close()
+        ledger = quick(open_ledger(paths.ledger))
+        die_at(ledger, draws.randint(1, 40), before=draws.random() < 0.5)
+        trials = draws.choice([2, 4, 7])
+        variants = draws.choice([("cnn2",), ("cnn3",), ("cnn2", "cnn3")])
+        part = dataclasses.replace(of, trials=trials, variants=variants)
+        with contextlib.suppress(Killed):
+            play(Conductor(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
+        assert found_in(paths, "a killed driver") == []
+    ledger.close()
+    ledger = quick(open_ledger(paths.ledger))
+    play(Conductor(ledger, of), limit=3, fate=messy, draws=draws)
+    ledger.close()
+    assert found_in(paths, None) == []
+
+
+def found_in(paths: SweepPaths, driver: str | None) -> list[str]:
+    with facts_of(paths, driver) as facts:
+        checks = (check_trials, check_attempts, check_epochs)
+        results = [check(facts) for check in (*checks, check_suggestions, check_early_stopping)]
+        assert driver is not None or all(result.checked for result in results)
+        return [str(breach) for result in results for breach in result.breaches]
