@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -29,7 +28,6 @@ def data_command(cwd: Path, *arguments: object) -> Ended:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.data", *map(str, arguments)],
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=said,
             stderr=subprocess.STDOUT,
         )
