@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import process
 from orchestrator.config import SweepConfig, parse_args
-from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
+from orchestrator.errors import (
+    OrchestratorError,
+    SweepExistsError,
+    SweepNotFoundError,
+    UsageError,
+)
 from orchestrator.paths import SweepPaths, sweep_names
 from trainables.redaction import redacted
 
@@ -38,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
         return dry_run(config) if config.dry_run else sweep(config)
-    except UsageError as error:
+    except OrchestratorError as error:
         if config is not None and config.verbose:
             raise
         print(f"{error}", file=sys.stderr)
@@ -68,7 +73,7 @@ def sweep(config: SweepConfig) -> int:
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
             ledger, plan, manifest = _open(config)
-        except (UsageError, KeyboardInterrupt):
+        except BaseException:
             process.remove_traces(config.paths)
             raise
         try:
@@ -87,7 +92,7 @@ def sweep(config: SweepConfig) -> int:
 
 def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
-    from orchestrator import planning
+    from orchestrator import planning, versions
 
     space = planning.load_space(config.space)
     ledger, kept = _open_if_there(config)
@@ -103,6 +108,8 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, Manifest]:
         ledger = _create(config, plan, facts)
     else:
         _check_same(ledger, plan)
+        for line in versions.changes(ledger.get("versions", {})):
+            print(line, flush=True)
         ledger.put("options", {**kept, **planning.given_options(config)})
     return ledger, plan, manifest
 
@@ -242,14 +249,11 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
 
 
 def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> Ledger:
-    import platform
     import uuid
-    from importlib.metadata import version
 
-    from orchestrator import planning
+    from orchestrator import planning, versions
     from orchestrator.ledger import create_ledger
 
-    packages = ("ray", "torch", "torchvision", "timm", "optuna", "mlflow", "pyarrow", "numpy")
     return create_ledger(
         config.paths.ledger,
         {
@@ -261,10 +265,7 @@ def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> 
             "options": planning.given_options(config),
             "dataset": plan.dataset,
             "variants": {name: asdict(values) for name, values in facts.items()},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
+            "versions": versions.installed(),
         },
     )
 
