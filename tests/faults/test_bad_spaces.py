@@ -96,9 +96,7 @@ def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
 def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_path: Path) -> None:
     """Case 77: unknown optimizer, infinite and negative rates, a fraction for a whole number."""
     (tmp_path / "mine.py").write_text(
-        HEAD
-        + SOUND
-        + "SPACE = SearchSpace(**{**VALUES, 'params': {\n"
+        HEAD + SOUND + "SPACE = SearchSpace(**{**VALUES, 'params': {\n"
         "    'optimizer': CategoricalDistribution(['adam', 'sdg']),\n"
         "    'batch_size': FloatDistribution(1.0, 2.0),\n"
         "    'lr': FloatDistribution(-1.0, float('inf')),\n"
