@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
+import mmap
 import os
 import pickle
 import re
@@ -135,6 +137,7 @@ def _opened(source: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         raise UsageError(f"The source must be a file or a folder that exists; got {source}.")
     try:
         if zipfile.is_zipfile(source):
+            _check_entries(source)
             with zipfile.ZipFile(source) as archive:
                 yield archive
             return
@@ -188,6 +191,9 @@ def _checked_zip(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo
     """Return the regular files of a zip once every entry has passed the checks."""
     entries = archive.infolist()
     _check_count(source, len(entries))
+    # Entries that share their bytes could each keep the ratio and still unpack to petabytes.
+    if sum(info.compress_size for info in entries) > source.stat().st_size:
+        raise UsageError(f"{source} was refused: its members overlap, as no honest archive's do.")
     total = 0
     for info in entries:
         name = info.filename
@@ -219,6 +225,18 @@ def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.Tar
     stream = archive.fileobj
     while stream is not None and stream.read(RATIO_EXEMPT_BYTES):
         pass
+
+
+def _check_entries(source: Path) -> None:
+    """Refuse a zip of too many entries before `zipfile` lists them, at half a kilobyte each."""
+    if source.stat().st_size <= MAX_MEMBERS * 46:  # bytes of the smallest entry
+        return
+    with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # Every entry begins with this mark.
+        beyond = itertools.islice(re.finditer(b"PK\x01\x02", content), MAX_MEMBERS, None)
+        is_over = next(beyond, None) is not None
+        del beyond  # it holds on to the map
+    _check_count(source, MAX_MEMBERS + is_over)
 
 
 def _check_count(source: Path, count: int) -> None:

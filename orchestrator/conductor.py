@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import math
+import numbers
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -180,6 +181,11 @@ class Conductor:
         """
         with self._lock:
             if self._running.get(signature) != attempt:
+                return True
+            if problem := _unusable(epoch, metrics):
+                self.on_end(
+                    signature, attempt, outcome="failed", failure_class="bug", failure_text=problem
+                )
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
@@ -469,3 +475,17 @@ class Conductor:
     def _is_given_up(self, variant: str) -> bool:
         alike = self._failures[variant].values()
         return max(map(len, alike), default=0) >= failures.IDENTICAL_FAILURES
+
+
+def _unusable(epoch: object, metrics: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a worker's report of an epoch, None when nothing is."""
+    problems = [f"it lacks {name!r}" for name in METRIC_NAMES if name not in metrics]
+    problems += [
+        f"its {name!r} must be a number; got {metrics[name]!r:.80}"
+        for name in METRIC_NAMES
+        if name in metrics
+        and (not isinstance(metrics[name], numbers.Real) or isinstance(metrics[name], bool))
+    ]
+    if type(epoch) is not int or epoch < 0:
+        problems.append(f"its epoch must be a whole number from 0; got {epoch!r:.80}")
+    return f"A report of this trial cannot be used: {'; '.join(problems)}." if problems else None

@@ -11,6 +11,7 @@ split. The folder appears in one step, whole; its presence is the only state.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
@@ -100,13 +101,27 @@ def prepare(
 
     Raises:
         UsageError: wrong names or options, an unusable source, no network, or the name is taken
-            by a dataset from another source.
+            by a dataset from another source, or the disk is full or cannot be read or written.
     """
+    name = name or kind
+    _check_options(kind, name, source, side_px)
+    try:
+        return _prepare(kind, name, data_dir, source, side_px, progress)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "Free some space there or choose another `--data-dir`; t" if is_full else "T"
+        raise UsageError(
+            f"The dataset {name!r} could not be prepared in {data_dir}: {error}. {way_out}he same "
+            "command then does it again."
+        ) from error
+
+
+def _prepare(
+    kind: str, name: str, data_dir: Path, source: str | None, side_px: int | None, progress: bool
+) -> Path:
     from orchestrator.archives import sha256_of
     from orchestrator.download import locked
 
-    name = name or kind
-    _check_options(kind, name, source, side_px)
     folder = data_dir / name
     with locked(
         data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."

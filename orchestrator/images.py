@@ -82,7 +82,8 @@ def decode_split(
         if len(problems) >= MAX_PROBLEMS:
             break
     if problems:
-        raise UsageError(" ".join(problems[:MAX_PROBLEMS]))
+        more = " There may be more." if len(problems) >= MAX_PROBLEMS else ""
+        raise UsageError(" ".join(problems[:MAX_PROBLEMS]) + more)
     return total
 
 

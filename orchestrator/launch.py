@@ -6,6 +6,7 @@ to a temporary folder and is thrown away: the ledger is the truth.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -93,6 +94,7 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     try:
         if is_local:
             os.environ.pop("RAY_ADDRESS", None)
+            _stay_on_loopback()
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -103,9 +105,15 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
         else:
             ray.init(address=found, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        # Ray does not say so when it was the token.
+        token = (
+            "It answers, so most likely its token is another one: copy ~/.ray/auth_token from the "
+            "machine that started it, and do not set RAY_AUTH_MODE. Or else: "
+        )
         raise UsageError(
-            f"No Ray cluster can be joined at {asked!r}: {error} Start one with `ray start --head` "
-            "or `ray up cluster.yaml`, or leave `--address` out to use this machine."
+            f"No Ray cluster can be joined at {asked!r}: {error} {'' if is_local else token}Start "
+            "one with `ray start --head` or `ray up cluster.yaml`, or leave `--address` out to use "
+            "this machine."
         ) from error
     resources = ray.cluster_resources()
     return Cluster(
@@ -115,6 +123,18 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
     )
+
+
+def _stay_on_loopback() -> None:
+    """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
+
+    On Linux its servers otherwise listen on every interface of the host, whatever address
+    `ray.init` is given. On macOS, where the firewall would ask, it has this switch.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def disconnect() -> None:
@@ -289,7 +309,12 @@ class _Jobs:
         if kind == "start":
             self.places[tune_id] = result["placement_group"]
         if kind == "epoch":
-            return self.conductor.on_epoch(*address, result["epoch"], result, result["checkpoint"])
+            return self.conductor.on_epoch(
+                *address,
+                result.get("epoch"),  # type: ignore[arg-type]
+                result,
+                result.get("checkpoint"),
+            )
         if kind == "end":
             self.conductor.on_end(
                 *address,
@@ -449,14 +474,33 @@ def ensure_token() -> None:
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_text().strip():
+            path.unlink()  # its writer was killed; no Ray can have started with it
+        if not path.exists():
+            _write_token(path)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise UsageError(
+            f"Ray's token must be in {path}, readable and writable by its owner only: {error}. Set "
+            "its owner and mode (chmod 600), or RAY_AUTH_TOKEN_PATH to a file that is so."
+        ) from error
+
+
+def _write_token(path: Path) -> None:
+    """Create the file with a new token, in one step; a file that is there already stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another driver was first
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
 
 
 def _answers(address: str) -> bool:

@@ -453,6 +453,8 @@ def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
             timeout=60,
         )
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError("it is empty")
         if version != SCHEMA:
             raise LedgerError(
                 f"{path} has schema {version}, this version reads {SCHEMA}. Use the version of "
@@ -461,6 +463,10 @@ def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
         if not read_only:  # not before it is known to be ours: this writes
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+            # A file cut off or overwritten can answer well until the damaged page is read.
+            damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if damage != "ok":
+                raise sqlite3.DatabaseError(damage)
         return Ledger(connection)
     except (sqlite3.DatabaseError, LedgerError) as error:
         if connection is not None:

@@ -99,7 +99,7 @@ def sweep(config: SweepConfig) -> int:
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
             ledger, plan, facts, manifest = _open(config)
-        except (UsageError, KeyboardInterrupt):
+        except BaseException:
             process.remove_traces(config.paths)
             raise
         try:
@@ -124,7 +124,7 @@ def sweep(config: SweepConfig) -> int:
 
 def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
-    from orchestrator import planning
+    from orchestrator import planning, versions
 
     space = planning.load_space(config.space)
     ledger, kept = _open_if_there(config)
@@ -142,6 +142,8 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
         ledger = _create(config, plan, facts)
     else:
         _check_same(ledger, plan, force=config.force)
+        for line in versions.changes(ledger.get("versions", {})):
+            print(line, flush=True)
         ledger.put("options", {**kept, **planning.given_options(config)})
     # By variant, the most trials that any command asked for: what `--verify` counts against.
     asked: dict[str, int] = ledger.get("asked", {})
@@ -365,14 +367,11 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
 
 
 def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> Ledger:
-    import platform
     import uuid
-    from importlib.metadata import version
 
-    from orchestrator import planning
+    from orchestrator import planning, versions
     from orchestrator.ledger import create_ledger
 
-    packages = ("ray", "torch", "torchvision", "timm", "optuna", "mlflow", "pyarrow", "numpy")
     return create_ledger(
         config.paths.ledger,
         {
@@ -384,10 +383,7 @@ def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> 
             "options": planning.given_options(config),
             "dataset": plan.dataset,
             "variants": {name: asdict(values) for name, values in facts.items()},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
+            "versions": versions.installed(),
         },
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
+import traceback
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def load(name: str) -> SearchSpace:
     from search_spaces.space import SearchSpace
 
     if name.endswith(".py") or "/" in name:
-        module = _load_file(Path(name))
+        module: types.ModuleType = _load_file(Path(name))
     elif name in names():
         module = importlib.import_module(f"search_spaces.{name}")
     else:
@@ -46,13 +47,23 @@ def load(name: str) -> SearchSpace:
     return space
 
 
-def _load_file(path: Path) -> object:
-    spec = importlib.util.spec_from_file_location(f"user_space_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+def _load_file(path: Path) -> types.ModuleType:
+    """Run a user's file; whatever it does wrong is named with its line."""
+    if not path.is_file():
         raise ValueError(f"There is no space file at {path}.")
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"user_space_{path.stem}")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a space: {error!r}.") from error
+        # Not by an import: Python's cache takes a file changed within the same second for the old.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        text: object = error
+        if isinstance(error, SyntaxError):
+            lines, text = [error.lineno], error.msg
+        where = f", line {lines[-1]}," if lines and lines[-1] else ""
+        raise ValueError(
+            f"{path}{where} cannot be read as a space: {type(error).__name__}: {text}"
+        ) from error
     return module

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
-import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +23,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
@@ -81,21 +83,30 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
         weights by name, the optimizer's state dict, and the state.
 
     Raises:
-        CheckpointError: a file is missing or not what the manifest says.
+        CheckpointError: a file is missing, not what the manifest says, or not what `save` writes.
     """
     place, names = _verified(folder)
-    weights = {
-        name.removesuffix(".safetensors"): load_file(place / name)
-        for name in names
-        if name.endswith(".safetensors")
-    }
+    try:
+        weights = {
+            name.removesuffix(".safetensors"): load_file(place / name)
+            for name in names
+            if name.endswith(".safetensors")
+        }
+        state = json.loads((place / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise TypeError(f"state.json holds a {type(state).__name__}, not a dictionary")
+    except MemoryError:
+        raise
+    except Exception as error:  # whoever can write a file can write its digest too
+        raise CheckpointError(f"{place} is not a checkpoint of ours: {error}.") from error
     try:
         optimizer = torch.load(place / "optimizer.pt", weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a foreign file can raise nearly anything
         raise CheckpointError(
             f"{place / 'optimizer.pt'} holds more than tensors and is not read: {error}."
         ) from error
-    state = json.loads((place / "state.json").read_text())
     return weights, optimizer, state
 
 
@@ -115,6 +126,8 @@ def _verified(folder: Path) -> tuple[Path, list[str]]:
     place = replaced if replaced.exists() and not folder.exists() else folder
     try:
         digests: dict[str, str] = json.loads((place / MANIFEST).read_text())["sha256"]
+        if any(Path(name).name != name for name in digests):
+            raise ValueError("its manifest names files of other folders")
         for name in sorted({"optimizer.pt", "state.json", *digests}):
             if _sha256(place / name) != digests.get(name):
                 raise CheckpointError(
@@ -126,11 +139,12 @@ def _verified(folder: Path) -> tuple[Path, list[str]]:
 
 
 def newest_valid(folders: Iterable[Path]) -> Path | None:
-    """Return the first folder that verifies; give them newest first. None when none does."""
+    """Return the first folder that can be loaded; give them newest first. None when none can."""
     for folder in folders:
         try:
-            verify(folder)
-        except CheckpointError:
+            load(folder)  # not only its digests: a file can be whole and still not ours
+        except CheckpointError as error:
+            log.warning("A checkpoint is passed over: %s", error)
             continue
         return folder
     return None

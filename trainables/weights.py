@@ -98,14 +98,31 @@ def hub_location(timm_name: str) -> tuple[str, str]:
 
 
 def not_safetensors(path: str) -> str | None:
-    """Return the sentence for a path that names no safetensors file; None when it does."""
-    if path.endswith(".safetensors"):
+    """Return the sentence for a path that names no safetensors file; None when it does.
+
+    A file that is not on this machine is not looked into: it may be on those that train.
+    """
+    if not path.endswith(".safetensors"):
+        return (
+            "Weights are 'none', 'imagenet' or the path of a .safetensors file, because loading a "
+            f"pickle can run any code; got {path!r}. Convert a trusted .pth file once: "
+            "safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)."
+        )
+    file = Path(path).expanduser()
+    if not file.is_absolute():
+        return (
+            "The path of a weights file must be absolute, because workers run in folders of their "
+            f"own; got {path!r}."
+        )
+    if not file.is_file():
         return None
-    return (
-        "Weights are 'none', 'imagenet' or the path of a .safetensors file, because loading a "
-        f"pickle can run any code; got {path!r}. Convert a trusted .pth file once: "
-        "safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)."
-    )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):  # reads the header and compares it with the file's size
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"The weights file {path} is not a whole safetensors file ({error}). Fetch it again."
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -153,15 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(problem)
     if not path.is_file():
         raise WeightsError(f"There is no weights file at {path}. Check the path.")
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"The weights file {path} is not a whole safetensors file ({error}). Fetch it again."
-        ) from error
+    state: dict[str, Tensor] = load_file(path)
     return state
 
 

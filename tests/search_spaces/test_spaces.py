@@ -163,7 +163,7 @@ def test_a_range_that_optuna_refuses_is_a_sentence_with_its_file(
     path = tmp_path / "mine.py"
     path.write_text(f"from optuna.distributions import *\nRANGE = {source}\n")
     with pytest.raises(
-        ValueError, match=r"mine\.py cannot be read as a space: ValueError"
+        ValueError, match=r"mine\.py, line \d+, cannot be read as a space: ValueError"
     ) as error:
         search_spaces.load(str(path))
     assert expected in str(error.value)

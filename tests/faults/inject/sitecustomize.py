@@ -1,14 +1,23 @@
 """Python imports this at its start: places inside checkpoint saving where a worker dies or fails.
 
-It does nothing unless a test names the file that arms it.
+It does nothing unless a test says so in the environment:
+
+FAULTS_ARM_CHECKPOINT=FILE  see `points`
+FAULTS_LET_FAIL=PATTERN=Error  saving a checkpoint fails where its path has the pattern
+FAULT_KILLS=DIR  a file of each name lies in DIR until its kill was done: `before-epoch_0001` or
+    `after-epoch_0001`: the process is killed just before, or after, that checkpoint gets its name
+FAULT_REPORTS=VARIANT  the reports of this model's trials are spoilt, differently by attempt
 """
 
 from __future__ import annotations
 
 import builtins
+import importlib.abc
+import importlib.util
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +70,73 @@ def _let_fail(rule: str) -> None:
     pathlib.Path.write_bytes = failing  # type: ignore[method-assign]
 
 
+def _kill_at_renames(folder: pathlib.Path) -> None:
+    rename = os.rename
+
+    def die_once(when: str) -> None:
+        try:
+            (folder / when).unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killing(source, target, **options):
+        die_once(f"before-{pathlib.Path(target).name}")
+        rename(source, target, **options)
+        die_once(f"after-{pathlib.Path(target).name}")
+
+    os.rename = killing
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Change a module once it is imported."""
+
+    def __init__(self, name, change):
+        self.name, self.change = name, change
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def changed(module):
+            run(module)
+            self.change(module)
+
+        spec.loader.exec_module = changed
+        return spec
+
+
+def _spoil_reports(variant: str):
+    def change(worker) -> None:
+        train = worker.train
+
+        def spoilt(job, report, **named):
+            def spoil(values):
+                if values["kind"] == "epoch" and job.config["variant"] == variant:
+                    values = dict(values)
+                    if job.attempt == 1:
+                        del values["val_top1"]
+                    else:
+                        values["val_loss"] = "high" if job.attempt == 2 else None
+                report(values)
+
+            train(job, spoil, **named)
+
+        worker.train = spoilt
+
+    return change
+
+
 if "FAULTS_LET_FAIL" in os.environ:
     _let_fail(os.environ["FAULTS_LET_FAIL"])
 if "FAULTS_ARM_CHECKPOINT" in os.environ:
     _install(os.environ["FAULTS_ARM_CHECKPOINT"])
+if os.environ.get("FAULT_KILLS"):
+    _kill_at_renames(pathlib.Path(os.environ["FAULT_KILLS"]))
+if os.environ.get("FAULT_REPORTS"):
+    sys.meta_path.insert(
+        0, _AfterImport("trainables.worker", _spoil_reports(os.environ["FAULT_REPORTS"]))
+    )
