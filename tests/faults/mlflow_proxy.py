@@ -49,6 +49,8 @@ class Server:
                     *("--host", "127.0.0.1", "--port", str(self.port)),
                 ],
                 cwd=self.folder,
+                # Its job runners are six processes that nothing here needs.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
