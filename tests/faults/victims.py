@@ -187,7 +187,13 @@ def start_server(soak: Soak) -> None:
     ]
     with (soak.folder / "server.log").open("ab") as log:
         soak.server = subprocess.Popen(
-            command, cwd=soak.folder, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=soak.folder,
+            # Its job runners are not needed, and leave files behind when they are killed.
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
