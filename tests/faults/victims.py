@@ -189,7 +189,7 @@ def start_server(soak: Soak) -> None:
         soak.server = subprocess.Popen(
             command,
             cwd=soak.folder,
-            # Its job runners are six processes that nothing here needs.
+            # Its job runners are not needed, and leave files behind when they are killed.
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=log,
