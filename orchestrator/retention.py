@@ -84,7 +84,8 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         keep = {_best_name(ledger, trial)} if trial.signature in best else set()
         if keep_option == "last":
             keep |= {row.checkpoint for row in ledger.epochs(trial.signature)[-1:]}
-        for folder in paths.trial(trial.signature).glob("attempt_*/epoch_*"):
+        # With a dot begins what a worker that was killed had half written.
+        for folder in paths.trial(trial.signature).glob("attempt_*/*epoch_*"):
             if str(folder.relative_to(paths.root)) not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
         if storage is not None:
