@@ -23,7 +23,7 @@ from PIL import Image
 from tests.faults.commands import Ended, data_command, tree
 from tests.orchestrator import sources
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.quick]
 
 
 def _prepare(folder: Path, source: Path, kind: str = "imagefolder") -> Ended:

@@ -12,7 +12,7 @@ from tests.faults.commands import tree
 from tests.faults.test_bad_input import Malice
 from tests.integration.sweeps import sweep
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.quick]
 
 HEAD = """\
 import sys

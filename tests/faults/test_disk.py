@@ -139,6 +139,7 @@ def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
         assert table(paths) == unbroken
 
 
+@pytest.mark.quick
 def test_a_sweep_that_the_disk_has_no_room_for_is_refused(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:

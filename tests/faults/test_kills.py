@@ -22,7 +22,7 @@ from tests.faults.victims import (
 )
 from tests.integration.sweeps import environment, ledger_of
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.quick]
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) ->
 @pytest.mark.parametrize(
     ("stop", "times"),
     [
-        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.quick),
         (signal.SIGINT, 1),
         (signal.SIGINT, 2),
         (signal.SIGINT, 3),
@@ -120,6 +120,7 @@ def test_a_sweep_that_slept_goes_on_and_calls_nobody_hung(
     assert {a.failure_class for a in ledger_of(paths).attempts()} == {None}
 
 
+@pytest.mark.quick
 def test_a_killed_trial_goes_on_from_its_last_checkpoint_and_is_not_charged(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint_and_is_not_charged(
     )
 
 
+@pytest.mark.quick
 def test_a_trial_that_hangs_is_ended_and_goes_on(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
