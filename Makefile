@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 unit: setup
-	$(BIN)/python -m pytest -m "not ray and not browser"
+	$(BIN)/python -m pytest -m "not ray and not browser and not faults"
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/faults
