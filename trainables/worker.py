@@ -132,6 +132,9 @@ def run_attempt(job: Job, report: Report) -> None:
             report(end_report(job, error))
             if _is_device_lost(error):
                 raise  # the process is of no further use: Ray replaces it
+        else:
+            return
+        _release_memory()  # here, because the block above still holds the error
 
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit()
 
@@ -391,6 +394,20 @@ def _train_as_rank(job_text: str) -> None:
 
 def _address(job: Job) -> dict[str, Any]:
     return {"signature": job.signature, "attempt": job.attempt}
+
+
+def _release_memory() -> None:
+    """Give back what a failed attempt held: the next one in this process may need all of it.
+
+    Its model lives on in a cycle of frames and traceback, and CUDA's in torch's own cache.
+    """
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_device_lost(error: BaseException) -> bool:

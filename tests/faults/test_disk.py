@@ -159,8 +159,8 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
         "from optuna.distributions import FloatDistribution\n"
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='big', dataset='digits', variants=('cnn3',), trials=1,\n"
-        "    side=128, first_rung_epochs=0,\n"
-        "    base={'epochs': 3, 'batch_size': 256, 'optimizer': 'adamw', 'steps_per_epoch': 3},\n"
+        "    side=64, first_rung_epochs=0,\n"
+        "    base={'epochs': 4, 'batch_size': 1024, 'optimizer': 'adamw'},\n"
         "    params={'lr': FloatDistribution(1e-4, 1e-3, log=True)})\n"
     )
     paths = SweepPaths(tmp_path / "results", "big")
@@ -175,4 +175,4 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
     attempts = ledger_of(paths).attempts()
     assert {a.failure_class for a in attempts[:-1]} == {"out_of_memory"}
     assert attempts[-1].outcome == "complete"
-    assert 0 < attempts[-1].micro_batch_size < 256
+    assert 2 < attempts[-1].micro_batch_size < 1024
