@@ -331,6 +331,8 @@ class Tracker:
             params = _params(trial)
             self._client.log_dict(run_id, trial.config, "config.json")
         metrics = self._metrics(trial, attempts, -1 if written is None else written)
+        if written is None:
+            metrics = self._new(run_id, metrics)
         tags = self._tags(trial, attempts, outcome)
         is_open = _STATUS[outcome] in ("RUNNING", "SCHEDULED")
         # MLflow stores tags after all else of a batch: they say that the rest is there.
@@ -362,6 +364,19 @@ class Tracker:
             name = self.ledger.get("plan")["space"]["metric"]
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
+
+    def _new(self, run_id: str, metrics: list[Metric]) -> list[Metric]:
+        """Return the metrics that a run does not show yet.
+
+        MLflow itself drops what it has with the same time. But after an older copy of the ledger
+        was put back, epochs that it had are trained again, and arrive at another time.
+        """
+        known: dict[str, set[int]] = {}
+        for metric in metrics:
+            if metric.key not in known:
+                history = self._client.get_metric_history(run_id, metric.key)
+                known[metric.key] = {old.step for old in history}
+        return [metric for metric in metrics if metric.step not in known[metric.key]]
 
     def _tags(self, trial: Trial, attempts: Sequence[Attempt], outcome: str) -> list[RunTag]:
         from mlflow.entities import RunTag
