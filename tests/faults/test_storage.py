@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -22,11 +23,11 @@ from tests.faults.stores import CREDENTIALS, Bucket, epochs_in, new_bucket, s3_s
 from tests.integration.sweeps import (
     count_epochs,
     ledger_of,
+    members,
     started,
     sweep,
     table,
     wait_for,
-    worker_pids,
 )
 from trainables.metrics import METRIC_NAMES
 
@@ -68,9 +69,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
-def stop_workers(before: set[int]) -> None:
-    """Wait until the workers of a driver that was killed are gone, as on a machine that is lost."""
-    wait_for(lambda: not set(worker_pids()) - before, "the workers' end", 30)
+def lose(process: Any) -> None:
+    """Kill a driver, and wait for the end of what it started, as on a machine that is lost."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not members(process.mark), "the end of the driver's processes", 40)
 
 
 def metrics_in_mlflow(uri: str) -> dict[tuple[str, str, int], int]:
@@ -100,14 +103,11 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
     options = (*SMALL, "--data-dir", digits_data_dir, "--storage", bucket.uri())
     options = (*options, "--tracking-uri", tracking)
-    before = set(worker_pids())
     machine(monkeypatch, tmp_path / "one")
     paths = place(bucket.uri(), "digits")
     with started(tmp_path, "digits", *options) as process:
         wait_for(lambda: count_epochs(paths) >= 6, "six epochs")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    stop_workers(before)
+        lose(process)
     shutil.rmtree(tmp_path / "one")
     copied = epochs_in(bucket.storage().get("digits/ledger.sqlite"), tmp_path)
     assert copied >= 1
@@ -218,7 +218,6 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
     options = (*options, "--storage", bucket.uri())
     machine(monkeypatch, tmp_path / "one")
     paths = place(bucket.uri(), "digits")
-    before = set(worker_pids())
     with started(tmp_path, "digits", *options, "--epochs", 60) as first:
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
         machine(monkeypatch, tmp_path / "two")
@@ -228,9 +227,7 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
             second.stderr
         )
         assert first.poll() is None
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    stop_workers(before)
+        lose(first)
     with started(tmp_path, "digits", *options, "--resume", "--epochs", 60) as third:
         paths = place(bucket.uri(), "digits")
         wait_for(lambda: count_epochs(paths) >= 2, "more epochs", 60)
