@@ -272,7 +272,7 @@ def test_runs_of_a_killed_driver_are_the_same_after_resume_and_none_runs(
 def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """No number of its own, a resume from a moved folder: nothing points to the old place any more."""
+    """No case number, a resume from a moved folder: nothing points to the old place."""
     size = ("--variants", "cnn3", "--epochs", 1, "--data-dir", digits_data_dir)
     first = sweep(tmp_path, "digits", *size, "--trials", 1, "--storage", "old")
     assert first.returncode == 0, first.stdout + first.stderr
