@@ -135,7 +135,7 @@ def test_a_server_that_is_killed_and_started_again_has_everything_once(
             wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
             server.kill()
             wait_for(lambda: count_epochs(paths) >= 0.4 * len(healthy.table), "more epochs")
-            server.start()
+            server.start(politely=True)
             output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert "does not have everything" not in output
