@@ -126,16 +126,16 @@ class Tracker:
             Exception: whatever MLflow raised.
         """
         self.sync(last=True)
-        self._log_facts(facts)
-        self._stand(outcome)
-        # A server that was frozen may have acted late on what it was asked before. Look again.
-        self._client = None
+        try:
+            self._log_facts(facts)
+            self._stand(outcome)
+        finally:
+            # A server that was frozen may have acted late on what it was asked before. Look again.
+            self._client = None
         self.sync(last=True)
         assert self._parent is not None
-        if (self._parent.info.status, self._parent.data.tags.get(_OUTCOME)) != (
-            _STATUS[outcome],
-            outcome,
-        ):
+        stands = self._parent.info.status, self._parent.data.tags.get(_OUTCOME)
+        if stands != (_STATUS[outcome], outcome):
             self._stand(outcome)
 
     def _connect(self) -> None:

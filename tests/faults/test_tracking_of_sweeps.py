@@ -135,7 +135,7 @@ def test_a_server_that_is_killed_and_started_again_has_everything_once(
             wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
             server.kill()
             wait_for(lambda: count_epochs(paths) >= 0.4 * len(healthy.table), "more epochs")
-            server.start()
+            server.start(politely=True)
             output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert "does not have everything" not in output
@@ -272,7 +272,7 @@ def test_runs_of_a_killed_driver_are_the_same_after_resume_and_none_runs(
 def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """Another folder, as another user: nothing points to the old place any more."""
+    """No case number, a resume from a moved folder: nothing points to the old place."""
     size = ("--variants", "cnn3", "--epochs", 1, "--data-dir", digits_data_dir)
     first = sweep(tmp_path, "digits", *size, "--trials", 1, "--storage", "old")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -291,7 +291,7 @@ def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
     assert len(runs) == 3
     for run in runs:
         name = "config.json" if "sweep.signature" in run.data.tags else "plan.json"
+        assert run.info.artifact_uri.startswith((tmp_path / "new place").as_uri())
         path = client.download_artifacts(run.info.run_id, name)
-        assert Path(path).is_relative_to(tmp_path / "new place")
         assert Path(path).read_text().startswith("{")
     assert_all_shown(uri, SweepPaths(tmp_path / "new place", "digits"))
