@@ -487,9 +487,9 @@ class Tracker:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self._client.set_tag(run_id, _WEIGHTS_TAG, _UNSURE)
-        if self._client.list_artifacts(run_id, _WEIGHTS):
-            uri = self._client.get_run(run_id).info.artifact_uri
-            files = get_artifact_repository(uri, tracking_uri=self.uri)
+        uri = self._client.get_run(run_id).info.artifact_uri
+        files = get_artifact_repository(uri, tracking_uri=self.uri)
+        if patiently(files.list_artifacts)(_WEIGHTS):
             patiently(files.delete_artifacts)(_WEIGHTS)
 
 
