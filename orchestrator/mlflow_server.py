@@ -20,10 +20,10 @@ class Patient:
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self.impatient = client
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = getattr(self.impatient, name)
         return method if name == "create_run" else patiently(method)
 
 

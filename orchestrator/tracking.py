@@ -187,14 +187,15 @@ class Tracker:
     ) -> Run:
         def once() -> Run:
             """Search first: an earlier request may have been acted on and its answer lost."""
-            return self._search(client, signature).get(signature) or client.create_run(
+            found = self._search(client.impatient, signature).get(signature)
+            return found or client.create_run(
                 self.experiment, start_time=int(started_s * 1000), run_name=name, tags=tags
             )
 
         run: Run = patiently(once)()
         return run
 
-    def _search(self, client: Patient, signature: str = "") -> dict[str, Run]:
+    def _search(self, client: Any, signature: str = "") -> dict[str, Run]:
         """Return the sweep's runs by signature, or one trial's; the sweep's own under "".
 
         Doubled runs, from a request that was acted on after it had been given up, are deleted.
