@@ -41,7 +41,7 @@ def num_best(ledger: Ledger) -> int:
 
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
     """Return the checkpoint folder of a trial's best epoch, None where there is none."""
-    name = _best_name(ledger, trial)
+    name = _best_name(ledger, paths, trial)
     if name is None:
         return None
     folder = paths.root / name
@@ -81,7 +81,7 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
     for trial in trials:
         if trial.signature in done:
             continue
-        keep = {_best_name(ledger, trial)} if trial.signature in best else set()
+        keep = {_best_name(ledger, paths, trial)} if trial.signature in best else set()
         if keep_option == "last":
             keep |= {row.checkpoint for row in ledger.epochs(trial.signature)[-1:]}
         # With a dot begins what a worker that was killed had half written.
@@ -107,10 +107,17 @@ def _ended(ledger: Ledger, up_to: int | None) -> list[Trial]:
     ]
 
 
-def _best_name(ledger: Ledger, trial: Trial) -> str | None:
-    """Return the checkpoint of a trial's best epoch, relative to the sweep's folder."""
+def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
+    """Return the checkpoint of a trial's best epoch, relative to the sweep's folder.
+
+    Where the one of its row is gone, an attempt that trained the epoch again has one as good.
+    """
     rows = ledger.epochs(trial.signature)
-    return next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
+    name = next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
+    if name is None or paths.durable or (paths.root / name).is_dir():
+        return name
+    again = sorted(paths.trial(trial.signature).glob(f"attempt_*/{Path(name).name}"))
+    return str(again[-1].relative_to(paths.root)) if again else name
 
 
 def _collect_stored(

@@ -111,6 +111,29 @@ def test_a_displaced_trial_loses_its_checkpoint(paths: SweepPaths) -> None:
     assert done == {"first"}
 
 
+def test_the_best_epoch_s_checkpoint_is_a_later_attempt_s_where_the_first_is_gone(
+    paths: SweepPaths,
+) -> None:
+    ledger = sweep(paths, keep=1)
+    add(ledger, paths, "a", "complete", (1, 0.5))
+    (paths.trial("a") / "attempt_1" / "epoch_0001").rename(
+        paths.trial("a") / "attempt_2" / "epoch_0001"
+    )
+    retention.collect(ledger, paths, set())
+    assert kept(paths, "a") == ["attempt_2/epoch_0001"]
+    best = retention.best_checkpoint(ledger, paths, ledger.trial("a"))
+    assert best == paths.trial("a") / "attempt_2" / "epoch_0001"
+
+
+def test_what_a_killed_worker_had_half_written_goes_with_the_trial_s_end(paths: SweepPaths) -> None:
+    ledger = sweep(paths, keep=1)
+    add(ledger, paths, "a", "complete", (1, 0.5))
+    half = paths.trial("a") / "attempt_1" / ".epoch_0002.77.tmp"
+    half.mkdir()
+    retention.collect(ledger, paths, set())
+    assert not half.exists()
+
+
 def test_a_trial_without_a_best_value_is_never_among_the_best(paths: SweepPaths) -> None:
     ledger = sweep(paths, keep=3)
     add(ledger, paths, "none", "complete", None)
