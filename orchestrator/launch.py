@@ -179,6 +179,7 @@ def run(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
     storage = durability.storage_of(paths)
+    _let_tune_take_every_death()
     jobs = _Jobs(
         conductor,
         shapes,
@@ -442,7 +443,7 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
             self._gone(trial, "The trial was removed before it ended.")
 
         def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
-            self._gone(trial, str(trial.get_error() or "The worker process died."))
+            self._gone(trial, _death_of(trial))
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             # A failed reset of a reused actor ends a Tune trial without telling anyone.
@@ -464,6 +465,43 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
                 jobs.error = error
 
     return StopTrials()  # type: ignore[no-untyped-call]
+
+
+def _death_of(trial: Any) -> str:
+    """Return what Ray says of the death of a trial's process.
+
+    `trial.get_error()` looks where Tune has not copied it yet.
+    """
+    try:
+        return Path(trial.error_file).read_text()
+    except (OSError, TypeError):
+        return "The worker process died."
+
+
+def _let_tune_take_every_death() -> None:
+    """Make an actor's death of any cause the end of its trial, not of all of Tune.
+
+    Ray says of an actor that it killed for want of memory `OutOfMemoryError`, of others
+    `NodeDiedError` or `WorkerCrashedError`; Tune 2.60 knows `RayActorError` only and raises at the
+    rest (`ray/air/execution/_internal/actor_manager.py`).
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    original = RayActorManager._actor_task_failed
+    if getattr(original, "takes_every_death", False):
+        return
+
+    def take(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(
+            exception, RayActorError | RayTaskError
+        ):
+            text = f"{type(exception).__name__}: {exception}"
+            exception = RayActorError(error_msg=text)
+        original(self, tracked_actor_task, exception)
+
+    take.takes_every_death = True  # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = take  # type: ignore[method-assign]
 
 
 def ensure_token() -> None:

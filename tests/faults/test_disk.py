@@ -176,3 +176,29 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
     assert {a.failure_class for a in attempts[:-1]} == {"out_of_memory"}
     assert attempts[-1].outcome == "complete"
     assert 2 < attempts[-1].micro_batch_size < 1024
+
+
+def test_a_trial_that_ray_kills_for_want_of_memory_goes_on_in_smaller_parts(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    """Case 20: Ray's memory monitor kills a trial's process; neither Tune nor the sweep ends."""
+    (tmp_path / "big.py").write_text(
+        "from optuna.distributions import FloatDistribution\n"
+        "from search_spaces.space import SearchSpace\n"
+        "SPACE = SearchSpace(name='big', dataset='digits', variants=('cnn3',), trials=1,\n"
+        "    side=128, first_rung_epochs=0,\n"
+        "    base={'epochs': 1, 'batch_size': 1024, 'optimizer': 'sgd', 'steps_per_epoch': 2},\n"
+        "    params={'lr': FloatDistribution(1e-4, 1e-3, log=True)})\n"
+    )
+    paths = SweepPaths(tmp_path / "results", "big")
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    used = kib["MemTotal"] - kib["MemAvailable"] + 3 * 2**20  # 3 GiB for the sweep
+    env = {"RAY_memory_usage_threshold": f"{used / kib['MemTotal']:.3f}"}
+    done = sweep(tmp_path, "big.py", "--data-dir", digits_data_dir, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    attempts = ledger_of(paths).attempts()
+    assert {a.failure_class for a in attempts[:-1]} == {"out_of_memory"}
+    assert "low on memory" in str(attempts[0].failure_text)
+    assert attempts[-1].outcome == "complete"
+    assert 2 < attempts[-1].micro_batch_size < 1024
