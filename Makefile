@@ -1,6 +1,6 @@
 # make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
 # make test                                        everything but what needs a GPU
-# make test-faults                                 kills, freezes and fills things; half an hour
+# make test-faults                                 kills, freezes and fills things; long
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
 # Each sets up .venv first if need be.
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from orchestrator.cluster import Cluster
     from orchestrator.conductor import Conductor, Plan
     from orchestrator.durability import Durable
-    from orchestrator.launch import Cluster
     from orchestrator.ledger import Ledger
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
@@ -172,7 +172,7 @@ def _run(
     durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
-    from orchestrator import launch
+    from orchestrator import cluster
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
@@ -186,20 +186,20 @@ def _run(
     with process.signals_set(interruption):
         views = Views(tracker, config.paths)
         if conductor.has_work():
-            cluster = launch.connect(
+            ray_cluster = cluster.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
             process.handle_signals(interruption)  # again: Ray installs its own
-            console.print(cluster.describe())
+            console.print(ray_cluster.describe())
             dataset_dir = config.data_dir / manifest.name
-            runner = _start_trials(config, conductor, cluster, dataset_dir, errors)
+            runner = _start_trials(config, conductor, ray_cluster, dataset_dir, errors)
             views.start()
             _watch(console, conductor, views, runner, durable, interrupted)
             try:
                 conductor.interrupt()  # nothing, after an end of its own
             except LedgerError as error:  # `--resume` closes what is open then
                 errors.append(error)
-            launch.disconnect()
+            cluster.disconnect()
         else:
             views.start()
             console.print("Every trial of this sweep has ended already.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch import ensure_token
+from orchestrator.cluster import ensure_token
 from orchestrator.paths import SweepPaths
 from tests.integration.sweeps import environment, ledger_of, sweep
 

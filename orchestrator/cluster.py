@@ -1,0 +1,178 @@
+"""Starts or joins a Ray cluster, with a token and on the loopback interface."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UsageError
+
+# Set before ray is imported; each has its reason.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",  # an open Ray port is remote code execution
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the record
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nobody reads Tune's own state
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial may take long to let go of its model
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often a worker group's reports arrive
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start; every epoch is saved
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # After an interrupt a late call of Tune's thread must not start a second Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What Ray said about where trials will run. `is_local` means this process started it."""
+
+    address: str
+    is_local: bool
+    nodes: int
+    cpus: float
+    gpus: float
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
+        hosts = "" if self.is_local else f" on {self.nodes} nodes"
+        return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}."
+
+
+def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
+    """Join the given cluster, `RAY_ADDRESS`'s or this host's; else start a local Ray.
+
+    Args:
+        address: host:port, "auto", "local", or None to choose as above.
+        needs_state_api: worker groups need Ray's dashboard, or placement groups are never freed.
+
+    Raises:
+        UsageError: there is no cluster at the address, or its token is refused.
+    """
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    ensure_token()
+    import ray
+    from ray._private.services import find_bootstrap_address
+
+    asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if asked == "auto":
+        # What `ray start` or `ray up` left behind. Ray's own "auto" would also join the private
+        # Ray of another sweep on this host, wait for its CPUs and end with it.
+        found = find_bootstrap_address(None)
+        is_local = not (found and _answers(found))
+    else:
+        is_local = asked == "local"
+        found = asked
+    if not is_local and not _answers(str(found)):
+        raise UsageError(
+            f"No Ray cluster can be joined at {asked!r}: nothing answers there. Start one with "
+            "`ray start --head` or `ray up cluster.yaml`, or leave `--address` out to use this "
+            "machine."
+        )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if is_local:
+            os.environ.pop("RAY_ADDRESS", None)
+            _stay_on_loopback()
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=needs_state_api,
+                dashboard_host="127.0.0.1",
+                **quiet,
+            )
+        else:
+            ray.init(address=found, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        # Ray does not say so when it was the token.
+        token = (
+            "It answers, so most likely its token is another one: copy ~/.ray/auth_token from the "
+            "machine that started it, and do not set RAY_AUTH_MODE. Or else: "
+        )
+        raise UsageError(
+            f"No Ray cluster can be joined at {asked!r}: {error} {'' if is_local else token}Start "
+            "one with `ray start --head` or `ray up cluster.yaml`, or leave `--address` out to use "
+            "this machine."
+        ) from error
+    resources = ray.cluster_resources()
+    return Cluster(
+        address=ray.get_runtime_context().gcs_address,
+        is_local=is_local,
+        nodes=len(ray.nodes()),
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+    )
+
+
+def _stay_on_loopback() -> None:
+    """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
+
+    On Linux its servers otherwise listen on every interface of the host, whatever address
+    `ray.init` is given. On macOS, where the firewall would ask, it has this switch.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local Ray ends with all its processes."""
+    import ray
+
+    ray.shutdown()
+
+
+def ensure_token() -> None:
+    """Make sure that Ray's token exists and only its owner can read it.
+
+    Ray itself writes the file with mode 0644.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_text().strip():
+            path.unlink()  # its writer was killed; no Ray can have started with it
+        if not path.exists():
+            _write_token(path)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise UsageError(
+            f"Ray's token must be in {path}, readable and writable by its owner only: {error}. Set "
+            "its owner and mode (chmod 600), or RAY_AUTH_TOKEN_PATH to a file that is so."
+        ) from error
+
+
+def _write_token(path: Path) -> None:
+    """Create the file with a new token, in one step; a file that is there already stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another driver was first
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _answers(address: str) -> bool:
+    """Return whether something listens there; Ray keeps the addresses of clusters long gone."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
