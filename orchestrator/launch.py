@@ -19,7 +19,8 @@ from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
 from orchestrator.paths import SweepPaths
 from orchestrator.watchdog import Watchdog
-from trainables.worker import Job, group_resources, group_trial, resources, run_trial
+from trainables.group import group_resources, group_trial
+from trainables.worker import Job, resources, run_trial
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The adapter between Ray and `loop.fit`: runs one attempt and reports.
 
-The only module here that imports ray. A report is a flat dictionary (Tune flattens others), one of
+Only it and `group.py`, for several devices, import ray. A report is a flat dictionary (Tune
+flattens others), one of
     {"kind": "alive"}                        now and then between epochs
     {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
@@ -12,20 +13,24 @@ with the trial's signature and attempt number, which fence reports of attempts t
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import logging
-import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables.redaction import RedactingFormatter
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.config import TrainConfig
+    from trainables.loop import EpochEnd
 
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
@@ -79,24 +84,6 @@ def run_trial(config: dict[str, Any]) -> None:
     run_attempt(Job.from_json(config["job"]), tune.report)
 
 
-def group_trial(workers: int, storage: str) -> Callable[[dict[str, Any]], None]:
-    """Return the function of a Tune trial whose attempt runs on a worker group of its own.
-
-    Args:
-        workers: how many.
-        storage: a folder for Ray Train's own state, which nothing here reads.
-    """
-    return functools.partial(_run_group_trial, workers=workers, storage=storage)
-
-
-def _run_group_trial(config: dict[str, Any], *, workers: int, storage: str) -> None:
-    from ray import tune
-
-    run_attempt_on_group(
-        Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
-    )
-
-
 def resources(config: dict[str, Any]) -> Any:
     """Return the placement of a single-device trial."""
     from ray import tune
@@ -104,17 +91,6 @@ def resources(config: dict[str, Any]) -> Any:
     job = Job.from_json(config["job"])
     bundle = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
     return tune.PlacementGroupFactory([bundle])
-
-
-def group_resources(config: dict[str, Any]) -> Any:
-    """Return the placement of the actor that waits for a worker group.
-
-    The group has a placement group of its own. A share of a CPU here would leave one CPU too few
-    for a group that wants them all.
-    """
-    from ray import tune
-
-    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 
 def run_attempt(job: Job, report: Report) -> None:
@@ -139,54 +115,14 @@ def run_attempt(job: Job, report: Report) -> None:
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit()
 
 
-def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str) -> None:
-    """Run one attempt on several devices: a Ray Train worker group reporting through Tune.
-
-    Args:
-        job: the attempt.
-        report: for what the group itself cannot say, its failure.
-        workers: how many, with `job.cpus` and `job.gpus` each.
-        storage: a folder for Ray Train's own state, which nothing here reads.
-    """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal import constants
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    # Ray's own cleaner of placement groups looks for "the" Ray of this host; of several it takes
-    # any (seen: it then dies of another one's end, and the place of a killed group is never free).
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    trainer = TorchTrainer(
-        functools.partial(_train_as_rank, job.to_json()),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=job.gpus > 0,
-            resources_per_worker={"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})},
-        ),
-        run_config=RunConfig(
-            name=f"{job.signature}-{job.attempt}",
-            storage_path=storage,
-            failure_config=FailureConfig(max_failures=0),
-            # A Train callback, which Ray annotates as Tune's.
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        causes = _causes(error)
-        died = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
-        if died:  # what the other workers say follows from that
-            report({**end_report(job, error), "failure_class": None, "death": str(died[0])})
-            return
-        # Where one of them fails, the others only lose the connection to it.
-        classes = [kind for kind in map(classify, causes) if kind != "bug"]
-        report({**end_report(job, error), "failure_class": next(iter(classes), "bug")})
-
-
-def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = True) -> None:
+def train(
+    job: Job,
+    report: Report,
+    *,
+    signs: bool = False,
+    is_first: bool = True,
+    device: torch.device | None = None,
+) -> None:
     """Train one attempt to its end, reporting every epoch once its checkpoint is durable.
 
     Args:
@@ -195,6 +131,7 @@ def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = Tru
         signs: whether to report between epochs that training is alive. Not in a worker group:
             its workers report together or wait for each other for ever.
         is_first: whether this is the worker whose checkpoints count, of several.
+        device: this worker's; None: the process's own.
 
     Raises:
         Exception: whatever ended the training; divergence is reported, not raised.
@@ -210,6 +147,7 @@ def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = Tru
         Path(job.dataset_dir),
         checkpoints=folder,
         resume_from=_resume_point(job),
+        device=device,
         keep_all=job.keep_all,
         on_step=_signs_of_life(job, report) if signs else None,
     )
@@ -219,35 +157,34 @@ def train(job: Job, report: Report, *, signs: bool = False, is_first: bool = Tru
         )
         try:
             for end in epochs:
-                values = end.metrics.to_dict()
-                log.info(
-                    "epoch %d/%d  %s",
-                    end.epoch + 1,
-                    config.epochs,
-                    "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
-                )
                 checkpoint = None
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
                     if upload and is_first:
                         upload.checkpoint(checkpoint)
-                report(
-                    {
-                        **_address(job),
-                        "kind": "epoch",
-                        "epoch": end.epoch,
-                        **values,
-                        "checkpoint": checkpoint,
-                    }
-                )
+                report(_epoch_report(job, config, end, checkpoint))
         except loop.DivergedError as error:
             log.info("diverged: %s", error)
-            report({**_address(job), "kind": "end", "outcome": "diverged"})
+            report({**address(job), "kind": "end", "outcome": "diverged"})
             return
         except Exception:
             log.exception("failed")
             raise
-    report({**_address(job), "kind": "end", "outcome": "complete"})
+    report({**address(job), "kind": "end", "outcome": "complete"})
+
+
+def _epoch_report(
+    job: Job, config: TrainConfig, end: EpochEnd, checkpoint: str | None
+) -> dict[str, Any]:
+    values = end.metrics.to_dict()
+    log.info(
+        "epoch %d/%d  %s",
+        end.epoch + 1,
+        config.epochs,
+        "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
+    )
+    where = {"epoch": end.epoch, "checkpoint": checkpoint}
+    return {**address(job), "kind": "epoch", **where, **values}
 
 
 def _resume_point(job: Job) -> Path | None:
@@ -321,7 +258,7 @@ def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
         now_s = time.monotonic()
         if now_s - last_s >= SIGN_EVERY_S:
             last_s = now_s
-            report({**_address(job), "kind": "alive"})
+            report({**address(job), "kind": "alive"})
 
     return on_step
 
@@ -329,26 +266,12 @@ def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
 def end_report(job: Job, error: BaseException) -> dict[str, Any]:
     """Return the report of a failed attempt: its class and traceback."""
     return {
-        **_address(job),
+        **address(job),
         "kind": "end",
         "outcome": "failed",
         "failure_class": classify(error),
         "failure_text": "".join(traceback.format_exception(error)),
     }
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return what lies at the bottom of the error of a worker group, one cause for each worker."""
-    return [_innermost(e) for e in list(getattr(error, "worker_failures", {}).values()) or [error]]
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return what Ray wrapped, however often."""
-    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return _innermost(inner)
-    return error
 
 
 def classify(error: BaseException) -> str:
@@ -374,25 +297,8 @@ def classify(error: BaseException) -> str:
     return "bug"
 
 
-def _train_as_rank(job_text: str) -> None:
-    """Train as one rank of a worker group; every rank reports, the first one's counts."""
-    import ray
-    import ray.train
-
-    def report(values: dict[str, Any]) -> None:
-        ray.train.report(values)
-
-    job = Job.from_json(job_text)
-    # So that the driver can free the group's place itself, at once and in any case.
-    place = ray.util.get_current_placement_group()
-    report({**_address(job), "kind": "start", "placement_group": place.id.hex() if place else ""})
-    rank = ray.train.get_context().get_world_rank()
-    if rank:
-        job = replace(job, log=f"{job.log}.rank{rank}")
-    train(job, report, is_first=not rank)
-
-
-def _address(job: Job) -> dict[str, Any]:
+def address(job: Job) -> dict[str, Any]:
+    """Return what says whose report it is."""
     return {"signature": job.signature, "attempt": job.attempt}
 
 

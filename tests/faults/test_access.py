@@ -24,9 +24,6 @@ from tests.integration.test_worker_groups import RAY, _address_said_by
 pytestmark = pytest.mark.faults
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-# Torch's store, where data-parallel workers meet, binds to every interface and cannot be told not
-# to. One port, of the first worker, and only with `--workers-per-trial` above 1.
-MEETING_PLACE = "ray::RayTrainWorker"
 MARK = "SWEEP_TEST_MARK"  # by this variable a sweep's processes are told from all others
 
 
@@ -114,9 +111,7 @@ def test_a_running_sweep_listens_on_loopback_only_and_its_dashboard_wants_the_to
         ]
         assert listening
         outside = {at: who.strip() for at, who in listening.items() if at[0] not in LOOPBACK}
-        meeting = [at for at, who in outside.items() if who.startswith(MEETING_PLACE)]
-        assert len(meeting) <= workers - 1
-        assert len(outside) == len(meeting), outside
+        assert outside == {}
         token = (Path.home() / ".ray" / "auth_token").read_text().strip()
         job = {"entrypoint": f"touch {tmp_path / 'executed'}"}
         answers = []
