@@ -16,54 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import failures
+from orchestrator import failures, finals
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial, TrialStatus
+from orchestrator.plan import Plan
 from orchestrator.study import Study, is_stopped
-from search_spaces.space import SearchSpace, is_better, trial_seed
+from search_spaces.space import is_better
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 from trainables.redaction import redacted
 from trainables.worker import checkpoint_path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a sweep is to do, resolved: variants in their order and each one's input side.
-
-    `overrides` are the training parameters that the command line decides.
-    """
-
-    space: SearchSpace
-    seed: int
-    trials: int  # per variant
-    variants: tuple[str, ...]
-    side_px: Mapping[str, int]
-    dataset: str
-    fingerprint: str
-    overrides: Mapping[str, Any]
-
-    def identity(self) -> dict[str, Any]:
-        """Return what must not change when a sweep is continued, JSON-ready."""
-        return {
-            "space": self.space.to_dict(self.variants),
-            "seed": self.seed,
-            "side_px": dict(self.side_px),
-            "dataset": self.dataset,
-            "fingerprint": self.fingerprint,
-            "overrides": dict(self.overrides),
-        }
-
-    def train_config(self, variant: str, number: int, params: Mapping[str, Any]) -> TrainConfig:
-        """Return the configuration of one trial."""
-        return self.space.train_config(
-            variant,
-            params,
-            dataset=self.dataset,
-            fingerprint=self.fingerprint,
-            side_px=self.side_px[variant],
-            seed=trial_seed(self.seed, variant, number),
-            overrides=self.overrides,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +37,7 @@ class Start:
     number: int
     config: TrainConfig
     resume_from: str | None
+    is_judged: bool  # by the test part, at its end
 
 
 class Conductor:
@@ -119,6 +81,8 @@ class Conductor:
         # By variant and traceback: the trials that ended with it.
         self._failures: dict[str, dict[str, set[str]]] = {v: {} for v in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()
+        # By variant whose search is over: its best trial.
+        self._winners: dict[str, Trial | None] = {}
         self._studies = {variant: self._new_study(variant) for variant in plan.variants}
         self._rebuild()
 
@@ -127,18 +91,23 @@ class Conductor:
     def next_start(self) -> Start | None:
         """Return the next attempt to start, stored in the ledger; None when nothing is left now.
 
-        Interrupted and failed trials go first, then the variants in order, smallest first.
+        Interrupted and failed trials go first, then the variants in order, smallest first, then
+        the final trials of those whose search is over.
         """
         with self._lock:
             if self._is_interrupted or self._halted or self.is_paused():
                 return None
-            next_variant = self._next_variant()
-            if next_variant is not None and not self._has_room(next_variant):
+            following = self._following()
+            if following is None:
+                return None
+            if not self._has_room(following[0]):
                 self._pause("There is too little room left on the disk for another trial.")
                 return None
             if self._retries:
                 return self._start(self.ledger.trial(self._retries.popleft()))
-            return self._start(self._plan_trial(next_variant)) if next_variant else None
+            variant, origin = following
+            trial = self._plan_final(origin) if origin else self._plan_trial(variant)
+            return self._start(trial)
 
     def num_running(self) -> int:
         """Return how many attempts are under way."""
@@ -148,7 +117,7 @@ class Conductor:
     def has_work(self) -> bool:
         """Return whether anything runs or is left to start."""
         with self._lock:
-            return bool(self._running) or self._next_variant() is not None
+            return bool(self._running) or self._following() is not None
 
     def is_paused(self) -> bool:
         """Return whether nothing starts for now, because the disk failed a moment ago."""
@@ -193,6 +162,14 @@ class Conductor:
             if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
                 self._end(signature, attempt, outcome="stopped", status="stopped")
                 return True
+            return False
+
+    def on_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
+        """Store what the test part said of a trial and return whether the trial is to stop here."""
+        with self._lock:
+            if self._running.get(signature) != attempt:
+                return True
+            self.ledger.record_evaluation(signature, attempt, result)
             return False
 
     def on_end(
@@ -256,13 +233,41 @@ class Conductor:
 
     # How it is done.
 
-    def _next_variant(self) -> str | None:
-        """Return the variant of the next attempt to start, None when none is left."""
+    def _following(self) -> tuple[str, Trial | None] | None:
+        """Return the variant of the next attempt to start, None when none can start now.
+
+        With it, where that is to be a new final trial, the one that it trains again.
+        """
         if self._retries:
-            return self._variant(self._retries[0])
+            return self._variant(self._retries[0]), None
         for variant in self.plan.variants:
             if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
-                return variant
+                return variant, None
+        for variant in self.plan.variants:
+            best = self._finished_search(variant)
+            if best is not None and self._missing_final(best) is not None:
+                return variant, best
+        return None
+
+    def _finished_search(self, variant: str) -> Trial | None:
+        """Return the best trial of a variant whose search is over, None where there is none."""
+        is_searched = bool(self.plan.space.params_for(variant))
+        if not is_searched or not self.plan.final_seeds or self._is_given_up(variant):
+            return None
+        if variant not in self._winners:
+            if any(self._variant(signature) == variant for signature in self._running):
+                return None
+            own = [trial for trial in self.ledger.trials("search") if trial.variant == variant]
+            self._winners[variant] = finals.best_of(own, self.plan.space.mode)
+        return self._winners[variant]
+
+    def _missing_final(self, origin: Trial) -> TrainConfig | None:
+        """Return the first configuration of a final trial that is not planned yet."""
+        planned = {trial.signature for trial in self.ledger.trials("final")}
+        for number in range(self.plan.final_seeds):
+            config = self.plan.train_config(origin.variant, number, origin.params, "final")
+            if config.signature() not in planned:
+                return config
         return None
 
     def _pause(self, reason: str) -> None:
@@ -314,7 +319,24 @@ class Conductor:
             number=trial.number,
             config=config,
             resume_from=resume_from,
+            is_judged=self.plan.is_judged(trial),
         )
+
+    def _plan_final(self, origin: Trial) -> Trial:
+        config = self._missing_final(origin)
+        assert config is not None
+        own = [t for t in self.ledger.trials("final") if t.variant == origin.variant]
+        self.ledger.plan_trial(
+            signature=config.signature(),
+            variant=origin.variant,
+            stage="final",
+            number=len(own),
+            origin=origin.signature,
+            config=config.to_dict(),
+            params=origin.params,
+            seen_seq=self.ledger.seq,
+        )
+        return self.ledger.trial(config.signature())
 
     def _plan_trial(self, variant: str) -> Trial:
         number = self._planned[variant]
@@ -343,7 +365,6 @@ class Conductor:
         failure_text: str | None = None,
     ) -> None:
         self._running.pop(signature, None)
-        rows = self.ledger.epochs(signature)
         self.ledger.end_attempt(
             signature,
             attempt,
@@ -353,8 +374,7 @@ class Conductor:
             trial_status=status,
             best=None if status in ("diverged", "failed") else self._best(signature),
         )
-        trial = self.ledger.trial(signature)
-        self._studies[trial.variant].tell(trial, rows, self.plan.space.metric)
+        self._tell(self.ledger.trial(signature))
 
     def _fail(self, signature: str) -> None:
         """Give a trial up after its last attempt."""
@@ -376,6 +396,8 @@ class Conductor:
         rows, space = self.ledger.epochs(trial.signature), self.plan.space
         if not rows or rows[-1].epoch + 1 >= trial.config["epochs"]:
             return False
+        if self.plan.is_judged(trial):
+            return False
         last = rows[-1]
         return is_stopped(
             last.metrics[space.metric],
@@ -396,8 +418,13 @@ class Conductor:
         return self.ledger.trial(signature).variant
 
     def _best(self, signature: str) -> tuple[int, float] | None:
-        """Return the epoch the trial is judged by and the sweep's metric there."""
+        """Return the epoch the trial is judged by and the sweep's metric there.
+
+        Without a validation part that is the last one, and it has no value.
+        """
         trial, space = self.ledger.trial(signature), self.plan.space
+        if not trial.config["validation_fraction"]:
+            return self.ledger.epochs(signature)[-1].epoch, math.nan
         judge = trial.config["select_by"]
         mode = "min" if judge == "val_loss" else "max"
         best: tuple[int, float] | None = None
@@ -423,11 +450,12 @@ class Conductor:
             if trial.variant not in self._studies:
                 self._close(own)  # this command leaves it out, another may go on with it
                 continue
-            self._planned[trial.variant] += 1
-            study = self._studies[trial.variant]
-            study.add_planned(trial)
+            is_search = trial.stage == "search"
+            if is_search:
+                self._planned[trial.variant] += 1
+                self._studies[trial.variant].add_planned(trial)
             if trial.status in ENDED and trial.status != "failed":
-                study.tell(trial, self.ledger.epochs(trial.signature), self.plan.space.metric)
+                self._tell(trial)
                 continue
             # The driver may have ended between a row and the decision that follows from it.
             if own and trial.status == "running" and self._stops_after_last_row(trial):
@@ -435,15 +463,22 @@ class Conductor:
                 continue
             self._close(own)
             has_failed = trial.status == "failed"
-            if trial.number >= self.plan.trials or (has_failed and not self._retry_failed):
+            is_beyond = is_search and trial.number >= self.plan.trials
+            if is_beyond or (has_failed and not self._retry_failed):
                 if has_failed:
-                    study.tell(trial, (), self.plan.space.metric)
+                    self._tell(trial)
                 continue
             self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, own)
             if has_failed and self._from_scratch:
                 self._fresh.add(trial.signature)
                 self._micro_batch_size[trial.signature] = 0
             self._retries.append(trial.signature)
+
+    def _tell(self, trial: Trial) -> None:
+        """Let the sampler know how a trial of the search has ended."""
+        if trial.stage == "search":
+            rows = self.ledger.epochs(trial.signature)
+            self._studies[trial.variant].tell(trial, rows, self.plan.space.metric)
 
     def _close(self, attempts: Sequence[Attempt]) -> None:
         """Close a trial's last attempt as lost where a driver that is gone left it open."""
@@ -470,6 +505,7 @@ class Conductor:
             mode=space.mode,
             startup_trials=space.startup_trials,
             sweep_seed=self.plan.seed,
+            enqueued=space.enqueued if space.params_for(variant) else (),
         )
 
     def _is_given_up(self, variant: str) -> bool:

@@ -20,11 +20,14 @@ class SweepConfig:
 
     space: str
     trials: int | None = None
+    final_seeds: int | None = None
+    final_on_all: bool | None = None
     epochs: int | None = None
     variants: tuple[str, ...] | None = None
     dataset: str | None = None
     seed: int | None = None
     side: str | None = None
+    weights: str | None = None
     max_concurrent: int | None = None
     gpus_per_trial: float | None = None
     workers_per_trial: int | None = None
@@ -54,6 +57,7 @@ class SweepConfig:
             ("--trials", self.trials, 1),
             ("--epochs", self.epochs, 1),
             ("--seed", self.seed, 0),
+            ("--final-seeds", self.final_seeds, 0),
             ("--max-concurrent", self.max_concurrent, 1),
             ("--workers-per-trial", self.workers_per_trial, 1),
         ):
@@ -120,6 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", metavar="NAME", help="a prepared dataset, in place of the space's")
     add("--seed", type=int, metavar="N", help="of the sweep (default: 0)")
     add("--side", metavar="N", help="input side: native, paper or pixels, for every variant")
+    add(
+        "--weights",
+        metavar="WHAT",
+        help="none, imagenet or a safetensors file, for every variant, in place of the space's",
+    )
+    add(
+        "--final-seeds",
+        type=int,
+        metavar="K",
+        help="after the search, train the best of each variant again with K seeds and judge it by "
+        "the test part (default: as the space says)",
+    )
+    add(
+        "--final-on-all",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="train those on the validation part as well (default: no)",
+    )
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: what fits)")
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
     add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.conductor import Plan
+    from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
 
 # Left free for the ledger, logs, MLflow and Ray.
@@ -39,17 +39,19 @@ def forecast_bytes(
     """
     sizes = {name: _size(plan, facts, name) for name in plan.variants}
     epochs = {name: _epochs(plan, name) for name in plan.variants}
+    trials = plan.trials + plan.final_seeds
     num_best = plan.space.keep_best
     if keep and keep.startswith("best-"):
         num_best = int(keep.removeprefix("best-"))
-    kept = sum(size * min(num_best, plan.trials) for size in sizes.values())
+    num_best = min(num_best, plan.trials) + min(num_best, plan.final_seeds)
+    kept = sum(size * num_best for size in sizes.values())
     if keep == "last":
-        kept += sum(size * plan.trials for size in sizes.values())
+        kept += sum(size * trials for size in sizes.values())
     if keep == "all":
-        kept = sum(size * plan.trials * epochs[name] for name, size in sizes.items())
+        kept = sum(size * trials * epochs[name] for name, size in sizes.items())
     # MLflow has the best weights once more.
-    copies = sum(4 * facts[name].parameters * min(num_best, plan.trials) for name in plan.variants)
-    running = 4 * min(concurrent, plan.trials * len(sizes)) * max(sizes.values())
+    copies = sum(4 * facts[name].parameters * num_best for name in plan.variants)
+    running = 4 * min(concurrent, trials * len(sizes)) * max(sizes.values())
     return kept + copies + running
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.conductor import Plan
+from orchestrator import finals
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
+from orchestrator.plan import Plan
 from search_spaces.space import is_better
 
 # Without a terminal a line is said every so often, more seldom the longer it takes.
@@ -81,6 +84,7 @@ class Display:
             column.justify = "right"
         for variant in self.plan.variants:
             own = [trial for trial in trials if trial.variant == variant]
+            is_searched = bool(self.plan.space.params_for(variant))
             count = Counter(trial.status for trial in own)
             running = [t for t in own if t.status == "running"]
             speed = sum(
@@ -89,7 +93,7 @@ class Display:
             best = self._best(own, rows)
             table.add_row(
                 variant,
-                str(self.plan.trials),
+                str(self.plan.trials + (self.plan.final_seeds if is_searched else 0)),
                 str(len(running)),
                 str(count["complete"]),
                 str(count["stopped"]),
@@ -111,7 +115,7 @@ class Display:
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         count = Counter(trial.status for trial in trials)
-        total = self.plan.trials * len(self.plan.variants)
+        total = self.plan.num_trials
         return (
             f"{sum(count[s] for s in ENDED)} of {total} trials ended "
             f"({count['complete']} complete, {count['stopped']} stopped early, "
@@ -123,7 +127,7 @@ class Display:
         """Estimate from this run's own pace; variants run smallest first, so it is a lower one."""
         passed = time.time() - self._started_s
         done = sum(trial.status in ENDED for trial in trials) - self._done_before
-        total = self.plan.trials * len(self.plan.variants)
+        total = self.plan.num_trials
         left = total - self._done_before - done
         if done < 1 or left <= 0:
             return f"{clock(passed)} passed"
@@ -132,7 +136,7 @@ class Display:
 
 def _line(trial: Trial) -> str:
     value = "" if trial.best_value is None else f"  best {trial.best_value:.4f}"
-    return f"{trial.signature}  {trial.variant} #{trial.number}  {trial.status}{value}"
+    return f"{trial.signature}  {trial.name}  {trial.status}{value}"
 
 
 def clock(seconds: float) -> str:
@@ -151,10 +155,12 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     for trial in trials:
         if trial.status not in ("complete", "stopped") or trial.best_value is None:
             continue
+        if trial.stage == "final":
+            continue
         held = best.get(trial.variant)
         if held is None or is_better(trial.best_value, held.best_value or 0.0, mode):
             best[trial.variant] = trial
-    ended = Counter(trial.variant for trial in trials if trial.status in ENDED)
+    ended = Counter(t.variant for t in trials if t.status in ENDED and t.stage == "search")
     for trial in sorted(
         best.values(), key=lambda t: (t.best_value or 0.0) * (-1 if mode == "max" else 1)
     ):
@@ -169,6 +175,32 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     return table
 
 
+def final_table(
+    plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
+) -> Table | None:
+    """Return what the test part says of each variant's chosen configuration, None without any."""
+    table = Table(title="Chosen configurations, judged once by the test part")
+    for name in ("variant", "seeds", "test top-1", "test top-5", "loss", "calibration error"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for variant in plan.variants:
+        own = finals.current(trials, variant, plan.space.mode)
+        judged = [evaluations[trial.signature] for trial in own if trial.signature in evaluations]
+        if judged:
+            table.add_row(
+                variant,
+                str(len(judged)),
+                *(_spread([one[name] for one in judged]) for name in ("top1", "top5")),
+                *(_spread([one[name] for one in judged]) for name in ("loss", "ece")),
+            )
+    return table if table.row_count else None
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return mean and, of several, standard deviation."""
+    mean = statistics.fmean(values)
+    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
 def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
     """Return one line for each failed or diverged trial: its class, last line and log."""
     last = {attempt.signature: attempt for attempt in attempts}
@@ -180,7 +212,7 @@ def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
         text = (attempt.failure_text or "").strip().splitlines()
         reason = f"{attempt.failure_class}: {text[-1]}" if text else "the loss was not finite"
         lines.append(
-            f"{trial.signature}  {trial.variant} #{trial.number}  {trial.status} after "
+            f"{trial.signature}  {trial.name}  {trial.status} after "
             f"{attempt.attempt} {'attempt' if attempt.attempt == 1 else 'attempts'}  {reason}  "
             f"(log: {attempt.log})"
         )

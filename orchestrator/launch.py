@@ -6,6 +6,7 @@ to a temporary folder and is thrown away: the ledger is the truth.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -197,6 +198,8 @@ class _Jobs:
                 result,
                 result.get("checkpoint"),
             )
+        if kind == "evaluation":
+            return self.conductor.on_evaluation(*address, json.loads(result["result"]))
         if kind == "end":
             self.conductor.on_end(
                 *address,
@@ -257,6 +260,7 @@ class _Jobs:
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
             resume_from=start.resume_from,
             keep_all=self.keep_all,
+            is_judged=start.is_judged,
             cpus=cpus,
             gpus=gpus,
         )

@@ -1,9 +1,10 @@
 """The only door to the ledger: one SQLite file per sweep, from which everything else is a view.
 
-It holds planned trials, their attempts and one row of metrics per (trial, epoch). One process
-writes (the driver), any number read. Every change takes the next number of one sequence, so "the
-results a decision was made from" is a single integer. Rows of `epochs` are written once and never
-changed. It knows nothing of Ray, Optuna or MLflow.
+It holds planned trials, their attempts, one row of metrics per (trial, epoch), and what the test
+part said of the trials that it judged. One process writes (the driver), any number read. Every
+change takes the next number of one sequence, so "the results a decision was made from" is a single
+integer. Rows of `epochs` and `evaluations` are written once and never changed. It knows nothing of
+Ray, Optuna or MLflow.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from typing import Any, Literal
 from orchestrator.errors import OrchestratorError
 from trainables.metrics import METRIC_NAMES
 
-SCHEMA = 1
+SCHEMA = 2
 
 TrialStatus = Literal["planned", "running", "complete", "stopped", "diverged", "failed"]
+# A final trial trains the best configuration of its variant's search again, with another seed.
+Stage = Literal["search", "final"]
 ENDED: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 _TABLES = f"""
@@ -33,7 +36,9 @@ CREATE TABLE sweep (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE trials (
     signature TEXT PRIMARY KEY,
     variant TEXT NOT NULL,
-    number INTEGER NOT NULL,
+    stage TEXT NOT NULL,
+    number INTEGER NOT NULL,       -- within its variant and stage, from 0
+    origin TEXT,                   -- of a final one: the search trial it trains again
     config TEXT NOT NULL,          -- the whole TrainConfig, JSON
     params TEXT NOT NULL,          -- the suggestion, JSON
     seen_seq INTEGER NOT NULL,     -- the suggestion was made from what had happened up to here
@@ -43,7 +48,7 @@ CREATE TABLE trials (
     status TEXT NOT NULL,
     best_epoch INTEGER,
     best_value REAL,
-    UNIQUE (variant, number)
+    UNIQUE (variant, stage, number)
 );
 CREATE INDEX trials_changed ON trials (changed_seq);
 CREATE TABLE attempts (
@@ -70,6 +75,12 @@ CREATE TABLE epochs (
     {", ".join(f"{name} REAL" for name in METRIC_NAMES)},
     UNIQUE (signature, epoch)
 );
+CREATE TABLE evaluations (
+    signature TEXT PRIMARY KEY REFERENCES trials,
+    attempt INTEGER NOT NULL,
+    arrived_s REAL NOT NULL,
+    result TEXT NOT NULL           -- trainables.evaluation.Evaluation, JSON
+) WITHOUT ROWID;
 """
 
 
@@ -83,7 +94,9 @@ class Trial:
 
     signature: str
     variant: str
+    stage: Stage
     number: int
+    origin: str | None
     config: dict[str, Any]
     params: dict[str, Any]
     seen_seq: int
@@ -93,6 +106,12 @@ class Trial:
     status: TrialStatus
     best_epoch: int | None
     best_value: float | None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        stage = "final-" if self.stage == "final" else ""
+        return f"{self.variant}-{stage}{self.number:03d}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,14 +201,20 @@ class Ledger:
         config: Mapping[str, Any],
         params: Mapping[str, Any],
         seen_seq: int,
+        stage: Stage = "search",
+        origin: str | None = None,
     ) -> None:
         """Store a trial before it starts, with what its suggestion was made from."""
         with self._change() as connection:
             seq = self._next()
             connection.execute(
-                "INSERT INTO trials (signature, variant, number, config, params, seen_seq,"
-                " planned_seq, changed_seq, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned')",
-                (signature, variant, number, _json(config), _json(params), seen_seq, seq, seq),
+                "INSERT INTO trials (signature, variant, stage, number, origin, config, params,"
+                " seen_seq, planned_seq, changed_seq, status)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'planned')",
+                (
+                    *(signature, variant, stage, number, origin, _json(config), _json(params)),
+                    *(seen_seq, seq, seq),
+                ),
             )
 
     def start_attempt(
@@ -239,16 +264,10 @@ class Ledger:
         already, changes nothing: the first values stay.
         """
         with self._change() as connection:
-            latest = connection.execute(
-                "SELECT attempt, outcome FROM attempts WHERE signature = ?"
-                " ORDER BY attempt DESC LIMIT 1",
-                (signature,),
-            ).fetchone()
-            is_open = latest and latest["attempt"] == attempt and latest["outcome"] is None
             known = connection.execute(
                 "SELECT 1 FROM epochs WHERE signature = ? AND epoch = ?", (signature, epoch)
             ).fetchone()
-            if not is_open or known:
+            if known or not self._is_latest(signature, attempt):
                 return False
             seq = self._next()
             marks = ", ".join("?" * (6 + len(METRIC_NAMES)))
@@ -261,6 +280,26 @@ class Ledger:
             )
             connection.execute(
                 "UPDATE trials SET changed_seq = ? WHERE signature = ?", (seq, signature)
+            )
+            return True
+
+    def record_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
+        """Store what the test part said of a trial; return whether it was new.
+
+        As with epochs: only of the latest open attempt, and the first one stays.
+        """
+        with self._change() as connection:
+            known = connection.execute(
+                "SELECT 1 FROM evaluations WHERE signature = ?", (signature,)
+            ).fetchone()
+            if known or not self._is_latest(signature, attempt):
+                return False
+            connection.execute(
+                "INSERT INTO evaluations VALUES (?, ?, ?, ?)",
+                (signature, attempt, time.time(), _json(result)),
+            )
+            connection.execute(
+                "UPDATE trials SET changed_seq = ? WHERE signature = ?", (self._next(), signature)
             )
             return True
 
@@ -311,10 +350,18 @@ class Ledger:
 
     # What is read.
 
-    def trials(self, *, changed_after: int = -1) -> list[Trial]:
-        """Return the trials in the order they were planned, or those changed since a number."""
+    def trials(self, stage: Stage | None = None, *, changed_after: int = -1) -> list[Trial]:
+        """Return the trials in the order they were planned.
+
+        Args:
+            stage: only those of one; None: all.
+            changed_after: only those that changed since this number.
+        """
         rows = self._all(
-            "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", changed_after
+            "SELECT * FROM trials WHERE changed_seq > ?1 AND (?2 IS NULL OR stage = ?2)"
+            " ORDER BY planned_seq",
+            changed_after,
+            stage,
         )
         return [_trial(row) for row in rows]
 
@@ -341,7 +388,7 @@ class Ledger:
         return [_epoch(row) for row in rows]
 
     def values_at(self, variant: str, epoch: int, metric: str, *, up_to: int) -> list[float]:
-        """Return a metric of all trials of a variant at one epoch, in order of arrival, NaN too.
+        """Return a metric of a variant's search trials at one epoch, in order of arrival, NaN too.
 
         Args:
             variant: whose trials.
@@ -353,7 +400,8 @@ class Ledger:
             raise KeyError(metric)
         rows = self._all(
             f"SELECT e.{metric} AS value FROM epochs e JOIN trials t USING (signature)"
-            " WHERE t.variant = ? AND e.epoch = ? AND e.seq <= ? ORDER BY e.seq",
+            " WHERE t.variant = ? AND t.stage = 'search' AND e.epoch = ? AND e.seq <= ?"
+            " ORDER BY e.seq",
             variant,
             epoch,
             up_to,
@@ -368,6 +416,16 @@ class Ledger:
         )
         return {row["signature"]: _epoch(row) for row in rows}
 
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Return what the test part said, by signature of the trials that were judged by it."""
+        rows = self._all("SELECT signature, result FROM evaluations ORDER BY signature")
+        return {row["signature"]: json.loads(row["result"]) for row in rows}
+
+    def evaluation(self, signature: str) -> dict[str, Any] | None:
+        """Return what the test part said of one trial, None where it was not asked."""
+        row = self._one("SELECT result FROM evaluations WHERE signature = ?", signature)
+        return None if row is None else json.loads(row["result"])
+
     def integrity_problems(self) -> list[str]:
         """Return what SQLite's own check of the file finds; it reads every page."""
         try:
@@ -375,6 +433,15 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             return [str(error)]
         return [] if found == ["ok"] else found
+
+    def _is_latest(self, signature: str, attempt: int) -> bool:
+        """Return whether an attempt is its trial's latest and still open."""
+        row = self._one(
+            "SELECT attempt, outcome FROM attempts WHERE signature = ?"
+            " ORDER BY attempt DESC LIMIT 1",
+            signature,
+        )
+        return row is not None and row["attempt"] == attempt and row["outcome"] is None
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._lock:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import search_spaces
-from orchestrator.conductor import Plan
 from orchestrator.config import SweepConfig
 from orchestrator.errors import UsageError
+from orchestrator.plan import Plan
 from search_spaces.space import SearchSpace, ends, tried
 from trainables import cost, models
 from trainables.config import TrainConfig
@@ -55,6 +55,8 @@ def make_plan(
         overrides["epochs"] = options["epochs"]
     if options.get("workers_per_trial", 1) > 1:
         overrides["workers"] = options["workers_per_trial"]
+    if options.get("weights"):
+        overrides["weights"] = options["weights"]
     seed = options.get("seed", 0)
     facts: dict[str, VariantFacts] = {}
     problems = []
@@ -76,8 +78,33 @@ def make_plan(
         dataset=manifest.name,
         fingerprint=manifest.fingerprint,
         overrides=overrides,
+        final_seeds=options.get("final_seeds", space.final_seeds),
+        final_on_all=options.get("final_on_all", False),
     )
+    _check_finals(plan)
     return plan, {name: facts[name] for name in ordered}
+
+
+def _check_finals(plan: Plan) -> None:
+    """Build a final configuration of each variant: without a validation part not all can be.
+
+    Raises:
+        UsageError: one that needs a validation part is to be trained without it.
+    """
+    problems = []
+    for variant in plan.variants:
+        ranges = plan.space.params_for(variant)
+        if not plan.final_seeds or not ranges:
+            continue
+        try:
+            first = {name: ends(value)[0] for name, value in ranges.items()}
+            plan.train_config(variant, 0, first, "final")
+        except ValueError as error:
+            problems.append(f"{variant}: {error}")
+    if problems:
+        raise UsageError(
+            "With --final-on-all the final trials have no validation part:\n" + "\n".join(problems)
+        )
 
 
 # Classes, side, channels and training images of datasets that need not be prepared to be planned.
@@ -123,6 +150,9 @@ def given_options(config: SweepConfig) -> dict[str, Any]:
         "dataset": config.dataset,
         "seed": config.seed,
         "side": config.side,
+        "weights": config.weights,
+        "final_seeds": config.final_seeds,
+        "final_on_all": config.final_on_all,
         "workers_per_trial": config.workers_per_trial,
         "gpus_per_trial": config.gpus_per_trial,
         "keep": config.keep,

@@ -15,11 +15,15 @@ from trainables.storage import Storage
 
 
 def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
-    """Return the signatures of the best `keep` ended trials of every variant."""
+    """Return the signatures of the best `keep` ended trials of every variant and stage.
+
+    Final trials on the whole training part have no value: of those the first ones.
+    """
     by_variant = collections.defaultdict(list)
     for trial in trials:
-        if trial.status in ("complete", "stopped") and trial.best_value is not None:
-            by_variant[trial.variant].append(trial)
+        is_valued = trial.best_value is not None or trial.stage == "final"
+        if trial.status in ("complete", "stopped") and is_valued:
+            by_variant[trial.variant, trial.stage].append(trial)
     sign = -1 if mode == "max" else 1
     best = set()
     for own in by_variant.values():

@@ -35,8 +35,19 @@ class Study:
         mode: Literal["max", "min"],
         startup_trials: int,
         sweep_seed: int,
+        enqueued: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.variant, self.mode = variant, mode
+        """Start empty.
+
+        Args:
+            variant: whose study it is.
+            params: what is searched.
+            mode: which way the metric gets better.
+            startup_trials: random suggestions before the sampler models anything.
+            sweep_seed: the sweep's.
+            enqueued: the first suggestions, in place of the sampler's.
+        """
+        self.variant, self.mode, self.enqueued = variant, mode, enqueued
         # Sorted, since the sampler draws in this order: a space with its lines swapped is the same.
         self.params = dict(sorted(params.items()))
         self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
@@ -50,6 +61,8 @@ class Study:
     def ask(self, number: int) -> dict[str, Any]:
         """Suggest the parameters of trial `number`, from everything told so far."""
         self._study.sampler = self._sampler(number)
+        if number < len(self.enqueued):
+            self._study.enqueue_trial(dict(self.enqueued[number]))
         trial = self._study.ask(self.params)
         assert trial.number == number, "trials are asked for in order"
         return dict(trial.params)

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.cluster import Cluster
-    from orchestrator.conductor import Conductor, Plan
+    from orchestrator.conductor import Conductor
     from orchestrator.durability import Durable
     from orchestrator.ledger import Ledger
+    from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
@@ -139,7 +140,7 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
     if not config.force:
         _check_room(config, plan, facts, config.keep or kept.get("keep"))
     if ledger is None:
-        ledger = _create(config, plan, facts)
+        ledger = _create(config, plan, facts, manifest)
     else:
         _check_same(ledger, plan, force=config.force)
         for line in versions.changes(ledger.get("versions", {})):
@@ -366,7 +367,9 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
     return ledger, ledger.get("options")
 
 
-def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> Ledger:
+def _create(
+    config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts], manifest: Manifest
+) -> Ledger:
     import uuid
 
     from orchestrator import planning, versions
@@ -382,6 +385,9 @@ def _create(config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts]) -> 
             "keep_best": plan.space.keep_best,
             "options": planning.given_options(config),
             "dataset": plan.dataset,
+            "dataset_images": dict(manifest.images),
+            "class_names": list(manifest.class_names),
+            "published": plan.space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in facts.items()},
             "versions": versions.installed(),
         },
@@ -480,7 +486,7 @@ def _outcome(ledger: Ledger, plan: Plan, interrupted: bool) -> str:
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     if any(trial.status == "failed" for trial in trials):
         return "failed"
-    ended = collections.Counter(trial.variant for trial in trials)
+    ended = collections.Counter(trial.variant for trial in trials if trial.stage == "search")
     has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
     return "complete" if has_all else "failed"
 
@@ -519,6 +525,9 @@ def _print_end(
     ledger, uri = conductor.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     console.print(display.leaderboard(plan, trials))
+    judged = display.final_table(plan, trials, ledger.evaluations())
+    if judged is not None:
+        console.print(judged)
     lines = display.failures(trials, ledger.attempts())
     if lines:
         console.print("These trials did not end well:", style="bold")

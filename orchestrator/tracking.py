@@ -338,9 +338,9 @@ class Tracker:
                 _PARENT: self._parent.info.run_id,
                 "mlflow.source.name": "orchestrator.sweep",
                 "variant": trial.variant,
+                "stage": trial.stage,
             }
-            name = f"{trial.variant}-{trial.number:03d}"
-            run = self._find_or_create(self._client, key, name, started_s, tags)
+            run = self._find_or_create(self._client, key, trial.name, started_s, tags)
             self._learn(key, run)
         return self._runs[key]
 
@@ -373,6 +373,8 @@ class Tracker:
                 self._client.update_run(run_id, status=_STATUS[outcome])
             else:
                 self._log_files(run_id, attempts)
+                if judged := self.ledger.evaluation(trial.signature):
+                    self._client.log_dict(run_id, judged, "test.json")
                 ended_ms = int((attempts[-1].ended_s or 0) * 1000)
                 self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
             self._log(run_id, [], [], tags)
@@ -398,8 +400,11 @@ class Tracker:
             for name, value in row.metrics.items()
             if math.isfinite(value)
         ]
+        ended_ms = int((attempts[-1].ended_s or 0) * 1000) if attempts else 0
+        judged = self.ledger.evaluation(trial.signature) if trial.ended_seq is not None else None
+        if judged is not None:
+            metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(judged).items()]
         if trial.best_value is not None and trial.ended_seq is not None:
-            ended_ms = int((attempts[-1].ended_s or 0) * 1000)
             name = self.ledger.get("plan")["space"]["metric"]
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
@@ -492,6 +497,19 @@ class Tracker:
         files = get_artifact_repository(uri, tracking_uri=self.uri)
         if patiently(files.list_artifacts)(_WEIGHTS):
             patiently(files.delete_artifacts)(_WEIGHTS)
+
+
+def evaluation_metrics(judged: Mapping[str, Any]) -> dict[str, float]:
+    """Return what MLflow shows of the test part's judgement, by name."""
+    metrics = {f"test_{name}": judged[name] for name in ("top1", "top5", "loss", "ece")}
+    if judged["superclass_top1"] is not None:
+        metrics["test_superclass_top1"] = judged["superclass_top1"]
+    for name in ("precision", "recall", "f1"):
+        metrics[f"test_{name}_macro"] = judged[name]["macro"]
+        metrics[f"test_{name}_weighted"] = judged[name]["weighted"]
+    metrics["inference_ms"] = judged["inference_ms"]
+    metrics["inference_images_per_s"] = judged["inference_images_per_s"]
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _params(trial: Trial) -> list[Param]:

@@ -16,12 +16,13 @@ from orchestrator.config import SweepConfig
 from orchestrator.errors import SweepNotFoundError
 from orchestrator.ledger import LedgerError
 from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
-from orchestrator.verify_decisions import check_early_stopping, check_suggestions
+from orchestrator.verify_decisions import check_early_stopping, check_finals, check_suggestions
 from orchestrator.verify_facts import Facts, Result, facts_of, is_open, trials_left
 from orchestrator.verify_ledger import (
     check_attempts,
     check_checkpoints,
     check_epochs,
+    check_evaluations,
     check_trials,
 )
 from orchestrator.verify_tracking import check_tracking
@@ -74,9 +75,11 @@ def check_ledger(facts: Facts) -> list[Result]:
         check_trials(facts),
         check_attempts(facts),
         check_epochs(facts),
+        check_evaluations(facts),
         check_checkpoints(facts),
         check_suggestions(facts),
         check_early_stopping(facts),
+        check_finals(facts),
     ]
 
 

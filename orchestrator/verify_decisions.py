@@ -1,6 +1,6 @@
-"""Promise E: suggestions and early stopping are what the results of their time lead to.
+"""Promise E: suggestions, early stopping and final trials are what their time's results lead to.
 
-Both are made again from the ledger's rows up to the moment of the decision.
+All are made again from the ledger's rows up to the moment of the decision.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import replace
 from itertools import chain, combinations, islice
 from typing import Any
 
+from orchestrator import finals
 from orchestrator.ledger import EpochRow, Trial
 from orchestrator.study import Study, is_rung, is_stopped, optuna_version, read_params
-from orchestrator.verify_facts import Breach, Facts, Result, name_of, plan_at
+from orchestrator.verify_facts import Breach, Facts, Result, is_judged, name_of, plan_at
 
 
 def check_suggestions(facts: Facts) -> Result:
@@ -25,8 +26,9 @@ def check_suggestions(facts: Facts) -> Result:
         return Result("E", what, 0, [], note)
     found: list[Breach] = []
     checked, left_out = 0, []
-    for variant in dict.fromkeys(trial.variant for trial in facts.trials):
-        own = sorted((t for t in facts.trials if t.variant == variant), key=lambda t: t.number)
+    searched = [trial for trial in facts.trials if trial.stage == "search"]
+    for variant in dict.fromkeys(trial.variant for trial in searched):
+        own = sorted((t for t in searched if t.variant == variant), key=lambda t: t.number)
         plans = [plan_at(facts, trial.planned_seq) for trial in own]
         if not all(variant in plan["space"]["params"] for plan in plans):
             left_out.append(variant)  # a model of the command line, in an older ledger
@@ -110,10 +112,34 @@ def _new_study(plan: Mapping[str, Any], variant: str, earlier: list[Trial]) -> S
         mode=space["mode"],
         startup_trials=space["startup_trials"],
         sweep_seed=plan["seed"],
+        enqueued=space["enqueued"] if space["params"][variant] else (),
     )
     for trial in earlier:
         study.add_planned(trial)
     return study
+
+
+def check_finals(facts: Facts) -> Result:
+    """E: a final trial trains the best configuration of its variant's search at that time."""
+    found: list[Breach] = []
+    checked = [trial for trial in facts.trials if trial.stage == "final"]
+    for trial in checked:
+        mode = plan_at(facts, trial.planned_seq)["space"]["mode"]
+        ended = [
+            other
+            for other in facts.trials
+            if (other.variant, other.stage) == (trial.variant, "search")
+            and other.ended_seq is not None
+            and other.ended_seq <= trial.seen_seq
+        ]
+        best = finals.best_of(ended, mode)
+        if best is None or best.signature != trial.origin:
+            was = "none" if best is None else name_of(best)
+            text = f"it trains {trial.origin} again; the best of its time was {was}."
+            found.append(Breach("E", name_of(trial), text))
+        elif trial.params != best.params:
+            found.append(Breach("E", name_of(trial), f"its parameters are not {name_of(best)}'s."))
+    return Result("E", "final trials follow from their variant's search", len(checked), found)
 
 
 def check_early_stopping(facts: Facts) -> Result:
@@ -143,7 +169,7 @@ def _stops_at(facts: Facts, trial: Trial, row: EpochRow) -> bool | None:
     """Return what early stopping says of a row; None where it does not look."""
     space = plan_at(facts, row.seq)["space"]
     done = row.epoch + 1
-    if done >= trial.config["epochs"]:
+    if done >= trial.config["epochs"] or is_judged(plan_at(facts, row.seq), trial):
         return None
     if not is_rung(done, space["first_rung_epochs"], space["rung_factor"]):
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import finals
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, LedgerError, Trial, open_ledger
 from orchestrator.paths import SweepPaths
 
@@ -111,9 +112,20 @@ def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:
     return facts.plan
 
 
+def is_judged(plan: Mapping[str, Any], trial: Trial) -> bool:
+    """Return whether a plan has a trial judged by the test part when it is complete."""
+    space = plan["space"]
+    return finals.is_judged(
+        trial.stage,
+        trial.number,
+        num_params=len(space["params"].get(trial.variant, trial.params)),
+        num_enqueued=len(space["enqueued"]),
+    )
+
+
 def name_of(trial: Trial) -> str:
     """Return how a trial is named to the user: its run's name and its signature."""
-    return f"{trial.variant}-{trial.number:03d} ({trial.signature})"
+    return f"{trial.name} ({trial.signature})"
 
 
 def is_open(attempts: list[Attempt]) -> bool:
@@ -125,6 +137,8 @@ def asked_for(facts: Facts) -> dict[str, int]:
     """Return how many trials of each variant were asked for, by the command that wanted most."""
     planned: dict[str, int] = {}
     for trial in facts.trials:
+        if trial.stage == "final":
+            continue
         planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
     asked: dict[str, int] = facts.ledger.get("asked", {})
     return {**planned, **asked}
@@ -132,5 +146,7 @@ def asked_for(facts: Facts) -> dict[str, int]:
 
 def trials_left(facts: Facts) -> int:
     """Return how many trials that were ever asked for have not ended."""
-    ended = sum(trial.status in ENDED for trial in facts.trials)
-    return max(sum(asked_for(facts).values()) - ended, 0)
+    searched = [trial for trial in facts.trials if trial.stage == "search"]
+    ended = sum(trial.status in ENDED for trial in searched)
+    unended = sum(trial.status not in ENDED for trial in facts.trials) - len(searched) + ended
+    return max(sum(asked_for(facts).values()) - ended, 0) + unended

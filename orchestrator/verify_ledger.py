@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator import durability
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
-from orchestrator.verify_facts import Breach, Facts, Result, asked_for, is_open, name_of, plan_at
+from orchestrator.verify_facts import (
+    Breach,
+    Facts,
+    Result,
+    asked_for,
+    is_judged,
+    is_open,
+    name_of,
+    plan_at,
+)
 from search_spaces.space import is_better, trial_seed
 from trainables.config import TrainConfig
 from trainables.worker import checkpoint_path
@@ -19,7 +28,8 @@ def check_trials(facts: Facts) -> Result:
     found: list[Breach] = []
     numbers: dict[str, list[int]] = {}
     for trial in facts.trials:
-        numbers.setdefault(trial.variant, []).append(trial.number)
+        if trial.stage == "search":
+            numbers.setdefault(trial.variant, []).append(trial.number)
         found += [Breach("A", name_of(trial), text) for text in _identity_problems(facts, trial)]
     for variant, asked in asked_for(facts).items():
         own = sorted(numbers.get(variant, []))
@@ -47,9 +57,13 @@ def _identity_problems(facts: Facts, trial: Trial) -> Iterator[str]:
     for name, value in trial.params.items():
         if trial.config.get(name) != value:
             yield f"{name} was suggested as {value!r}, but is {trial.config.get(name)!r}."
-    seed = trial_seed(plan_at(facts, trial.planned_seq)["seed"], trial.variant, trial.number)
-    if trial.config["seed"] != seed:
-        yield f"its seed is {trial.config['seed']}, not {seed}."
+    sweep_seed = plan_at(facts, trial.planned_seq)["seed"]
+    seeds = {trial_seed(sweep_seed, trial.variant, trial.number)}
+    if trial.stage == "final":  # its number counts those of other configurations too
+        numbers = range(trial.number + 1)
+        seeds = {trial_seed(sweep_seed, f"{trial.variant}/final", number) for number in numbers}
+    if trial.config["seed"] not in seeds:
+        yield f"its seed is {trial.config['seed']}, not {' or '.join(map(str, sorted(seeds)))}."
 
 
 def check_attempts(facts: Facts) -> Result:
@@ -137,6 +151,8 @@ def _best_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterator
 
 def best_of(facts: Facts, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
     """Return the epoch that a trial is judged by and the sweep's metric there."""
+    if not trial.config["validation_fraction"]:
+        return rows[-1].epoch, math.nan
     judge = trial.config["select_by"]
     mode = "min" if judge == "val_loss" else "max"
     metric = plan_at(facts, trial.ended_seq or 0)["space"]["metric"]
@@ -146,6 +162,25 @@ def best_of(facts: Facts, trial: Trial, rows: list[EpochRow]) -> tuple[int, floa
             best_judged = row.metrics[judge]
             best = row.epoch, row.metrics[metric]
     return best
+
+
+def check_evaluations(facts: Facts) -> Result:
+    """A: the test part has judged each trial once that it is to judge, and no other."""
+    found: list[Breach] = []
+    evaluations = facts.ledger.evaluations()
+    for trial in facts.trials:
+        wanted = is_judged(plan_at(facts, trial.planned_seq), trial)
+        there = evaluations.pop(trial.signature, None)
+        if there is None and wanted and trial.status == "complete":
+            found.append(Breach("A", name_of(trial), "the test part has not judged it."))
+        if there is not None and not wanted:
+            found.append(Breach("A", name_of(trial), "the test part has judged it, unasked."))
+        if there is not None and trial.ended_seq and there["epoch"] != trial.best_epoch:
+            text = f"the test part judged epoch {there['epoch']}; its best is {trial.best_epoch}."
+            found.append(Breach("A", name_of(trial), text))
+    for signature in sorted(evaluations):
+        found.append(Breach("A", signature, "an evaluation of a trial that was not planned."))
+    return Result("A", "the test part was asked once", len(facts.trials), found)
 
 
 def check_checkpoints(facts: Facts) -> Result:

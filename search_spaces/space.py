@@ -90,6 +90,12 @@ class SearchSpace:
     keep_best: int = 1
     gpus_per_trial: float = 1.0
     gpus_by_variant: Mapping[str, float] = field(default_factory=dict)
+    enqueued: tuple[Mapping[str, Any], ...] = ()
+    final_seeds: int = 0
+
+    def published_to_dict(self) -> dict[str, Any]:
+        """Return it."""
+        return {}
 
     def fixed_for(self, variant: str) -> dict[str, Any]:
         """Return the fixed training parameters of a variant."""
@@ -186,6 +192,7 @@ class SearchSpace:
                 }
                 for variant in names
             },
+            "enqueued": [dict(values) for values in self.enqueued],
             "side": self.side,
             "side_by_variant": dict(self.side_by_variant),
             "metric": self.metric,

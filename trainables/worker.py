@@ -5,6 +5,7 @@ flattens others), one of
     {"kind": "alive"}                        now and then between epochs
     {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
+    {"kind": "evaluation", "result": JSON}   of a trial that is judged by the test part
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
     {the same, with "failure_class" None and "death": what Ray says of a process that died}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced.
@@ -19,7 +20,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class Job:
     log: str
     resume_from: str | None
     keep_all: bool  # every epoch's checkpoint, not just the last and the best
+    is_judged: bool  # by the test part, after the last epoch
     cpus: float  # of one worker
     gpus: float  # of one worker
     storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
@@ -142,6 +144,7 @@ def train(
     config = TrainConfig.from_dict(job.config)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
     upload = _Uploads(job, folder) if job.storage else None
+    on_step = _signs_of_life(job, report) if signs else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),
@@ -149,20 +152,25 @@ def train(
         resume_from=_resume_point(job),
         device=device,
         keep_all=job.keep_all,
-        on_step=_signs_of_life(job, report) if signs else None,
+        on_step=on_step,
     )
     with upload or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
         log.info(
             "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
         )
         try:
+            best_epoch = None
             for end in epochs:
+                best_epoch = end.best_epoch
                 checkpoint = None
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
                     if upload and is_first:
                         upload.checkpoint(checkpoint)
                 report(_epoch_report(job, config, end, checkpoint))
+            if job.is_judged:
+                result = _judge(job, config, best_epoch, device, on_step) if is_first else {}
+                report({**address(job), "kind": "evaluation", "result": json.dumps(result)})
         except loop.DivergedError as error:
             log.info("diverged: %s", error)
             report({**address(job), "kind": "end", "outcome": "diverged"})
@@ -194,14 +202,52 @@ def _resume_point(job: Job) -> Path | None:
     """
     if job.resume_from is None:
         return None
-    folder = Path(job.sweep_dir) / job.resume_from
+    return _local(job, job.resume_from)
+
+
+def _local(job: Job, name: str) -> Path:
+    """Return a checkpoint's folder on this machine, fetched from the storage if it lacks it."""
+    folder = Path(job.sweep_dir) / name
     if job.storage:
         from trainables import checkpoint
         from trainables.storage import open_storage
 
         if checkpoint.newest_valid([folder]) is None:
-            open_storage(job.storage).get_folder(job.resume_from, folder, mark=checkpoint.MANIFEST)
+            open_storage(job.storage).get_folder(name, folder, mark=checkpoint.MANIFEST)
     return folder
+
+
+def _judge(
+    job: Job,
+    config: TrainConfig,
+    best_epoch: int | None,
+    device: torch.device | None,
+    on_step: Callable[[], None] | None,
+) -> dict[str, Any]:
+    """Return what the test part says of the best epoch, which an earlier attempt may have trained.
+
+    Raises:
+        RuntimeError: no whole checkpoint of that epoch is left.
+    """
+    from trainables import checkpoint, evaluation
+
+    resumed = _resume_point(job)
+    if best_epoch is None:  # nothing was left to train
+        assert resumed is not None
+        best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
+    names = [checkpoint_path(job.signature, n, best_epoch) for n in range(job.attempt, 0, -1)]
+    for name in names:
+        with suppress(OSError):
+            folder = checkpoint.newest_valid([_local(job, name)])
+            if folder is not None:
+                judged = evaluation.evaluate_test(
+                    config, Path(job.dataset_dir), folder, device=device, on_step=on_step
+                )
+                return judged.to_dict()
+    raise RuntimeError(
+        f"The checkpoint of the best epoch, {best_epoch + 1}, is gone or damaged, so the test part "
+        "cannot judge it. Train the trial anew with --resume --from-scratch."
+    )
 
 
 class _Uploads:

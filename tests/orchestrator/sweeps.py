@@ -9,8 +9,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from orchestrator.conductor import Plan
 from orchestrator.ledger import Ledger, create_ledger
+from orchestrator.plan import Plan
 from search_spaces.space import SearchSpace
 from trainables.metrics import METRIC_NAMES
 

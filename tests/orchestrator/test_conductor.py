@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from orchestrator import failures
-from orchestrator.conductor import Conductor, Plan, Start
+from orchestrator.conductor import Conductor, Start
 from orchestrator.failures import IDENTICAL_FAILURES, MAX_UNCOUNTED
 from orchestrator.ledger import ENDED, Ledger, Trial, open_ledger
+from orchestrator.plan import Plan
 from orchestrator.study import is_stopped
 from search_spaces.space import trial_seed
 from tests.orchestrator.sweeps import curve, metrics, new_ledger, plan, space

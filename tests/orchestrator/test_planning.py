@@ -10,9 +10,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestrator import planning
-from orchestrator.conductor import Plan
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import UsageError
+from orchestrator.plan import Plan
 from orchestrator.planning import VariantFacts, difference, expected_manifest, make_plan
 from search_spaces.space import SearchSpace
 from tests.orchestrator.sweeps import space

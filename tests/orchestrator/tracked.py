@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.conductor import Plan
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
+from orchestrator.plan import Plan
 from orchestrator.tracking import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig

@@ -1,0 +1,80 @@
+"""`Plan`: what a sweep is to do, resolved from the space and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import finals
+from orchestrator.ledger import Stage, Trial
+from search_spaces.space import SearchSpace, trial_seed
+from trainables.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a sweep is to do, resolved: variants in their order and each one's input side.
+
+    `overrides` are the training parameters that the command line decides. After a variant's search
+    its best configuration is trained again with `final_seeds` seeds, with `final_on_all` on the
+    whole training part.
+    """
+
+    space: SearchSpace
+    seed: int
+    trials: int  # per variant
+    variants: tuple[str, ...]
+    side_px: Mapping[str, int]
+    dataset: str
+    fingerprint: str
+    overrides: Mapping[str, Any]
+    final_seeds: int = 0
+    final_on_all: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must not change when a sweep is continued, JSON-ready."""
+        return {
+            "space": self.space.to_dict(self.variants),
+            "seed": self.seed,
+            "side_px": dict(self.side_px),
+            "dataset": self.dataset,
+            "fingerprint": self.fingerprint,
+            "overrides": dict(self.overrides),
+        }
+
+    def train_config(
+        self, variant: str, number: int, params: Mapping[str, Any], stage: Stage = "search"
+    ) -> TrainConfig:
+        """Return the configuration of one trial; of a final one `number` says which seed."""
+        is_final = stage == "final"
+        on_all = {"validation_fraction": 0.0} if is_final and self.final_on_all else {}
+        return self.space.train_config(
+            variant,
+            params,
+            dataset=self.dataset,
+            fingerprint=self.fingerprint,
+            side_px=self.side_px[variant],
+            seed=trial_seed(self.seed, f"{variant}/final" if is_final else variant, number),
+            overrides={**self.overrides, **on_all},
+        )
+
+    @property
+    def num_finals(self) -> int:
+        """How many final trials follow the searches, when each of those finds a best one."""
+        searched = [variant for variant in self.variants if self.space.params_for(variant)]
+        return self.final_seeds * len(searched)
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are in all, the final ones among them."""
+        return self.trials * len(self.variants) + self.num_finals
+
+    def is_judged(self, trial: Trial) -> bool:
+        """Return whether a trial is judged by the test part when it is complete."""
+        return finals.is_judged(
+            trial.stage,
+            trial.number,
+            num_params=len(self.space.params_for(trial.variant)),
+            num_enqueued=len(self.space.enqueued),
+        )
