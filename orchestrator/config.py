@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import search_spaces
 from orchestrator.errors import UsageError
@@ -117,7 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SPACE",
         help="name of a built-in space, or the path of your own space file (default: digits)",
     )
-    add = parser.add_argument
+    _add_what(parser.add_argument_group("what is trained").add_argument)
+    _add_where(parser.add_argument_group("where it runs and what it leaves").add_argument)
+    _add_how(parser.add_argument_group("going on, checking").add_argument)
+    return parser
+
+
+def _add_what(add: Callable[..., Any]) -> None:
     add("--trials", type=int, metavar="N", help="trials per variant")
     add("--epochs", type=int, metavar="N", help="epochs per trial, in place of the space's")
     add("--variants", metavar="A,B", help="only these models; any timm model name is accepted")
@@ -142,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="train those on the validation part as well (default: no)",
     )
+
+
+def _add_where(add: Callable[..., Any]) -> None:
+    add("--name", metavar="NAME", help="of the sweep (default: the space's)")
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: what fits)")
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
     add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")
@@ -160,16 +171,6 @@ def _parser() -> argparse.ArgumentParser:
         "local disk, in this machine's cache folder, ~/.cache/sweep-orchestrator)",
     )
     add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
-    add("--name", metavar="NAME", help="of the sweep (default: the space's)")
-    add("--resume", action="store_true", help="go on with the sweep of that name")
-    add(
-        "--retry-failed",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="with --resume, try failed trials again from their last checkpoint (default: yes)",
-    )
-    add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
-    add("--force", action="store_true", help="go on although the space or the dataset changed")
     add("--keep", metavar="WHAT", help="checkpoints of ended trials: best-K, last or all")
     add(
         "--hang-timeout",
@@ -179,10 +180,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="end and retry a trial that is silent for so many seconds (default: 600)",
     )
+
+
+def _add_how(add: Callable[..., Any]) -> None:
+    add("--resume", action="store_true", help="go on with the sweep of that name")
+    add(
+        "--retry-failed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --resume, try failed trials again from their last checkpoint (default: yes)",
+    )
+    add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
+    add("--force", action="store_true", help="go on although the space or the dataset changed")
     add("--dry-run", action="store_true", help="print the plan and touch nothing")
     add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
-    return parser
 
 
 def _is_positive(text: str) -> bool:

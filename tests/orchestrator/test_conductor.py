@@ -22,7 +22,7 @@ from orchestrator.ledger import ENDED, Ledger, Trial, open_ledger
 from orchestrator.plan import Plan
 from orchestrator.study import is_stopped
 from search_spaces.space import trial_seed
-from tests.orchestrator.sweeps import curve, metrics, new_ledger, plan, space
+from tests.orchestrator.sweeps import curve, judgement, metrics, new_ledger, plan, space
 
 # What becomes of an epoch that would start now: None, or the arguments of `on_end`.
 Fate = Callable[[Start, int], dict[str, Any] | None]
@@ -57,6 +57,12 @@ def step(conductor: Conductor, playing: Playing, fate: Fate) -> bool:
     start, epoch = playing.start, playing.epoch
     address = start.signature, start.attempt
     if epoch >= start.config.epochs:
+        if start.is_judged:
+            rows = conductor.ledger.epochs(start.signature)
+            best = max(rows, key=lambda row: row.metrics["val_top1"])
+            if not start.config.validation_fraction:
+                best = rows[-1]
+            conductor.on_evaluation(*address, judgement(best.epoch))
         conductor.on_end(*address, outcome="complete")
         return False
     end = fate(start, epoch)

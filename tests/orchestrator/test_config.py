@@ -28,6 +28,8 @@ FLAGS = (
     "--dataset",
     "--dry-run",
     "--epochs",
+    "--final-on-all",
+    "--final-seeds",
     "--force",
     "--from-scratch",
     "--gpus-per-trial",
@@ -36,6 +38,7 @@ FLAGS = (
     "--keep",
     "--max-concurrent",
     "--name",
+    "--no-final-on-all",
     "--no-retry-failed",
     "--resume",
     "--retry-failed",
@@ -47,6 +50,7 @@ FLAGS = (
     "--variants",
     "--verbose",
     "--verify",
+    "--weights",
     "--workers-per-trial",
 )
 
@@ -82,6 +86,7 @@ def test_every_flag_is_read() -> None:
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
             *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
+            *("--final-seeds", "2", "--final-on-all", "--weights", "none"),
             *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
         ]
     )
@@ -93,6 +98,9 @@ def test_every_flag_is_read() -> None:
         dataset="mine",
         seed=5,
         side="paper",
+        weights="none",
+        final_seeds=2,
+        final_on_all=True,
         max_concurrent=4,
         gpus_per_trial=0.25,
         workers_per_trial=2,

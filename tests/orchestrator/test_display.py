@@ -79,8 +79,8 @@ def test_every_end_is_one_plain_line(ledger: Ledger, of_plan: Plan) -> None:
         "0:00:00 passed"
     )
     assert lines[1:] == [
-        "aaaaaaaaaaaa  cnn2 #0  complete  best 0.9375",
-        "bbbbbbbbbbbb  cnn2 #1  failed",
+        "aaaaaaaaaaaa  cnn2-000  complete  best 0.9375",
+        "bbbbbbbbbbbb  cnn2-001  failed",
     ]
 
 
@@ -94,7 +94,7 @@ def test_a_continued_sweep_tells_only_what_is_new(ledger: Ledger, of_plan: Plan)
         screen.show()
         ledger.start_attempt("bbbbbbbbbbbb", resumed_from=None, micro_batch_size=0)
         end(ledger, "bbbbbbbbbbbb", "failed", text="boom")
-    assert out.getvalue().splitlines()[1:] == ["bbbbbbbbbbbb  cnn2 #1  failed"]
+    assert out.getvalue().splitlines()[1:] == ["bbbbbbbbbbbb  cnn2-001  failed"]
 
 
 def test_variants_that_are_left_out_are_not_counted(ledger: Ledger) -> None:
@@ -149,8 +149,8 @@ def test_failures_say_class_reason_and_log(ledger: Ledger) -> None:
     add(ledger, "c", "cnn2", 2)
     end(ledger, "c", "complete", (0, 0.5))
     assert failures(ledger.trials(), ledger.attempts()) == [
-        "a  cnn2 #0  failed after 1 attempt  bug: ValueError: no  (log: trials/a/attempt_1.log)",
-        "b  cnn2 #1  diverged after 1 attempt  the loss was not finite  "
+        "a  cnn2-000  failed after 1 attempt  bug: ValueError: no  (log: trials/a/attempt_1.log)",
+        "b  cnn2-001  diverged after 1 attempt  the loss was not finite  "
         "(log: trials/b/attempt_1.log)",
     ]
 

@@ -142,6 +142,8 @@ def told(
         trial = Trial(
             signature=f"t{number}",
             variant="cnn2",
+            stage="search",
+            origin=None,
             number=number,
             config={},
             params=params,
@@ -195,6 +197,8 @@ def test_the_sampler_ignores_failed_trials() -> None:
             trial = Trial(
                 signature=f"t{number}",
                 variant="cnn2",
+                stage="search",
+                origin=None,
                 number=number,
                 config={},
                 params={"dropout": value},
@@ -225,6 +229,8 @@ def test_a_stopped_trial_is_ranked_by_how_far_it_came() -> None:
     trial = Trial(
         signature="a",
         variant="cnn2",
+        stage="search",
+        origin=None,
         number=0,
         config={},
         params={"dropout": 0.5},

@@ -329,7 +329,7 @@ def test_no_environment_and_no_user_reaches_the_store(
         assert b"somebody-by-name" not in content
     tags = {name for run in sweep.runs().values() for name in run.data.tags}
     assert tags == {
-        *("attempts", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
+        *("attempts", "stage", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
         *("sweep.id", "sweep.outcome", "sweep.mark", "sweep.signature", "sweep.weights", "variant"),
     }
 

@@ -18,7 +18,7 @@ import torch
 
 from orchestrator import process, sweep
 from orchestrator.conductor import Conductor
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger import Stage, open_ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from orchestrator.verify_decisions import check_early_stopping, check_suggestions
@@ -29,7 +29,7 @@ from tests.orchestrator.test_conductor import Killed, begin, die_at, messy, play
 from trainables import checkpoint
 
 TRIALS = 5
-PLAN = plan(space(trials=TRIALS, variants=("cnn2", "cnn3")))
+PLAN = plan(space(trials=TRIALS, variants=("cnn2", "cnn3")), final_seeds=1)
 Verify = Callable[..., tuple[int, str]]
 
 
@@ -107,16 +107,18 @@ def change_mlflow(paths: SweepPaths, *statements: str) -> None:
             connection.execute(statement)
 
 
-def signature(paths: SweepPaths, variant: str = "cnn2", number: int = 0) -> str:
+def signature(
+    paths: SweepPaths, variant: str = "cnn2", number: int = 0, stage: Stage = "search"
+) -> str:
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
-        found = [t for t in ledger.trials() if (t.variant, t.number) == (variant, number)]
+        found = [t for t in ledger.trials(stage) if (t.variant, t.number) == (variant, number)]
     return found[0].signature
 
 
 def with_status(paths: SweepPaths, status: str) -> tuple[str, str]:
     """Return the name and the signature of the last trial that ended so."""
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
-        trial = [t for t in ledger.trials() if t.status == status][-1]
+        trial = [t for t in ledger.trials("search") if t.status == status][-1]
     return f"{trial.variant}-{trial.number:03d}", trial.signature
 
 
@@ -327,6 +329,41 @@ def test_a_wrong_early_stop_is_named(
     code, said = verify()
     assert code == 1
     assert f"E: {name} ({key}): after epoch {epoch} {sentence}" in said
+
+
+def test_a_final_trial_of_another_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths, stage="final")
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        origin = ledger.trial(key).origin
+        others = [t.signature for t in ledger.trials("search") if t.signature != origin]
+    change(paths, f"UPDATE trials SET origin = '{others[0]}' WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"E: cnn2-final-000 ({key}): it trains {others[0]} again; the best of its time" in said
+
+
+def test_a_missing_judgement_of_the_test_part_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths, stage="final")
+    change(paths, f"DELETE FROM evaluations WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-final-000 ({key}): the test part has not judged it." in said
+
+
+def test_a_judgement_of_a_trial_of_the_search_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths)
+    change(paths, f"INSERT INTO evaluations VALUES ('{key}', 1, 0.0, '{{\"epoch\": 0}}')")
+    status, said = verify()
+    assert status == 1
+    assert f"A: cnn2-000 ({key}): the test part has judged it, unasked." in said
+
+
+def test_another_epoch_judged_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+    key = signature(paths, stage="final")
+    change(paths, f"UPDATE trials SET best_epoch = 3 WHERE signature = '{key}'")
+    status, said = verify()
+    assert status == 1
+    assert "the test part judged epoch 8; its best is 3." in said
 
 
 def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Verify) -> None:

@@ -1,0 +1,193 @@
+"""After the search: the best of each variant again, with other seeds, judged by the test part."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import finals
+from orchestrator.conductor import Conductor, Start
+from orchestrator.ledger import Ledger, Trial
+from orchestrator.plan import Plan
+from search_spaces.space import trial_seed
+from tests.orchestrator.sweeps import new_ledger, plan, space
+from tests.orchestrator.test_conductor import Killed, die_at, failed, play, quick, table
+
+PUBLISHED = {"lr": 0.1, "dropout": 0.5, "batch_size": 32, "optimizer": "sgd"}
+
+
+def ledger_for(of: Plan, tmp_path: Path, name: str = "ledger") -> Ledger:
+    return quick(new_ledger(tmp_path / f"{name}.sqlite", of))
+
+
+def stage(ledger: Ledger, variant: str, of: str) -> list[Trial]:
+    return [trial for trial in ledger.trials(of) if trial.variant == variant]  # type: ignore[arg-type]
+
+
+def judged(ledger: Ledger) -> set[str]:
+    return set(ledger.evaluations())
+
+
+def test_the_best_of_each_variant_is_trained_again_with_seeds_of_its_own(tmp_path: Path) -> None:
+    of = plan(space(trials=6), final_seeds=3)
+    ledger = ledger_for(of, tmp_path)
+    started = play(Conductor(ledger, of))
+    assert len(started) == of.num_trials == 18
+    for variant in of.variants:
+        best = finals.best_of(stage(ledger, variant, "search"), "max")
+        assert best is not None
+        again = stage(ledger, variant, "final")
+        assert [trial.number for trial in again] == [0, 1, 2]
+        assert {trial.status for trial in again} == {"complete"}
+        assert all(trial.origin == best.signature for trial in again)
+        seeds = [trial_seed(of.seed, f"{variant}/final", number) for number in range(3)]
+        assert [trial.config["seed"] for trial in again] == seeds
+        for trial in again:
+            assert trial.params == best.params
+            assert {**trial.config, "seed": 0} == {**best.config, "seed": 0}
+    # The search never sees the test part.
+    assert judged(ledger) == {trial.signature for trial in ledger.trials("final")}
+
+
+def test_no_final_trial_starts_before_its_variants_search_is_over(tmp_path: Path) -> None:
+    of = plan(space(trials=5), final_seeds=2)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of), limit=4, draws=random.Random(1))
+    for variant in of.variants:
+        last = max(trial.ended_seq or 0 for trial in stage(ledger, variant, "search"))
+        assert all(trial.seen_seq >= last for trial in stage(ledger, variant, "final"))
+
+
+def test_final_trials_are_never_stopped_early(tmp_path: Path) -> None:
+    of = plan(space(trials=6, first_rung_epochs=1, rung_factor=2), final_seeds=4)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    assert "stopped" in {trial.status for trial in ledger.trials("search")}
+    assert {trial.status for trial in ledger.trials("final")} == {"complete"}
+
+
+def test_with_nothing_to_search_the_trials_are_the_seeds_and_all_are_judged(tmp_path: Path) -> None:
+    of = plan(space(trials=3, params={}), final_seeds=5)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    trials = ledger.trials()
+    assert {trial.stage for trial in trials} == {"search"}
+    assert len(trials) == of.num_trials == 6
+    assert {trial.status for trial in trials} == {"complete"}
+    assert judged(ledger) == {trial.signature for trial in trials}
+    assert finals.current(trials, "cnn2", "max") == trials[:3]
+
+
+def test_what_a_space_asks_for_comes_first_in_full_and_is_judged(tmp_path: Path) -> None:
+    # Rung 2 after one epoch stops the worse half; the published recipe is the worst there is.
+    of = plan(space(trials=8, rung_factor=2, enqueued=(PUBLISHED,)), final_seeds=1)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of), limit=3, draws=random.Random(2))
+    for variant in of.variants:
+        first = stage(ledger, variant, "search")[0]
+        assert first.params == PUBLISHED
+        assert first.status == "complete"
+        assert ledger.evaluation(first.signature) is not None
+    assert len(judged(ledger)) == 4
+    assert "stopped" in {trial.status for trial in ledger.trials("search")}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_driver_killed_at_any_change_changes_nothing(tmp_path: Path, before: bool) -> None:
+    of = plan(space(trials=3, variants=("cnn2",), enqueued=(PUBLISHED,)), final_seeds=2)
+    unbroken = ledger_for(of, tmp_path, "unbroken")
+    play(Conductor(unbroken, of))
+    for change in range(1, 90):
+        ledger = ledger_for(of, tmp_path, f"{change}")
+        original = ledger._change
+        die_at(ledger, change, before=before)
+        try:
+            play(Conductor(ledger, of))
+            is_over = True
+        except Killed:
+            is_over = False
+        ledger._change = original  # type: ignore[method-assign]
+        play(Conductor(ledger, of))
+        assert table(ledger) == table(unbroken)
+        assert ledger.evaluations() == unbroken.evaluations()
+        if is_over:
+            break
+    else:
+        pytest.fail("the sweep has more changes than this test knows")
+
+
+def test_a_better_one_found_later_is_trained_again_too(tmp_path: Path) -> None:
+    of = plan(space(trials=2, variants=("cnn2",)), final_seeds=2)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    first = finals.best_of(ledger.trials("search"), "max")
+    play(Conductor(ledger, dataclasses.replace(of, trials=12)))
+    best = finals.best_of(ledger.trials("search"), "max")
+    assert first is not None
+    assert best is not None
+    assert best.signature != first.signature  # else this test says nothing
+    assert [trial.number for trial in ledger.trials("final")] == [0, 1, 2, 3]
+    now = finals.current(ledger.trials(), "cnn2", "max")
+    assert [trial.origin for trial in now] == [best.signature] * 2
+    # And more seeds are added to those that are there.
+    play(Conductor(ledger, dataclasses.replace(of, trials=12, final_seeds=3)))
+    assert len(finals.current(ledger.trials(), "cnn2", "max")) == 3
+    assert len(ledger.trials("final")) == 5
+
+
+def test_on_the_whole_training_part_the_last_epoch_is_the_best_and_has_no_value(
+    tmp_path: Path,
+) -> None:
+    of = plan(space(trials=2, variants=("cnn2",)), final_seeds=1, final_on_all=True)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    (trial,) = ledger.trials("final")
+    assert trial.config["validation_fraction"] == 0.0
+    assert (trial.best_epoch, trial.best_value) == (8, None)
+
+
+def test_a_failed_search_leaves_nothing_to_train_again(tmp_path: Path) -> None:
+    def breaks(start: Start, epoch: int) -> dict[str, Any] | None:
+        return failed("data") if start.variant == "cnn2" else None
+
+    of = plan(space(trials=2), final_seeds=1)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of), fate=breaks)
+    assert [trial.variant for trial in ledger.trials("final")] == ["cnn3"]
+
+
+def test_a_final_trial_that_failed_is_tried_again(tmp_path: Path) -> None:
+    def breaks(start: Start, epoch: int) -> dict[str, Any] | None:
+        return failed("bug") if ledger.trial(start.signature).stage == "final" else None
+
+    of = plan(space(trials=2, variants=("cnn2",)), final_seeds=1)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of), fate=breaks)
+    (trial,) = ledger.trials("final")
+    assert trial.status == "failed"
+    play(Conductor(ledger, of))
+    (trial,) = ledger.trials("final")
+    assert trial.status == "complete"
+    assert judged(ledger) == {trial.signature}
+
+
+def test_what_an_attempt_that_was_replaced_says_of_the_test_part_is_refused(
+    tmp_path: Path,
+) -> None:
+    of = plan(space(trials=1, variants=("cnn2",), params={}))
+    ledger = ledger_for(of, tmp_path)
+    conductor = Conductor(ledger, of)
+    start = conductor.next_start()
+    assert start is not None
+    conductor.on_end(start.signature, start.attempt, **failed("killed"))
+    again = conductor.next_start()
+    assert again is not None
+    assert conductor.on_evaluation(start.signature, start.attempt, {"epoch": 1})
+    assert ledger.evaluations() == {}
+    assert not conductor.on_evaluation(again.signature, again.attempt, {"epoch": 2})
+    assert not ledger.record_evaluation(again.signature, again.attempt, {"epoch": 3})
+    assert ledger.evaluations() == {start.signature: {"epoch": 2}}
