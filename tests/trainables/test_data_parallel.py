@@ -16,7 +16,7 @@ from tests.trainables.digits_trials import (
     seeds_drawn_from,
     train,
 )
-from trainables import checkpoint, data, loop, models
+from trainables import checkpoint, data, forward, loop, models
 from trainables.config import TrainConfig
 
 TRIALS: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def test_what_the_workers_judged_is_what_was_saved(group, digits_dir):
     model.load_state_dict(weights["average"])
     store = data.open_store(digits_dir, "train", CPU)
     rows = data.split_indices(store.labels.numpy(), 0.1, 0)[1]
-    prepare = loop._preparation(config, data.load_manifest(digits_dir), CPU)
+    prepare = forward.preparation(config, data.load_manifest(digits_dir), CPU)
     loss, top1, top5 = loop.evaluate(config, model, store, torch.from_numpy(rows), prepare)
     (reported,) = figures_of(group, 0, "batch_norm")
     assert reported["val_loss"] == pytest.approx(loss, rel=1e-6)
