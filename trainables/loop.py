@@ -95,11 +95,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
 
     # Data: resident on the device, split once, the same for every trial of a sweep.
     manifest = data.load_manifest(dataset)
-    if manifest.fingerprint != config.dataset_fingerprint:
-        raise data.DatasetError(
-            f"{dataset} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
-            f"{config.dataset_fingerprint!r}: the dataset was replaced. Start a new sweep on it."
-        )
+    data.check_fingerprint(manifest, dataset, config.dataset_fingerprint)
     store = data.open_store(dataset, "train", device, resident_share)
     train_rows, val_rows = (
         torch.from_numpy(rows).to(store.images.device)
