@@ -22,6 +22,7 @@ from trainables.config import TrainConfig
 TRIALS: dict[str, dict[str, Any]] = {
     "plain": {"variant": "cnn3", "ema_decay": 0.5, "clip_grad_norm": 1.0, "l2": 1e-3},
     "parts": {"variant": "cnn3", "micro_batch_size": 5},
+    "frozen": {"variant": "cnn3", "freeze_epochs": 1, "micro_batch_size": 5, "lr": 0.05},
     "batch_norm": {"variant": "cnn3_bn", "ema_decay": 0.5, "epochs": 1, "hflip": True},
 }
 
@@ -61,7 +62,7 @@ def test_all_workers_report_the_same_figures(group, name):
     assert figures_of(group, 0, name) == figures_of(group, 1, name)
 
 
-@pytest.mark.parametrize("name", ["plain", "parts"])
+@pytest.mark.parametrize("name", ["plain", "parts", "frozen"])
 def test_two_workers_learn_what_one_does(group, digits_dir, tmp_path, name):
     # Without batch norm, whose statistics are each worker's own.
     config = digits_config(digits_dir, **TRIALS[name])

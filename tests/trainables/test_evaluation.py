@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -223,3 +224,33 @@ def test_what_cannot_be_judged_is_refused(trained, digits_dir, tmp_path):
     checkpoint.save(tmp_path / "lacking", weights=weights, optimizer=optimizer, state=state)
     with pytest.raises(CheckpointError, match="does not hold the weights of 'cnn3_bn'"):
         evaluate_test(config, digits_dir, tmp_path / "lacking", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("variant", "side_px", "map_px"),
+    [("vgg16_bn", 64, 2), ("inception_v3", 75, None)],
+)
+def test_vgg_and_inception_are_trained_judged_and_explained(
+    digits_dir, tmp_path, variant, side_px, map_px
+):
+    """What seed 001 names as future work, at small sides."""
+    config = digits_config(
+        digits_dir,
+        variant=variant,
+        side_px=side_px,
+        epochs=1,
+        steps_per_epoch=1,
+        batch_size=2,
+        momentum=0.0,
+        freeze_epochs=1,
+        layer_decay=0.8,
+        lr=1e-3,
+        validation_fraction=0.01,
+    )
+    (end,) = train(config, digits_dir, tmp_path)
+    found = evaluate_test(config, digits_dir, tmp_path / end.checkpoint, device=CPU)
+    shutil.rmtree(tmp_path)  # half a gigabyte
+    assert np.sum(found.confusion) == found.images == 359
+    assert found.multiply_accumulates > 10**8
+    sides = {example.map and (example.map.height, example.map.width) for example in found.examples}
+    assert sides == {map_px and (map_px, map_px)}  # of one pixel there is no map
