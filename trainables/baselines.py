@@ -5,6 +5,7 @@ Shapes in comments: n images, c channels, h and w pixels, k classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -140,11 +141,34 @@ class PlainCnn(nn.Module):
         maps: Tensor = self.features(images)
         return maps
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits: (n, c, h, w) -> (n, k)."""
-        maps = self.forward_features(images)
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Return the logits of the last feature maps, (n, c', h', w') -> (n, k)."""
         logits: Tensor = self.classifier(self.hidden(maps.flatten(1)))
         return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits: (n, c, h, w) -> (n, k)."""
+        return self.forward_head(self.forward_features(images))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer, which has one output per class; timm asks its models so."""
+        return self.classifier
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
+        """Return what tells a parameter's layer by its name, the first one's least.
+
+        A layer is a convolution or a dense layer with its batch norm; timm's `layer_decay` asks
+        for it. `coarse` is part of timm's signature and changes nothing.
+        """
+        depths, depth = {}, -1
+        for name, module in self.named_modules():  # in the order of the forward pass
+            depth += isinstance(module, nn.Conv2d | nn.Linear)
+            depths[name] = depth
+
+        def layer(parameter: str) -> tuple[float, ...]:
+            return (float(depths[parameter.rpartition(".")[0]]),)
+
+        return layer
 
 
 def build_cnn(

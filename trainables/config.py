@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 # Raised when the meaning of a field changes, so that old results are not mistaken for new.
-SIGNATURE_SCHEMA = 1
+SIGNATURE_SCHEMA = 2
 
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"]
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
@@ -73,6 +73,8 @@ class TrainConfig:
     plateau_factor: float = 0.5
     min_lr: float = 0.0
     early_stop_patience_epochs: int = 0  # on validation loss; 0: none
+    freeze_epochs: int = 0  # first epochs in which the classifier alone is trained
+    layer_decay: float = 1.0  # factor on the learning rate per layer, from the classifier down
     select_by: SelectBy = "val_top1"  # which epoch's weights are "the best"
 
     # Augmentation: batched, per sample, training part only.
@@ -196,6 +198,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "plateau_factor": (0.0, 0.9999),
     "min_lr": (0.0, None),
     "early_stop_patience_epochs": (0, None),
+    "freeze_epochs": (0, None),
+    "layer_decay": (0.01, 1.0),
     "crop_padding_px": (0, 512),
     "rotation_deg": (0.0, 180.0),
     "shear_deg": (0.0, 80.0),

@@ -30,7 +30,11 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a prepared dataset says of itself. `mean` and `std` are per channel, in 0 to 1."""
+    """What a prepared dataset says of itself. `mean` and `std` are per channel, in 0 to 1.
+
+    `fine_to_coarse` is the superclass of every class, -1 for a class without images; empty where
+    the dataset has no superclasses (CIFAR-100 has 20).
+    """
 
     name: str
     fingerprint: str
@@ -41,6 +45,7 @@ class Manifest:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     images: dict[str, int]  # by split
+    fine_to_coarse: tuple[int, ...] = ()
 
     @property
     def side_px(self) -> int:
@@ -67,6 +72,7 @@ def load_manifest(folder: Path) -> Manifest:
             mean=tuple(raw["mean"]),
             std=tuple(raw["std"]),
             images={split: entry["images"] for split, entry in raw["splits"].items()},
+            fine_to_coarse=tuple(raw.get("fine_to_coarse", ())),
         )
     except FileNotFoundError as error:
         raise DatasetError(
@@ -77,6 +83,19 @@ def load_manifest(folder: Path) -> Manifest:
         raise DatasetError(
             f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
         ) from error
+
+
+def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
+    """Check that a folder still holds the dataset a trial was made for.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if manifest.fingerprint != wanted:
+        raise DatasetError(
+            f"{folder} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
+            f"{wanted!r}: the dataset was replaced. Start a new sweep on it."
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables import augment, checkpoint, data, models, optim
+from trainables import augment, checkpoint, data, forward, freezing, models, optim
 from trainables.averaging import averaging
 from trainables.config import TrainConfig
 from trainables.metrics import EpochMetrics
@@ -58,11 +56,6 @@ class EpochEnd:
     is_last: bool
 
 
-def default_device() -> torch.device:
-    """Return the CUDA device Ray (or the user) gave this process, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from top to bottom
     config: TrainConfig,
     dataset: Path,
@@ -93,20 +86,16 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         ValueError: `config.workers` is not the number of processes that train.
         checkpoint.CheckpointError: `resume_from` is damaged or of another signature.
     """
-    device = device or default_device()
+    device = device or forward.default_device()
     rank, workers = _rank(), _workers()
     if workers != config.workers:
         raise ValueError(f"`workers` is {config.workers}, but {workers} processes train together.")
-    _set_up_numerics(config, device)
+    forward.set_up_numerics(config, device)
     torch.manual_seed(data.derived_seed(config.seed, "model"))
 
     # Data: resident on the device, split once, the same for every trial of a sweep.
     manifest = data.load_manifest(dataset)
-    if manifest.fingerprint != config.dataset_fingerprint:
-        raise data.DatasetError(
-            f"{dataset} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
-            f"{config.dataset_fingerprint!r}: the dataset was replaced. Start a new sweep on it."
-        )
+    data.check_fingerprint(manifest, dataset, config.dataset_fingerprint)
     store = data.open_store(dataset, "train", device, resident_share)
     train_rows, val_rows = (
         torch.from_numpy(rows).to(store.images.device)
@@ -115,7 +104,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         )
     )
     num_classes = len(manifest.class_names)
-    prepare = _preparation(config, manifest, device)
+    prepare = forward.preparation(config, manifest, device)
 
     # Model, optimizer, average.
     model = models.build_model(
@@ -127,7 +116,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     ).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    # Over all weights, frozen or not, so that its state has one form at every restart.
     optimizer = optim.build_optimizer(model, config)
+    backbone = freezing.backbone(model) if config.freeze_epochs else []
     average = copy.deepcopy(model).requires_grad_(False).eval() if config.ema_decay else None
     plateau = optim.Plateau()
     best_epoch, best_value, first_epoch = 0, -math.inf, 0
@@ -145,11 +136,6 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         best_epoch, best_value = state["best_epoch"], state["best_value"]
         # What early stopping had ended is not continued.
         first_epoch = config.epochs if plateau.is_exhausted(config) else state["epoch"] + 1
-    stepped: Callable[[Tensor], Tensor] = _data_parallel(model, device) if workers > 1 else model
-    if config.compile:
-        # Shapes are fixed and a warm process compiles for many models. Left to itself torch would
-        # make shapes dynamic and then stop compiling, so results would depend on earlier trials.
-        stepped = torch.compile(stepped, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]
     judged = model
     if average is not None:
         judged, update_average = average, averaging(average, model, config.ema_decay)
@@ -159,9 +145,18 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
         _reset_peak(device)
+        is_frozen = epoch < config.freeze_epochs
+        if epoch in (first_epoch, config.freeze_epochs):
+            for weight in backbone:
+                weight.requires_grad_(not is_frozen)
+            if epoch == config.freeze_epochs:
+                optim.forget_idle_steps(optimizer)
+            stepped = _ready(config, model, device)
 
         # Train.
         model.train()
+        if is_frozen:
+            freezing.hold_statistics(model)
         torch.manual_seed(data.derived_seed(config.seed, "layers", epoch, rank))
         draws = torch.Generator(device).manual_seed(
             data.derived_seed(config.seed, "augment", epoch, rank)
@@ -193,11 +188,13 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             raise DivergedError(epoch, "training", lr)
 
         # Validate.
+        val_started = time.perf_counter()
         if workers > 1:
             _share_buffers(model, judged)
         val_loss, val_top1, val_top5 = evaluate(
             config, judged, store, val_rows[rank::workers], prepare, on_step
         )
+        val_s = time.perf_counter() - val_started
         if len(val_rows) and not math.isfinite(val_loss):
             raise DivergedError(epoch, "validation", lr)
         plateau.update(config, val_loss)
@@ -214,6 +211,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             epoch_s=time.perf_counter() - started,
             images_per_s=seen / train_s,
             device_peak_gib=_peak_gib(device),
+            val_s=val_s,
+            checkpoint_s=0.0,  # not known yet, and no part of what is kept
         )
 
         # Keep.
@@ -221,6 +220,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         if checkpoints is not None:
             name = f"epoch_{epoch:04d}"
             if rank == 0:
+                save_started = time.perf_counter()
+                kept = {k: v for k, v in metrics.to_dict().items() if k != "checkpoint_s"}
                 parts = {"model": model.state_dict()}
                 if average is not None:
                     parts["average"] = average.state_dict()
@@ -232,12 +233,13 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                         "signature": config.signature(),
                         "config": config.to_dict(),
                         "epoch": epoch,
-                        "metrics": metrics.to_dict(),
+                        "metrics": kept,
                         "plateau": asdict(plateau),
                         "best_epoch": best_epoch,
                         "best_value": best_value,
                     },
                 )
+                metrics = replace(metrics, checkpoint_s=time.perf_counter() - save_started)
         is_last = epoch + 1 == config.epochs or plateau.is_exhausted(config)
         yield EpochEnd(epoch, metrics, name, best_epoch, is_last)
         if checkpoints is not None and rank == 0 and not keep_all:
@@ -262,7 +264,7 @@ def evaluate(
     rows = rows[: usual * config.steps_per_epoch] if config.steps_per_epoch else rows
     # Where a whole batch was too much for the memory, so may be more of them without gradients.
     chunks = rows.split(config.micro_batch_size or usual) if len(rows) else ()
-    with torch.inference_mode(), _autocast(config, store.device):
+    with torch.inference_mode(), forward.autocast(config, store.device):
         for chunk in chunks:
             pixels, labels = store.gather(chunk)
             logits = model(prepare(pixels, None)).float()
@@ -291,7 +293,7 @@ def _step(
         # Data-parallel workers add up their gradients once, with the last part.
         quiet = getattr(stepped, "no_sync", nullcontext) if number < num_parts else nullcontext
         with quiet():
-            with _autocast(config, images.device):
+            with forward.autocast(config, images.device):
                 logits = stepped(part)
             logits = logits.float()
             loss_sum = F.cross_entropy(
@@ -308,32 +310,6 @@ def _step(
     optimizer.step()
 
 
-def _preparation(
-    config: TrainConfig, manifest: data.Manifest, device: torch.device
-) -> Callable[[Tensor, torch.Generator | None], Tensor]:
-    """Return the function from stored pixels to the network's input.
-
-    It takes (n, h, w, c) uint8 and a generator (None: no augmentation) and returns
-    (n, c, side, side) float32, normalised, in the memory format the model has.
-    """
-    mean, std = models.normalisation(config, manifest.mean, manifest.std)
-    shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=device).reciprocal().view(1, -1, 1, 1)
-    side = (config.side_px, config.side_px)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-
-    def prepare(pixels: Tensor, draws: torch.Generator | None) -> Tensor:
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
-        if draws is not None:
-            images = augment.augment(images, config, draws)
-        if images.shape[2:] != side:
-            # Bicubic overshoots; the clamp keeps intensities real.
-            images = F.interpolate(images, size=side, mode="bicubic").clamp_(0, 1)
-        return ((images - shift) * scale).contiguous(memory_format=layout)
-
-    return prepare
-
-
 def _keep_only(folder: Path, epochs: set[int]) -> None:
     wanted = {f"epoch_{epoch:04d}" for epoch in epochs}
     for path in folder.glob("epoch_*"):
@@ -348,21 +324,6 @@ def _share_buffers(*modules: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
-def _set_up_numerics(config: TrainConfig, device: torch.device) -> None:
-    torch.set_num_threads(config.threads)
-    # A reused process must not keep the previous trial's choice.
-    torch.use_deterministic_algorithms(config.deterministic and device.type == "cuda")
-    # cuBLAS is reproducible only with a workspace of fixed size, chosen before its first use.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    # Measured on a 2-core Xeon with AMX: autocast is slower than float32 for B0 at 64 px.
-    use = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
-
-
 def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
@@ -371,9 +332,23 @@ def _workers() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def _data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+def _ready(
+    config: TrainConfig, model: nn.Module, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return what is called in a training step: the model, its workers joined, compiled if asked.
+
+    Anew after the backbone thaws, because joined workers exchange the gradients of those weights
+    alone that were trainable when they were joined.
+    """
+    stepped: Callable[[Tensor], Tensor] = model
+    if config.workers > 1:
+        devices = [device] if device.type == "cuda" else None
+        stepped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+    if config.compile:
+        # Shapes are fixed and a warm process compiles for many models. Left to itself torch would
+        # make shapes dynamic and then stop compiling, so results would depend on earlier trials.
+        stepped = torch.compile(stepped, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]
+    return stepped
 
 
 def _reset_peak(device: torch.device) -> None:

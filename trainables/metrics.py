@@ -13,7 +13,9 @@ class EpochMetrics:
     With mixup or cutmix `train_top1` counts a hit on either image's label; without a validation
     part the `val_` figures are 0. `lr` is the learning rate of the epoch's last step, `epoch_s` the
     seconds of training and validation together, `images_per_s` training images per second,
-    `device_peak_gib` the device memory's high-water mark (on a CPU: the process's resident set).
+    `device_peak_gib` the device memory's high-water mark (on a CPU: the process's resident set),
+    `val_s` the seconds of validation, which are part of `epoch_s`, and `checkpoint_s` those of
+    writing the checkpoint, which are not.
     """
 
     train_loss: float
@@ -25,6 +27,8 @@ class EpochMetrics:
     epoch_s: float
     images_per_s: float
     device_peak_gib: float
+    val_s: float
+    checkpoint_s: float
 
     def to_dict(self) -> dict[str, float]:
         """Return the figures by name."""

@@ -436,19 +436,51 @@ def _timm_problems(name: str, side_px: int, drop_path: float) -> list[str]:
     """Return what timm says against building and running a model of its own at this side."""
     import torch
 
+    published = _published(name)
+    channels, _, own_px = published.input_size
     options: dict[str, Any] = {"num_classes": 2, "drop_path_rate": drop_path}
-    if _published(name).fixed_input_size:
+    if published.fixed_input_size:
         options["img_size"] = side_px
+    smallest = ""
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.device("meta"):
             model = _build_timm(name, options).eval()
-            model(torch.empty(1, *_published(name).input_size[:1], side_px, side_px))
+        error = _refusal(model, channels, side_px)
+        if error is None:
+            return []
+        if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
+            least_px = _smallest_side_px(model, channels, side_px, own_px)
+            smallest = f", the smallest that it takes {least_px} px"
+    except (AssertionError, RuntimeError, TypeError, ValueError) as building:
+        error = building
+    reason = str(error).rstrip(".")
+    return [
+        f"The timm model {name!r} cannot be built for {side_px} px images: {reason}. Its own side "
+        f"is {own_px} px{smallest}; choose such a side, or another model."
+    ]
+
+
+def _refusal(model: nn.Module, channels: int, side_px: int) -> Exception | None:
+    """Return what a model on the meta device says against images of this side."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(torch.empty(1, channels, side_px, side_px, device="meta"))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        return [
-            f"The timm model {name!r} cannot be built for {side_px} px images: {error}. Its own "
-            f"side is {_published(name).input_size[-1]} px; choose that side, or another model."
-        ]
-    return []
+        return error
+    return None
+
+
+def _smallest_side_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
+    """Return the smallest side that a model takes, between one that it refuses and one it takes."""
+    while taken_px - refused_px > 1:
+        middle_px = (taken_px + refused_px) // 2
+        if _refusal(model, channels, middle_px) is None:
+            taken_px = middle_px
+        else:
+            refused_px = middle_px
+    return taken_px
 
 
 def _is_ours(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainables import freezing
 from trainables.config import TrainConfig
 
 
@@ -20,19 +21,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Return the optimizer over the model's trainable parameters, at learning rate `config.lr`.
 
     Weight decay is applied to weights of two or more dimensions only, not to biases and norms.
+    With `layer_decay` below 1 every group has its `lr_scale`; with `freeze_epochs` the classifier
+    has groups of its own.
+
+    Raises:
+        ValueError: the model's layers have no order that a layer-wise rate could follow, or it does
+            not say which of them is the classifier.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = (
+        _layer_groups(model, config) if config.layer_decay < 1 else _plain_groups(model, config)
+    )
+    if config.freeze_epochs:
+        groups = _split_off(groups, freezing.backbone(model))
     lr, betas, eps = config.lr, (config.beta1, config.beta2), config.epsilon
-    fused = True if any(weight.is_cuda for weight in decayed) else None
+    fused = True if any(weight.is_cuda for weight in model.parameters()) else None
     match config.optimizer:
         case "sgd" | "nesterov":
             # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
@@ -56,8 +58,74 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             # timm adapts a layer's step only where weight decay is on, which would make LAMB
             # without it plain Adam; and it clips the gradient to norm 1 unless told otherwise,
             # which here is `clip_grad_norm`'s affair.
-            groups[0]["always_adapt"] = True
+            for group in groups:
+                group["always_adapt"] = group["params"][0].ndim > 1
             return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
+
+
+def _plain_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the weights that decay and those that do not, as two groups."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return timm's groups per layer, each with `lr_scale` = layer_decay^(layers above it).
+
+    The model's own `group_matcher` says what one layer is: a block of an EfficientNet or a ResNet;
+    in timm's VGGs with batch norm the norms count too. Source: BEiT, arXiv 2106.08254.
+    """
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    try:
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(_no_layers(model)) from error
+    if len({group["lr_scale"] for group in groups}) < 2:
+        raise ValueError(_no_layers(model))
+    return groups
+
+
+def _no_layers(model: nn.Module) -> str:
+    return (
+        "`layer_decay` needs to know the order of a network's layers, and "
+        f"{type(model).__name__} does not say it. Set it to 1 for this variant."
+    )
+
+
+def _split_off(groups: list[dict[str, Any]], backbone: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return the groups with the backbone's weights and the classifier's in different ones.
+
+    torch's fused SGD and timm's LAMB take all weights of a group to be equally many steps old.
+    """
+    frozen = {id(weight) for weight in backbone}
+    parts = [
+        {**group, "params": [w for w in group["params"] if (id(w) in frozen) == is_frozen]}
+        for group in groups
+        for is_frozen in (True, False)
+    ]
+    return [part for part in parts if part["params"]]
+
+
+def forget_idle_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Start the step count of groups that were never stepped at 0.
+
+    timm's LAMB counts a group's steps also while its weights are frozen, and would correct the
+    bias of their momentum as if it were as old.
+    """
+    for group in optimizer.param_groups:
+        if not any(weight in optimizer.state for weight in group["params"]):
+            group.pop("step", None)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -86,9 +154,9 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, times its `lr_scale` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 @dataclass(slots=True)

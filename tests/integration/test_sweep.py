@@ -23,7 +23,7 @@ from tests.integration.sweeps import (
     wait_for,
     worker_pids,
 )
-from trainables import data, loop, models
+from trainables import data, forward, loop, models
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
@@ -103,7 +103,7 @@ def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(
         _, val = data.split_indices(
             store.labels.numpy(), config.validation_fraction, config.split_seed
         )
-        prepare = loop._preparation(config, manifest, torch.device("cpu"))
+        prepare = forward.preparation(config, manifest, torch.device("cpu"))
         _, top1, _ = loop.evaluate(config, model, store, torch.from_numpy(val), prepare)
         assert top1 == trial.best_value
     assert sorted(with_weights) == ["cnn2", "cnn3"]  # the best one of each, and no other

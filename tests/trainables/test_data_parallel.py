@@ -16,12 +16,13 @@ from tests.trainables.digits_trials import (
     seeds_drawn_from,
     train,
 )
-from trainables import checkpoint, data, loop, models
+from trainables import checkpoint, data, forward, loop, models
 from trainables.config import TrainConfig
 
 TRIALS: dict[str, dict[str, Any]] = {
     "plain": {"variant": "cnn3", "ema_decay": 0.5, "clip_grad_norm": 1.0, "l2": 1e-3},
     "parts": {"variant": "cnn3", "micro_batch_size": 5},
+    "frozen": {"variant": "cnn3", "freeze_epochs": 1, "micro_batch_size": 5, "lr": 0.05},
     "batch_norm": {"variant": "cnn3_bn", "ema_decay": 0.5, "epochs": 1, "hflip": True},
 }
 
@@ -61,7 +62,7 @@ def test_all_workers_report_the_same_figures(group, name):
     assert figures_of(group, 0, name) == figures_of(group, 1, name)
 
 
-@pytest.mark.parametrize("name", ["plain", "parts"])
+@pytest.mark.parametrize("name", ["plain", "parts", "frozen"])
 def test_two_workers_learn_what_one_does(group, digits_dir, tmp_path, name):
     # Without batch norm, whose statistics are each worker's own.
     config = digits_config(digits_dir, **TRIALS[name])
@@ -91,7 +92,7 @@ def test_what_the_workers_judged_is_what_was_saved(group, digits_dir):
     model.load_state_dict(weights["average"])
     store = data.open_store(digits_dir, "train", CPU)
     rows = data.split_indices(store.labels.numpy(), 0.1, 0)[1]
-    prepare = loop._preparation(config, data.load_manifest(digits_dir), CPU)
+    prepare = forward.preparation(config, data.load_manifest(digits_dir), CPU)
     loss, top1, top5 = loop.evaluate(config, model, store, torch.from_numpy(rows), prepare)
     (reported,) = figures_of(group, 0, "batch_norm")
     assert reported["val_loss"] == pytest.approx(loss, rel=1e-6)

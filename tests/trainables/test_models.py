@@ -303,6 +303,36 @@ def test_a_timm_model_too_deep_for_the_side_is_refused_before_training():
         check_variant("inception_v3", side_px=32)
 
 
+@pytest.mark.parametrize(
+    ("variant", "least_px"), [("vgg16", 32), ("vgg16_bn", 32), ("inception_v3", 75)]
+)
+def test_a_side_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
+    """Seed 001 names them as future work; VGG takes Tiny ImageNet's 64 px, Inception does not."""
+    check_variant(variant, side_px=least_px)
+    with pytest.raises(ValueError, match=f"the smallest that it takes {least_px} px"):
+        check_variant(variant, side_px=least_px - 1)
+    model = on_meta(variant, side_px=least_px, channels=1).eval()
+    assert model(torch.empty(2, 1, least_px, least_px, device="meta")).shape == (2, 10)
+    assert count_multiply_accumulates(model, side_px=least_px, in_channels=1) > 10**8
+
+
+def test_totals_of_vgg16_and_inception_v3_are_those_of_torchvision():
+    for variant, published in (
+        ("vgg16", torchvision.models.VGG16_Weights.IMAGENET1K_V1),
+        ("vgg16_bn", torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1),
+    ):
+        model = on_meta(variant, side_px=224, classes=1000)
+        assert count_parameters(model) == published.meta["num_params"]
+    # torchvision's count has the auxiliary classifier, which is built for no trial here.
+    with torch.device("meta"):
+        whole = timm.create_model("inception_v3", aux_logits=True)
+    published = torchvision.models.Inception_V3_Weights.IMAGENET1K_V1
+    assert count_parameters(whole) == published.meta["num_params"]
+    auxiliary = count_parameters(whole.AuxLogits)
+    alone = on_meta("inception_v3", side_px=299, classes=1000)
+    assert count_parameters(alone) == count_parameters(whole) - auxiliary
+
+
 def test_a_weights_path_that_does_not_exist_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="There is no weights file at"):
         check_variant("cnn3", side_px=64, weights=str(tmp_path / "none.safetensors"))

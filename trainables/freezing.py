@@ -1,0 +1,49 @@
+"""Which weights rest while the classifier alone is trained; holds no state.
+
+The backbone is everything but the classifier that a model's own `get_classifier` names; for the
+ResNet-50 of seed 001 that is its whole new head. Frozen weights get no gradient, so no optimizer
+touches them: neither their momentum nor their weight decay begins before they thaw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def classifier_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of the classifier and all that they contain.
+
+    Raises:
+        ValueError: the model does not say which of its layers that is.
+    """
+    ask: Any = getattr(model, "get_classifier", lambda: None)
+    named = ask()
+    heads = named if isinstance(named, tuple | list) else (named,)
+    modules = [part for head in heads if isinstance(head, nn.Module) for part in head.modules()]
+    if not any(True for part in modules for _ in part.parameters()):
+        raise ValueError(
+            "`freeze_epochs` trains the classifier alone at first, and the network "
+            f"{type(model).__name__} does not say which of its layers that is. Set it to 0 for "
+            "this variant."
+        )
+    return modules
+
+
+def backbone(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters that are not the classifier's.
+
+    Raises:
+        ValueError: the model does not say which of its layers is the classifier.
+    """
+    kept = {id(item) for part in classifier_modules(model) for item in part.parameters()}
+    return [item for item in model.parameters() if item.requires_grad and id(item) not in kept]
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Keep the backbone's batch norms as in evaluation until the next `model.train()`."""
+    kept = {id(part) for part in classifier_modules(model)}
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in kept:
+            part.eval()
