@@ -363,6 +363,8 @@ def built_in(request: pytest.FixtureRequest) -> SearchSpace:
 
 def test_the_promised_spaces_exist() -> None:
     assert {"cifar10", "cifar100", "digits", "tinyimagenet"} <= set(search_spaces.names())
+    seeds = {"tinyimagenet_b3", "tinyimagenet_baselines", "cifar100_family", "cifar10_scaling"}
+    assert seeds | {"cifar100_transfer", "scaling_grid"} <= set(search_spaces.names())
     assert not {"__init__", "space"} & set(search_spaces.names())
 
 
