@@ -113,12 +113,6 @@ class SearchSpace:
     recipe_notes: tuple[str, ...] = ()
     gpus_per_trial: float = 1.0
     gpus_by_variant: Mapping[str, float] = field(default_factory=dict)
-    enqueued: tuple[Mapping[str, Any], ...] = ()
-    final_seeds: int = 0
-
-    def published_to_dict(self) -> dict[str, Any]:
-        """Return it."""
-        return {}
 
     def fixed_for(self, variant: str) -> dict[str, Any]:
         """Return the fixed training parameters of a variant."""
@@ -218,7 +212,6 @@ class SearchSpace:
             "first_rung_epochs": self.first_rung_epochs,
             "rung_factor": self.rung_factor,
             "startup_trials": self.startup_trials,
-            "enqueued": [dict(values) for values in self.enqueued],
         }
 
     def published_to_dict(self) -> dict[str, Any]:
