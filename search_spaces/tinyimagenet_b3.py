@@ -1,7 +1,8 @@
 """Seed 000: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and the tuning it asks for.
 
 The first trial is the published recipe. The others search what the seed names as future work:
-hyperparameters and fine-tuning strategies.
+hyperparameters and fine-tuning strategies (how long the backbone rests, and how much slower its
+early layers learn).
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_b3`
@@ -16,6 +17,7 @@ Expected: not yet measured. Published: 77.0 % on the official validation part, o
 from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
+    IntDistribution,
 )
 
 from search_spaces.space import Published, SearchSpace
@@ -35,6 +37,8 @@ SPACE = SearchSpace(
     params={
         "optimizer": CategoricalDistribution(["radam", "adamw", "lamb", "nesterov"]),
         "lr": FloatDistribution(1e-5, 1e-2, log=True),
+        "freeze_epochs": IntDistribution(0, 2),
+        "layer_decay": FloatDistribution(0.7, 1.0),
         "weight_decay": FloatDistribution(1e-6, 0.1, log=True),
         "dropout": FloatDistribution(0.0, 0.5),
         "schedule": CategoricalDistribution(["constant", "cosine"]),
@@ -44,13 +48,15 @@ SPACE = SearchSpace(
         {
             "optimizer": "radam",
             "lr": 1e-3,
+            "freeze_epochs": 0,
+            "layer_decay": 1.0,
             "weight_decay": 1e-4,
             "dropout": 0.3,
             "schedule": "constant",
             "label_smoothing": 0.0,
         },
     ),
-    first_rung_epochs=3,
+    first_rung_epochs=3,  # when every backbone is awake
     rung_factor=3,
     startup_trials=8,
     final_seeds=3,
