@@ -36,4 +36,5 @@ SPACE = SearchSpace(
     first_rung_epochs=2,
     rung_factor=3,
     startup_trials=4,
+    final_seeds=1,
 )

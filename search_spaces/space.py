@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -21,30 +21,40 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from trainables.config import TrainConfig, field_names, unknown_field
-from trainables.metrics import METRIC_NAMES
+from trainables.config import TrainConfig
 
 Side = Literal["native", "paper"] | int
 
-# What the orchestrator itself decides about each trial; a space may not.
-_DECIDED_ELSEWHERE = {
-    "variant",
-    "dataset",
-    "dataset_fingerprint",
-    "seed",
-    "side_px",
-    "workers",
-    "micro_batch_size",
-}
 
-# Which way a quality gets better; the other metrics can be wanted either way.
-_DIRECTION = {
-    "train_loss": "min",
-    "val_loss": "min",
-    "train_top1": "max",
-    "val_top1": "max",
-    "val_top5": "max",
-}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """One row of a published table, as published, to stand beside ours; its own mistakes included.
+
+    Attributes:
+        label: their name of the model.
+        variant: ours that it is compared with; None for one shown beside it only.
+        train_top1: a fraction, as are `val_top1` and `test_top1`; None where none is published.
+        val_top1: on what they call validation images.
+        test_top1: on their test images.
+        loss: cross-entropy in nats, on the test images if `test_top1` is given, else on the
+            validation images.
+        parameters: a total, as they count it.
+        flops: as they count them, which `note` explains.
+        note: what is odd about the row, such as a contradiction; else empty.
+        val_is_test: their validation images are this project's test part, so that `val_top1` is
+            to be compared with our test accuracy.
+    """
+
+    label: str
+    variant: str | None = None
+    train_top1: float | None = None
+    val_top1: float | None = None
+    test_top1: float | None = None
+    loss: float | None = None
+    parameters: int | None = None
+    flops: int | None = None
+    note: str = ""
+    val_is_test: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +79,14 @@ class SearchSpace:
         startup_trials: random suggestions per variant before the sampler models anything.
         max_attempts: tries at a trial that fails by itself.
         keep_best: trials per variant whose weights are kept for good.
+        final_seeds: seeds with which the best configuration of a variant is trained again; in a
+            variant with nothing to search the trials themselves are the seeds.
+        enqueued: values of all searched parameters that are tried first, such as a published
+            recipe's; never stopped early. A variant with nothing to search has no use for them.
+        source: title and number of the study whose recipe this is; else empty.
+        published: what that study reports.
+        recipe_notes: what of the recipe the study does not say and what was chosen here, and what
+            differs.
         gpus_per_trial: share of a device, by default; `gpus_by_variant` for some variants.
     """
 
@@ -88,14 +106,13 @@ class SearchSpace:
     startup_trials: int = 10
     max_attempts: int = 3
     keep_best: int = 1
+    final_seeds: int = 1
+    enqueued: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+    published: tuple[Published, ...] = ()
+    recipe_notes: tuple[str, ...] = ()
     gpus_per_trial: float = 1.0
     gpus_by_variant: Mapping[str, float] = field(default_factory=dict)
-    enqueued: tuple[Mapping[str, Any], ...] = ()
-    final_seeds: int = 0
-
-    def published_to_dict(self) -> dict[str, Any]:
-        """Return it."""
-        return {}
 
     def fixed_for(self, variant: str) -> dict[str, Any]:
         """Return the fixed training parameters of a variant."""
@@ -137,12 +154,15 @@ class SearchSpace:
             side_px: the resolved input side.
             seed: the trial's own.
             overrides: what the command line decides (`epochs`, `workers`); a warm-up given in
-                epochs shrinks with a shortened training.
+                epochs shrinks with a shortened training, and so do epochs with a frozen backbone
+                (rounded down).
         """
         values = {**self.fixed_for(variant), **params}
         epochs = overrides.get("epochs", values["epochs"])
         if epochs < values["epochs"] and values.get("warmup_epochs"):
             values["warmup_epochs"] = values["warmup_epochs"] * epochs / values["epochs"]
+        if epochs < values["epochs"] and values.get("freeze_epochs"):
+            values["freeze_epochs"] = values["freeze_epochs"] * epochs // values["epochs"]
         values |= overrides
         return TrainConfig(
             **values,
@@ -159,19 +179,11 @@ class SearchSpace:
         Raises:
             ValueError: one sentence for each problem.
         """
-        problems = self._shape_problems()
-        if not problems:
-            problems = [
-                *self._name_problems(),
-                *self._range_problems(),
-                *self._number_problems(),
-                *self._choice_problems(),
-            ]
-        if not problems:
-            for variant in self.variants:
-                problems += self._end_problems(variant)
+        from search_spaces import _check  # which knows this class
+
+        problems = _check.problems_of(self)
         if problems:
-            listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+            listed = "\n".join(f"  - {problem}" for problem in problems)
             raise ValueError(f"The search space {self.name!r} cannot be used:\n{listed}")
 
     def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
@@ -202,135 +214,16 @@ class SearchSpace:
             "startup_trials": self.startup_trials,
         }
 
-    def _shape_problems(self) -> list[str]:
-        """Return what makes a closer look impossible: a field that is not even of its kind."""
-        problems = []
-        if not isinstance(self.variants, tuple | list) or not all(
-            isinstance(name, str) for name in self.variants
-        ):
-            problems.append(f"`variants` must be a tuple of names; got {self.variants!r}.")
-        for name in ("name", "dataset", "metric", "mode"):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"`{name}` must be a text; got {getattr(self, name)!r}.")
-        mappings = {
-            name: getattr(self, name)
-            for name in ("base", "params", "by_variant", "side_by_variant", "gpus_by_variant")
+    def published_to_dict(self) -> dict[str, Any]:
+        """Return what the study reports and how its recipe was read, JSON-ready, for the report.
+
+        `rows` holds the fields of each `Published`. Nothing of it decides what is computed.
+        """
+        return {
+            "source": self.source,
+            "rows": [asdict(row) for row in self.published],
+            "recipe_notes": list(self.recipe_notes),
         }
-        if isinstance(self.by_variant, Mapping):
-            mappings |= {f"by_variant[{name!r}]": own for name, own in self.by_variant.items()}
-        for name, value in mappings.items():
-            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                problems.append(f"`{name}` must be a dictionary with names as keys; got {value!r}.")
-        return problems
-
-    def _name_problems(self) -> list[str]:
-        problems = []
-        known = set(field_names())
-        for where, names in (
-            ("base", self.base),
-            ("params", self.params),
-            *((f"by_variant[{v!r}]", values) for v, values in self.by_variant.items()),
-        ):
-            for name in names:
-                if name not in known:
-                    problems.append(f"In `{where}`: {unknown_field(name)}")
-                elif name in _DECIDED_ELSEWHERE:
-                    problems.append(
-                        f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
-                    )
-        strangers = sorted(
-            {*self.by_variant, *self.side_by_variant, *self.gpus_by_variant} - set(self.variants)
-        )
-        if strangers:
-            problems.append(
-                f"Settings are given for {', '.join(strangers)}, which `variants` does not list."
-            )
-        return problems
-
-    def _range_problems(self) -> list[str]:
-        problems = []
-        for name, value in self.params.items():
-            if not isinstance(value, BaseDistribution):
-                problems.append(
-                    f"`params[{name!r}]` must be a FloatDistribution, IntDistribution or "
-                    f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs "
-                    "into `base`."
-                )
-        for name, value in self.base.items():
-            if isinstance(value, BaseDistribution):
-                problems.append(f"`base[{name!r}]` is a range; it belongs into `params`.")
-        both = sorted(set(self.base) & set(self.params))
-        if both:
-            problems.append(f"In `base` and in `params` at once: {', '.join(both)}.")
-        searched = {name for variant in self.variants for name in self.params_for(variant)}
-        if "epochs" in searched | set(self.params):
-            problems.append("`epochs` cannot be searched; early stopping decides who gets more.")
-        elif not all("epochs" in self.fixed_for(variant) for variant in self.variants):
-            problems.append("`base` must say `epochs`.")
-        if "threads" in searched:
-            problems.append("`threads` cannot be searched; a variant's trials share one shape.")
-        return problems
-
-    def _number_problems(self) -> list[str]:
-        problems = []
-        if not self.variants or len(set(self.variants)) != len(self.variants):
-            problems.append(f"`variants` must name each model once; got {self.variants!r}.")
-        for name, low in (
-            ("trials", 1),
-            ("first_rung_epochs", 0),
-            ("startup_trials", 0),
-            ("max_attempts", 1),
-            ("keep_best", 0),
-            ("rung_factor", 2),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                problems.append(f"`{name}` must be a whole number, {low} or more; got {value!r}.")
-        return problems
-
-    def _choice_problems(self) -> list[str]:
-        problems = []
-        if self.metric not in METRIC_NAMES:
-            problems.append(f"`metric` must be one of {', '.join(METRIC_NAMES)}.")
-        if self.mode not in ("max", "min"):
-            problems.append(f"`mode` must be 'max' or 'min'; got {self.mode!r}.")
-        elif self.metric in METRIC_NAMES and self.mode != _DIRECTION.get(self.metric, self.mode):
-            problems.append(
-                f"`metric` {self.metric!r} gets better towards {_DIRECTION[self.metric]!r}; got "
-                f"`mode` {self.mode!r}."
-            )
-        for side in (self.side, *self.side_by_variant.values()):
-            if side not in ("native", "paper") and not (type(side) is int and side > 0):
-                problems.append(f"A side must be 'native', 'paper' or pixels; got {side!r}.")
-        for share in (self.gpus_per_trial, *self.gpus_by_variant.values()):
-            number = type(share) in (int, float) and math.isfinite(share) and share >= 0
-            if not number or (share > 1 and share != int(share)):
-                problems.append(
-                    f"A trial's share of GPUs must be 0 to 1, or a whole number; got {share!r}."
-                )
-        return problems
-
-    def _end_problems(self, variant: str) -> list[str]:
-        """Build the configuration at both ends of every range, one parameter at a time."""
-        ranges = self.params_for(variant)
-        middle = {name: ends(distribution)[0] for name, distribution in ranges.items()}
-        problems = []
-        for name, distribution in ranges.items() or [("epochs", None)]:
-            values = tried(distribution) if distribution else [self.fixed_for(variant)["epochs"]]
-            for value in values:
-                try:
-                    self.train_config(
-                        variant,
-                        {**middle, name: value},
-                        dataset=self.dataset,
-                        fingerprint="",
-                        side_px=64,
-                        seed=0,
-                        overrides={},
-                    )
-                except (ValueError, TypeError) as error:
-                    problems.append(f"{variant}: {error}")
-        return problems
 
 
 def ends(distribution: BaseDistribution) -> list[Any]:

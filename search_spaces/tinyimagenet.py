@@ -19,4 +19,5 @@ SPACE = SearchSpace(
     by_variant=BY_VARIANT,
     first_rung_epochs=4,
     rung_factor=3,
+    final_seeds=3,
 )

@@ -13,7 +13,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import search_spaces
-from search_spaces.space import SearchSpace, ends, is_better, trial_seed, tried
+from search_spaces.space import Published, SearchSpace, ends, is_better, trial_seed, tried
 from tests.orchestrator.sweeps import space
 from trainables import models
 from trainables.config import TrainConfig
@@ -219,6 +219,113 @@ def test_variants_override_what_is_fixed_and_what_is_searched() -> None:
     assert sorted(own.params_for("cnn3")) == ["batch_size", "dropout", "momentum", "optimizer"]
 
 
+RECIPE: dict[str, Any] = {"lr": 0.01, "dropout": 0.2, "batch_size": 64, "optimizer": "sgd"}
+
+
+def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
+    space(enqueued=(RECIPE, {**RECIPE, "lr": 0.1})).check()
+    nothing = {"lr": 0.1, "dropout": 0.0, "batch_size": 32, "optimizer": "sgd"}
+    space(enqueued=(RECIPE,), by_variant={"cnn3": nothing}).check()
+    own = space(enqueued=(RECIPE,)).to_dict()
+    assert own["enqueued"] == [RECIPE]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"enqueued": RECIPE}, "`enqueued` must be a tuple of dictionaries; got {"),
+        ({"enqueued": (3,)}, "`enqueued[0]` must be a dictionary with names as keys; got 3."),
+        (
+            {"enqueued": (RECIPE,) * 5},
+            "`trials` must be at least the 5 of `enqueued`, so that all of them are tried; got 4.",
+        ),
+        (
+            {"enqueued": ({"lr": 0.01},), "variants": ("cnn2",)},
+            "cnn2: `enqueued[0]` must give exactly the searched parameters, batch_size, dropout, "
+            "lr, optimizer; got lr.",
+        ),
+        (
+            {"enqueued": ({**RECIPE, "momentum": 0.9},), "variants": ("cnn2",)},
+            "got batch_size, dropout, lr, momentum, optimizer.",
+        ),
+        (
+            {"enqueued": (RECIPE, {**RECIPE, "lr": 0.5}), "variants": ("cnn2",)},
+            "cnn2: `enqueued[1]`: 'lr' must lie in its range, 0.0001 to 0.1; got 0.5.",
+        ),
+        (
+            {"enqueued": ({**RECIPE, "lr": "high"},), "variants": ("cnn2",)},
+            "'lr' must lie in its range, 0.0001 to 0.1; got 'high'.",
+        ),
+        (
+            {"enqueued": ({**RECIPE, "optimizer": "radam"},), "variants": ("cnn2",)},
+            "'optimizer' must lie in its range, one of 'sgd', 'adamw'; got 'radam'.",
+        ),
+        (
+            {
+                "enqueued": ({"batch_size": 64.0},),
+                "params": {"batch_size": IntDistribution(32, 64)},
+                "variants": ("cnn2",),
+            },
+            "`enqueued[0]`: cnn2: `batch_size` must be of type int; got 64.0.",
+        ),
+        ({"final_seeds": -1}, "`final_seeds` must be a whole number, 0 or more; got -1."),
+        ({"source": None}, "`source` must be a text; got None."),
+        ({"recipe_notes": "one"}, "`recipe_notes` must be a tuple of texts; got 'one'."),
+        ({"published": ({},)}, "`published` must be a tuple of `Published`; got ({},)."),
+        (
+            {"published": (Published(label="theirs", variant="cnn9"),)},
+            "`published[0]`: `variant` must be one of cnn2, cnn3, or None for a model that is "
+            "shown for comparison; got 'cnn9'.",
+        ),
+        (
+            {"published": (Published(label="theirs", test_top1=76.98),)},
+            "`published[0]`: `test_top1` must be a fraction, 0 to 1 (0.77 for 77 %); got 76.98.",
+        ),
+        (
+            {"published": (Published(label="theirs", val_top1=math.nan),)},
+            "`val_top1` must be a fraction, 0 to 1 (0.77 for 77 %); got nan.",
+        ),
+        (
+            {"published": (Published(label="theirs", loss=-1.0),)},
+            "`loss` must be finite and 0 or more; got -1.0.",
+        ),
+        (
+            {"published": (Published(label="theirs", flops=0.82e9),)},  # type: ignore[arg-type]
+            "`flops` must be a whole number, 1 or more; got 820000000.0.",
+        ),
+        ({"published": (Published(label=""),)}, "`label` must be a text; got ''."),
+    ],
+)
+def test_a_mistake_in_what_is_published_or_enqueued_is_answered_with_its_rule(
+    values: dict[str, Any], problem: str
+) -> None:
+    assert problem in only_problem(**values)
+
+
+def test_what_is_published_is_no_part_of_what_a_sweep_is_compared_by() -> None:
+    row = Published(variant="cnn2", label="Model 1", val_top1=0.1419, parameters=13_070_472)
+    told = space(published=(row,), source="a study", recipe_notes=("A note.",))
+    assert told.to_dict() == space().to_dict()
+    assert json.loads(json.dumps(told.published_to_dict())) == {
+        "source": "a study",
+        "rows": [
+            {
+                "label": "Model 1",
+                "variant": "cnn2",
+                "train_top1": None,
+                "val_top1": 0.1419,
+                "test_top1": None,
+                "loss": None,
+                "parameters": 13_070_472,
+                "flops": None,
+                "note": "",
+                "val_is_test": False,
+            }
+        ],
+        "recipe_notes": ["A note."],
+    }
+
+
 def test_the_values_tried_are_ends_choices_and_a_second_whole_number() -> None:
     assert tried(FloatDistribution(0.1, 0.5)) == [0.1, 0.5]
     assert tried(CategoricalDistribution(["a", "b", "c"])) == ["a", "b", "c"]
@@ -256,6 +363,8 @@ def built_in(request: pytest.FixtureRequest) -> SearchSpace:
 
 def test_the_promised_spaces_exist() -> None:
     assert {"cifar10", "cifar100", "digits", "tinyimagenet"} <= set(search_spaces.names())
+    seeds = {"tinyimagenet_b3", "tinyimagenet_baselines", "cifar100_family", "cifar10_scaling"}
+    assert seeds | {"cifar100_transfer", "scaling_grid"} <= set(search_spaces.names())
     assert not {"__init__", "space"} & set(search_spaces.names())
 
 

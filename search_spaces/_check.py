@@ -1,0 +1,281 @@
+"""What can be wrong with a `SearchSpace`, one sentence each. Not a space itself; builds nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from search_spaces.space import Published, SearchSpace, ends, tried
+from trainables.config import field_names, unknown_field
+from trainables.metrics import METRIC_NAMES
+
+# What the orchestrator itself decides about each trial; a space may not.
+_DECIDED_ELSEWHERE = {
+    "variant",
+    "dataset",
+    "dataset_fingerprint",
+    "seed",
+    "side_px",
+    "workers",
+    "micro_batch_size",
+}
+
+# Which way a quality gets better; the other metrics can be wanted either way.
+_DIRECTION = {
+    "train_loss": "min",
+    "val_loss": "min",
+    "train_top1": "max",
+    "val_top1": "max",
+    "val_top5": "max",
+}
+
+
+def problems_of(space: SearchSpace) -> list[str]:
+    """Return one sentence for each mistake in a space's values; none when it can be used."""
+    problems = _shape_problems(space)
+    if not problems:
+        problems = [
+            *_name_problems(space),
+            *_range_problems(space),
+            *_number_problems(space),
+            *_choice_problems(space),
+            *_published_problems(space),
+        ]
+    if not problems:
+        for variant in space.variants:
+            problems += _end_problems(space, variant)
+            problems += _enqueued_problems(space, variant)
+    return list(dict.fromkeys(problems))
+
+
+def _shape_problems(space: SearchSpace) -> list[str]:
+    """Return what makes a closer look impossible: a field that is not even of its kind."""
+    problems = []
+    for name in ("variants", "recipe_notes"):
+        value = getattr(space, name)
+        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+            what = "names" if name == "variants" else "texts"
+            problems.append(f"`{name}` must be a tuple of {what}; got {value!r}.")
+    for name in ("name", "dataset", "metric", "mode", "source"):
+        if not isinstance(getattr(space, name), str):
+            problems.append(f"`{name}` must be a text; got {getattr(space, name)!r}.")
+    mappings = {
+        name: getattr(space, name)
+        for name in ("base", "params", "by_variant", "side_by_variant", "gpus_by_variant")
+    }
+    if isinstance(space.by_variant, Mapping):
+        mappings |= {f"by_variant[{name!r}]": own for name, own in space.by_variant.items()}
+    if isinstance(space.enqueued, tuple | list):
+        mappings |= {f"enqueued[{number}]": own for number, own in enumerate(space.enqueued)}
+    else:
+        problems.append(f"`enqueued` must be a tuple of dictionaries; got {space.enqueued!r}.")
+    for name, value in mappings.items():
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            problems.append(f"`{name}` must be a dictionary with names as keys; got {value!r}.")
+    if not isinstance(space.published, tuple | list) or not all(
+        isinstance(row, Published) for row in space.published
+    ):
+        problems.append(f"`published` must be a tuple of `Published`; got {space.published!r}.")
+    return problems
+
+
+def _name_problems(space: SearchSpace) -> list[str]:
+    problems = []
+    known = set(field_names())
+    for where, names in (
+        ("base", space.base),
+        ("params", space.params),
+        *((f"by_variant[{v!r}]", values) for v, values in space.by_variant.items()),
+    ):
+        for name in names:
+            if name not in known:
+                problems.append(f"In `{where}`: {unknown_field(name)}")
+            elif name in _DECIDED_ELSEWHERE:
+                problems.append(
+                    f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
+                )
+    strangers = sorted(
+        {*space.by_variant, *space.side_by_variant, *space.gpus_by_variant} - set(space.variants)
+    )
+    if strangers:
+        problems.append(
+            f"Settings are given for {', '.join(strangers)}, which `variants` does not list."
+        )
+    return problems
+
+
+def _range_problems(space: SearchSpace) -> list[str]:
+    problems = []
+    for name, value in space.params.items():
+        if not isinstance(value, BaseDistribution):
+            problems.append(
+                f"`params[{name!r}]` must be a FloatDistribution, IntDistribution or "
+                f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs "
+                "into `base`."
+            )
+    for name, value in space.base.items():
+        if isinstance(value, BaseDistribution):
+            problems.append(f"`base[{name!r}]` is a range; it belongs into `params`.")
+    both = sorted(set(space.base) & set(space.params))
+    if both:
+        problems.append(f"In `base` and in `params` at once: {', '.join(both)}.")
+    searched = {name for variant in space.variants for name in space.params_for(variant)}
+    if "epochs" in searched | set(space.params):
+        problems.append("`epochs` cannot be searched; early stopping decides who gets more.")
+    elif not all("epochs" in space.fixed_for(variant) for variant in space.variants):
+        problems.append("`base` must say `epochs`.")
+    if "threads" in searched:
+        problems.append("`threads` cannot be searched; a variant's trials share one shape.")
+    return problems
+
+
+def _number_problems(space: SearchSpace) -> list[str]:
+    problems = []
+    if not space.variants or len(set(space.variants)) != len(space.variants):
+        problems.append(f"`variants` must name each model once; got {space.variants!r}.")
+    for name, low in (
+        ("trials", 1),
+        ("first_rung_epochs", 0),
+        ("startup_trials", 0),
+        ("max_attempts", 1),
+        ("keep_best", 0),
+        ("final_seeds", 0),
+        ("rung_factor", 2),
+    ):
+        value = getattr(space, name)
+        if type(value) is not int or value < low:
+            problems.append(f"`{name}` must be a whole number, {low} or more; got {value!r}.")
+    if type(space.trials) is int and 0 < space.trials < len(space.enqueued):
+        problems.append(
+            f"`trials` must be at least the {len(space.enqueued)} of `enqueued`, so that all of "
+            f"them are tried; got {space.trials}."
+        )
+    return problems
+
+
+def _choice_problems(space: SearchSpace) -> list[str]:
+    problems = []
+    if space.metric not in METRIC_NAMES:
+        problems.append(f"`metric` must be one of {', '.join(METRIC_NAMES)}.")
+    if space.mode not in ("max", "min"):
+        problems.append(f"`mode` must be 'max' or 'min'; got {space.mode!r}.")
+    elif space.metric in METRIC_NAMES and space.mode != _DIRECTION.get(space.metric, space.mode):
+        problems.append(
+            f"`metric` {space.metric!r} gets better towards {_DIRECTION[space.metric]!r}; got "
+            f"`mode` {space.mode!r}."
+        )
+    for side in (space.side, *space.side_by_variant.values()):
+        if side not in ("native", "paper") and not (type(side) is int and side > 0):
+            problems.append(f"A side must be 'native', 'paper' or pixels; got {side!r}.")
+    for share in (space.gpus_per_trial, *space.gpus_by_variant.values()):
+        number = type(share) in (int, float) and math.isfinite(share) and share >= 0
+        if not number or (share > 1 and share != int(share)):
+            problems.append(
+                f"A trial's share of GPUs must be 0 to 1, or a whole number; got {share!r}."
+            )
+    return problems
+
+
+def _end_problems(space: SearchSpace, variant: str) -> list[str]:
+    """Build the configuration at both ends of every range, one parameter at a time."""
+    ranges = space.params_for(variant)
+    middle = {name: ends(distribution)[0] for name, distribution in ranges.items()}
+    problems = [] if ranges else _config_problems(space, variant, {})
+    for name, distribution in ranges.items():
+        for value in tried(distribution):
+            problems += _config_problems(space, variant, {**middle, name: value})
+    return problems
+
+
+def _config_problems(space: SearchSpace, variant: str, params: Mapping[str, Any]) -> list[str]:
+    """Return the sentence for a configuration that a training would refuse; else nothing."""
+    try:
+        space.train_config(
+            variant,
+            params,
+            dataset=space.dataset,
+            fingerprint="",
+            side_px=64,
+            seed=0,
+            overrides={},
+        )
+    except (ValueError, TypeError) as error:
+        return [f"{variant}: {error}"]
+    return []
+
+
+def _published_problems(space: SearchSpace) -> list[str]:
+    problems = []
+    for number, row in enumerate(space.published):
+        where = f"`published[{number}]`"
+        if not isinstance(row.label, str) or not row.label:
+            problems.append(f"{where}: `label` must be a text; got {row.label!r}.")
+        if not isinstance(row.note, str):
+            problems.append(f"{where}: `note` must be a text; got {row.note!r}.")
+        if row.variant is not None and row.variant not in space.variants:
+            problems.append(
+                f"{where}: `variant` must be one of {', '.join(space.variants)}, or None for a "
+                f"model that is shown for comparison; got {row.variant!r}."
+            )
+        for name in ("train_top1", "val_top1", "test_top1"):
+            value = getattr(row, name)
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                problems.append(
+                    f"{where}: `{name}` must be a fraction, 0 to 1 (0.77 for 77 %); got {value!r}."
+                )
+        if row.loss is not None and not (_is_number(row.loss) and row.loss >= 0):
+            problems.append(f"{where}: `loss` must be finite and 0 or more; got {row.loss!r}.")
+        for name in ("parameters", "flops"):
+            value = getattr(row, name)
+            if value is not None and (type(value) is not int or value < 1):
+                problems.append(
+                    f"{where}: `{name}` must be a whole number, 1 or more; got {value!r}."
+                )
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _enqueued_problems(space: SearchSpace, variant: str) -> list[str]:
+    """Return what keeps a variant with ranges from being tried with the enqueued values first."""
+    problems = []
+    ranges = space.params_for(variant)
+    for number, values in enumerate(space.enqueued if ranges else ()):
+        where = f"`enqueued[{number}]`"
+        if set(values) != set(ranges):
+            problems.append(
+                f"{variant}: {where} must give exactly the searched parameters, "
+                f"{', '.join(sorted(ranges))}; got {', '.join(sorted(values)) or 'none'}."
+            )
+            continue
+        outside = [
+            f"{variant}: {where}: {name!r} must lie in its range, {_shown(ranges[name])}; got "
+            f"{value!r}."
+            for name, value in values.items()
+            if not _lies_in(ranges[name], value)
+        ]
+        problems += outside
+        if not outside:
+            problems += [
+                f"{where}: {problem}" for problem in _config_problems(space, variant, values)
+            ]
+    return problems
+
+
+def _lies_in(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):  # of another kind than the range
+        return False
+
+
+def _shown(distribution: BaseDistribution) -> str:
+    values = ends(distribution)
+    if isinstance(distribution, CategoricalDistribution):
+        return f"one of {', '.join(map(repr, values))}"
+    return f"{values[0]} to {values[-1]}"

@@ -1,0 +1,69 @@
+"""Seeds 002 and 003: the grid over depth, width and resolution that compound scaling came from.
+
+alpha * beta^2 * gamma^2 is about 2 at each point: B0 at phi = 1, scaled in 14 ways of one price,
+the paper's own (1.2, 1.1, 1.15) and the three single dimensions among them, on CIFAR-100 by the
+recipe of `cifar100_family`.
+
+Data: `python -m orchestrator.data prepare cifar100`
+Command: `python -m orchestrator.sweep scaling_grid`
+In minutes: `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`, on a
+    sample. Not with `--side N`: one side for all takes the resolution out of the grid.
+Cost: not yet measured.
+Expected: not yet measured. Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
+
+The price is the rule's, not the networks': blocks are rounded up, channels to multiples of 8, and
+a pixel is 3 % of 32. Counted, the networks take 1.9 to 3.8 times B0's multiply-accumulates, so
+compare them along that axis.
+"""
+
+import math
+
+from search_spaces.cifar100_family import RECIPE
+from search_spaces.space import SearchSpace
+
+PAPER = (1.2, 1.1, 1.15)
+_DEPTHS = (1.0, 1.2, 1.4, 1.6, 2.0)
+_WIDTHS = (1.0, 1.1, 1.2, 1.3, 1.41)
+
+
+def _points() -> tuple[tuple[float, float, float], ...]:
+    """Return (alpha, beta, gamma): gamma to two decimals so that the product is about 2.
+
+    Where the paper has a point with this alpha and beta, its gamma stands (a product of 1.92).
+    """
+    points = []
+    for alpha in _DEPTHS:
+        for beta in _WIDTHS:
+            gamma = round(math.sqrt(2.0 / (alpha * beta**2)), 2)
+            if gamma >= 1.0:  # the paper scales up only
+                points.append(PAPER if (alpha, beta) == PAPER[:2] else (alpha, beta, gamma))
+    return tuple(points)
+
+
+GRID = _points()
+
+
+def variant_of(point: tuple[float, float, float]) -> str:
+    """Return the variant's name for (alpha, beta, gamma), such as efficientnet_b0_d2_w1_r1."""
+    alpha, beta, gamma = point
+    return f"efficientnet_b0_d{alpha:g}_w{beta:g}_r{gamma:g}"
+
+
+SPACE = SearchSpace(
+    name="scaling_grid",
+    dataset="cifar100",
+    variants=("efficientnet_b0", *map(variant_of, GRID)),
+    trials=3,
+    side="native",
+    base={**RECIPE, "dropout": 0.2},
+    source="Tan and Le, 2019, section 3.3, as told in seeds 002 and 003",
+    recipe_notes=(
+        "The paper names its best point, found on ImageNet, and neither the others nor any result. "
+        "Here alpha is 1, 1.2, 1.4, 1.6 or 2, beta 1, 1.1, 1.2, 1.3 or 1.41, and gamma what the "
+        "rule leaves, if that is 1 or more.",
+        "alpha * beta^2 * gamma^2 is 1.92 at the paper's point and within 1 % of 2 at all others; "
+        "the networks' counted multiply-accumulates are 1.9 to 3.8 times B0's, since blocks are "
+        "rounded up, channels to multiples of 8 and sides to whole pixels.",
+        "The recipe is that of the CIFAR-100 study (seed 002), with B0's dropout at every point.",
+    ),
+)
