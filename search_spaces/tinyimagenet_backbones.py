@@ -1,4 +1,4 @@
-"""Seed 001's later work: VGG16, Inception v3, EfficientNet and ResNet-50, fine-tuned with more care.
+"""Seed 001's later work: VGG16, Inception v3, EfficientNet, ResNet-50, fine-tuned with more care.
 
 Each starts from ImageNet weights. The first trial of each is the recipe of the seed's model 5; the
 others search how long the backbone rests, how much slower its early layers learn, and how strongly
