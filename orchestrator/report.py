@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = _paths(arguments.name, arguments.storage)
         with _opened(paths) as ledger:
-            page = write_report(ledger, paths.root / "report")
+            page = write_report(ledger, paths.root / "report", paths.name)
     except (OrchestratorError, StorageError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG_USAGE
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return WRITTEN
 
 
-def write_report(ledger: Ledger, folder: Path) -> Path:
+def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     """Write a sweep's report and return the page's path.
 
     The folder appears in one step, whole; one that is there already is replaced.
@@ -52,6 +52,7 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
     Args:
         ledger: the sweep's; it is read only.
         folder: where the report is to be.
+        name: the sweep's, by default its space's.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -60,9 +61,9 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
     from orchestrator.report_facts import read_facts
     from orchestrator.report_page import to_html
 
-    facts, written_s = read_facts(ledger), time.time()
+    facts, written_s = read_facts(ledger, name), time.time()
     sections, held = _sections(facts, written_s)
-    title = f"Sweep {facts.name} on {facts.plan['dataset']}"
+    title = f"Sweep {facts.name!r} on {facts.plan['dataset']}"
     files = {
         "report.html": to_html(title, sections, held),
         "report.md": to_markdown(title, sections),
@@ -91,7 +92,8 @@ def _sections(facts: Facts, written_s: float) -> tuple[list[Section], dict[str, 
     from orchestrator.report_head import head
     from orchestrator.report_images import images
     from orchestrator.report_pairs import pairs
-    from orchestrator.report_scores import leaderboard, published
+    from orchestrator.report_published import published
+    from orchestrator.report_scores import leaderboard
     from orchestrator.report_search import search
 
     makers: tuple[Callable[[Facts], Section], ...] = (

@@ -46,7 +46,8 @@ def failed(facts: Facts) -> Section:
                 attempt.log,
             ]
         )
-    space = facts.said.get("space", facts.plan["space"]["name"])
+    space = str(facts.said.get("space", facts.plan["space"]["name"]))
+    again = space if facts.name == facts.plan["space"]["name"] else f"{space} --name {facts.name}"
     blocks: list[Block] = [
         Table(
             name="failures",
@@ -67,7 +68,7 @@ def failed(facts: Facts) -> Section:
             "attempt ended with its driver; it is nobody's failure. A diverged trial had a loss "
             "that is not finite: it is a result, not an error, and is not tried again.",
         ),
-        text(f"Failed trials are tried again by: python -m orchestrator.sweep {space} --resume"),
+        text(f"Failed trials are tried again by: python -m orchestrator.sweep {again} --resume"),
     ]
     return Section(name="failures", title=title, blocks=tuple(blocks))
 

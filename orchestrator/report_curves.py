@@ -36,7 +36,8 @@ def curves(facts: Facts) -> Section:
             text(
                 "One line is one trial. Solid: complete. Dotted, ending in a dash: stopped early. "
                 "Dashed, ending in a cross: diverged. Dashed, ending in a square: failed. A click "
-                "on a legend entry hides it, a double click hides all others."
+                "on a legend entry hides it, a double click hides all others. A value that is not "
+                "finite has no point."
             )
         )
         metrics = dict.fromkeys((facts.metric, "val_loss", "train_loss"))
@@ -56,9 +57,10 @@ def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
     drawn, colour = go.Figure(), colours(facts.variants)
     scale = 100 if is_fraction(metric) else 1
     most = max(2, _MOST_POINTS // len(shown))
-    for variant in facts.variants:
-        is_first = True
-        for stage in ("search", "final"):
+    titled: set[str] = set()
+    width = 1.0 if len(shown) < 100 else 0.5
+    for stage in ("search", "final"):  # those of the final seeds lie above all others
+        for variant in facts.variants:
             for status, (dash, opacity, mark) in _LOOKS.items():
                 records = [
                     r
@@ -72,9 +74,9 @@ def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
                 x, y, numbers = _joined(records, metric, scale, most)
                 group = {
                     "legendgroup": variant,
-                    "legendgrouptitle_text": variant if is_first else None,
+                    "legendgrouptitle_text": None if variant in titled else variant,
                 }
-                is_first = False
+                titled.add(variant)
                 of = "final " if stage == "final" else "#"
                 drawn.add_scatter(
                     x=x,
@@ -85,14 +87,16 @@ def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
                     line={
                         "color": faint(colour[variant], opacity),
                         "dash": dash,
-                        "width": 2 if stage == "final" else 1,
+                        "width": 2 * width if stage == "final" else width,
                     },
                     hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
                     "<br>epoch %{x}: %{y:.4g}<extra></extra>",
                     **group,
                 )
                 if mark:
-                    _add_ends(drawn, records, metric, scale, mark, colour[variant], variant)
+                    _add_ends(
+                        drawn, records, metric, scale, mark, (colour[variant], 7 * width), variant
+                    )
     drawn.update_xaxes(title_text="epoch")
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
     drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
@@ -129,7 +133,7 @@ def _add_ends(
     metric: str,
     scale: float,
     mark: str,
-    colour: str,
+    look: tuple[str, float],  # colour, pixels
     variant: str,
 ) -> None:
     """Mark where trials ended; of a value that is not a number, at the last one that is."""
@@ -142,7 +146,7 @@ def _add_ends(
         x=np.array([x for x, _ in ends], np.float32),
         y=np.array([y for _, y in ends], np.float32),
         mode="markers",
-        marker={"symbol": mark, "size": 7, "color": colour},
+        marker={"symbol": mark, "size": look[1], "color": look[0]},
         hoverinfo="skip",
         showlegend=False,
         legendgroup=variant,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import finals
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
 from orchestrator.report_statistics import Estimate, estimate
 from search_spaces.space import is_better
@@ -59,8 +60,20 @@ class Record:
             end = max(arrived, default=attempt.started_s)
         return attempt.started_s, max(end, attempt.started_s)
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether it had a validation part; without one its `val_` figures are 0 and no figures."""
+        return float(self.trial.config.get("validation_fraction", 1)) > 0
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """The epoch whose weights were kept, counted from 0; None before the end."""
+        return int(self.evaluation["epoch"]) if self.evaluation else self.trial.best_epoch
+
     def at(self, epoch: int | None, metric: str) -> float:
         """Return a metric at an epoch, NaN where there is none."""
+        if metric.startswith("val_") and not self.has_validation:
+            return math.nan
         for row in self.rows:
             if row.epoch == epoch:
                 return row.metrics[metric]
@@ -117,13 +130,17 @@ class Facts:
     def seeds(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
         """Return the complete trials that train one configuration with different seeds.
 
-        The final ones; of a variant with nothing to search its search trials are.
+        The final ones of the best configuration; of a variant with nothing to search its search
+        trials are.
         """
-        stage = "final" if self.is_searched(variant) else "search"
+        current = finals.current([record.trial for record in self.records], variant, self.mode)
+        signatures = {trial.signature for trial in current}
         return [
             record
-            for record in self.of(variant, stage)
-            if record.trial.status == "complete" and is_pretrained in (None, record.is_pretrained)
+            for record in self.of(variant)
+            if record.trial.signature in signatures
+            and record.trial.status == "complete"
+            and is_pretrained in (None, record.is_pretrained)
         ]
 
     def judged(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
@@ -150,21 +167,26 @@ class Facts:
         return any(record.trial.status in ("complete", "stopped") for record in self.records)
 
 
-def read_facts(ledger: Ledger) -> Facts:
-    """Read a ledger whole."""
+def read_facts(ledger: Ledger, name: str = "") -> Facts:
+    """Read a ledger whole.
+
+    Args:
+        ledger: the sweep's.
+        name: the sweep's, by default its space's.
+    """
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = collections.defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.signature].append(attempt)
     evaluations = ledger.evaluations()
     keys = (
-        *("space", "name", "sweep_id", "created_s", "options", "dataset", "versions", "variants"),
-        *("class_names", "dataset_images", "published", "recipe_notes", "source", "former_plans"),
+        *("space", "sweep_id", "created_s", "options", "versions", "variants"),
+        *("class_names", "dataset_images", "published", "former_plans"),
     )
     said = {key: value for key in keys if (value := ledger.get(key)) is not None}
     plan = ledger.get("plan")
     return Facts(
-        name=str(said.get("name") or plan["space"]["name"]),
+        name=name or str(plan["space"]["name"]),
         said=said,
         plan=plan,
         variants=_ordered(said.get("variants", {}), plan, trials),
@@ -223,9 +245,3 @@ def is_fraction(metric: str) -> bool:
     """Return whether a metric is a fraction, printed as percent."""
     assert metric in METRIC_NAMES
     return metric.endswith(("top1", "top5"))
-
-
-def published_rows(facts: Facts) -> list[Mapping[str, Any]]:
-    """Return what the source publishes, one row for each of its models."""
-    rows: list[Mapping[str, Any]] = facts.said.get("published") or []
-    return rows

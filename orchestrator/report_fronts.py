@@ -154,11 +154,7 @@ def _fronts_table(facts: Facts, points: Mapping[str, dict[str, Any]]) -> Table:
 def validation_and_test(facts: Facts) -> Section:
     """Return validation top-1 against test top-1 of everything that was judged."""
     judged = [record for record in facts.records if record.evaluation is not None]
-    points = [
-        (record, 100 * record.at(record.evaluation["epoch"], "val_top1"))
-        for record in judged
-        if record.evaluation is not None
-    ]
+    points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in judged]
     points = [(record, value) for record, value in points if not math.isnan(value)]
     title = "Validation and test"
     if not points:

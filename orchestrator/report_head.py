@@ -39,32 +39,48 @@ def head(facts: Facts, written_s: float) -> Section:
 
 def departures(facts: Facts) -> list[str]:
     """Return one sentence for everything that is not as the space says."""
-    space, options = facts.plan["space"], facts.said.get("options", {})
-    lines = [*_changed_epochs(facts), *_changed_overrides(facts)]
-    own, run = list(space["variants"]), list(facts.plan["side_px"])
-    if left_out := [name for name in own if name not in run]:
-        lines.append(f"Variants left out: {', '.join(left_out)}.")
-    if added := [name for name in run if name not in own]:
-        lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
-    if options.get("side"):
-        lines.append(
-            f"Input side: {options['side']} (--side) in place of {_side_of(space)}; "
-            + ", ".join(f"{name} {facts.plan['side_px'][name]} px" for name in facts.variants)
-            + "."
-        )
-    for flag, what in (("trials", "Trials per variant"), ("final_seeds", "Final seeds")):
-        if options.get(flag) is not None:
-            flag_name = flag.replace("_", "-")
-            lines.append(f"{what}: {options[flag]}, given by --{flag_name}, not the space's.")
-    if options.get("dataset"):
-        lines.append(f"Dataset: {options['dataset']} (--dataset) in place of the space's.")
-    if options.get("seed"):
-        lines.append(f"Seed of the sweep: {options['seed']} in place of 0.")
+    lines = [*_changed_epochs(facts), *_changed_overrides(facts), *_changed_variants(facts)]
+    lines += _given(facts.said.get("options", {}))
     if sample := sample_of(facts):
         lines.append(sample)
     if facts.said.get("former_plans"):
         count = len(facts.said["former_plans"])
         lines.append(f"The sweep was continued with changed values (--force), {count} times.")
+    return lines
+
+
+def _changed_variants(facts: Facts) -> list[str]:
+    space, options = facts.plan["space"], facts.said.get("options", {})
+    own, run = list(space["variants"]), list(facts.plan["side_px"])
+    lines = []
+    if left_out := [name for name in own if name not in run]:
+        lines.append(f"Variants left out: {', '.join(left_out)}.")
+    if added := [name for name in run if name not in own]:
+        lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
+    if options.get("side"):
+        sides = ", ".join(f"{name} {facts.plan['side_px'].get(name)} px" for name in facts.variants)
+        lines.append(
+            f"Input side: {options['side']} (--side) in place of {_side_of(space)}; {sides}."
+        )
+    return lines
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each flag that changes what is computed without changing a trial."""
+    lines = [
+        f"{what}: {options[flag]}, given by --{flag.replace('_', '-')}, not the space's."
+        for flag, what in (("trials", "Trials per variant"), ("final_seeds", "Final seeds"))
+        if options.get(flag) is not None
+    ]
+    if options.get("final_on_all"):
+        lines.append(
+            "The final seeds were trained on the whole training part (--final-on-all), so they "
+            "have no validation figures."
+        )
+    if options.get("dataset"):
+        lines.append(f"Dataset: {options['dataset']} (--dataset) in place of the space's.")
+    if options.get("seed"):
+        lines.append(f"Seed of the sweep: {options['seed']} in place of 0.")
     return lines
 
 
@@ -132,8 +148,9 @@ def _facts(facts: Facts, written_s: float) -> list[tuple[str, str]]:
     devices = sorted({str(r.evaluation["device"]) for r in facts.records if r.evaluation})
     status = collections.Counter(record.trial.status for record in facts.records)
     rows = [
+        ("name", facts.name),
         ("space", str(said.get("space", plan["space"]["name"]))),
-        ("source", str(said.get("source", ""))),
+        ("source", str(said.get("published", {}).get("source", ""))),
         ("sweep id", str(said.get("sweep_id", ""))),
         ("created", _time(said.get("created_s"))),
         ("first attempt began", _time(min(starts, default=None))),

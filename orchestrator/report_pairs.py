@@ -128,8 +128,10 @@ def _seeds(facts: Facts, variant: str, records: Sequence[Record]) -> tuple[list[
     best = facts.best(records)
     if best is None:
         return [], f"No trial of {variant} that counts is complete."
-    seeds = [r for r in facts.judged(variant) if r.trial.origin == best.trial.signature]
-    if not seeds and facts.judged(variant):
+    # Also where a longer search has found a better one since.
+    finals = [r for r in facts.of(variant, "final") if r.evaluation]
+    seeds = [r for r in finals if r.trial.params == best.trial.params]
+    if not seeds and finals:
         return [], f"The best of {variant} that counts, {best.name}, was not trained again."
     return seeds, ""
 

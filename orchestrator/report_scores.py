@@ -1,4 +1,4 @@
-"""Who is how good: leaderboards, what each costs, and ours beside what was published."""
+"""Who is how good, and what each costs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from orchestrator.ledger import TrialStatus
 from orchestrator.report_blocks import Block, Column, Kind, Section, Table, text
 from orchestrator.report_facts import (
     Facts,
-    Record,
     estimated,
     is_fraction,
     mean,
-    published_rows,
 )
-from orchestrator.report_head import departures
-from orchestrator.report_statistics import estimate
 
 _GROUP = {False: "from scratch", True: "pretrained"}
 
@@ -100,7 +96,7 @@ def _row(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
         variant,
         best.trial.best_value if best else None,
         len(judged) or len(seeds),
-        mean([r.trial.best_value for r in seeds if r.trial.best_value is not None]),
+        mean([record.at(record.kept_epoch, facts.metric) for record in seeds]),
         *(top1.mean, top1.sd, top1.low, top1.high),
         estimated(judged, "top5").mean,
         estimated(judged, "loss").mean,
@@ -221,148 +217,3 @@ def _cost(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
 def metric_kind(metric: str) -> Kind:
     """Return how a metric of an epoch is printed."""
     return "percent" if is_fraction(metric) else "loss"
-
-
-def published(facts: Facts) -> Section:
-    """Return the source's own table beside ours, with every reason why they are not the same."""
-    rows = published_rows(facts)
-    if not rows:
-        lines = text("This space reproduces no published study, so there is nothing to compare.")
-        return Section(name="published", title="Published and ours", blocks=(lines,))
-    source = str(facts.said.get("source", ""))
-    blocks: list[Block] = [text(f"Source: {source}.")] if source else []
-    unlike = departures(facts)
-    if unlike:
-        blocks.append(text("Ours departs from the published recipe:", is_warning=True))
-        blocks.append(text(*unlike))
-    if notes := [str(note) for note in facts.said.get("recipe_notes", ())]:
-        blocks.append(text("What the source leaves open or what is done otherwise here:"))
-        blocks.append(text(*notes))
-    blocks.append(
-        Table(
-            name="published",
-            title="Accuracy, published and ours",
-            columns=_PUBLISHED_COLUMNS,
-            rows=[line for row in rows for line in _published_lines(facts, row)],
-            note="Ours: mean over the seeds, in brackets their standard deviation and number. "
-            "Validation is at the epoch that was kept. A row without a variant is shown for "
-            "comparison: its model is not of this sweep.",
-        )
-    )
-    blocks.append(
-        Table(
-            name="published_size",
-            title="Size, published and ours",
-            columns=_SIZE_COLUMNS,
-            rows=[_size_line(facts, row) for row in rows if row.get("variant")],
-            note="Published totals of Keras models count the running statistics of batch norm. "
-            "FLOPs as published, in the source's unit; ours in both.",
-        )
-    )
-    return Section(name="published", title="Published and ours", blocks=tuple(blocks))
-
-
-_PUBLISHED_COLUMNS = (
-    Column("label", "published as"),
-    Column("variant", "variant"),
-    Column("ours_from", "ours from"),
-    Column("published_train_top1", "train top-1", "percent"),
-    Column("ours_train_top1", "ours", "percent"),
-    Column("published_val_top1", "val top-1", "percent"),
-    Column("ours_val_top1", "ours"),
-    Column("published_test_top1", "test top-1", "percent"),
-    Column("ours_test_top1", "ours"),
-    Column("difference_test_top1", "difference", "points"),
-    Column("published_loss", "loss", "loss"),
-    Column("ours_loss", "ours, test", "loss"),
-    Column("note", "note"),
-)
-
-
-def _published_lines(facts: Facts, row: Mapping[str, Any]) -> list[list[Any]]:
-    """Return a published row once for each kind of trial that stands beside it."""
-    variant = row.get("variant")
-    ours: list[tuple[str, Sequence[Record]]] = []
-    if variant in facts.variants:
-        seeds = facts.seeds(variant)
-        if seeds and facts.is_searched(variant):
-            ours.append(("best found", seeds))
-        elif seeds:
-            ours.append(("the recipe", seeds))
-        if enqueued := enqueued_trials(facts, variant):
-            ours.append(("the recipe, first trial", enqueued))
-    return [_published_line(row, what, records) for what, records in ours or [("", ())]]
-
-
-def enqueued_trials(facts: Facts, variant: str) -> list[Record]:
-    """Return the search trials of a searched variant that were prescribed, not suggested."""
-    if not facts.is_searched(variant):
-        return []
-    return [
-        record
-        for record in facts.of(variant, "search")
-        if record.evaluation is not None and record.trial.status == "complete"
-    ]
-
-
-def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]) -> list[Any]:
-    judged = [record for record in records if record.evaluation is not None]
-    val = [record.at(record.trial.best_epoch, "val_top1") for record in records]
-    train = [record.at(record.trial.best_epoch, "train_top1") for record in records]
-    test = estimated(judged, "top1")
-    theirs = row.get("test_top1")
-    both = theirs is not None and test.mean is not None
-    return [
-        row.get("label") or row.get("variant"),
-        row.get("variant"),
-        what or None,
-        row.get("train_top1"),
-        mean(train),
-        row.get("val_top1"),
-        _with_sd(val),
-        theirs,
-        _with_sd([float(r.evaluation["top1"]) for r in judged if r.evaluation]),
-        (test.mean or 0.0) - (theirs or 0.0) if both else None,
-        row.get("loss"),
-        estimated(judged, "loss").mean,
-        row.get("note") or "",
-    ]
-
-
-def _with_sd(fractions: Sequence[float]) -> str | None:
-    """Return "63.1 (± 0.4, n = 3)" of fractions, None of none."""
-    found = estimate(fractions)
-    if found.mean is None:
-        return None
-    spread = "" if found.sd is None else f"± {100 * found.sd:.1f}, "
-    return f"{100 * found.mean:.1f} ({spread}n = {found.n})"
-
-
-_SIZE_COLUMNS = (
-    Column("label", "published as"),
-    Column("variant", "variant"),
-    Column("published_parameters", "parameters published", "count"),
-    Column("ours_parameters", "ours, trainable", "count"),
-    Column("ours_parameters_with_statistics", "ours, with statistics", "count"),
-    Column("published_flops", "FLOPs published", "mega"),
-    Column("ours_multiply_accumulates", "ours, multiply-accumulates", "mega"),
-    Column("ours_flops", "ours, FLOPs", "mega"),
-)
-
-
-def _size_line(facts: Facts, row: Mapping[str, Any]) -> list[Any]:
-    variant = row.get("variant")
-    cost: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
-    judged = [r for r in facts.of(str(variant)) if r.evaluation]
-    some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
-    macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
-    return [
-        row.get("label") or variant,
-        variant,
-        row.get("parameters"),
-        some.get("parameters", cost.get("parameters")),
-        some.get("parameters_with_statistics"),
-        row.get("flops"),
-        macs,
-        None if macs is None else 2 * macs,
-    ]

@@ -54,6 +54,8 @@ def _of_variant(facts: Facts, variant: str) -> list[Block]:
         note = f"The last {_MOST_LINES} of {complete} complete trials."
     lines.update_layout(plot_bgcolor="#e6e9ec")  # Optuna's palest lines are nearly white
     drawn["slices"].update_layout(width=None)
+    # Else the marks of a narrow axis run into each other.
+    drawn["slices"].update_xaxes({"dtick": 1, "tickformat": ".0e"}, selector={"type": "log"})
     count = len(facts.plan["space"]["params"][variant])
     return [
         figure(f"parallel-{variant}", "Parallel coordinates", lines, note=note),
