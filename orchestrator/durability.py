@@ -59,6 +59,22 @@ def has_sweep(paths: SweepPaths) -> bool:
     return paths.ledger.exists() or (storage is not None and storage.exists(LEDGER))
 
 
+def fetched(paths: SweepPaths, copy: Path) -> Ledger:
+    """Return the copy of a sweep's ledger from its storage, open, to be read.
+
+    Args:
+        paths: of a sweep whose storage is an address.
+        copy: where the file is put.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    storage = storage_of(paths)
+    assert storage is not None
+    storage.get_file(LEDGER, copy)
+    return _checked(copy, storage, paths)
+
+
 def sweeps_in(address: str) -> list[str]:
     """Return the sweeps that exist in a storage, sorted."""
     storage = open_storage(address)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -22,6 +22,9 @@ from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger import EpochRow, Trial
 from search_spaces.space import is_better, trial_seed
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Study:
@@ -94,7 +97,8 @@ class Study:
 
         One whose parameters the space no longer has (after `--force`) says nothing to the sampler.
         """
-        assert trial.number == len(self._study.trials), "trials are rebuilt in order"
+        known = self._study.get_trials(deepcopy=False)
+        assert trial.number == len(known), "trials are rebuilt in order"
         if not self._fits(trial.params):
             self._foreign.add(trial.number)
             self._study.add_trial(create_trial(state=TrialState.FAIL))
@@ -102,6 +106,20 @@ class Study:
         self._study.add_trial(
             create_trial(state=TrialState.RUNNING, params=trial.params, distributions=self.params)
         )
+
+    def figures(self, metric: str) -> dict[str, go.Figure]:
+        """Return Optuna's own figures of the complete trials, one or more of them.
+
+        Returns:
+            "parallel" (coordinates), "slices" and "importance".
+        """
+        from optuna import visualization
+
+        return {
+            "parallel": visualization.plot_parallel_coordinate(self._study, target_name=metric),
+            "slices": visualization.plot_slice(self._study, target_name=metric),
+            "importance": visualization.plot_param_importances(self._study, target_name=metric),
+        }
 
     def _fits(self, params: Mapping[str, Any]) -> bool:
         return params.keys() == self.params.keys() and all(

@@ -1,0 +1,177 @@
+"""`python -m orchestrator.report NAME`: what a sweep has found, as one page and as tables.
+
+It reads the ledger only, and writes `<storage>/NAME/report/` in one step: `report.html`, which
+needs no network, `report.md` and one CSV file per table. The sweep may be running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import OrchestratorError, SweepNotFoundError, UsageError, unknown_name
+from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
+from trainables.storage import StorageError
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
+    from orchestrator.report_blocks import Section
+    from orchestrator.report_facts import Facts
+
+WRITTEN, WRONG_USAGE, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 (wrong input) or 130 (Ctrl+C)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        paths = _paths(arguments.name, arguments.storage)
+        with _opened(paths) as ledger:
+            page = write_report(ledger, paths.root / "report", paths.name)
+    except (OrchestratorError, StorageError, OSError) as error:
+        print(error, file=sys.stderr)
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        print("Interrupted: no report was written.", file=sys.stderr)
+        return INTERRUPTED
+    print(page)
+    return WRITTEN
+
+
+def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
+    """Write a sweep's report and return the page's path.
+
+    The folder appears in one step, whole; one that is there already is replaced.
+
+    Args:
+        ledger: the sweep's; it is read only.
+        folder: where the report is to be.
+        name: the sweep's, by default its space's.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    from orchestrator.report_blocks import tables_of, to_csv, to_markdown
+    from orchestrator.report_facts import read_facts
+    from orchestrator.report_page import to_html
+
+    facts, written_s = read_facts(ledger, name), time.time()
+    sections, held = _sections(facts, written_s)
+    title = f"Sweep {facts.name!r} on {facts.plan['dataset']}"
+    files = {
+        "report.html": to_html(title, sections, held),
+        "report.md": to_markdown(title, sections),
+        **{
+            f"{table.name}.csv": to_csv(table)
+            for section in sections
+            for table in tables_of(section.blocks)
+        },
+    }
+    try:
+        _replace(folder, files)
+    except OSError as error:
+        raise UsageError(
+            f"The report cannot be written to {folder}: {error}. Free some space there, or make "
+            "it writable."
+        ) from error
+    return folder / "report.html"
+
+
+def _sections(facts: Facts, written_s: float) -> tuple[list[Section], dict[str, str]]:
+    """Return the report's sections in order, and the images that the page holds once."""
+    from orchestrator.report_classes import calibration, classes
+    from orchestrator.report_course import failed, time_ledger
+    from orchestrator.report_curves import curves
+    from orchestrator.report_fronts import fronts, validation_and_test
+    from orchestrator.report_head import head
+    from orchestrator.report_images import images
+    from orchestrator.report_pairs import pairs
+    from orchestrator.report_published import published
+    from orchestrator.report_scores import leaderboard
+    from orchestrator.report_search import search
+
+    makers: tuple[Callable[[Facts], Section], ...] = (
+        *(leaderboard, pairs, published, curves, search),
+        *(fronts, validation_and_test, classes, calibration),
+    )
+    pictures, held = images(facts)
+    sections = [head(facts, written_s), *(make(facts) for make in makers), *pictures]
+    return [*sections, failed(facts), time_ledger(facts)], held
+
+
+def _replace(folder: Path, files: dict[str, str]) -> None:
+    """Write files into a new folder and put it in the place of the old one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that both renames are on one file system.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        for name, content in files.items():
+            (new / name).write_text(content, encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+
+
+def _paths(name: str, storage: str) -> SweepPaths:
+    from orchestrator import durability
+
+    paths = place(storage, name) if is_sweep_name(name) else None
+    if paths is not None and paths.ledger.exists():
+        return paths
+    known = place(storage, "-")
+    names = set(sweep_names(known.storage))
+    if known.durable:
+        names |= set(durability.sweeps_in(known.durable))
+    if paths is not None and name in names:
+        return paths
+    raise SweepNotFoundError(
+        f"{unknown_name('sweep', name, names)} They were looked for in {storage}; say another "
+        "place with --storage."
+    )
+
+
+@contextlib.contextmanager
+def _opened(paths: SweepPaths) -> Iterator[Ledger]:
+    """Yield a copy of the sweep's ledger: the driver, if there is one, goes on undisturbed."""
+    from orchestrator import durability, process
+    from orchestrator.verify_facts import facts_of
+
+    if paths.ledger.exists():
+        with facts_of(paths, process.driver_of(paths)) as facts:
+            yield facts.ledger
+        return
+    with tempfile.TemporaryDirectory(prefix="sweep-report-") as folder:
+        ledger = durability.fetched(paths, Path(folder) / paths.ledger.name)
+        with contextlib.closing(ledger):
+            yield ledger
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.report",
+        description="Write a sweep's report: one HTML page, Markdown and CSV, from its ledger.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the sweep")
+    parser.add_argument(
+        "--storage",
+        default="results",
+        metavar="PLACE",
+        help="where sweeps live, as the sweep was told (default: results)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""What a report is made of: sections of texts, tables, figures and pictures.
+
+A table is written once, with raw values, and printed as HTML, Markdown and CSV. Raw values are
+fractions, seconds and counts; percent is only in what is printed for people.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["text", "count", "percent", "points", "loss", "number", "mega", "seconds", "ms"]
+
+NONE = "–"  # noqa: RUF001, as typography wants it
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name in the CSV file, its heading for people, and how values are printed."""
+
+    key: str
+    title: str
+    kind: Kind = "text"
+
+    @property
+    def heading(self) -> str:
+        """The heading with its unit."""
+        unit = {"percent": "%", "points": "points", "mega": "M", "seconds": "s", "ms": "ms"}
+        return f"{self.title}, {unit[self.kind]}" if self.kind in unit else self.title
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows of raw values, one for each column; None is printed as a dash."""
+
+    name: str  # of its CSV file
+    title: str
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+    is_folded: bool = False
+    block: str = "table"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A plotly figure as JSON; drawn when it is scrolled into view."""
+
+    name: str
+    title: str
+    json: str
+    height_px: int
+    note: str = ""
+    block: str = "figure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A paragraph, or a list when there are several lines."""
+
+    lines: tuple[str, ...]
+    is_warning: bool = False
+    block: str = "text"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matrix:
+    """Everyone against everyone: a text and a class of style for each pair."""
+
+    name: str
+    title: str
+    names: tuple[str, ...]
+    cells: Sequence[
+        Sequence[tuple[str, str]]
+    ]  # [row][column]: text, a second line after "|"; "wins", "loses", "open" or ""
+    note: str = ""
+    block: str = "matrix"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A small image. `source` is a data URI, or the key of an image that the page holds once."""
+
+    source: str
+    caption: str
+    detail: str = ""  # shown when pointed at
+    mark: Literal["right", "wrong", ""] = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """Rows of pictures. With `headings` it is a table with one column for each."""
+
+    name: str
+    title: str
+    rows: Sequence[Sequence[Picture]]
+    headings: tuple[str, ...] = ()
+    note: str = ""
+    block: str = "pictures"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tabs:
+    """Blocks of which one set is seen at a time."""
+
+    name: str
+    tabs: tuple[tuple[str, tuple[Block, ...]], ...]
+    block: str = "tabs"
+
+
+Block = Table | Figure | Text | Matrix | Pictures | Tabs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One heading and what stands below it."""
+
+    name: str  # its address in the page
+    title: str
+    blocks: tuple[Block, ...] = field(default_factory=tuple)
+
+
+def text(*lines: str, is_warning: bool = False) -> Text:
+    """Return a paragraph, or a list of several lines."""
+    return Text(lines=lines, is_warning=is_warning)
+
+
+def printed(value: Any, kind: Kind) -> str:
+    """Return a raw value as it is printed for people."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if kind == "text" or isinstance(value, str):
+        return str(value)
+    form = {
+        "count": "{:,.0f}",
+        "loss": "{:.4f}",
+        "number": "{:.4g}",
+        "seconds": "{:,.1f}",
+        "ms": "{:,.2f}",
+    }
+    if kind == "percent":
+        return f"{100 * value:.1f}"
+    if kind == "points":
+        return f"{100 * value:+.1f}"
+    if kind == "mega":
+        return f"{value / 1e6:,.2f}"
+    return form[kind].format(value)
+
+
+def tables_of(blocks: Sequence[Block]) -> list[Table]:
+    """Return all tables, those inside tabs too."""
+    found: list[Table] = []
+    for block in blocks:
+        if isinstance(block, Table):
+            found.append(block)
+        elif isinstance(block, Tabs):
+            for _, inner in block.tabs:
+                found += tables_of(inner)
+    return found
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV with raw values; an unknown one is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([column.key for column in table.columns])
+    writer.writerows([["" if value is None else value for value in row] for row in table.rows])
+    return file.getvalue()
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return texts and tables as Markdown; figures and pictures are named only."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for block in section.blocks:
+            lines += _markdown(block)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown(block: Block) -> list[str]:
+    if isinstance(block, Text):
+        mark = "- " if len(block.lines) > 1 else ""
+        return [*(mark + _escaped(line) for line in block.lines), ""]
+    if isinstance(block, Tabs):
+        return [line for _, inner in block.tabs for each in inner for line in _markdown(each)]
+    note = [_escaped(block.note), ""] if block.note else []
+    if isinstance(block, Table):
+        rule = ["---" if column.kind == "text" else "---:" for column in block.columns]
+        rows = [
+            [_escaped(printed(v, c.kind)) for v, c in zip(row, block.columns, strict=True)]
+            for row in block.rows
+        ]
+        return [
+            *(f"### {block.title}", ""),
+            *note,
+            *_markdown_rows([c.heading for c in block.columns], rule, rows),
+        ]
+    if isinstance(block, Matrix):
+        rows = [
+            [name, *(_escaped(cell.replace("|", " ")) for cell, _ in row)]
+            for name, row in zip(block.names, block.cells, strict=True)
+        ]
+        head = ["", *block.names]
+        return [
+            *(f"### {block.title}", ""),
+            *note,
+            *_markdown_rows(head, ["---"] * len(head), rows),
+        ]
+    return [f"_{block.title}: see report.html._", "", *note]
+
+
+def _markdown_rows(head: list[str], rule: list[str], rows: list[list[str]]) -> list[str]:
+    return [*("| " + " | ".join(row) + " |" for row in (head, rule, *rows)), ""]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,215 @@
+"""How the sweep went: what failed and why, and where its time went."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+
+import plotly.graph_objects as go
+
+from orchestrator import failures
+from orchestrator.ledger import Attempt
+from orchestrator.report_blocks import Block, Column, Section, Table, text
+from orchestrator.report_facts import Facts, Record
+from orchestrator.report_plots import figure
+
+_LONGEST_LINE = 300
+# Nothing runs for longer than this only when no driver does.
+_PAUSE_S = 60.0
+
+
+def failed(facts: Facts) -> Section:
+    """Return failed and diverged attempts, those that failed alike together."""
+    groups: dict[tuple[str, str, str], list[tuple[Record, Attempt]]] = collections.defaultdict(list)
+    for record in facts.records:
+        for attempt in record.attempts:
+            if attempt.outcome in ("failed", "diverged", "lost"):
+                words = attempt.failure_text or ""
+                kind = attempt.failure_class or attempt.outcome
+                groups[attempt.outcome, kind, failures.fingerprint(words)].append((record, attempt))
+    title = "What failed and why"
+    if not groups:
+        only = text("No attempt failed, diverged or was lost.")
+        return Section(name="failures", title=title, blocks=(only,))
+    rows = []
+    for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        record, attempt = found[0]
+        given_up = {r.trial.signature for r, _ in found if r.trial.status in ("failed", "diverged")}
+        rows.append(
+            [
+                *(outcome, kind, _reason(attempt), len(found)),
+                len({r.trial.signature for r, _ in found}),
+                len(given_up),
+                ", ".join(sorted({r.trial.variant for r, _ in found})),
+                f"{record.name} ({record.trial.signature})",
+                attempt.log,
+            ]
+        )
+    space = str(facts.said.get("space", facts.plan["space"]["name"]))
+    again = space if facts.name == facts.plan["space"]["name"] else f"{space} --name {facts.name}"
+    blocks: list[Block] = [
+        Table(
+            name="failures",
+            title="Attempts that did not end well, grouped by what they said",
+            columns=(
+                Column("outcome", "outcome"),
+                Column("class", "class"),
+                Column("reason", "last line"),
+                Column("attempts", "attempts", "count"),
+                Column("trials", "trials", "count"),
+                Column("given_up", "ended by it", "count"),
+                Column("variants", "variants"),
+                Column("example", "first one"),
+                Column("log", "its log"),
+            ),
+            rows=rows,
+            note="Attempts alike in their traceback's frames and last line are one group. A lost "
+            "attempt ended with its driver; it is nobody's failure. A diverged trial had a loss "
+            "that is not finite: it is a result, not an error, and is not tried again.",
+        ),
+        text(f"Failed trials are tried again by: python -m orchestrator.sweep {again} --resume"),
+    ]
+    return Section(name="failures", title=title, blocks=tuple(blocks))
+
+
+def _reason(attempt: Attempt) -> str:
+    said = failures.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
+    if said:
+        return said
+    return {"diverged": "the loss was not finite", "lost": "its driver ended"}.get(
+        attempt.outcome or "", "no word"
+    )
+
+
+_PARTS = (
+    ("start", "from an attempt's start to its first epoch: process, data, model, checkpoint"),
+    ("train", "epochs without their validation"),
+    ("validate", "validation after each epoch"),
+    ("checkpoint", "writing checkpoints"),
+    ("report", "between one epoch and the next: telling the driver, waiting for its answer"),
+    ("test", "after the last epoch of an attempt that ended well: the test part, cleaning up"),
+    ("unfinished", "after the last epoch of one that did not: training that was never reported"),
+    ("idle", "slots times wall time, less all of the above"),
+)
+_TINTS = ("#a6761d", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#cccccc")
+
+
+def time_ledger(facts: Facts) -> Section:
+    """Return where the slots' time went, by variant and in all."""
+    title = "Where the time went"
+    spans = [record.span_s(attempt) for record in facts.records for attempt in record.attempts]
+    if not spans:
+        only = text("No attempt has started yet.")
+        return Section(name="time", title=title, blocks=(only,))
+    spent: dict[str, collections.Counter[str]] = {v: collections.Counter() for v in facts.variants}
+    for record in facts.records:
+        for attempt in record.attempts:
+            spent[record.trial.variant].update(_spent(record, attempt))
+    slots, wall_s = _slots(spans), _wall_s(spans)
+    total: collections.Counter[str] = collections.Counter()
+    for each in spent.values():
+        total.update(each)
+    total["idle"] = max(0.0, slots * wall_s - sum(total.values()))  # type: ignore[assignment]
+    names = [name for name, _ in _PARTS]
+    table = Table(
+        name="time",
+        title="Seconds by what they went into",
+        columns=(
+            Column("variant", "variant"),
+            *(Column(f"{name}_s", name, "seconds") for name in names),
+            Column("sum_s", "sum", "seconds"),
+        ),
+        rows=[
+            *(
+                [v, *(each[n] for n in names[:-1]), None, sum(each.values())]
+                for v, each in spent.items()
+            ),
+            ["all", *(total[n] for n in names), sum(total.values())],
+            [
+                "share",
+                *(f"{100 * total[n] / max(sum(total.values()), 1e-9):.1f} %" for n in names),
+                "",
+            ],
+        ],
+    )
+    drawn = go.Figure()
+    for (name, meaning), tint in zip(_PARTS, _TINTS, strict=True):
+        shown = (
+            [*reversed(facts.variants), "all"] if name == "idle" else [*reversed(facts.variants)]
+        )
+        values = [total[name] if v == "all" else spent[v][name] for v in shown]
+        drawn.add_bar(
+            x=[round(value, 2) for value in values],
+            y=["idle" if v == "all" else v for v in shown],
+            orientation="h",
+            name=name,
+            marker={"color": tint},
+            hovertemplate=f"{name}: %{{x:,.1f}} s<br>{meaning}<extra></extra>",
+        )
+    drawn.update_layout(
+        barmode="stack", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    )
+    drawn.update_xaxes(title_text="seconds of slots")
+    blocks = (
+        text(*(f"{name.capitalize()}: {meaning}." for name, meaning in _PARTS)),
+        text(
+            f"At most {slots} {'attempt' if slots == 1 else 'attempts'} ran at a time, which is "
+            f"taken for the number of slots. Wall time is {wall_s:,.1f} s: the time in which an "
+            f"attempt was open, and gaps of less than {_PAUSE_S:.0f} s; longer ones are pauses "
+            f"between commands ({_paused_s(spans):,.1f} s in all) and count as nothing."
+        ),
+        figure("time", "Seconds by variant", drawn, height_px=200 + 34 * len(facts.variants)),
+        table,
+    )
+    return Section(name="time", title=title, blocks=blocks)
+
+
+def _spent(record: Record, attempt: Attempt) -> dict[str, float]:
+    """Return the seconds of one attempt by what they went into; they add up to its whole span."""
+    start, end = record.span_s(attempt)
+    rows = [row for row in record.rows if row.attempt == attempt.attempt]
+    ended_well = attempt.outcome in ("complete", "stopped")
+    last_part = "test" if ended_well else "unfinished"
+    spent: collections.Counter[str] = collections.Counter()
+    before = start
+    for index, row in enumerate(rows):
+        validate_s, checkpoint_s = (_seconds(row.metrics.get(n)) for n in ("val_s", "checkpoint_s"))
+        epoch_s = _seconds(row.metrics["epoch_s"])
+        spent["train"] += max(epoch_s - validate_s, 0.0)  # type: ignore[assignment]
+        spent["validate"] += validate_s  # type: ignore[assignment]
+        spent["checkpoint"] += checkpoint_s  # type: ignore[assignment]
+        left = row.arrived_s - before - max(epoch_s, validate_s) - checkpoint_s
+        spent["report" if index else "start"] += max(left, 0.0)  # type: ignore[assignment]
+        before = row.arrived_s
+    spent[last_part] += max(end - before, 0.0)  # type: ignore[assignment]
+    return dict(spent)
+
+
+def _seconds(value: float | None) -> float:
+    return value if value is not None and value >= 0 else 0.0  # NaN is not
+
+
+def _slots(spans: Sequence[tuple[float, float]]) -> int:
+    """Return how many attempts were open at once, at most."""
+    # At one moment an end comes before a start.
+    changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
+    return max(1, *itertools.accumulate(step for _, step in changes))
+
+
+def _gaps(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """Yield the seconds of each gap in which no attempt was open."""
+    covered = min(start for start, _ in spans)
+    for start, end in sorted(spans):
+        if start > covered:
+            yield start - covered
+        covered = max(covered, end)
+
+
+def _wall_s(spans: Sequence[tuple[float, float]]) -> float:
+    whole = max(end for _, end in spans) - min(start for start, _ in spans)
+    return whole - _paused_s(spans)
+
+
+def _paused_s(spans: Sequence[tuple[float, float]]) -> float:
+    return sum(gap for gap in _gaps(spans) if gap >= _PAUSE_S)

@@ -1,0 +1,233 @@
+"""Learning curves of every trial; how each ended can be seen from its line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from orchestrator.ledger import ENDED, TrialStatus
+from orchestrator.report_blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report_facts import Facts, Record, is_fraction
+from orchestrator.report_plots import colours, faint, figure
+from orchestrator.report_scores import metric_kind
+
+# Line, opacity and the mark at its end, by how a trial ended.
+_LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
+    "complete": ("solid", 0.75, None),
+    "running": ("solid", 0.75, "circle-open"),
+    "stopped": ("dot", 0.5, "line-ew-open"),
+    "diverged": ("dash", 0.9, "x"),
+    "failed": ("dash", 0.9, "square-open"),
+}
+# A line of more points than this in all is thinned out; nobody sees a difference.
+_MOST_POINTS = 60_000
+
+
+def curves(facts: Facts) -> Section:
+    """Return the curves of all trials, of the best of each variant, and the table of trials."""
+    shown = [record for record in facts.records if record.rows]
+    blocks: list[Block] = []
+    if shown:
+        blocks.append(
+            text(
+                "One line is one trial. Solid: complete. Dotted, ending in a dash: stopped early. "
+                "Dashed, ending in a cross: diverged. Dashed, ending in a square: failed. A click "
+                "on a legend entry hides it, a double click hides all others. A value that is not "
+                "finite has no point."
+            )
+        )
+        metrics = dict.fromkeys((facts.metric, "val_loss", "train_loss"))
+        blocks += [_all_trials(facts, shown, metric) for metric in metrics]
+        if best := _best(facts):
+            blocks.append(_train_and_validation(facts, best))
+        silent = len(facts.records) - len(shown)
+        if silent:
+            blocks.append(text(f"{silent} trials have no epoch to show."))
+    else:
+        blocks.append(text("No trial has finished an epoch yet."))
+    blocks.append(_trials(facts))
+    return Section(name="curves", title="Learning curves", blocks=tuple(blocks))
+
+
+def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
+    drawn, colour = go.Figure(), colours(facts.variants)
+    scale = 100 if is_fraction(metric) else 1
+    most = max(2, _MOST_POINTS // len(shown))
+    titled: set[str] = set()
+    width = 1.0 if len(shown) < 100 else 0.5
+    for stage in ("search", "final"):  # those of the final seeds lie above all others
+        for variant in facts.variants:
+            for status, (dash, opacity, mark) in _LOOKS.items():
+                records = [
+                    r
+                    for r in shown
+                    if r.trial.status == status
+                    and (r.trial.variant, r.trial.stage) == (variant, stage)
+                ]
+                if not records:
+                    continue
+                name = f"{status}{', final' if stage == 'final' else ''}: {len(records)}"
+                x, y, numbers = _joined(records, metric, scale, most)
+                group = {
+                    "legendgroup": variant,
+                    "legendgrouptitle_text": None if variant in titled else variant,
+                }
+                titled.add(variant)
+                of = "final " if stage == "final" else "#"
+                drawn.add_scatter(
+                    x=x,
+                    y=y,
+                    customdata=numbers,
+                    mode="lines",
+                    name=name,
+                    line={
+                        "color": faint(colour[variant], opacity),
+                        "dash": dash,
+                        "width": 2 * width if stage == "final" else width,
+                    },
+                    hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
+                    "<br>epoch %{x}: %{y:.4g}<extra></extra>",
+                    **group,
+                )
+                if mark:
+                    _add_ends(
+                        drawn, records, metric, scale, mark, (colour[variant], 7 * width), variant
+                    )
+    drawn.update_xaxes(title_text="epoch")
+    drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
+    drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
+    return figure(f"curves-{metric}", f"{metric} of all trials", drawn, height_px=480)
+
+
+def _joined(
+    records: Sequence[Record], metric: str, scale: float, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lines of several trials as one, with gaps between them: (points,) each.
+
+    A trace for each of a thousand trials would take the browser many seconds.
+    """
+    x: list[float] = []
+    y: list[float] = []
+    numbers: list[int] = []
+    for record in records:
+        rows = list(record.rows)
+        step = math.ceil(len(rows) / most)
+        kept = sorted({*range(0, len(rows), step), len(rows) - 1})
+        x += [*(rows[i].epoch + 1 for i in kept), math.nan]
+        y += [*(scale * rows[i].metrics[metric] for i in kept), math.nan]
+        numbers += [record.trial.number] * (len(kept) + 1)
+    return (
+        np.array(x, np.float32),
+        np.array(y, np.float32),
+        np.array(numbers, np.int32),
+    )
+
+
+def _add_ends(
+    drawn: go.Figure,
+    records: Sequence[Record],
+    metric: str,
+    scale: float,
+    mark: str,
+    look: tuple[str, float],  # colour, pixels
+    variant: str,
+) -> None:
+    """Mark where trials ended; of a value that is not a number, at the last one that is."""
+    ends = []
+    for record in records:
+        finite = [row for row in record.rows if math.isfinite(row.metrics[metric])]
+        if finite:
+            ends.append((finite[-1].epoch + 1, scale * finite[-1].metrics[metric]))
+    drawn.add_scatter(
+        x=np.array([x for x, _ in ends], np.float32),
+        y=np.array([y for _, y in ends], np.float32),
+        mode="markers",
+        marker={"symbol": mark, "size": look[1], "color": look[0]},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=variant,
+    )
+
+
+def _best(facts: Facts) -> list[Record]:
+    """Return the best trial of each variant: of its seeds, else of its search."""
+    found = []
+    for variant in facts.variants:
+        best = facts.best(facts.seeds(variant)) or facts.best(facts.of(variant, "search"))
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _train_and_validation(facts: Facts, best: Sequence[Record]) -> Figure:
+    colour = colours(facts.variants)
+    drawn = make_subplots(rows=1, cols=2, subplot_titles=("top-1, %", "loss"))
+    for column, (metric, scale) in enumerate((("top1", 100), ("loss", 1)), start=1):
+        for record in best:
+            variant = record.trial.variant
+            for part, dash in (("train", "dash"), ("val", "solid")):
+                drawn.add_scatter(
+                    x=[row.epoch + 1 for row in record.rows],
+                    y=[round(scale * row.metrics[f"{part}_{metric}"], 4) for row in record.rows],
+                    mode="lines",
+                    name=f"{record.name}, {'training' if part == 'train' else 'validation'}",
+                    legendgroup=record.name,
+                    showlegend=column == 1,
+                    line={"color": colour[variant], "dash": dash, "width": 2},
+                    hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+                    row=1,
+                    col=column,
+                )
+    drawn.update_xaxes(title_text="epoch")
+    return figure(
+        "curves-best",
+        "Training and validation, the best trial of each variant",
+        drawn,
+        note="Training figures are those of the augmented images, while the weights change.",
+    )
+
+
+def _trials(facts: Facts) -> Table:
+    params = sorted({name for record in facts.records for name in record.trial.params})
+    kind = metric_kind(facts.metric)
+    rows = []
+    for record in facts.records:
+        trial, judged = record.trial, record.evaluation
+        micro = {a.micro_batch_size for a in record.attempts} - {0}
+        rows.append(
+            [
+                *(trial.variant, trial.stage, trial.number, trial.signature),
+                *(trial.status, len(record.rows)),
+                None if trial.best_epoch is None else trial.best_epoch + 1,
+                trial.best_value,
+                judged["top1"] if judged else None,
+                *(len(record.attempts), min(micro, default=None), record.device_s),
+                *(_short(trial.params.get(name)) for name in params),
+            ]
+        )
+    return Table(
+        name="trials",
+        title=f"All trials ({sum(r.trial.status in ENDED for r in facts.records):,} have ended)",
+        columns=(
+            *(Column("variant", "variant"), Column("stage", "stage")),
+            *(Column("number", "number", "count"), Column("signature", "signature")),
+            *(Column("status", "status"), Column("epochs", "epochs", "count")),
+            Column("best_epoch", "best epoch", "count"),
+            Column(f"best_{facts.metric}", f"best {facts.metric}", kind),
+            Column("test_top1", "test top-1", "percent"),
+            *(Column("attempts", "attempts", "count"),),
+            Column("micro_batch_size", "micro-batch", "count"),
+            Column("device_s", "device-seconds", "seconds"),
+            *(Column(name, name, "number") for name in params),
+        ),
+        rows=rows,
+        is_folded=True,
+    )
+
+
+def _short(value: object) -> object:
+    return str(value) if isinstance(value, bool) else value

@@ -1,0 +1,177 @@
+"""The report's first section: what was run, on what, with which versions, and what is unlike."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.report_blocks import Block, Column, Section, Table, text
+from orchestrator.report_facts import OFFICIAL, Facts
+
+
+def head(facts: Facts, written_s: float) -> Section:
+    """Return what, when, on which data, and every departure from the space's recipe.
+
+    Args:
+        facts: the sweep.
+        written_s: when this report is written, in seconds since 1970.
+    """
+    blocks: list[Block] = [
+        Table(
+            name="sweep",
+            title="The sweep",
+            columns=(Column("what", "what"), Column("value", "value")),
+            rows=_facts(facts, written_s),
+        )
+    ]
+    unlike = departures(facts)
+    if unlike:
+        blocks.append(text("Departures from the space's recipe:", is_warning=True))
+        blocks.append(text(*unlike))
+    else:
+        blocks.append(text("The command changed nothing of the space's recipe."))
+    if not facts.has_ended():
+        blocks.append(text("No trial of this sweep has finished yet.", is_warning=True))
+    return Section(name="sweep", title="What was run", blocks=tuple(blocks))
+
+
+def departures(facts: Facts) -> list[str]:
+    """Return one sentence for everything that is not as the space says."""
+    lines = [*_changed_epochs(facts), *_changed_overrides(facts), *_changed_variants(facts)]
+    lines += _given(facts.said.get("options", {}))
+    if sample := sample_of(facts):
+        lines.append(sample)
+    if facts.said.get("former_plans"):
+        count = len(facts.said["former_plans"])
+        lines.append(f"The sweep was continued with changed values (--force), {count} times.")
+    return lines
+
+
+def _changed_variants(facts: Facts) -> list[str]:
+    space, options = facts.plan["space"], facts.said.get("options", {})
+    own, run = list(space["variants"]), list(facts.plan["side_px"])
+    lines = []
+    if left_out := [name for name in own if name not in run]:
+        lines.append(f"Variants left out: {', '.join(left_out)}.")
+    if added := [name for name in run if name not in own]:
+        lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
+    if options.get("side"):
+        sides = ", ".join(f"{name} {facts.plan['side_px'].get(name)} px" for name in facts.variants)
+        lines.append(
+            f"Input side: {options['side']} (--side) in place of {_side_of(space)}; {sides}."
+        )
+    return lines
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each flag that changes what is computed without changing a trial."""
+    lines = [
+        f"{what}: {options[flag]}, given by --{flag.replace('_', '-')}, not the space's."
+        for flag, what in (("trials", "Trials per variant"), ("final_seeds", "Final seeds"))
+        if options.get(flag) is not None
+    ]
+    if options.get("final_on_all"):
+        lines.append(
+            "The final seeds were trained on the whole training part (--final-on-all), so they "
+            "have no validation figures."
+        )
+    if options.get("dataset"):
+        lines.append(f"Dataset: {options['dataset']} (--dataset) in place of the space's.")
+    if options.get("seed"):
+        lines.append(f"Seed of the sweep: {options['seed']} in place of 0.")
+    return lines
+
+
+def sample_of(facts: Facts) -> str | None:
+    """Return the sentence that says how much of the official dataset this is; None: all of it."""
+    images = facts.said.get("dataset_images", {})
+    dataset = str(facts.plan["dataset"])
+    official = next((name for name in OFFICIAL if dataset.startswith(name)), None)
+    if official is None or not images:
+        return None
+    classes, train, test = OFFICIAL[official]
+    own_train, own_test = images.get("train", 0), images.get("test", 0)
+    own_classes = len(facts.class_names) or classes
+    if (own_classes, own_train, own_test) == (classes, train, test):
+        return None
+    return (
+        f"A sample of the dataset: {own_train:,} of {train:,} training images, {own_test:,} of "
+        f"{test:,} test images, {own_classes} of {classes} classes. No figure of this report can "
+        "be set against one of the whole dataset."
+    )
+
+
+def _changed_epochs(facts: Facts) -> list[str]:
+    given = facts.plan["overrides"].get("epochs")
+    fixed = facts.plan["space"]["fixed"]
+    own = {
+        name: fixed[name]["epochs"]
+        for name in facts.variants
+        if name in fixed and fixed[name].get("epochs") not in (None, given)
+    }
+    if given is None or not own:
+        return []
+    by_epochs = collections.defaultdict(list)
+    for name, epochs in own.items():
+        by_epochs[epochs].append(name)
+    if len(by_epochs) == 1:
+        return [f"Epochs: {given} in place of {next(iter(by_epochs))}."]
+    said = "; ".join(f"{epochs} ({', '.join(names)})" for epochs, names in by_epochs.items())
+    return [f"Epochs: {given} in place of {said}."]
+
+
+def _changed_overrides(facts: Facts) -> list[str]:
+    """Return a sentence for each other training parameter that the command line decided."""
+    lines = []
+    fixed = facts.plan["space"]["fixed"]
+    for name, value in sorted(facts.plan["overrides"].items()):
+        if name == "epochs":
+            continue
+        own = sorted({str(fixed[v][name]) for v in facts.variants if name in fixed.get(v, {})})
+        if own != [str(value)]:
+            lines.append(f"`{name}`: {value} in place of {', '.join(own) or 'its default'}.")
+    return lines
+
+
+def _side_of(space: Mapping[str, Any]) -> str:
+    own = ", ".join(f"{side} for {name}" for name, side in space["side_by_variant"].items())
+    return f"{space['side']}" + (f" ({own})" if own else "")
+
+
+def _facts(facts: Facts, written_s: float) -> list[tuple[str, str]]:
+    said, plan = facts.said, facts.plan
+    images = said.get("dataset_images", {})
+    starts = [a.started_s for record in facts.records for a in record.attempts]
+    ends = [record.span_s(a)[1] for record in facts.records for a in record.attempts]
+    devices = sorted({str(r.evaluation["device"]) for r in facts.records if r.evaluation})
+    status = collections.Counter(record.trial.status for record in facts.records)
+    rows = [
+        ("name", facts.name),
+        ("space", str(said.get("space", plan["space"]["name"]))),
+        ("source", str(said.get("published", {}).get("source", ""))),
+        ("sweep id", str(said.get("sweep_id", ""))),
+        ("created", _time(said.get("created_s"))),
+        ("first attempt began", _time(min(starts, default=None))),
+        ("last attempt ended", _time(max(ends, default=None))),
+        ("report written", _time(written_s)),
+        ("dataset", str(plan["dataset"])),
+        ("its fingerprint", str(plan["fingerprint"])),
+        ("its images", ", ".join(f"{n:,} {part}" for part, n in images.items())),
+        ("classes", str(len(facts.class_names) or "")),
+        ("variants", ", ".join(facts.variants)),
+        ("searched for", f"{facts.metric} ({plan['space']['mode']}), on the validation part"),
+        ("trials", ", ".join(f"{n} {each}" for each, n in sorted(status.items())) or "none"),
+        ("seed", str(plan["seed"])),
+        ("test part judged on", "; ".join(devices)),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(said.get("versions", {}).items()))),
+    ]
+    return [(what, value) for what, value in rows if value]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,51 @@
+"""Figures of the report: colours, and plotly's objects as small JSON that the page can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from matplotlib.colors import to_rgb
+from plotly.colors import qualitative
+from plotly.io.json import to_json_plotly
+
+from orchestrator.report_blocks import Figure
+
+# Told apart by most people, whatever colours they see.
+_COLOURS = tuple(
+    f"rgb({r},{g},{b})"
+    for r, g, b in (
+        *((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167)),
+        *((86, 180, 233), (230, 159, 0), (120, 94, 240), (100, 100, 100)),
+    )
+)
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each name, the same in every figure."""
+    known = (*_COLOURS, *qualitative.Dark24)
+    return {name: known[index % len(known)] for index, name in enumerate(names)}
+
+
+def faint(colour: str, alpha: float) -> str:
+    """Return a colour of ours with an opacity of 0 to 1."""
+    if colour.startswith("rgb("):
+        return f"rgba({colour[4:-1]},{alpha})"
+    r, g, b = (round(255 * part) for part in to_rgb(colour))
+    return f"rgba({r},{g},{b},{alpha})"
+
+
+def figure(
+    name: str, title: str, drawn: go.Figure, *, height_px: int = 420, note: str = ""
+) -> Figure:
+    """Return a figure for the page.
+
+    The page brings one template for all; plotly's own would be in each of them.
+    """
+    content = drawn.to_plotly_json()
+    content["layout"].pop("template", None)
+    content["layout"].pop("title", None)  # the page has the title above the figure
+    content["layout"].pop("height", None)
+    # A script element ends at the first "</": no name of a class may bring one.
+    json = to_json_plotly(content).replace("<", "\\u003c")
+    return Figure(name=name, title=title, json=json, height_px=height_px, note=note)

@@ -1,0 +1,165 @@
+"""What the space's source has published beside ours, with every reason why they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.report_blocks import Block, Column, Section, Table, text
+from orchestrator.report_facts import Facts, Record, estimated, mean
+from orchestrator.report_head import departures
+from orchestrator.report_statistics import estimate
+
+
+def published(facts: Facts) -> Section:
+    """Return the source's own table beside ours, with every reason why they are not the same."""
+    said = facts.said.get("published") or {}
+    rows: list[Mapping[str, Any]] = said.get("rows", [])
+    if not rows:
+        lines = text("This space reproduces no published study, so there is nothing to compare.")
+        return Section(name="published", title="Published and ours", blocks=(lines,))
+    source = str(said.get("source", ""))
+    blocks: list[Block] = [text(f"Source: {source}.")] if source else []
+    unlike = departures(facts)
+    if unlike:
+        blocks.append(text("Ours departs from the published recipe:", is_warning=True))
+        blocks.append(text(*unlike))
+    if notes := [str(note) for note in said.get("recipe_notes", ())]:
+        blocks.append(text("What the source leaves open or what is done otherwise here:"))
+        blocks.append(text(*notes))
+    blocks.append(
+        Table(
+            name="published",
+            title="Accuracy, published and ours",
+            columns=_PUBLISHED_COLUMNS,
+            rows=[line for row in rows for line in _published_lines(facts, row)],
+            note="Ours: mean over the seeds, in brackets their standard deviation and number. "
+            "Validation is at the epoch that was kept; the loss is of the part that the published "
+            "one is of. Where the published validation images are this project's test part, that "
+            "figure stands under test. A row without a variant is shown for "
+            "comparison: its model is not of this sweep.",
+        )
+    )
+    blocks.append(
+        Table(
+            name="published_size",
+            title="Size, published and ours",
+            columns=_SIZE_COLUMNS,
+            rows=[_size_line(facts, row) for row in rows if row.get("variant")],
+            note="Published totals of Keras models count the running statistics of batch norm. "
+            "FLOPs as published, in the source's unit; ours in both.",
+        )
+    )
+    return Section(name="published", title="Published and ours", blocks=tuple(blocks))
+
+
+_PUBLISHED_COLUMNS = (
+    Column("label", "published as"),
+    Column("variant", "variant"),
+    Column("ours_from", "ours from"),
+    Column("published_train_top1", "train top-1", "percent"),
+    Column("ours_train_top1", "ours", "percent"),
+    Column("published_val_top1", "val top-1", "percent"),
+    Column("ours_val_top1", "ours"),
+    Column("published_test_top1", "test top-1", "percent"),
+    Column("ours_test_top1", "ours"),
+    Column("difference_test_top1", "difference", "points"),
+    Column("published_loss", "loss", "loss"),
+    Column("ours_loss", "ours", "loss"),
+    Column("note", "note"),
+)
+
+
+def _published_lines(facts: Facts, row: Mapping[str, Any]) -> list[list[Any]]:
+    """Return a published row once for each kind of trial that stands beside it."""
+    variant = row.get("variant")
+    ours: list[tuple[str, Sequence[Record]]] = []
+    if variant in facts.variants:
+        seeds = facts.seeds(variant)
+        if seeds and facts.is_searched(variant):
+            ours.append(("best found", seeds))
+        elif seeds:
+            ours.append(("the recipe", seeds))
+        if enqueued := enqueued_trials(facts, variant):
+            ours.append(("the recipe, first trial", enqueued))
+    return [_published_line(row, what, records) for what, records in ours or [("", ())]]
+
+
+def enqueued_trials(facts: Facts, variant: str) -> list[Record]:
+    """Return the search trials of a searched variant that were prescribed, not suggested."""
+    if not facts.is_searched(variant):
+        return []
+    return [
+        record
+        for record in facts.of(variant, "search")
+        if record.evaluation is not None and record.trial.status == "complete"
+    ]
+
+
+def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]) -> list[Any]:
+    judged = [record for record in records if record.evaluation is not None]
+    val = [record.at(record.kept_epoch, "val_top1") for record in records]
+    train = [record.at(record.kept_epoch, "train_top1") for record in records]
+    test = estimated(judged, "top1")
+    their_val, theirs, note = row.get("val_top1"), row.get("test_top1"), row.get("note") or ""
+    if row.get("val_is_test") and theirs is None:
+        their_val, theirs = None, their_val
+        note = f"Published as validation; those images are our test part. {note}".strip()
+    loss = estimated(judged, "loss").mean
+    if theirs is None:
+        loss = mean([record.at(record.kept_epoch, "val_loss") for record in records])
+    both = theirs is not None and test.mean is not None
+    return [
+        row.get("label") or row.get("variant"),
+        row.get("variant"),
+        what or None,
+        row.get("train_top1"),
+        mean(train),
+        their_val,
+        _with_sd(val),
+        theirs,
+        _with_sd([float(r.evaluation["top1"]) for r in judged if r.evaluation]),
+        (test.mean or 0.0) - (theirs or 0.0) if both else None,
+        row.get("loss"),
+        loss if row.get("loss") is not None else None,
+        note,
+    ]
+
+
+def _with_sd(fractions: Sequence[float]) -> str | None:
+    """Return "63.1 (± 0.4, n = 3)" of fractions, None of none."""
+    found = estimate(fractions)
+    if found.mean is None:
+        return None
+    spread = "" if found.sd is None else f"± {100 * found.sd:.1f}, "
+    return f"{100 * found.mean:.1f} ({spread}n = {found.n})"
+
+
+_SIZE_COLUMNS = (
+    Column("label", "published as"),
+    Column("variant", "variant"),
+    Column("published_parameters", "parameters published", "count"),
+    Column("ours_parameters", "ours, trainable", "count"),
+    Column("ours_parameters_with_statistics", "ours, with statistics", "count"),
+    Column("published_flops", "FLOPs published", "mega"),
+    Column("ours_multiply_accumulates", "ours, multiply-accumulates", "mega"),
+    Column("ours_flops", "ours, FLOPs", "mega"),
+)
+
+
+def _size_line(facts: Facts, row: Mapping[str, Any]) -> list[Any]:
+    variant = row.get("variant")
+    cost: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
+    judged = [r for r in facts.of(str(variant)) if r.evaluation]
+    some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
+    macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
+    return [
+        row.get("label") or variant,
+        variant,
+        row.get("parameters"),
+        some.get("parameters", cost.get("parameters")),
+        some.get("parameters_with_statistics"),
+        row.get("flops"),
+        macs,
+        None if macs is None else 2 * macs,
+    ]

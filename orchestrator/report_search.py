@@ -1,0 +1,92 @@
+"""What the search saw of its parameters, drawn by Optuna's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.report_blocks import Block, Section, Tabs, text
+from orchestrator.report_facts import Facts, Record
+from orchestrator.report_plots import figure
+from orchestrator.study import Study, read_params
+
+# Below this many complete trials a share of importance is noise.
+FEWEST_TRIALS = 4
+# A line in parallel coordinates is an object of its own to the browser.
+_MOST_LINES = 300
+
+
+def search(facts: Facts) -> Section:
+    """Return parallel coordinates, slices and importance of each variant's search."""
+    searched = [variant for variant in facts.variants if facts.is_searched(variant)]
+    if not searched:
+        only = text("Nothing was searched: the trials of a variant differ in their seeds only.")
+        return Section(name="search", title="The search", blocks=(only,))
+    startup = facts.plan["space"]["startup_trials"]
+    adaptive = text(
+        f"The sampler was adaptive: after {startup} random suggestions per variant, TPE suggested "
+        "more of what had done well. So the parameters are not sampled evenly, and importance and "
+        "slices are biased towards the region that was searched; they describe this search, they "
+        "prove no cause. Only complete trials count here: stopped ones have no value that could be "
+        "compared. The final seeds are left out.",
+        is_warning=True,
+    )
+    tabs = tuple((variant, tuple(_of_variant(facts, variant))) for variant in searched)
+    return Section(
+        name="search", title="The search", blocks=(adaptive, Tabs(name="search", tabs=tabs))
+    )
+
+
+def _of_variant(facts: Facts, variant: str) -> list[Block]:
+    records = facts.of(variant, "search")
+    complete = sum(record.trial.status == "complete" for record in records)
+    if complete < FEWEST_TRIALS:
+        return [
+            text(
+                f"{variant} has {complete} complete trials; fewer than {FEWEST_TRIALS} say nothing "
+                "of a parameter."
+            )
+        ]
+    drawn = _study(facts, variant, records).figures(facts.metric)
+    lines = drawn["parallel"]
+    note = ""
+    if complete > _MOST_LINES:
+        lines.data = (*lines.data[-_MOST_LINES - 1 : -1], lines.data[-1])  # the last: the scale
+        note = f"The last {_MOST_LINES} of {complete} complete trials."
+    lines.update_layout(plot_bgcolor="#e6e9ec")  # Optuna's palest lines are nearly white
+    drawn["slices"].update_layout(width=None)
+    # Else the marks of a narrow axis run into each other.
+    drawn["slices"].update_xaxes({"dtick": 1, "tickformat": ".0e"}, selector={"type": "log"})
+    count = len(facts.plan["space"]["params"][variant])
+    return [
+        figure(f"parallel-{variant}", "Parallel coordinates", lines, note=note),
+        figure(
+            f"slices-{variant}",
+            "Slices",
+            drawn["slices"],
+            note="The darker, the later the trial.",
+        ),
+        figure(
+            f"importance-{variant}",
+            f"Importance, of {complete} complete trials",
+            drawn["importance"],
+            height_px=140 + 34 * count,
+            note="PED-ANOVA, Optuna's default: how far a parameter alone tells the better trials "
+            "from all.",
+        ),
+    ]
+
+
+def _study(facts: Facts, variant: str, records: Sequence[Record]) -> Study:
+    space = facts.plan["space"]
+    study = Study(
+        variant,
+        read_params(space["params"][variant]),
+        mode=space["mode"],
+        startup_trials=space["startup_trials"],
+        sweep_seed=facts.plan["seed"],
+    )
+    for record in sorted(records, key=lambda record: record.trial.number):
+        study.add_planned(record.trial)
+        if record.trial.ended_seq is not None:
+            study.tell(record.trial, record.rows, facts.metric)
+    return study

@@ -1,0 +1,286 @@
+"""Ledgers as a sweep leaves them, of any size, in seconds; nothing is trained."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics as scores
+
+from orchestrator.ledger import Ledger
+from tests.orchestrator import sweeps
+from trainables.metrics import METRIC_NAMES
+
+SECOND_S = 1_700_000_000.0
+TRACEBACK = (
+    "Traceback (most recent call last):\n"
+    '  File "/app/trainables/loop.py", line 91, in fit\n'
+    "    loss.backward()\n"
+    "RuntimeError: shapes (3, <b>4</b>) do not fit"
+)
+
+
+class Clock:
+    """What the ledger takes for the time; the sweep's trials follow one another."""
+
+    def __init__(self) -> None:
+        self.now = SECOND_S
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def clock() -> Iterator[Clock]:
+    patch, own = pytest.MonkeyPatch(), Clock()
+    patch.setattr(time, "time", own)
+    try:
+        yield own
+    finally:
+        patch.undo()
+
+
+def evaluation(  # what trainables.evaluation.Evaluation.to_dict() gives
+    top1: float, *, classes: int, seed: int, side_px: int = 32, examples: int = 12
+) -> dict[str, Any]:
+    dice = np.random.default_rng(seed)
+    images = classes * 20
+    labels = np.repeat(np.arange(classes), 20)
+    wrong = dice.random(images) > top1
+    near = (labels + dice.choice([1, 1, 1, 2, 5], images)) % classes
+    predicted = np.where(wrong, near, labels)
+    precision, recall, f1, support = scores.precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=0
+    )
+
+    def averages(values: Any) -> dict[str, Any]:
+        return {
+            "per_class": values.tolist(),
+            "macro": float(values.mean()),
+            "weighted": float(np.average(values, weights=support)),
+        }
+
+    confidence = np.linspace(1 / 30, 29 / 30, 15)
+    return {
+        "split": "test",
+        "images": images,
+        "epoch": 4,
+        "top1": float((labels == predicted).mean()),
+        "top5": min(1.0, top1 + 0.2),
+        "loss": 2 - top1,
+        "ece": 0.05,
+        "superclass_top1": None,
+        "precision": averages(precision),
+        "recall": averages(recall),
+        "f1": averages(f1),
+        "support": support.tolist(),
+        "confusion": scores.confusion_matrix(labels, predicted).tolist(),
+        "calibration": {
+            "count": [10 * n for n in range(15)],
+            "confidence": confidence.tolist(),
+            "accuracy": (confidence * 0.9).tolist(),
+        },
+        "parameters": 1_000_000,
+        "parameters_with_statistics": 1_002_000,
+        "multiply_accumulates": 20_000_000,
+        "flops": 40_000_000,
+        "inference_ms": 3.5,
+        "inference_images_per_s": 900.0,
+        "inference_batch_size": 64,
+        "device": "Test CPU, 2 threads",
+        "examples": [
+            _example(dice, row, classes=classes, side_px=side_px) for row in range(examples)
+        ],
+    }
+
+
+def _example(dice: Any, row: int, *, classes: int, side_px: int) -> dict[str, Any]:
+    y, x = np.mgrid[0:side_px, 0:side_px]
+    # The image depends on its row only: all trials judge the same ones.
+    pixels = np.stack([(x * (row + 2)) % 256, (y * (row + 5)) % 256, (x * y * (row + 1)) % 256], -1)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    label = row % classes
+    first = label if dice.random() < 0.6 else (label + 1) % classes
+    bump = np.exp(-((np.mgrid[0:4, 0:4] - dice.uniform(0, 4, (2, 1, 1))) ** 2).sum(0) / 2)
+    return {
+        "row": row,
+        "label": label,
+        "top5": [[(first + n) % classes, 0.6 / (n + 1)] for n in range(min(5, classes))],
+        "image_png": base64.b64encode(file.getvalue()).decode(),
+        "map": {
+            "height": 4,
+            "width": 4,
+            "values": base64.b64encode((255 * bump / bump.max()).astype(np.uint8)).decode(),
+        },
+    }
+
+
+def build(  # one sweep; everything is a function of the arguments
+    path: Path,
+    *,
+    variants: tuple[str, ...] = ("cnn2", "cnn3", "resnet50"),
+    trials: int = 12,
+    epochs: int = 6,
+    final_seeds: int = 3,
+    classes: int = 10,
+    searched: bool = True,
+    examples: int = 12,
+    **facts: Any,
+) -> Ledger:
+    space = sweeps.space(
+        variants=variants,
+        trials=trials,
+        base={"epochs": 20},
+        params=sweeps.PARAMS if searched else {},
+        by_variant={"resnet50": {"weights": "imagenet"}} if "resnet50" in variants else {},
+    )
+    plan = replace(sweeps.plan(space), overrides={"epochs": epochs})
+    ledger = sweeps.new_ledger(
+        path,
+        plan,
+        options={"epochs": epochs, "trials": trials},
+        variants={
+            name: {
+                "side_px": 32,
+                "parameters": 10**6 * 2**n,
+                "multiply_accumulates": 10**7 * 3**n,
+            }
+            for n, name in enumerate(variants)
+        },
+        class_names=[f"class {n}" for n in range(classes)],
+        dataset_images={"train": 1438, "test": 20 * classes},
+        **facts,
+    )
+    dice = random.Random(classes)
+    ledger._connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
+    with clock() as now:
+        for size, variant in enumerate(variants):
+            best = ("", -1.0, {})
+            for number in range(trials):
+                params = {
+                    "lr": 10 ** dice.uniform(-4, -1),
+                    "dropout": dice.uniform(0, 0.5),
+                    "batch_size": dice.choice([32, 64, 128]),
+                    "optimizer": dice.choice(["sgd", "adamw"]),
+                }
+                ending = (
+                    ("complete", "stopped", "complete", "stopped", "diverged", "failed")[number % 6]
+                    if searched
+                    else "complete"
+                )
+                signature, value = _trial(
+                    ledger,
+                    now,
+                    plan.train_config(variant, number, params if searched else {}).to_dict(),
+                    *(variant, number, params if searched else {}, ending, epochs),
+                    ceiling=0.5 + 0.1 * size - 0.1 * dice.random(),
+                    judge=(classes, examples) if not searched else None,
+                )
+                if ending == "complete" and value > best[1]:
+                    best = (signature, value, params)
+            for number in range(final_seeds if searched else 0):
+                config = plan.train_config(variant, 10_000 + number, best[2]).to_dict()
+                _trial(
+                    ledger,
+                    now,
+                    config,
+                    *(variant, number, best[2], "complete", epochs),
+                    ceiling=0.5 + 0.1 * size + 0.01 * dice.random(),
+                    origin=best[0],
+                    judge=(classes, examples),
+                )
+    return ledger
+
+
+def _trial(
+    ledger: Ledger,
+    now: Clock,
+    config: dict[str, Any],
+    variant: str,
+    number: int,
+    params: dict[str, Any],
+    ending: str,
+    epochs: int,
+    *,
+    ceiling: float,
+    origin: str | None = None,
+    judge: tuple[int, int] | None = None,
+) -> tuple[str, float]:
+    signature = f"{variant}-{'f' if origin else 's'}{number:04d}"
+    ledger.plan_trial(
+        signature=signature,
+        variant=variant,
+        number=number,
+        config=config,
+        params=params,
+        seen_seq=ledger.seq,
+        stage="final" if origin else "search",
+        origin=origin,
+    )
+    attempt = ledger.start_attempt(signature, resumed_from=None, micro_batch_size=0)
+    now.now += 1.0  # seconds of start
+    lasts = {"complete": epochs, "stopped": max(1, epochs // 3), "diverged": 1, "failed": 2}[ending]
+    value = 0.0
+    for epoch in range(lasts):
+        now.now += 2.5  # an epoch of 2 s, its checkpoint of 0.25 s, and 0.25 s of reporting
+        value = ceiling * (1 - 0.6 ** (epoch + 1))
+        row = {
+            "train_loss": 2.5 - 1.2 * value,
+            "train_top1": min(1.0, value * 1.2),
+            "val_loss": 2.5 - value,
+            "val_top1": value,
+            "val_top5": min(1.0, value + 0.2),
+            "lr": params.get("lr", 0.1),
+            "epoch_s": 2.0,
+            "images_per_s": 700.0,
+            "device_peak_gib": 0.5,
+            "val_s": 0.5,
+            "checkpoint_s": 0.25,
+        }
+        if ending == "diverged":
+            row["train_loss"] = float("nan")
+        ledger.record_epoch(
+            signature, attempt, epoch, {name: row[name] for name in METRIC_NAMES}, None
+        )
+    if judge:
+        now.now += 0.5  # seconds of the test part
+        classes, examples = judge
+        result = evaluation(
+            min(0.95, value + 0.02),
+            classes=classes,
+            seed=zlib.crc32(variant.encode()) + number,
+            examples=examples,
+        )
+        cost = ledger.get("variants")[variant]
+        macs = cost["multiply_accumulates"]
+        result |= {
+            "epoch": epochs - 1,
+            "parameters": cost["parameters"],
+            "parameters_with_statistics": cost["parameters"] + 2000,
+            "multiply_accumulates": macs,
+            "flops": 2 * macs,
+            "inference_ms": macs / 1e7,
+        }
+        ledger.record_evaluation(signature, attempt, result)
+    ledger.end_attempt(
+        signature,
+        attempt,
+        outcome=ending,
+        trial_status=ending,  # type: ignore[arg-type]
+        failure_class={"failed": "bug", "diverged": "diverged"}.get(ending),
+        failure_text=TRACEBACK if ending == "failed" else None,
+        best=(lasts - 1, value) if ending in ("complete", "stopped") else None,
+    )
+    return signature, value

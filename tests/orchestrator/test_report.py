@@ -1,0 +1,210 @@
+"""The report as a command: what it writes, that it only reads, and what it says of bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from pathlib import Path
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from orchestrator import report
+from orchestrator.ledger import Ledger
+from orchestrator.report import main, write_report
+from orchestrator.report_blocks import Column, Section, Table, text, to_csv, to_markdown
+from tests.orchestrator import sweeps
+from tests.orchestrator.report_ledger import build
+
+SECTIONS = (
+    *("sweep", "leaderboard", "pairs", "published", "curves", "search", "fronts", "validation"),
+    *("classes", "calibration", "maps", "predictions", "failures", "time"),
+)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with one sweep and its report; read it, never write to it."""
+    folder = tmp_path_factory.mktemp("it's a storage")
+    build(folder / "demo" / "ledger.sqlite").close()
+    assert main(["demo", "--storage", str(folder)]) == 0
+    return folder
+
+
+def page_of(storage: Path, name: str = "demo") -> str:
+    return (storage / name / "report" / "report.html").read_text()
+
+
+def test_the_page_has_every_section_and_fetches_nothing(storage: Path) -> None:
+    page = page_of(storage)
+    assert re.findall(r'<section id="(\w+)">', page) == list(SECTIONS)
+    assert page.count(get_plotlyjs()[:2000]) == 1
+    own = page.replace(get_plotlyjs().replace("</script", "<\\/script"), "")
+    assert len(own) < 1_500_000
+    # Neither another host nor another file: nothing is loaded at all.
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", own) == []
+    assert "@import" not in own
+    assert "url(" not in own
+    assert "default-src 'none'" in own
+
+
+def test_tables_are_there_as_csv_and_markdown(storage: Path) -> None:
+    folder = storage / "demo" / "report"
+    rows = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
+    assert [row["variant"] for row in rows] == ["cnn3", "cnn2"]
+    top1 = float(rows[0]["test_top1_mean"])
+    assert 0.4 < top1 < 0.7
+    markdown = (folder / "report.md").read_text()
+    line = next(line for line in markdown.splitlines() if line.startswith("| cnn3 |"))
+    assert f"| {100 * top1:.1f} |" in line
+    assert len((folder / "trials.csv").read_text().splitlines()) == 1 + 3 * 15
+
+
+def test_the_command_prints_where_the_page_is(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--storage", str(storage)]) == 0
+    assert capsys.readouterr().out.strip() == str(storage / "demo" / "report" / "report.html")
+
+
+def test_a_report_changes_nothing_but_its_folder(storage: Path) -> None:
+    before = {p: p.read_bytes() for p in (storage / "demo").iterdir() if p.is_file()}
+    assert main(["demo", "--storage", str(storage)]) == 0
+    assert {p: p.read_bytes() for p in (storage / "demo").iterdir() if p.is_file()} == before
+    assert sorted(p.name for p in (storage / "demo").iterdir() if p.is_dir()) == ["report"]
+
+
+def test_a_sweep_that_is_running_can_be_reported(tmp_path: Path) -> None:
+    """An open transaction of the driver holds nothing up, and what it has not committed is not
+    there."""
+    ledger = build(tmp_path / "demo" / "ledger.sqlite", trials=2, variants=("cnn2",))
+    trials = len(ledger.trials())
+    ledger._connection.execute("BEGIN IMMEDIATE")
+    ledger._connection.execute("DELETE FROM evaluations")
+    assert main(["demo", "--storage", str(tmp_path)]) == 0
+    ledger._connection.execute("ROLLBACK")
+    lines = (tmp_path / "demo" / "report" / "trials.csv").read_text().splitlines()
+    assert len(lines) == 1 + trials
+    ledger.close()
+
+
+def new_sweep(path: Path) -> Ledger:
+    return sweeps.new_ledger(path, sweeps.plan(sweeps.space()))
+
+
+def test_a_sweep_without_finished_trials_says_so(tmp_path: Path) -> None:
+    new_sweep(tmp_path / "new" / "ledger.sqlite").close()
+    assert main(["new", "--storage", str(tmp_path)]) == 0
+    page = page_of(tmp_path, "new")
+    assert "No trial of this sweep has finished yet." in page
+    assert re.findall(r'<section id="(\w+)">', page) == list(SECTIONS)
+
+
+def test_a_sweep_with_one_trial_under_way_is_shown(tmp_path: Path) -> None:
+    ledger = new_sweep(tmp_path / "new" / "ledger.sqlite")
+    config = sweeps.plan(sweeps.space()).train_config("cnn2", 0, {"lr": 0.1}).to_dict()
+    ledger.plan_trial(signature="a", variant="cnn2", number=0, config=config, params={}, seen_seq=0)
+    ledger.start_attempt("a", resumed_from=None, micro_batch_size=0)
+    ledger.record_epoch("a", 1, 0, sweeps.metrics(val_top1=0.25), None)
+    ledger.close()
+    assert main(["new", "--storage", str(tmp_path)]) == 0
+    page = page_of(tmp_path, "new")
+    assert "No trial of this sweep has finished yet." in page
+    assert "running: 1" in page
+
+
+def test_an_unknown_name_lists_the_known_ones(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dem", "--storage", str(storage)]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "Unknown sweep 'dem'. Known: demo. Did you mean 'demo'? They were looked for in "
+        f"{storage}; say another place with --storage.\n"
+    )
+    assert main(["../x", "--storage", str(storage / "none")]) == 2
+    assert "Known: none." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "empty"])
+def test_a_damaged_ledger_is_named(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    good = (storage / "demo" / "ledger.sqlite").read_bytes()
+    content = {"text": b"no ledger at all", "cut": good[: len(good) // 2], "empty": b""}[damage]
+    ledger = tmp_path / "demo" / "ledger.sqlite"
+    ledger.parent.mkdir()
+    ledger.write_bytes(content)
+    assert main(["demo", "--storage", str(tmp_path)]) == 2
+    assert str(ledger) in capsys.readouterr().err
+    assert sorted(p.name for p in ledger.parent.iterdir()) == ["ledger.sqlite"]
+
+
+def test_what_cannot_be_written_leaves_the_former_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path / "demo" / "ledger.sqlite", trials=1, variants=("cnn2",)).close()
+    assert main(["demo", "--storage", str(tmp_path)]) == 0
+    folder = tmp_path / "demo" / "report"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write_text = Path.write_text
+
+    def full(self: Path, *arguments: object, **named: object) -> int:
+        if self.name == "report.md":
+            raise OSError(28, os.strerror(28))
+        return write_text(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["demo", "--storage", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"The report cannot be written to {folder}: ")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["ledger.sqlite", "report"]
+
+
+def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A class of the user's own folder may be called anything."""
+    evil = "</script><script>alert(1)</script>"
+    ledger = build(tmp_path / "demo" / "ledger.sqlite", variants=("cnn2",), trials=6)
+    ledger.put("class_names", [evil, 'a "b" | c', *(f"class {n}" for n in range(8))])
+    write_report(ledger, tmp_path / "report")
+    ledger.close()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    assert "(3, &lt;b&gt;4&lt;/b&gt;) do not fit" in page  # a traceback's last line
+    assert 'a "b" \\| c' in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_help_needs_neither_plotly_nor_optuna() -> None:
+    heavy = ("plotly", "scipy", "optuna", "matplotlib")
+    source = Path(report.__file__).read_text()
+    top = source.partition("\ndef ")[0]
+    assert not any(re.search(rf"^(import|from) {name}", top, re.MULTILINE) for name in heavy)
+
+
+TABLE = Table(
+    name="t",
+    title="T",
+    columns=(
+        Column("variant", "variant"),
+        Column("top1", "top-1", "percent"),
+        Column("gain", "gain", "points"),
+        Column("macs", "multiply-accumulates", "mega"),
+        Column("n", "n", "count"),
+    ),
+    rows=[["a|b", 0.12345, -0.01, 2_500_000, 1234], ["c", None, None, None, None]],
+)
+
+
+def test_percent_is_printed_and_fractions_are_stored() -> None:
+    assert to_csv(TABLE) == ("variant,top1,gain,macs,n\na|b,0.12345,-0.01,2500000,1234\nc,,,,\n")
+    assert to_markdown("R", [Section(name="s", title="S", blocks=(text("one"), TABLE))]) == (
+        "# R\n\n## S\n\none\n\n### T\n\n"
+        "| variant | top-1, % | gain, points | multiply-accumulates, M | n |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| a\\|b | 12.3 | -1.0 | 2.50 | 1,234 |\n"
+        "| c | – | – | – | – |\n"  # noqa: RUF001
+    )
