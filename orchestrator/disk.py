@@ -51,6 +51,8 @@ def forecast_bytes(
         kept = sum(size * trials * epochs[name] for name, size in sizes.items())
     # MLflow has the best weights once more.
     copies = sum(4 * facts[name].parameters * num_best for name in plan.variants)
+    # The best model of all is there once more, and once in MLflow.
+    copies += 2 * 4 * max(facts[name].parameters for name in plan.variants)
     running = 4 * min(concurrent, trials * len(sizes)) * max(sizes.values())
     return kept + copies + running
 

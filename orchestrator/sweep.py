@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
+    from orchestrator.products import Product
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
     from trainables.data import Manifest
@@ -208,6 +209,8 @@ def _run(
             console.print(durable.lost, soft_wrap=True, style="red")
             return FAILED
         outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
+        if outcome != "interrupted":
+            tracker.products = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
     _print_end(console, config, plan, conductor, tracker)
     if conductor.halted():
@@ -297,6 +300,18 @@ def _watch(
             "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
             "MLflow, a third time ends at once."
         )
+
+
+def _hand_over(
+    console: Console, paths: SweepPaths, ledger: Ledger, manifest: Manifest
+) -> list[Product]:
+    """Write the sweep's report and its best model; what cannot be is said."""
+    from orchestrator import products
+
+    console.print("Writing the report and the best model.")
+    return products.make(
+        ledger, paths, manifest, lambda text: console.print(text, soft_wrap=True, style="yellow")
+    )
 
 
 def _finish(
@@ -537,6 +552,10 @@ def _print_end(
         console.print(f"Failed ones are tried again by: {_command(config)}", soft_wrap=True)
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
+    for product in tracker.products:
+        page = "report.html" if product.name == "report" else ""
+        where = f"{product.name.capitalize()}: {product.folder / page}"
+        console.print(where, soft_wrap=True, highlight=False)
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
     if config.paths.durable:
         stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."

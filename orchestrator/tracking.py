@@ -27,6 +27,8 @@ from trainables.redaction import redacted
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
+    from orchestrator.products import Product
+
 _SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
 _MARK, _PARENT = "sweep.mark", "mlflow.parentRunId"
 # What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
@@ -78,6 +80,7 @@ class Tracker:
         self.behind: dict[str, Behind] = {}  # by signature
         self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
         self.experiment = ""
+        self.products: Sequence[Product] = ()  # for the sweep's own run, at its end
         self._client: Any = None
         self._parent: Run | None = None
         self._runs: dict[str, str] = {}  # signature: run id
@@ -128,6 +131,7 @@ class Tracker:
         self.sync(last=True)
         try:
             self._log_facts(facts)
+            self._place_products()
             self._stand(outcome)
         finally:
             # A server that was frozen may have acted late on what it was asked before. Look again.
@@ -316,6 +320,19 @@ class Tracker:
         if new:
             self._client.log_batch(run.info.run_id, metrics=new)
 
+    def _place_products(self) -> None:
+        """Put the sweep's report and model into its run, where it does not have them."""
+        assert self._parent is not None
+        run_id = self._parent.info.run_id
+        tags = self._client.get_run(run_id).data.tags
+        for product in self.products:
+            tag = f"sweep.{product.name}"
+            if tags.get(tag) != product.mark:
+                self._clear(run_id, product.name, tag)
+                self._client.log_artifacts(run_id, str(product.folder), product.name)
+                self._client.set_tag(run_id, tag, product.mark)
+                self.answered_s = time.monotonic()
+
     def _stand(self, outcome: str) -> None:
         """Give the sweep's run its outcome and status."""
         assert self._parent is not None
@@ -471,7 +488,7 @@ class Tracker:
         run_id = self._runs[trial.signature]
         source = retention.best_weights(self.ledger, self.paths, trial)
         if source is not None:
-            self._clear_weights(run_id)
+            self._clear(run_id, _WEIGHTS, _WEIGHTS_TAG)
             with tempfile.TemporaryDirectory() as folder:
                 link = Path(folder) / "model.safetensors"
                 link.symlink_to(source.absolute())
@@ -484,19 +501,19 @@ class Tracker:
 
     def _delete_weights(self, trial: Trial) -> None:
         run_id = self._runs[trial.signature]
-        self._clear_weights(run_id)
+        self._clear(run_id, _WEIGHTS, _WEIGHTS_TAG)
         self._client.delete_tag(run_id, _WEIGHTS_TAG)
         self._weights[trial.signature] = _NONE
 
-    def _clear_weights(self, run_id: str) -> None:
-        """Empty a run's folder of weights, having said so first."""
+    def _clear(self, run_id: str, folder: str, tag: str) -> None:
+        """Empty a folder of a run's artifacts, having said in a tag that it is not whole."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        self._client.set_tag(run_id, _WEIGHTS_TAG, _UNSURE)
+        self._client.set_tag(run_id, tag, _UNSURE)
         uri = self._client.get_run(run_id).info.artifact_uri
         files = get_artifact_repository(uri, tracking_uri=self.uri)
-        if patiently(files.list_artifacts)(_WEIGHTS):
-            patiently(files.delete_artifacts)(_WEIGHTS)
+        if patiently(files.list_artifacts)(folder):
+            patiently(files.delete_artifacts)(folder)
 
 
 def evaluation_metrics(judged: Mapping[str, Any]) -> dict[str, float]:

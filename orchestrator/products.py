@@ -1,0 +1,82 @@
+"""What a sweep hands over at its end: its report and its best model, beside the ledger.
+
+Both are views of ledger and checkpoints. One that cannot be made costs a line, never the sweep.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.ledger import Ledger
+from orchestrator.paths import SweepPaths
+from trainables.data import Manifest
+from trainables.redaction import redacted
+
+REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A folder, and what tells whether another copy of it is the same."""
+
+    name: str
+    folder: Path
+    mark: str
+
+
+def make(
+    ledger: Ledger, paths: SweepPaths, manifest: Manifest, say: Callable[[str], None]
+) -> list[Product]:
+    """Bring the sweep's report and its best model up to date, and return what there is.
+
+    Args:
+        ledger: the sweep's; remembers what the folders show.
+        paths: where they are put.
+        manifest: of the dataset.
+        say: tells the user what cannot be made, and why.
+    """
+    made: list[Product] = []
+    known: dict[str, str] = ledger.get("products", {})
+    for name, mark, write in (
+        (REPORT, str(ledger.seq), _write_report),
+        (MODEL, _best(ledger), _write_model),
+    ):
+        folder = paths.root / name
+        if mark and not (known.get(name) == mark and folder.is_dir()):
+            try:
+                write(ledger, paths, manifest, folder)
+            except Exception as error:
+                text = str(error) or repr(error)
+                say(redacted(f"The sweep's {name} could not be written to {folder}: {text}"))
+                continue
+            known = {**known, name: mark}
+            ledger.put("products", known)
+        if mark:
+            made.append(Product(name, folder, mark))
+    return made
+
+
+def _best(ledger: Ledger) -> str:
+    from orchestrator.best_model import best_trial
+
+    trial = best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    return "" if trial is None else f"{trial.signature} epoch {trial.best_epoch}"
+
+
+def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
+    from orchestrator.report import write_report
+
+    write_report(ledger, folder, paths.name)
+
+
+def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
+    from orchestrator.mlflow_model import export_best
+
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    export_best(ledger, paths, manifest, new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
