@@ -33,6 +33,7 @@ def job(digits_dir: Path, sweep_dir: Path, **values: Any) -> Job:
             "log": f"logs/{config.signature()}/1.log",
             "resume_from": None,
             "keep_all": False,
+            "is_judged": False,
             "cpus": 1.0,
             "gpus": 0.0,
             **{k: v for k, v in values.items() if k in own},
@@ -82,6 +83,29 @@ def test_a_retry_goes_on_under_its_own_number(digits_dir, tmp_path):
     assert (again["epoch"], again["attempt"]) == (1, 2)
     assert again["checkpoint"] == f"trials/{made.signature}/attempt_2/epoch_0001"
     assert end["outcome"] == "complete"
+
+
+def test_a_judged_trial_reports_what_the_test_part_says_of_its_best_epoch(digits_dir, tmp_path):
+    # Nothing is learned at rate 0, so the first epoch is the best.
+    values = {"is_judged": True, "lr": 0.0, "epochs": 3}
+    made = job(digits_dir, tmp_path, **values)
+    first, _, last, judged, end = reports_of(made)
+    assert (judged["kind"], judged["attempt"], end["kind"]) == ("evaluation", 1, "end")
+    result = json.loads(judged["result"])
+    assert (result["split"], result["images"], result["epoch"]) == ("test", 359, 0)
+    # An attempt that only had to judge finds the best epoch where an earlier one left it.
+    again, end = reports_of(
+        job(digits_dir, tmp_path, attempt=2, resume_from=last["checkpoint"], **values)
+    )
+    assert (again["kind"], again["attempt"], end["outcome"]) == ("evaluation", 2, "complete")
+    other = json.loads(again["result"])
+    speed = {"inference_ms", "inference_images_per_s", "inference_batch_size"}
+    assert {name for name in result if other[name] != result[name]} <= speed
+    # Without that epoch's checkpoint there is nothing that could be judged.
+    shutil.rmtree(tmp_path / first["checkpoint"])
+    made = job(digits_dir, tmp_path, attempt=3, resume_from=last["checkpoint"], **values)
+    _, end = failure_of(made)
+    assert "The checkpoint of the best epoch, 1, is gone or damaged" in end["failure_text"]
 
 
 def test_divergence_is_reported_and_not_raised(digits_dir, tmp_path):
