@@ -24,6 +24,7 @@ from trainables.loop import DivergedError
 from trainables.scoring import Calibration, ClassFigures
 
 MOST_EXAMPLES = 36
+LARGEST_EXAMPLE_PX = 128  # a side; every trial that is judged brings its copy into the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Example:
     """One test image with what the network took it for.
 
     `row` is its row in the test split, `top5` the likeliest classes with their probabilities,
-    `image_png` base64 of the stored image at its own size.
+    `image_png` base64 of the stored image, of at most `LARGEST_EXAMPLE_PX` a side.
     """
 
     row: int
@@ -311,8 +312,10 @@ def _png(pixels: Tensor) -> str:
     from PIL import Image
 
     array = pixels.cpu().numpy()
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    image.thumbnail((LARGEST_EXAMPLE_PX, LARGEST_EXAMPLE_PX))  # smaller ones stay as they are
     packed = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(packed, "PNG")
+    image.save(packed, "PNG")
     return base64.b64encode(packed.getvalue()).decode()
 
 

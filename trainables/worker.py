@@ -165,9 +165,10 @@ def train(
                 checkpoint = None
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
-                    if upload and is_first:
-                        upload.checkpoint(checkpoint)
-                report(_epoch_report(job, config, end, checkpoint))
+                epoch_report = _epoch_report(job, config, end, checkpoint)
+                if upload and checkpoint and is_first:
+                    upload.checkpoint(checkpoint)
+                report(epoch_report)
             if job.is_judged:
                 result = _judge(job, config, best_epoch, device, on_step) if is_first else {}
                 report({**address(job), "kind": "evaluation", "result": json.dumps(result)})
@@ -184,6 +185,7 @@ def train(
 def _epoch_report(
     job: Job, config: TrainConfig, end: EpochEnd, checkpoint: str | None
 ) -> dict[str, Any]:
+    """Return the report of an epoch, and log it: what is stored of the log then has it too."""
     values = end.metrics.to_dict()
     log.info(
         "epoch %d/%d  %s",
@@ -237,13 +239,14 @@ def _judge(
         best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
     names = [checkpoint_path(job.signature, n, best_epoch) for n in range(job.attempt, 0, -1)]
     for name in names:
+        folder = None
         with suppress(OSError):
             folder = checkpoint.newest_valid([_local(job, name)])
-            if folder is not None:
-                judged = evaluation.evaluate_test(
-                    config, Path(job.dataset_dir), folder, device=device, on_step=on_step
-                )
-                return judged.to_dict()
+        if folder is not None:
+            judged = evaluation.evaluate_test(
+                config, Path(job.dataset_dir), folder, device=device, on_step=on_step
+            )
+            return judged.to_dict()
     raise RuntimeError(
         f"The checkpoint of the best epoch, {best_epoch + 1}, is gone or damaged, so the test part "
         "cannot judge it. Train the trial anew with --resume --from-scratch."
