@@ -163,6 +163,40 @@ def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
     return histogram(pixels, channels), problems, len(chunk.rows)
 
 
+def read_image(
+    content: bytes | Path, name: str, shape: tuple[int, int, int]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Decode one image of any size as those of a dataset were: centre square, resized, RGB or grey.
+
+    Args:
+        content: the file's bytes, or its path.
+        name: what the user calls it.
+        shape: height, width and channels of the dataset's images; channels are 1 or 3.
+
+    Returns:
+        Pixels, of that shape.
+
+    Raises:
+        UsageError: it is missing, broken, over the cap or of an unknown format.
+    """
+    if isinstance(content, Path) and content.is_dir():
+        raise UsageError(f"An image must be a file; {name!r} is a folder. Name the files in it.")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as for a dataset; the cap is checked in any case
+            pixels = decode(content, shape[:2], resize=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no image {name!r}. Check the path.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken files
+        raise UsageError(f"The image {name!r} cannot be used: {_reason(error)}.") from error
+    if shape[2] == 1:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return pixels
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than the {MAX_PIXELS:,} pixels accepted"

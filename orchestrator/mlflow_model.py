@@ -1,0 +1,209 @@
+"""The best model of a sweep as a model of MLflow's, and back: a door to MLflow beside `tracking`.
+
+An exported model is what `mlflow.pyfunc.save_model` writes with a loader module, which is this one:
+no pickle in it, but weights, their description and the packages `orchestrator` and `trainables` as
+they were. So it is served by stock `mlflow models serve` wherever the libraries of its
+`requirements.txt` are installed, this project or not, and goes on to be when the project changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import mlflow_server, trained_model
+from orchestrator.errors import UsageError
+from orchestrator.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trainables.classifier import Classifier
+    from trainables.data import Manifest
+
+ARTIFACT = "model"  # the exported model's folder among a run's artifacts
+_CLASSIFIER = "classifier"  # ours in it
+# What the two packages need to answer; all else they import when asked for other things.
+_REQUIREMENTS = (
+    *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow"),
+    *("pyarrow", "scikit-learn"),
+)
+
+
+def export_model(
+    checkpoint: Path,
+    manifest: Manifest,
+    target: Path,
+    about: Mapping[str, Any],
+    example: bytes | None = None,
+) -> None:
+    """Write a checkpoint's model as a folder that MLflow can load, serve and register.
+
+    It takes a column "image" of base64-encoded image files, of any size and any format that
+    datasets may have, and answers with "labels" and "probabilities", best first.
+
+    Args:
+        checkpoint: folder of a checkpoint; of averaged weights where there are any.
+        manifest: of the dataset it was trained on.
+        target: the folder to make; it appears whole, or not at all.
+        about: where the model comes from, JSON-ready: sweep, variant, metric and so on.
+        example: an image file for the input example; None: a grey image.
+
+    Raises:
+        UsageError: the checkpoint is missing or damaged, or of another dataset.
+        FileExistsError: the target is there already.
+    """
+    model = trained_model.from_checkpoint(checkpoint, manifest, about)
+    if target.exists():
+        raise FileExistsError(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            classifier = Path(folder) / _CLASSIFIER
+            classifier.mkdir()
+            trained_model.write_folder(model, classifier)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # MLflow's of its own parts, on being imported
+                _save(classifier, model, written, example or _grey_image(manifest))
+        written.rename(target)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -> None:
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    import trainables
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(Array(DataType.string), "labels"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+    packages = [Path(__file__).parent, Path(trainables.__file__ or "").parent]
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        loader_module=__name__,
+        data_path=str(classifier),
+        code_paths=[str(package) for package in packages],
+        signature=signature,
+        input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
+        pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+        metadata={**model.about, "class_names": list(model.manifest.class_names)},
+    )
+
+
+def _grey_image(manifest: Manifest) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (manifest.width_px, manifest.height_px), 128).save(file, "PNG")
+    return file.getvalue()
+
+
+def _load_pyfunc(path: str) -> _Served:
+    """Load an exported model; the name is MLflow's, for its loader modules."""
+    return _Served(trained_model.load(trained_model.read_folder(Path(path))))
+
+
+class _Served:
+    """What MLflow asks."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    def predict(
+        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> list[dict[str, list[Any]]]:
+        """Return labels and probabilities for each image of the column "image".
+
+        Raises:
+            MlflowException: an image is not base64, or cannot be decoded; all are named by row.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            named: list[tuple[str, bytes | Path]] = [
+                (f"row {row}", _decoded(text, row)) for row, text in enumerate(model_input["image"])
+            ]
+            pixels = trained_model.read_images(named, self._classifier.manifest)
+        except UsageError as error:  # answered with status 400 and this text
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return [answer.to_dict() for answer in trained_model.answers(self._classifier, pixels)]
+
+
+def _decoded(text: Any, row: int) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise UsageError(
+            f"`image` must hold image files as base64 text; row {row} does not ({error})."
+        ) from error
+
+
+def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[str, str]]:
+    """Bring the model that a run holds onto this machine.
+
+    Args:
+        run_id: of MLflow.
+        uri: of MLflow's store.
+        target: a folder of the caller's for the files.
+
+    Returns:
+        The folder with the files; "exported", or "weights" for what `tracking` keeps of the best
+        trials; and the run's tags.
+
+    Raises:
+        UsageError: the store cannot be reached, has no such run, or that has no model.
+    """
+    file = re.fullmatch(r"sqlite:///(.*)", uri)
+    if file and not Path(file[1]).is_file():  # MLflow would make one
+        raise UsageError(f"There is no MLflow store at {uri}. Name it with --tracking-uri.")
+    # The user waits for this, so it gives up soon.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        run = client.get_run(run_id)
+        held = {item.path for item in client.list_artifacts(run_id)}
+        if ARTIFACT in held:
+            kind, wanted = "exported", f"{ARTIFACT}/data/{_CLASSIFIER}"
+        elif "weights" in held:
+            kind, wanted = "weights", "weights"
+        else:
+            raise UsageError(
+                f"The MLflow run {run_id!r} holds no model; the sweep's own run and those of the "
+                "best trials of each variant do. Name one of them, or the sweep."
+            )
+        return Path(client.download_artifacts(run_id, wanted, str(target))), kind, run.data.tags
+    except (MlflowException, OSError) as error:
+        raise UsageError(
+            f"The MLflow run {run_id!r} cannot be read from {uri}: "
+            f"{mlflow_server.reason(error, uri)} Check the id and --tracking-uri."
+        ) from error

@@ -1,0 +1,110 @@
+"""The picture of a prediction: each image, where the model looked, and its most probable labels.
+
+The figure of seed 004, with class activation maps for the first label. It holds no state.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import UsageError
+from orchestrator.images import read_image
+from orchestrator.trained_model import Answer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from trainables.classifier import Classifier
+
+_SHOWN_PX = 256  # side of an image as it is drawn
+_ROW_IN = 2.2  # inches
+_LONGEST_LABEL = 32  # characters
+
+
+def draw(
+    file: Path,
+    images: Sequence[Path],
+    answers: Sequence[Answer],
+    classifier: Classifier,
+    pixels: npt.NDArray[np.uint8],
+    title: str,
+) -> None:
+    """Draw one row per image, and put the file in place when it is whole.
+
+    Args:
+        file: the picture; its ending is its format.
+        images: the files.
+        answers: what the model says of each.
+        classifier: whose maps are drawn; where it has none, images and labels are.
+        pixels: (n, h, w, c), the images as the model sees them.
+        title: the line above all.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    # The figure alone, without pyplot: no display is looked for and no global state is left.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = np.array([answer.classes[0] for answer in answers])
+    maps = classifier.activation_maps(pixels, classes)
+    columns = 2 if maps is None else 3
+    height_in = _ROW_IN * len(images) + 0.6
+    figure = Figure(figsize=(2.2 * (columns - 1) + 4.4, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    ratios = [1] * (columns - 1) + [2]
+    axes = figure.subplots(len(images), columns, squeeze=False, width_ratios=ratios)
+    for row, (path, answer) in enumerate(zip(images, answers, strict=True)):
+        shown = read_image(path, str(path), (_SHOWN_PX, _SHOWN_PX, classifier.manifest.channels))
+        _image(axes[row][0], shown, _short(path.name))
+        if maps is not None:
+            _map(axes[row][1], shown, maps[row], f"seen as {_short(answer.labels[0])}")
+        _bars(axes[row][-1], answer)
+    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(file)
+    except OSError as error:
+        raise UsageError(f"The picture {file} cannot be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _image(axes: Axes, shown: npt.NDArray[np.uint8], name: str) -> None:
+    # A grey image has one channel, which matplotlib wants without its axis.
+    axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(name, fontsize=8, parse_math=False)
+    axes.set_axis_off()
+
+
+def _map(
+    axes: Axes, shown: npt.NDArray[np.uint8], values: npt.NDArray[np.float32], name: str
+) -> None:
+    _image(axes, shown, name)
+    extent = (-0.5, _SHOWN_PX - 0.5, _SHOWN_PX - 0.5, -0.5)
+    heat: Any = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+    axes.imshow(values, extent=extent, alpha=0.55, **heat)
+
+
+def _bars(axes: Axes, answer: Answer) -> None:
+    places = range(len(answer.labels))
+    bars = axes.barh(places, answer.probabilities, color="#4477aa")
+    axes.set_yticks(
+        places, [_short(label) for label in answer.labels], fontsize=7, parse_math=False
+    )
+    axes.bar_label(bars, [f"{p:.1%}" for p in answer.probabilities], fontsize=7, padding=2)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.18)  # room for the numbers
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"

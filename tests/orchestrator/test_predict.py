@@ -1,0 +1,362 @@
+"""Prediction: the model answers for a file as for the stored image; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from orchestrator import mlflow_model, predict, trained_model
+from orchestrator.errors import UsageError
+from orchestrator.images import read_image
+from orchestrator.ledger import Trial, open_ledger
+from tests.orchestrator.trained import Trained, test_images, train_sweep
+from trainables import checkpoint, classifier, models
+from trainables.config import TrainConfig
+from trainables.data import open_split
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> Trained:
+    return train_sweep(tmp_path_factory.mktemp("storage"), digits_data_dir)
+
+
+def arguments(trained: Trained, *images: object, **flags: object) -> list[str]:
+    given = {"storage": trained.storage, "data-dir": trained.data_dir, **flags}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return ["tiny", *map(str, images), *words]
+
+
+def asked(
+    capsys: pytest.CaptureFixture[str], trained: Trained, *images: object, **flags: object
+) -> Any:
+    assert predict.main([*arguments(trained, *images, **flags), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run the command, which must fail as usage errors do; return what it says."""
+    assert predict.main(list(map(str, words))) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@contextmanager
+def untouched(*folders: Path) -> Iterator[None]:
+    """Nothing in these folders appears, goes or changes."""
+
+    def state() -> dict[str, tuple[int, int]]:
+        files = [path for folder in folders for path in folder.rglob("*")]
+        return {str(f): (f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()}
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def test_a_file_is_answered_as_the_stored_image_is(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    """The same probabilities as from the model built by hand, fed as validation feeds it."""
+    files, pixels = test_images(trained.data_dir, tmp_path, 5)
+    answer = asked(capsys, trained, *files)
+    weights, _, _ = checkpoint.load(trained.checkpoint)
+    model = models.build_model(
+        trained.config, num_classes=10, in_channels=1, image_side_px=32, read_weights=False
+    ).eval()
+    model.load_state_dict(weights["model"])
+    shift, scale = trained.manifest.mean[0], trained.manifest.std[0]
+    images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2) / 255
+    images = torch.nn.functional.interpolate(images, size=(32, 32), mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        expected = model((images - shift) / scale).softmax(dim=1)
+    for file, got, own in zip(files, answer["predictions"], expected, strict=True):
+        assert got["image"] == str(file)
+        values, classes = own.topk(5)
+        assert got["labels"] == [str(int(k)) for k in classes]
+        assert got["probabilities"] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_the_trained_model_knows_most_digits(trained: Trained) -> None:
+    pixels, labels = open_split(trained.data_dir / "digits", "test")
+    model = trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
+    found = trained_model.load(model).probabilities(pixels)
+    assert found.shape == (len(labels), 10)
+    assert found.sum(axis=1) == pytest.approx(np.ones(len(labels)), abs=1e-5)
+    assert (found.argmax(axis=1) == labels).mean() > 0.8
+
+
+def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) -> None:
+    pixels, _ = open_split(trained.data_dir / "digits", "test")
+    model = trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
+    asked_of = trained_model.load(model)
+    count = classifier.BATCH_SIZE + 3
+    at_once = asked_of.probabilities(pixels[:count])
+    alone = np.concatenate([asked_of.probabilities(pixels[i : i + 1]) for i in range(count)])
+    assert at_once == pytest.approx(alone, abs=1e-5)
+    assert asked_of.probabilities(pixels[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+def test_any_size_and_format_is_answered(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path, kind: str
+) -> None:
+    _, pixels = test_images(trained.data_dir, tmp_path, 1)
+    large = Image.fromarray(pixels[0].squeeze(-1)).resize((200, 200), Image.Resampling.BICUBIC)
+    wide = Image.new("RGB", (320, 200))
+    wide.paste(large.convert("RGB"), (60, 0))
+    wide.save(tmp_path / f"wide.{kind}")
+    plain = asked(capsys, trained, tmp_path / "digit_0.png")["predictions"][0]
+    answer = asked(capsys, trained, tmp_path / f"wide.{kind}")["predictions"][0]
+    assert answer["labels"][0] == plain["labels"][0]
+    assert answer["probabilities"][0] == pytest.approx(plain["probabilities"][0], abs=0.15)
+
+
+def test_the_best_trial_answers_or_the_best_of_a_variant(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, pixels = test_images(trained.data_dir, tmp_path, 1)
+    best = asked(capsys, trained, *files)["model"]
+    assert (best["variant"], best["trial"], best["sweep"]) == ("cnn3", "cnn3-000", "tiny")
+    assert best["signature"] == trained.config.signature()
+    assert best["value"] == trained.value
+    answer = asked(capsys, trained, *files, variant="cnn2")
+    assert answer["model"]["variant"] == "cnn2"
+    # Its averaged weights are the ones that validation judged.
+    with_average = next(trained.paths.root.glob("trials/*/attempt_1/*/average.safetensors"))
+    weights, _, state = checkpoint.load(with_average.parent)
+    name = next(iter(weights["model"]))
+    assert not torch.equal(weights["average"][name], weights["model"][name])
+    config = TrainConfig.from_dict(state["config"])
+    asked_of = classifier.load_classifier(with_average, config, trained.manifest)
+    assert answer["predictions"][0]["probabilities"][0] == pytest.approx(
+        float(asked_of.probabilities(pixels).max()), abs=1e-6
+    )
+
+
+def trial(**values: Any) -> Trial:
+    given = {"status": "complete", "planned_seq": 1, "best_value": 0.5, **values}
+    unset = {name: None for name in Trial.__dataclass_fields__}
+    return Trial(**{**unset, **given})
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("max", 2), ("min", 1)])
+def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int) -> None:
+    trials = [
+        trial(planned_seq=1, best_value=0.1),
+        trial(planned_seq=2, best_value=0.8),
+        trial(planned_seq=3, best_value=0.8),
+        trial(planned_seq=4, best_value=0.9, status="failed"),
+        trial(planned_seq=5, best_value=None),
+        trial(planned_seq=6, best_value=0.95, status="stopped"),
+    ]
+    best = predict.best_trial(trials, mode)
+    assert best is not None
+    assert best.planned_seq == expected
+    assert predict.best_trial(trials[3:5], mode) is None
+
+
+def test_the_table_shows_labels_and_percentages(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 2)
+    answer = asked(capsys, trained, *files)["predictions"]
+    assert predict.main(arguments(trained, *files)) == 0
+    text = capsys.readouterr().out
+    assert "cnn3 of the sweep 'tiny'" in text
+    for one in answer:
+        assert f"{one['probabilities'][0]:.2%}" in text
+
+
+def test_the_picture_is_drawn_whole(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 3)
+    for ending in (".png", ".svg"):
+        asked(capsys, trained, *files, picture=tmp_path / f"drawn{ending}")
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.width > 500
+        assert picture.height > 3 * 200
+    svg = (tmp_path / "drawn.svg").read_text()
+    assert svg.count("<image") >= 3
+    assert list(tmp_path.glob(".drawn*")) == []
+
+
+def test_all_bad_images_are_named_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 2)
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:60])
+    bad = [tmp_path / "text.jpg", tmp_path / "gone.png", tmp_path / "cut.png", tmp_path]
+    with untouched(trained.storage, trained.data_dir, tmp_path):
+        words = arguments(trained, files[0], *bad, files[1], picture=tmp_path / "p.png")
+        said = refused(capsys, *words)
+    assert f"'{tmp_path}/text.jpg' cannot be used: it is no image in a known format" in said
+    assert f"There is no image '{tmp_path}/gone.png'" in said
+    assert f"'{tmp_path}/cut.png' cannot be used" in said
+    assert f"'{tmp_path}' is a folder" in said
+    assert "the other 2 can be" in said
+
+
+def test_an_unknown_sweep_lists_the_known_ones(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    with untouched(trained.storage):
+        said = refused(capsys, "tinny", "x.png", "--storage", trained.storage)
+        assert "Unknown sweep 'tinny'. Known: tiny. Did you mean 'tiny'?" in said
+        said = refused(capsys, "../tiny", "x.png", "--storage", trained.storage)
+        assert "Unknown sweep '../tiny'. Known: tiny." in said
+    said = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
+    assert "Known: none." in said
+    assert not (tmp_path / "none").exists()
+    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    said = refused(capsys, *arguments(trained, *files, variant="cnn33"))
+    assert "Unknown variant of this sweep 'cnn33'. Known: cnn2, cnn3." in said
+
+
+def test_an_unknown_run_makes_no_store(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    with untouched(trained.storage):
+        said = refused(capsys, "0" * 32, "x.png", "--storage", trained.storage)
+    assert "There is no MLflow store at sqlite:///" in said
+    assert "--tracking-uri" in said
+
+
+@pytest.fixture
+def copy(trained: Trained, tmp_path: Path) -> Trained:
+    """The same sweep, to be damaged."""
+    storage = tmp_path / "copy"
+    shutil.copytree(trained.storage, storage)
+    at = storage / trained.checkpoint.relative_to(trained.storage)
+    return Trained(storage, trained.data_dir, trained.config, at, trained.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_named(
+    capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path, name: str, damage: str
+) -> None:
+    file = copy.checkpoint / name
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-9])
+    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    with untouched(copy.storage):
+        said = refused(capsys, *arguments(copy, *files, picture=tmp_path / "p.png"))
+    assert str(copy.checkpoint) in said
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_checkpoint_that_is_gone_is_named(
+    capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
+) -> None:
+    shutil.rmtree(copy.checkpoint)
+    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    said = refused(capsys, *arguments(copy, *files))
+    assert f"cnn3-000 is not in {copy.paths.trial(copy.config.signature())}" in said
+
+
+def test_a_damaged_ledger_is_named(
+    capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    copy.paths.ledger.write_bytes(b"no database" * 100)
+    with untouched(copy.storage):
+        said = refused(capsys, *arguments(copy, *files))
+    assert f"{copy.paths.ledger} is not a readable ledger" in said
+
+
+def test_a_sweep_without_an_ended_trial_says_so(
+    capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    ledger = open_ledger(copy.paths.ledger)
+    for own in ledger.trials():
+        ledger.start_attempt(own.signature, resumed_from=None, micro_batch_size=0)
+        ledger.end_attempt(own.signature, 2, outcome="failed", trial_status="failed")
+    ledger.close()
+    assert "'tiny' has no trial that ended well" in refused(capsys, *arguments(copy, *files))
+
+
+def test_another_dataset_than_the_trained_one_is_refused(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    other = tmp_path / "data" / "digits"
+    shutil.copytree(trained.data_dir / "digits", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 12}))
+    words = [*arguments(trained, *files), "--data-dir", other.parent]
+    assert "is another dataset than the model was trained on" in refused(capsys, *words)
+    words = [*arguments(trained, *files), "--data-dir", tmp_path / "empty"]
+    assert "holds no prepared dataset" in refused(capsys, *words)
+
+
+def test_a_kept_manifest_needs_no_dataset(
+    capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    ledger = open_ledger(copy.paths.ledger)
+    ledger.put("manifest", asdict(copy.manifest))
+    ledger.close()
+    with_data = asked(capsys, copy, *files)
+    without = Trained(copy.storage, tmp_path / "empty", copy.config, copy.checkpoint, copy.value)
+    assert asked(capsys, without, *files) == with_data
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [("p.doc", "must end in .png, .jpg, .pdf, .svg"), ("no/p.png", "There is no folder no")],
+)
+def test_an_impossible_picture_is_refused_first(
+    capsys: pytest.CaptureFixture[str], picture: str, expected: str
+) -> None:
+    assert expected in refused(capsys, "tiny", "x.png", "--picture", picture)
+
+
+def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["x.png"] * (predict.MOST_IN_PICTURE + 1)
+    assert "64 images at most; got 65" in refused(capsys, "a", *images, "--picture", "p.png")
+
+
+def test_help_answers_without_the_libraries() -> None:
+    code = (
+        "import sys, orchestrator.predict, orchestrator.mlflow_model\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'timm', 'PIL', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_grey_dataset_takes_colour_and_a_colour_dataset_grey(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    Image.new("L", (40, 20), 77).save(tmp_path / "grey.png")
+    red = read_image(tmp_path / "red.png", "red", (8, 8, 1))
+    assert (red.shape, red.min(), red.max()) == ((8, 8, 1), 76, 76)  # 0.299 of 255, ITU-R 601
+    grey = read_image(tmp_path / "grey.png", "grey", (8, 8, 3))
+    assert (grey.shape, grey.min(), grey.max()) == ((8, 8, 3), 77, 77)
+    assert (read_image(tmp_path / "grey.png", "grey", (8, 8, 1)) == 77).all()
+
+
+def test_an_exported_model_appears_whole_or_not_at_all(copy: Trained, tmp_path: Path) -> None:
+    target = tmp_path / "exported" / "model"
+    (copy.checkpoint / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UsageError, match=r"model\.safetensors is damaged"):
+        mlflow_model.export_model(copy.checkpoint, copy.manifest, target, {})
+    assert not target.parent.exists()
