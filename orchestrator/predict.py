@@ -58,6 +58,8 @@ class PredictConfig:
             )
         if not self.picture.absolute().parent.is_dir():
             problems.append(f"There is no folder {self.picture.parent} for `--picture`. Make it.")
+        if self.picture.resolve() in {image.resolve() for image in self.images}:
+            problems.append(f"`--picture` would replace the image {str(self.picture)!r}.")
         if len(self.images) > MOST_IN_PICTURE:
             problems.append(
                 f"A picture shows {MOST_IN_PICTURE} images at most; got {len(self.images)}. Give "
@@ -198,22 +200,18 @@ def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
         mode: "max" or "min": which values of the metric are good.
     """
     sign = -1 if mode == "max" else 1
-    ended = [
-        trial
-        for trial in trials
-        if trial.status in ("complete", "stopped") and trial.best_value is not None
-    ]
-    return min(
-        ended,
-        # Those that were stopped early only where nothing else is; of equal ones the earlier.
-        key=lambda trial: (
-            getattr(trial, "stage", "search") != "final",
-            trial.status != "complete",
-            sign * (trial.best_value or 0.0),
-            trial.planned_seq,
-        ),
-        default=None,
-    )
+    values = {trial.signature: trial.best_value for trial in trials}
+    ranked = []
+    for trial in trials:
+        value = trial.best_value
+        if value is None:  # a final trial on the whole training part has none of its own
+            value = values.get(getattr(trial, "origin", None) or "")
+        if value is not None and trial.status in ("complete", "stopped"):
+            is_search = getattr(trial, "stage", "search") == "search"
+            # One that was stopped early only where nothing else is; of equal ones the earlier.
+            rank = (is_search, trial.status != "complete", sign * value, trial.planned_seq)
+            ranked.append((rank, trial))
+    return min(ranked, key=lambda one: one[0])[1] if ranked else None
 
 
 def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
@@ -272,7 +270,8 @@ def _print_table(config: PredictConfig, model: TrainedModel, answers: Sequence[A
     from rich.text import Text
 
     console = process.console_on(sys.stdout)
-    table = Table(title=Text(title(model)), title_justify="left")
+    console.print(Text(f"{title(model)}:"), soft_wrap=True)
+    table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")

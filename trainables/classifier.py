@@ -6,6 +6,7 @@ It holds no state but the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from trainables.checkpoint import CheckpointError
 from trainables.config import TrainConfig
 from trainables.data import Manifest
 
-BATCH_SIZE = 64  # images at a time; at 600 px and B7 some 10 GiB on a GPU
+# Pixels of a batch that reach the network: 64 images of 181 px, or 5 of B7's 600 px, whose widest
+# feature maps take about 70 MB an image.
+_BATCH_PIXELS = 2**21
+_MOST_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,18 @@ class Classifier:
         """
         return None
 
-    def _prepared(self, pixels: npt.NDArray[np.uint8]) -> list[Tensor]:
+    @property
+    def batch_size(self) -> int:
+        """How many images are looked at together, so that a large model's memory stays bounded."""
+        return max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self.config.side_px**2))
+
+    def _prepared(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+        """Yield the network's input, batch by batch."""
         prepare = loop._preparation(self.config, self.manifest, self.device)
-        chunks = torch.from_numpy(pixels).split(BATCH_SIZE)
-        return [prepare(chunk.to(self.device), None) for chunk in chunks if len(chunk)]
+        for start in range(0, len(pixels), self.batch_size):
+            # Copied, because what comes from a mapped file cannot be written to.
+            chunk = torch.from_numpy(pixels[start : start + self.batch_size].copy())
+            yield prepare(chunk.to(self.device), None)
 
 
 def load_classifier(

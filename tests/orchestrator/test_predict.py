@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,23 @@ def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) 
     pixels, _ = open_split(trained.data_dir / "digits", "test")
     model = trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
     asked_of = trained_model.load(model)
-    count = classifier.BATCH_SIZE + 3
+    assert asked_of.batch_size == 64
+    count = asked_of.batch_size + 3
     at_once = asked_of.probabilities(pixels[:count])
     alone = np.concatenate([asked_of.probabilities(pixels[i : i + 1]) for i in range(count)])
     assert at_once == pytest.approx(alone, abs=1e-5)
     assert asked_of.probabilities(pixels[:0]).shape == (0, 10)
+
+
+def test_batches_of_large_images_are_small(trained: Trained) -> None:
+    model = trained_model.load(
+        trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
+    )
+    sizes = [
+        replace(model, config=replace(model.config, side_px=side)).batch_size
+        for side in (64, 224, 600, 4096)
+    ]
+    assert sizes == [64, 41, 5, 1]
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tif"])
@@ -328,6 +340,15 @@ def test_an_impossible_picture_is_refused_first(
     capsys: pytest.CaptureFixture[str], picture: str, expected: str
 ) -> None:
     assert expected in refused(capsys, "tiny", "x.png", "--picture", picture)
+
+
+def test_a_picture_does_not_replace_an_image(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    with untouched(tmp_path):
+        said = refused(capsys, *arguments(trained, *files, picture=files[0]))
+    assert "would replace the image" in said
 
 
 def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
