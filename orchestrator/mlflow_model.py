@@ -28,6 +28,8 @@ from orchestrator.trained_model import TrainedModel
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.ledger import Ledger
+    from orchestrator.paths import SweepPaths
     from trainables.classifier import Classifier
     from trainables.data import Manifest
 
@@ -40,30 +42,35 @@ _REQUIREMENTS = (
 )
 
 
-def export_model(
-    checkpoint: Path,
-    manifest: Manifest,
-    target: Path,
-    about: Mapping[str, Any],
-    example: bytes | None = None,
-) -> None:
-    """Write a checkpoint's model as a folder that MLflow can load, serve and register.
+def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: Path) -> bool:
+    """Export the best model of a sweep; return whether there is one.
+
+    Raises:
+        UsageError: its checkpoint is missing or damaged.
+        FileExistsError: the target is there already.
+    """
+    from orchestrator import best_model
+
+    trial = best_model.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    if trial is not None:
+        export_model(best_model.model_of(ledger, paths, trial, manifest), target)
+    return trial is not None
+
+
+def export_model(model: TrainedModel, target: Path, example: bytes | None = None) -> None:
+    """Write a model as a folder that MLflow can load, serve and register.
 
     It takes a column "image" of base64-encoded image files, of any size and any format that
     datasets may have, and answers with "labels" and "probabilities", best first.
 
     Args:
-        checkpoint: folder of a checkpoint; of averaged weights where there are any.
-        manifest: of the dataset it was trained on.
+        model: as `best_model.model_of` or `trained_model.from_checkpoint` return it.
         target: the folder to make; it appears whole, or not at all.
-        about: where the model comes from, JSON-ready: sweep, variant, metric and so on.
         example: an image file for the input example; None: a grey image.
 
     Raises:
-        UsageError: the checkpoint is missing or damaged, or of another dataset.
         FileExistsError: the target is there already.
     """
-    model = trained_model.from_checkpoint(checkpoint, manifest, about)
     if target.exists():
         raise FileExistsError(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +82,7 @@ def export_model(
             trained_model.write_folder(model, classifier)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MLflow's of its own parts, on being imported
-                _save(classifier, model, written, example or _grey_image(manifest))
+                _save(classifier, model, written, example or _grey_image(model.manifest))
         written.rename(target)
     finally:
         shutil.rmtree(written, ignore_errors=True)

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, process, trained_model
+from orchestrator import best_model, durability, process, trained_model
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
 from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
 from orchestrator.trained_model import Answer, TrainedModel
 from trainables.config import TrainConfig
 from trainables.redaction import redacted
-from trainables.storage import StorageError, is_uri
+from trainables.storage import StorageError
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger, Trial
+    from orchestrator.ledger import Ledger
     from trainables.data import Manifest
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
@@ -102,9 +102,10 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
         elif re.fullmatch(r"[0-9a-f]{32}", config.model):
             yield _of_run(config, Path(folder))
         else:
-            known = set(sweep_names(place(config.storage, "any").storage))
-            if is_uri(config.storage):
-                known |= set(durability.sweeps_in(config.storage))
+            anywhere = place(config.storage, "any")
+            known = set(sweep_names(anywhere.storage))
+            if anywhere.durable:
+                known |= set(durability.sweeps_in(anywhere.durable))
             raise UsageError(
                 f"{unknown_name('sweep', config.model, known)} It is looked for in "
                 f"{redacted(config.storage)}; --storage names another place. A run of MLflow is "
@@ -155,63 +156,21 @@ def _ledger(paths: SweepPaths, folder: Path) -> Iterator[Ledger]:
 
 
 def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> TrainedModel:
-    from orchestrator import retention
-
-    space = ledger.get("plan")["space"]
     trials = ledger.trials()
     if config.variant is not None:
         variants = {trial.variant for trial in trials}
         if config.variant not in variants:
             raise UsageError(unknown_name("variant of this sweep", config.variant, variants))
         trials = [trial for trial in trials if trial.variant == config.variant]
-    trial = best_trial(trials, space["mode"])
+    trial = best_model.best_trial(trials, ledger.get("plan")["space"]["mode"])
     if trial is None:
         raise UsageError(
             f"The sweep {paths.name!r} has no trial that ended well"
-            f"{f' of {config.variant}' if config.variant else ''}, so it has no model yet. See "
-            "how it stands with `python -m orchestrator.sweep ... --verify`, or go on with --resume"
-            "."
+            f"{f' of {config.variant}' if config.variant else ''}, so it has no model yet. "
+            "`python -m orchestrator.sweep ... --resume` goes on with it."
         )
-    name = f"{trial.variant}-{trial.number:03d}"
-    folder = retention.best_checkpoint(ledger, paths, trial)
-    if folder is None:
-        raise UsageError(
-            f"The checkpoint of epoch {(trial.best_epoch or 0) + 1} of the trial {name} is not in "
-            f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
-            "trial's run in MLflow."
-        )
-    about = {
-        "sweep": paths.name,
-        "sweep_id": ledger.get("sweep_id"),
-        "trial": name,
-        "variant": trial.variant,
-        "metric": space["metric"],
-        "value": trial.best_value,
-    }
     manifest = _manifest(config, ledger.get("manifest"), trial.config)
-    return trained_model.from_checkpoint(folder, manifest, about)
-
-
-def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best of the final trials, else of the search's, None where none ended well.
-
-    Args:
-        trials: of a sweep, or of one variant.
-        mode: "max" or "min": which values of the metric are good.
-    """
-    sign = -1 if mode == "max" else 1
-    values = {trial.signature: trial.best_value for trial in trials}
-    ranked = []
-    for trial in trials:
-        value = trial.best_value
-        if value is None:  # a final trial on the whole training part has none of its own
-            value = values.get(getattr(trial, "origin", None) or "")
-        if value is not None and trial.status in ("complete", "stopped"):
-            is_search = getattr(trial, "stage", "search") == "search"
-            # One that was stopped early only where nothing else is; of equal ones the earlier.
-            rank = (is_search, trial.status != "complete", sign * value, trial.planned_seq)
-            ranked.append((rank, trial))
-    return min(ranked, key=lambda one: one[0])[1] if ranked else None
+    return best_model.model_of(ledger, paths, trial, manifest)
 
 
 def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from orchestrator import mlflow_model, predict
+from orchestrator.ledger import open_ledger
 from tests.orchestrator.trained import Trained, test_images, train_sweep
 
 # MLflow warns of its own type hints when it is imported.
@@ -42,8 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     target = tmp_path_factory.mktemp("exported") / "model"
-    about = {"sweep": "tiny", "variant": "cnn3", "metric": "val_top1", "value": trained.value}
-    mlflow_model.export_model(trained.checkpoint, trained.manifest, target, about)
+    with closing(open_ledger(trained.paths.ledger)) as ledger:
+        assert mlflow_model.export_best(ledger, trained.paths, trained.manifest, target)
     return target
 
 

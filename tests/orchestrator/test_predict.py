@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import mlflow_model, predict, trained_model
+from orchestrator import best_model, mlflow_model, predict, trained_model
 from orchestrator.errors import UsageError
 from orchestrator.images import read_image
 from orchestrator.ledger import Trial, open_ledger
@@ -175,10 +175,10 @@ def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int
         trial(planned_seq=5, best_value=None),
         trial(planned_seq=6, best_value=0.95, status="stopped"),
     ]
-    best = predict.best_trial(trials, mode)
+    best = best_model.best_trial(trials, mode)
     assert best is not None
     assert best.planned_seq == expected
-    assert predict.best_trial(trials[3:5], mode) is None
+    assert best_model.best_trial(trials[3:5], mode) is None
 
 
 def test_the_table_shows_labels_and_percentages(
@@ -356,6 +356,24 @@ def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture
     assert "64 images at most; got 65" in refused(capsys, "a", *images, "--picture", "p.png")
 
 
+def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
+    capsys: pytest.CaptureFixture[str],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a machine without this sweep's cache brings here: ledger and one checkpoint."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    here = asked(capsys, trained, *files)
+    store = tmp_path / "store"
+    shutil.copytree(trained.paths.root, store / "tiny")
+    with untouched(store):
+        assert asked(capsys, trained, *files, storage=store.as_uri()) == here
+        said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
+    assert "Known: tiny. Did you mean 'tiny'?" in said
+
+
 def test_help_answers_without_the_libraries() -> None:
     code = (
         "import sys, orchestrator.predict, orchestrator.mlflow_model\n"
@@ -378,6 +396,9 @@ def test_a_grey_dataset_takes_colour_and_a_colour_dataset_grey(tmp_path: Path) -
 def test_an_exported_model_appears_whole_or_not_at_all(copy: Trained, tmp_path: Path) -> None:
     target = tmp_path / "exported" / "model"
     (copy.checkpoint / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UsageError, match=r"model\.safetensors is damaged"):
-        mlflow_model.export_model(copy.checkpoint, copy.manifest, target, {})
+    with (
+        closing(open_ledger(copy.paths.ledger)) as ledger,
+        pytest.raises(UsageError, match=r"model\.safetensors is damaged"),
+    ):
+        mlflow_model.export_best(ledger, copy.paths, copy.manifest, target)
     assert not target.parent.exists()

@@ -1,0 +1,71 @@
+"""Which trial of a sweep is its best, and the model it left; holds no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import retention, trained_model
+from orchestrator.errors import UsageError
+from orchestrator.ledger import Ledger, Trial
+from orchestrator.paths import SweepPaths
+from orchestrator.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from trainables.data import Manifest
+
+
+def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
+    """Return the best of the final trials, else of the search's, None where none ended well.
+
+    The test part has no say in it.
+
+    Args:
+        trials: of a sweep, or of one variant.
+        mode: "max" or "min": which values of the metric are good.
+    """
+    sign = -1 if mode == "max" else 1
+    values = {trial.signature: trial.best_value for trial in trials}
+    ranked = []
+    for trial in trials:
+        value = trial.best_value
+        if value is None:  # a final trial on the whole training part has none of its own
+            value = values.get(getattr(trial, "origin", None) or "")
+        if value is not None and trial.status in ("complete", "stopped"):
+            is_search = getattr(trial, "stage", "search") == "search"
+            # One that was stopped early only where nothing else is; of equal ones the earlier.
+            rank = (is_search, trial.status != "complete", sign * value, trial.planned_seq)
+            ranked.append((rank, trial))
+    return min(ranked, key=lambda one: one[0])[1] if ranked else None
+
+
+def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest) -> TrainedModel:
+    """Return the model of a trial's best epoch.
+
+    Args:
+        ledger: the sweep's.
+        paths: its folder; what only its storage has is brought here.
+        trial: one that has ended.
+        manifest: of the dataset it was trained on.
+
+    Raises:
+        UsageError: its checkpoint is gone or damaged, or the dataset is another one.
+    """
+    name = f"{trial.variant}-{trial.number:03d}"
+    folder: Path | None = retention.best_checkpoint(ledger, paths, trial)
+    if folder is None:
+        raise UsageError(
+            f"The checkpoint of the best epoch of the trial {name} is not in "
+            f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
+            "trial's run in MLflow."
+        )
+    about: dict[str, Any] = {
+        "sweep": paths.name,
+        "sweep_id": ledger.get("sweep_id"),
+        "trial": name,
+        "variant": trial.variant,
+        "metric": ledger.get("plan")["space"]["metric"],
+        "value": trial.best_value,
+    }
+    return trained_model.from_checkpoint(folder, manifest, about)
