@@ -31,11 +31,15 @@ def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
     for trial in trials:
         value = trial.best_value
         if value is None:  # a final trial on the whole training part has none of its own
-            value = values.get(getattr(trial, "origin", None) or "")
+            value = values.get(trial.origin or "")
         if value is not None and trial.status in ("complete", "stopped"):
-            is_search = getattr(trial, "stage", "search") == "search"
             # One that was stopped early only where nothing else is; of equal ones the earlier.
-            rank = (is_search, trial.status != "complete", sign * value, trial.planned_seq)
+            rank = (
+                trial.stage == "search",
+                trial.status != "complete",
+                sign * value,
+                trial.planned_seq,
+            )
             ranked.append((rank, trial))
     return min(ranked, key=lambda one: one[0])[1] if ranked else None
 
@@ -52,18 +56,17 @@ def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest
     Raises:
         UsageError: its checkpoint is gone or damaged, or the dataset is another one.
     """
-    name = f"{trial.variant}-{trial.number:03d}"
     folder: Path | None = retention.best_checkpoint(ledger, paths, trial)
     if folder is None:
         raise UsageError(
-            f"The checkpoint of the best epoch of the trial {name} is not in "
+            f"The checkpoint of the best epoch of the trial {trial.name} is not in "
             f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
             "trial's run in MLflow."
         )
     about: dict[str, Any] = {
         "sweep": paths.name,
         "sweep_id": ledger.get("sweep_id"),
-        "trial": name,
+        "trial": trial.name,
         "variant": trial.variant,
         "metric": ledger.get("plan")["space"]["metric"],
         "value": trial.best_value,

@@ -137,22 +137,21 @@ def _has_sweep(paths: SweepPaths) -> bool:
 
 @contextlib.contextmanager
 def _ledger(paths: SweepPaths, folder: Path) -> Iterator[Ledger]:
-    """Yield a copy of a sweep's ledger, from its storage where this machine has none."""
+    """Yield a copy of a sweep's ledger; its storage's, which other machines write to as well."""
     from orchestrator.ledger import LedgerError, open_ledger
     from orchestrator.verify_facts import facts_of
 
+    copy, storage = folder / durability.LEDGER, durability.storage_of(paths)
     try:
-        if paths.ledger.exists():
+        if storage is not None and storage.get_file(durability.LEDGER, copy):
+            with contextlib.closing(open_ledger(copy)) as ledger:
+                yield ledger
+        else:
             with facts_of(paths, process.driver_of(paths)) as facts:
                 yield facts.ledger
-            return
-        copy, storage = folder / durability.LEDGER, durability.storage_of(paths)
-        assert storage is not None  # else there would be no sweep
-        storage.get_file(durability.LEDGER, copy)
-        with contextlib.closing(open_ledger(copy)) as ledger:
-            yield ledger
     except (LedgerError, StorageError) as error:
-        raise UsageError(str(error)) from error
+        shown = f"{storage.shown}/{durability.LEDGER}" if storage else ""
+        raise UsageError(str(error).replace(str(copy), shown)) from error
 
 
 def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> TrainedModel:
@@ -206,7 +205,7 @@ def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Mani
     """Return the dataset's manifest: the one that was kept, else the prepared dataset's."""
     from trainables.data import DatasetError, load_manifest
 
-    if kept is not None:
+    if kept is not None and kept["fingerprint"] == trained["dataset_fingerprint"]:
         return trained_model.manifest_of(kept)
     try:
         manifest = load_manifest(config.data_dir / trained["dataset"])

@@ -387,6 +387,7 @@ def _create(
             "dataset": plan.dataset,
             "dataset_images": dict(manifest.images),
             "class_names": list(manifest.class_names),
+            "manifest": asdict(manifest),  # what prediction needs of the dataset
             "published": plan.space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in facts.items()},
             "versions": versions.installed(),

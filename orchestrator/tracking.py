@@ -523,6 +523,7 @@ def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
     return {
         "config": trial.config,
         "dataset": ledger.get("dataset"),
+        "manifest": ledger.get("manifest"),
         "best_epoch": trial.best_epoch,
         "versions": ledger.get("versions"),
         "how": "trainables.models.build_model(TrainConfig.from_dict(config), ...), then "

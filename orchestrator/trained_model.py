@@ -137,8 +137,7 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     """
     from trainables.data import Manifest
 
-    listed = {name: tuple(values[name]) for name in ("class_names", "mean", "std")}
-    return Manifest(**{**values, **listed})
+    return Manifest(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def load(model: TrainedModel) -> Classifier:

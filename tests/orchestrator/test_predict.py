@@ -160,7 +160,7 @@ def test_the_best_trial_answers_or_the_best_of_a_variant(
 
 
 def trial(**values: Any) -> Trial:
-    given = {"status": "complete", "planned_seq": 1, "best_value": 0.5, **values}
+    given = {"status": "complete", "stage": "search", "best_value": 0.5, **values}
     unset = {name: None for name in Trial.__dataclass_fields__}
     return Trial(**{**unset, **given})
 
@@ -179,6 +179,27 @@ def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int
     assert best is not None
     assert best.planned_seq == expected
     assert best_model.best_trial(trials[3:5], mode) is None
+
+
+def test_a_final_trial_goes_before_the_search() -> None:
+    """One without a validation part of its own counts as the trial it repeats."""
+    a, b = ({"signature": name, "variant": name} for name in "ab")
+    search = [trial(**a, planned_seq=1, best_value=0.9), trial(**b, planned_seq=2, best_value=0.8)]
+    finals = [
+        trial(stage="final", origin="b", signature="b0", planned_seq=3, best_value=0.7),
+        trial(stage="final", origin="b", signature="b1", planned_seq=4, best_value=0.85),
+        trial(stage="final", origin="b", signature="b2", planned_seq=5, status="failed"),
+    ]
+    assert best_model.best_trial(search + finals, "max") is finals[1]
+    whole = [
+        trial(
+            stage="final", origin=origin, signature=f"{origin}9", planned_seq=seq, best_value=None
+        )
+        for origin, seq in (("b", 6), ("a", 7), ("a", 8))
+    ]
+    assert best_model.best_trial(search + whole, "max") is whole[1]
+    assert best_model.best_trial([*search, whole[0]], "max") is whole[0]
+    assert best_model.best_trial(search, "max") is search[0]
 
 
 def test_the_table_shows_labels_and_percentages(
@@ -372,6 +393,9 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
         assert asked(capsys, trained, *files, storage=store.as_uri()) == here
         said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
     assert "Known: tiny. Did you mean 'tiny'?" in said
+    (store / "tiny" / "ledger.sqlite").write_bytes(b"no database" * 100)
+    said = refused(capsys, *arguments(trained, *files, storage=store.as_uri()))
+    assert f"{store.as_uri()}/tiny/ledger.sqlite is not a readable ledger" in said
 
 
 def test_help_answers_without_the_libraries() -> None:
