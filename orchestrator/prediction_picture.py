@@ -89,8 +89,8 @@ def _map(
 ) -> None:
     _image(axes, shown, name)
     extent = (-0.5, _SHOWN_PX - 0.5, _SHOWN_PX - 0.5, -0.5)
-    heat: Any = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
-    axes.imshow(values, extent=extent, alpha=0.55, **heat)
+    heat: Any = {"cmap": "turbo", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+    axes.imshow(values, extent=extent, alpha=0.45, **heat)
 
 
 def _bars(axes: Axes, answer: Answer) -> None:

@@ -137,7 +137,10 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     """
     from trainables.data import Manifest
 
-    return Manifest(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return Manifest(**fields)
 
 
 def load(model: TrainedModel) -> Classifier:

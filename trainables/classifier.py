@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trainables import loop, models
+from trainables import explain, forward, models
 from trainables.checkpoint import CheckpointError
 from trainables.config import TrainConfig
 from trainables.data import Manifest
@@ -46,7 +46,7 @@ class Classifier:
         """
         found = [np.empty((0, len(self.manifest.class_names)), np.float32)]
         for chunk in self._prepared(pixels):
-            with torch.inference_mode(), loop._autocast(self.config, self.device):
+            with torch.inference_mode(), forward.autocast(self.config, self.device):
                 logits = self.model(chunk).float()
             found.append(logits.softmax(dim=1).cpu().numpy())
         return np.concatenate(found)
@@ -63,7 +63,17 @@ class Classifier:
         Returns:
             (n, h', w') in 0 to 1.
         """
-        return None
+        found = []
+        for start, images in zip(
+            range(0, len(pixels), self.batch_size), self._prepared(pixels), strict=True
+        ):
+            wanted = torch.from_numpy(classes[start : start + self.batch_size]).to(self.device)
+            with forward.autocast(self.config, self.device):
+                maps = explain.activation_maps(self.model, images, wanted)
+            if maps is None:
+                return None
+            found.append(maps.float().cpu().numpy())
+        return np.concatenate(found)
 
     @property
     def batch_size(self) -> int:
@@ -72,7 +82,7 @@ class Classifier:
 
     def _prepared(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         """Yield the network's input, batch by batch."""
-        prepare = loop._preparation(self.config, self.manifest, self.device)
+        prepare = forward.preparation(self.config, self.manifest, self.device)
         for start in range(0, len(pixels), self.batch_size):
             # Copied, because what comes from a mapped file cannot be written to.
             chunk = torch.from_numpy(pixels[start : start + self.batch_size].copy())
@@ -95,7 +105,7 @@ def load_classifier(
     """
     from safetensors.torch import load_file
 
-    device = device or loop.default_device()
+    device = device or forward.default_device()
     try:
         tensors = load_file(weights)
     except MemoryError:

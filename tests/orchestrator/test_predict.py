@@ -22,7 +22,7 @@ from orchestrator.errors import UsageError
 from orchestrator.images import read_image
 from orchestrator.ledger import Trial, open_ledger
 from tests.orchestrator.trained import Trained, test_images, train_sweep
-from trainables import checkpoint, classifier, models
+from trainables import checkpoint, classifier, explain, forward, models
 from trainables.config import TrainConfig
 from trainables.data import open_split
 
@@ -226,6 +226,39 @@ def test_the_picture_is_drawn_whole(
     svg = (tmp_path / "drawn.svg").read_text()
     assert svg.count("<image") >= 3
     assert list(tmp_path.glob(".drawn*")) == []
+
+
+def test_the_maps_are_those_of_the_report(trained: Trained) -> None:
+    """As `explain` finds them for the images as validation sees them, one by one or together."""
+    pixels, _ = open_split(trained.data_dir / "digits", "test")
+    model = trained_model.load(
+        trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
+    )
+    classes = np.full(model.batch_size + 2, 3)
+    maps = model.activation_maps(pixels[: len(classes)], classes)
+    assert maps is not None
+    assert maps.shape == (len(classes), 2, 2)  # 32 px after three times conv and pool
+    assert maps.min() == 0.0
+    assert maps.max() == 1.0
+    prepare = forward.preparation(trained.config, trained.manifest, torch.device("cpu"))
+    last = torch.from_numpy(pixels[len(classes) - 1 : len(classes)].copy())
+    expected = explain.activation_maps(model.model, prepare(last, None), torch.tensor([3]))
+    assert expected is not None
+    assert maps[-1] == pytest.approx(expected[0].numpy(), abs=1e-4)
+
+
+def test_a_model_without_a_map_has_a_picture_without_one(
+    capsys: pytest.CaptureFixture[str],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    asked(capsys, trained, *files, picture=tmp_path / "with.png")
+    monkeypatch.setattr(explain, "activation_maps", lambda *_: None)
+    asked(capsys, trained, *files, picture=tmp_path / "without.png")
+    with Image.open(tmp_path / "with.png") as left, Image.open(tmp_path / "without.png") as right:
+        assert left.width > right.width
 
 
 def test_all_bad_images_are_named_and_nothing_is_written(
