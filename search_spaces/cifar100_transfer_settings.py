@@ -5,7 +5,7 @@ search goes on from them, over the optimizers that the seed names for later work
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer_settings`
-In minutes: `--epochs 1 --side 32 --weights none`, on a sample.
+In minutes: `--epochs 1 --trials 2 --final-seeds 0 --side 32 --weights none`, on a sample.
 Weights: as of `cifar100_transfer`.
 Cost: not yet measured.
 Expected: not yet measured. Published, without figures but one: learning rates 1e-2 and 1e-3 learn

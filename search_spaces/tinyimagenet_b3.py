@@ -7,7 +7,7 @@ early layers learn).
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_b3`
 The recipe alone: `--trials 1 --final-seeds 3`.
-In minutes: `--epochs 1 --trials 2 --side 32 --weights none`, on a sample.
+In minutes: `--epochs 1 --trials 2 --final-seeds 0 --side 32 --weights none`, on a sample.
 Weights: `tf_efficientnet_b3.aa_in1k`, downloaded at first use; without a network the error says
     which file to put where. `--weights none` trains from scratch instead.
 Cost: not yet measured.

@@ -6,8 +6,9 @@ it is regularised.
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_backbones`
-In minutes: `--epochs 1 --trials 1 --final-seeds 1 --side 75 --weights none`, on a sample (75 px are
-    the least that Inception takes; the others take 32).
+In minutes: `--epochs 1 --trials 1 --final-seeds 0 --side 75 --weights none --variants
+    efficientnet_b0,inception_v3.tf_in1k`, on a sample (75 px are the least that Inception takes;
+    the others take 32).
 Weights: timm's resnet50.tv_in1k, vgg16_bn.tv_in1k, inception_v3.tf_in1k and
     tf_efficientnet_b0.aa_in1k, downloaded at first use; without a network the error says which file
     to put where. `--weights none` trains from scratch instead.
@@ -67,5 +68,7 @@ SPACE = SearchSpace(
         "128 px: Inception takes 75 and more, and weights from 224 or 299 px gain from it.",
         "VGG16 is the one with batch norm, as the other three have it. Inception v3 has "
         "TensorFlow's weights, without the auxiliary classifier.",
+        "A layer's rate is a power of `layer_decay`. What counts as a layer is timm's: in VGG16 "
+        "the batch norms too, so there the same value reaches further.",
     ),
 )
