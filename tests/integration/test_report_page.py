@@ -74,6 +74,7 @@ class Watched:
         self.view.on("request", lambda request: self.asked.append(request.url))
         began = time.monotonic()
         self.view.goto(page.as_uri())
+        self.view.wait_for_function("typeof Plotly === 'object'")  # figures can be drawn
         self.opened_s = time.monotonic() - began
 
     def draw_all(self) -> list[str]:
