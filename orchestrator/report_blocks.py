@@ -152,6 +152,18 @@ def printed(value: Any, kind: Kind) -> str:
     return form[kind].format(value)
 
 
+def for_people(table: Table) -> tuple[list[Column], list[list[str]]]:
+    """Return a table as it is printed: columns with nothing in them are left out."""
+    kept = [
+        index
+        for index in range(len(table.columns))
+        if not table.rows or any(row[index] not in (None, "") for row in table.rows)
+    ]
+    columns = [table.columns[index] for index in kept]
+    rows = [[printed(row[i], table.columns[i].kind) for i in kept] for row in table.rows]
+    return columns, rows
+
+
 def tables_of(blocks: Sequence[Block]) -> list[Table]:
     """Return all tables, those inside tabs too."""
     found: list[Table] = []
@@ -191,15 +203,13 @@ def _markdown(block: Block) -> list[str]:
         return [line for _, inner in block.tabs for each in inner for line in _markdown(each)]
     note = [_escaped(block.note), ""] if block.note else []
     if isinstance(block, Table):
-        rule = ["---" if column.kind == "text" else "---:" for column in block.columns]
-        rows = [
-            [_escaped(printed(v, c.kind)) for v, c in zip(row, block.columns, strict=True)]
-            for row in block.rows
-        ]
+        columns, said = for_people(block)
+        rule = ["---" if column.kind == "text" else "---:" for column in columns]
+        rows = [list(map(_escaped, row)) for row in said]
         return [
             *(f"### {block.title}", ""),
             *note,
-            *_markdown_rows([c.heading for c in block.columns], rule, rows),
+            *_markdown_rows([c.heading for c in columns], rule, rows),
         ]
     if isinstance(block, Matrix):
         rows = [

@@ -130,7 +130,7 @@ def _judged_picture(
 ) -> Picture:
     label, probability = example["top5"][0]
     is_right = _is_right(example)
-    caption = f"{facts.class_name(int(label))} {100 * probability:.1f} %"
+    caption = f"{facts.class_name(int(label))} {100 * probability:.1f}\u00a0%"
     if both and not is_right:
         caption += f"\ntrue: {facts.class_name(example['label'])}"
     detail = "\n".join(f"{facts.class_name(int(c))}: {100 * p:.1f} %" for c, p in example["top5"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from orchestrator.report_blocks import Section, printed
+from orchestrator.report_blocks import Section, for_people
 
 
 def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) -> str:
@@ -26,7 +26,7 @@ def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"printed": printed}
+    environment.globals |= {"for_people": for_people}
     page = environment.get_template("report_page.html")
     # Not escaped: they are ours, or JSON without "<".
     script = get_plotlyjs().replace("</script", "<\\/script")

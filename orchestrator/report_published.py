@@ -40,6 +40,15 @@ def published(facts: Facts) -> Section:
             "comparison: its model is not of this sweep.",
         )
     )
+    if odd := [[_label(row), note] for row in rows if (note := _note(row))]:
+        blocks.append(
+            Table(
+                name="published_notes",
+                title="What is odd about the published figures",
+                columns=(Column("label", "published as"), Column("note", "note")),
+                rows=odd,
+            )
+        )
     blocks.append(
         Table(
             name="published_size",
@@ -57,16 +66,15 @@ _PUBLISHED_COLUMNS = (
     Column("label", "published as"),
     Column("variant", "variant"),
     Column("ours_from", "ours from"),
-    Column("published_train_top1", "train top-1", "percent"),
-    Column("ours_train_top1", "ours", "percent"),
-    Column("published_val_top1", "val top-1", "percent"),
-    Column("ours_val_top1", "ours"),
-    Column("published_test_top1", "test top-1", "percent"),
-    Column("ours_test_top1", "ours"),
+    Column("published_train_top1", "train top-1 published", "percent"),
+    Column("ours_train_top1", "train top-1, ours", "percent"),
+    Column("published_val_top1", "val top-1 published", "percent"),
+    Column("ours_val_top1", "val top-1, ours"),
+    Column("published_test_top1", "test top-1 published", "percent"),
+    Column("ours_test_top1", "test top-1, ours"),
     Column("difference_test_top1", "difference", "points"),
-    Column("published_loss", "loss", "loss"),
-    Column("ours_loss", "ours", "loss"),
-    Column("note", "note"),
+    Column("published_loss", "loss published", "loss"),
+    Column("ours_loss", "loss, ours", "loss"),
 )
 
 
@@ -101,16 +109,15 @@ def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]
     val = [record.at(record.kept_epoch, "val_top1") for record in records]
     train = [record.at(record.kept_epoch, "train_top1") for record in records]
     test = estimated(judged, "top1")
-    their_val, theirs, note = row.get("val_top1"), row.get("test_top1"), row.get("note") or ""
+    their_val, theirs = row.get("val_top1"), row.get("test_top1")
     if row.get("val_is_test") and theirs is None:
         their_val, theirs = None, their_val
-        note = f"Published as validation; those images are our test part. {note}".strip()
     loss = estimated(judged, "loss").mean
     if theirs is None:
         loss = mean([record.at(record.kept_epoch, "val_loss") for record in records])
     both = theirs is not None and test.mean is not None
     return [
-        row.get("label") or row.get("variant"),
+        _label(row),
         row.get("variant"),
         what or None,
         row.get("train_top1"),
@@ -122,8 +129,18 @@ def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]
         (test.mean or 0.0) - (theirs or 0.0) if both else None,
         row.get("loss"),
         loss if row.get("loss") is not None else None,
-        note,
     ]
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return str(row.get("label") or row.get("variant"))
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    note = row.get("note") or ""
+    if row.get("val_is_test") and row.get("test_top1") is None:
+        return f"Published as validation; those images are our test part. {note}".strip()
+    return str(note)
 
 
 def _with_sd(fractions: Sequence[float]) -> str | None:
@@ -154,7 +171,7 @@ def _size_line(facts: Facts, row: Mapping[str, Any]) -> list[Any]:
     some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
     macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
     return [
-        row.get("label") or variant,
+        _label(row),
         variant,
         row.get("parameters"),
         some.get("parameters", cost.get("parameters")),

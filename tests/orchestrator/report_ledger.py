@@ -167,7 +167,7 @@ def build(  # one sweep; everything is a function of the arguments
     ledger._connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
     with clock() as now:
         for size, variant in enumerate(variants):
-            best = ("", -1.0, {})
+            best, level = ("", -1.0, {}), 0.5 + 0.4 * size / max(len(variants) - 1, 2)
             for number in range(trials):
                 params = {
                     "lr": 10 ** dice.uniform(-4, -1),
@@ -185,7 +185,7 @@ def build(  # one sweep; everything is a function of the arguments
                     now,
                     plan.train_config(variant, number, params if searched else {}).to_dict(),
                     *(variant, number, params if searched else {}, ending, epochs),
-                    ceiling=0.5 + 0.1 * size - 0.1 * dice.random(),
+                    ceiling=level - 0.1 * dice.random(),
                     judge=(classes, examples) if not searched else None,
                 )
                 if ending == "complete" and value > best[1]:
@@ -197,7 +197,7 @@ def build(  # one sweep; everything is a function of the arguments
                     now,
                     config,
                     *(variant, number, best[2], "complete", epochs),
-                    ceiling=0.5 + 0.1 * size + 0.01 * dice.random(),
+                    ceiling=level + 0.01 * dice.random(),
                     origin=best[0],
                     judge=(classes, examples),
                 )

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from orchestrator import report
+from orchestrator import durability, lease, report
 from orchestrator.ledger import Ledger
+from orchestrator.paths import place
 from orchestrator.report import main, write_report
 from orchestrator.report_blocks import Column, Section, Table, text, to_csv, to_markdown
 from tests.orchestrator import sweeps
@@ -164,6 +165,33 @@ def test_what_cannot_be_written_leaves_the_former_report(
     assert sorted(p.name for p in folder.parent.iterdir()) == ["ledger.sqlite", "report"]
 
 
+def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine than the one that ran it has no ledger of its own."""
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    address = (tmp_path / "storage").as_uri()
+    paths = place(address, "demo")
+    paths.root.mkdir(parents=True)
+    with durability.held(paths, lambda line: None) as durable:
+        assert durable is not None
+        durable.fetch()
+        ledger = build(paths.ledger, trials=2, variants=("cnn2",))
+        durable.begin(ledger)
+        assert durable.flush(lambda: 5)
+        durable.end()
+        ledger.close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    assert main(["demo", "--storage", address]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page.is_relative_to(tmp_path / "another")
+    assert "cnn2" in page.read_text()
+    assert [path.name for path in page.parents[1].iterdir()] == ["report"]
+    assert main(["dem", "--storage", address]) == 2
+    assert "Known: demo." in capsys.readouterr().err
+
+
 def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """A class of the user's own folder may be called anything."""
     evil = "</script><script>alert(1)</script>"
@@ -194,13 +222,16 @@ TABLE = Table(
         Column("gain", "gain", "points"),
         Column("macs", "multiply-accumulates", "mega"),
         Column("n", "n", "count"),
+        Column("nothing", "nothing"),
     ),
-    rows=[["a|b", 0.12345, -0.01, 2_500_000, 1234], ["c", None, None, None, None]],
+    rows=[["a|b", 0.12345, -0.01, 2_500_000, 1234, None], ["c", *[None] * 5]],
 )
 
 
 def test_percent_is_printed_and_fractions_are_stored() -> None:
-    assert to_csv(TABLE) == ("variant,top1,gain,macs,n\na|b,0.12345,-0.01,2500000,1234\nc,,,,\n")
+    assert to_csv(TABLE) == (
+        "variant,top1,gain,macs,n,nothing\na|b,0.12345,-0.01,2500000,1234,\nc,,,,,\n"
+    )
     assert to_markdown("R", [Section(name="s", title="S", blocks=(text("one"), TABLE))]) == (
         "# R\n\n## S\n\none\n\n### T\n\n"
         "| variant | top-1, % | gain, points | multiply-accumulates, M | n |\n"

@@ -1,0 +1,418 @@
+"""What the report's sections say, against what was put into the ledger."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.report_blocks import Block, Figure, Matrix, Pictures, Section, Table, Tabs, Text
+from orchestrator.report_classes import calibration, classes
+from orchestrator.report_course import failed, time_ledger
+from orchestrator.report_curves import curves
+from orchestrator.report_facts import Facts, read_facts
+from orchestrator.report_fronts import fronts, validation_and_test
+from orchestrator.report_head import departures
+from orchestrator.report_images import images
+from orchestrator.report_pairs import COMPUTE, TRIALS, compare
+from orchestrator.report_published import published
+from orchestrator.report_scores import leaderboard
+from orchestrator.report_search import search
+from tests.orchestrator import sweeps
+from tests.orchestrator.report_ledger import TRACEBACK, build
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    path = tmp_path_factory.mktemp("sweep") / "ledger.sqlite"
+    build(path, trials=12).close()
+    return read(path)
+
+
+def read(path: Path) -> Facts:
+    ledger = open_ledger(path, read_only=True)
+    try:
+        return read_facts(ledger)
+    finally:
+        ledger.close()
+
+
+def blocks_of(section: Section) -> list[Block]:
+    found: list[Block] = []
+    for block in section.blocks:
+        inner = block.tabs if isinstance(block, Tabs) else ()
+        found += [each for _, own in inner for each in own] if inner else [block]
+    return found
+
+
+def table(section: Section, name: str) -> list[dict[str, Any]]:
+    [found] = [b for b in blocks_of(section) if isinstance(b, Table) and b.name == name]
+    keys = [column.key for column in found.columns]
+    return [dict(zip(keys, row, strict=True)) for row in found.rows]
+
+
+def figure(section: Section, name: str) -> dict[str, Any]:
+    [found] = [b for b in blocks_of(section) if isinstance(b, Figure) and b.name == name]
+    content: dict[str, Any] = json.loads(found.json)
+    return content
+
+
+def words(section: Section) -> str:
+    return "\n".join(line for b in blocks_of(section) if isinstance(b, Text) for line in b.lines)
+
+
+def test_the_leaderboard_has_means_over_the_final_seeds(facts: Facts) -> None:
+    section = leaderboard(facts)
+    rows = table(section, "leaderboard")
+    assert [row["variant"] for row in rows] == ["cnn3", "cnn2"]  # the better one first
+    [pretrained] = table(section, "leaderboard_pretrained")
+    assert pretrained["variant"] == "resnet50"
+    top1 = [r.evaluation["top1"] for r in facts.of("cnn3", "final") if r.evaluation is not None]
+    assert rows[0]["seeds"] == len(top1) == 3
+    assert rows[0]["test_top1_mean"] == pytest.approx(statistics.mean(top1))
+    assert rows[0]["test_top1_sd"] == pytest.approx(statistics.stdev(top1))
+    half = 4.302653 * statistics.stdev(top1) / 3**0.5
+    assert rows[0]["test_top1_high"] - rows[0]["test_top1_mean"] == pytest.approx(half)
+    [counts] = [row for row in table(section, "searches") if row["variant"] == "cnn2"]
+    assert [counts[key] for key in ("trials", "complete", "stopped", "diverged", "failed")] == [
+        *(12, 4, 4, 2, 2),
+    ]
+
+
+def test_final_seeds_of_a_configuration_that_was_beaten_are_left_out(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    [final, *_] = ledger.trials("final")
+    better = {**final.params, "lr": 0.012345}
+    config = {**final.config, "lr": 0.012345}
+    ledger.plan_trial(
+        signature="better", variant="cnn2", number=6, config=config, params=better, seen_seq=0
+    )
+    ledger.start_attempt("better", resumed_from=None, micro_batch_size=0)
+    ledger.end_attempt("better", 1, outcome="complete", trial_status="complete", best=(0, 0.99))
+    facts = read_facts(ledger)
+    assert facts.judged("cnn2") == []
+    [row] = table(leaderboard(facts), "leaderboard")
+    assert (row["best_val_top1"], row["seeds"], row["test_top1_mean"]) == (0.99, 0, None)
+    ledger.close()
+
+
+def test_a_variant_with_nothing_to_search_has_its_trials_for_seeds(tmp_path: Path) -> None:
+    build(tmp_path / "l", trials=4, searched=False, variants=("cnn2", "cnn3")).close()
+    facts = read(tmp_path / "l")
+    assert [len(facts.judged(variant)) for variant in facts.variants] == [4, 4]
+    assert "Nothing was searched" in words(search(facts))
+    found = compare(facts, facts.variants, is_pretrained=False)
+    assert [(pair.by, pair.seeds) for pair in found] == [(TRIALS, (4, 4)), (COMPUTE, (4, 4))]
+
+
+def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    ledger._connection.execute(
+        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+        " WHERE stage = 'final'"
+    )
+    ledger.put("options", {"final_on_all": True})
+    facts = read_facts(ledger)
+    [row] = table(leaderboard(facts), "leaderboard")
+    assert row["seeds_val_top1"] is None
+    assert row["test_top1_mean"] > 0
+    assert "too few" in words(validation_and_test(facts)) or "judged" in words(
+        validation_and_test(facts)
+    )
+    assert any("--final-on-all" in line for line in departures(facts))
+    ledger.close()
+
+
+def test_pairs_say_what_they_compare_and_what_is_missing(facts: Facts) -> None:
+    by_trials, by_compute = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    assert (by_trials.by, by_trials.budget, by_trials.seeds) == (TRIALS, 12, (3, 3))
+    assert by_trials.difference is not None
+    means = [
+        statistics.mean(r.evaluation["top1"] for r in facts.judged(v) if r.evaluation)
+        for v in ("cnn2", "cnn3")
+    ]
+    assert by_trials.difference.mean == pytest.approx(means[0] - means[1])
+    spent = sum(r.device_s for r in facts.of("cnn2", "search"))
+    assert by_compute.budget == pytest.approx(spent)
+
+
+def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_path: Path) -> None:
+    """cnn3's best comes late; at cnn2's two trials another one is the best, and has no seeds."""
+    ledger = build(tmp_path / "l", trials=12, variants=("cnn2", "cnn3"))
+    late = [t for t in ledger.trials("search") if t.variant == "cnn3" and t.status == "complete"]
+    final = ledger.trials("final")[-1]
+    assert late[0].params != final.params
+    ledger._connection.execute(
+        "DELETE FROM trials WHERE variant = 'cnn2' AND number > 1 AND stage = 'search'"
+    )
+    facts = read_facts(ledger)
+    by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    assert by_trials.budget == 2
+    assert by_trials.difference is None
+    assert "cnn3 that counts, cnn3 #0, was not trained again." in by_trials.reason
+    assert by_trials.winner is None
+    ledger.close()
+
+
+def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
+    plan = sweeps.plan(sweeps.space())
+    ledger = sweeps.new_ledger(tmp_path / "l", plan)
+    identity = {
+        **plan.identity(),
+        "overrides": {"epochs": 2, "weights": "none"},
+        "dataset": "tinyimagenet-sample",
+        "side_px": {"cnn2": 32, "vgg16": 64},
+    }
+    ledger.put("plan", identity)
+    options = {"epochs": 2, "trials": 3, "side": "32", "dataset": "tinyimagenet-sample", "seed": 5}
+    ledger.put("options", options)
+    ledger.put("class_names", [str(n) for n in range(10)])
+    ledger.put("dataset_images", {"train": 500, "test": 100})
+    said = departures(read_facts(ledger))
+    ledger.close()
+    assert said == [
+        "Epochs: 2 in place of 9.",
+        "`weights`: none in place of its default.",
+        "Variants left out: cnn3.",
+        "Variants that the space does not list: vgg16.",
+        "Input side: 32 (--side) in place of 32; cnn2 32 px, vgg16 64 px.",
+        "Trials per variant: 3, given by --trials, not the space's.",
+        "Dataset: tinyimagenet-sample (--dataset) in place of the space's.",
+        "Seed of the sweep: 5 in place of 0.",
+        "A sample of the dataset: 500 of 100,000 training images, 100 of 10,000 test images, 10 of "
+        "200 classes. No figure of this report can be set against one of the whole dataset.",
+    ]
+
+
+def test_a_whole_dataset_and_the_recipe_itself_are_no_departure(tmp_path: Path) -> None:
+    plan = sweeps.plan(sweeps.space())
+    ledger = sweeps.new_ledger(tmp_path / "l", plan)
+    ledger.put("plan", {**plan.identity(), "dataset": "cifar10", "overrides": {"epochs": 9}})
+    ledger.put("class_names", [str(n) for n in range(10)])
+    ledger.put("dataset_images", {"train": 50_000, "test": 10_000})
+    assert departures(read_facts(ledger)) == []
+    ledger.close()
+
+
+ROWS = [
+    {"label": "model 1", "variant": "cnn2", "val_top1": 0.1419, "train_top1": 0.2296,
+     "parameters": 13_070_472},
+    {"label": "B3", "variant": "cnn3", "val_top1": 0.7698, "loss": 0.9887, "val_is_test": True,
+     "note": "Section 5.2; table 1 says 89."},
+    {"label": "paper's B7", "variant": None, "test_top1": 0.8433},
+]  # fmt: skip
+
+
+def test_published_figures_stand_beside_ours_with_their_contradiction(tmp_path: Path) -> None:
+    said = {"source": "A study", "rows": ROWS, "recipe_notes": ["L2 is not given; 1e-4 here."]}
+    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), published=said).close()
+    facts = read(tmp_path / "l")
+    section = published(facts)
+    first, b3, paper = table(section, "published")
+    assert (first["published_val_top1"], first["published_test_top1"]) == (0.1419, None)
+    assert first["ours_val_top1"].endswith("n = 3)")
+    assert first["difference_test_top1"] is None
+    # Published as validation, on the images that are our test part.
+    assert (b3["published_val_top1"], b3["published_test_top1"]) == (None, 0.7698)
+    ours = statistics.mean(r.evaluation["top1"] for r in facts.judged("cnn3") if r.evaluation)
+    assert b3["difference_test_top1"] == pytest.approx(ours - 0.7698)
+    [note] = table(section, "published_notes")
+    assert note == {
+        "label": "B3",
+        "note": "Published as validation; those images are our test part. Section 5.2; table 1 "
+        "says 89.",
+    }
+    assert (b3["published_loss"], b3["ours_loss"]) == (
+        0.9887,
+        pytest.approx(
+            statistics.mean(r.evaluation["loss"] for r in facts.judged("cnn3") if r.evaluation)
+        ),
+    )
+    assert (paper["variant"], paper["ours_test_top1"], paper["ours_loss"]) == (None, None, None)
+    sizes = table(section, "published_size")
+    assert [row["label"] for row in sizes] == ["model 1", "B3"]
+    assert sizes[0]["published_parameters"] == 13_070_472
+    assert sizes[0]["ours_parameters_with_statistics"] == 1_002_000
+    assert sizes[0]["ours_flops"] == 2 * sizes[0]["ours_multiply_accumulates"]
+    assert "L2 is not given; 1e-4 here." in words(section)
+    assert "Epochs: 6 in place of 20." in words(section)
+
+
+def test_the_published_recipe_that_was_tried_first_has_a_row_of_its_own(tmp_path: Path) -> None:
+    said = {"source": "", "rows": [ROWS[0]], "recipe_notes": []}
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",), published=said)
+    [final, *_] = ledger.trials("final")
+    result = json.dumps({**(ledger.evaluation(final.signature) or {}), "top1": 0.125})
+    ledger._connection.execute("INSERT INTO evaluations VALUES ('cnn2-s0000', 1, 0, ?)", (result,))
+    rows = table(published(read_facts(ledger)), "published")
+    assert [row["ours_from"] for row in rows] == ["best found", "the recipe, first trial"]
+    assert rows[1]["ours_test_top1"] == "12.5 (n = 1)"
+    ledger.close()
+
+
+def test_curves_tell_how_a_trial_ended(facts: Facts) -> None:
+    lines = {
+        (trace["legendgroup"], trace["name"].partition(":")[0]): trace["line"]["dash"]
+        for trace in figure(curves(facts), "curves-val_top1")["data"]
+        if trace["mode"] == "lines"
+    }
+    assert {status: lines["cnn2", status] for status in ("complete", "stopped", "diverged")} == {
+        "complete": "solid",
+        "stopped": "dot",
+        "diverged": "dash",
+    }
+    assert {("resnet50", "complete, final"), ("cnn3", "failed")} <= lines.keys()
+    marks = {
+        trace["marker"]["symbol"]
+        for trace in figure(curves(facts), "curves-val_top1")["data"]
+        if trace["mode"] == "markers"
+    }
+    assert marks == {"line-ew-open", "x", "square-open"}
+
+
+def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: Facts) -> None:
+    section = search(facts)
+    assert "The sampler was adaptive: after 3 random suggestions" in words(section)
+    importance = figure(section, "importance-cnn2")["data"][0]
+    assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
+    # A line for each complete trial, and the scale.
+    assert len(figure(section, "parallel-cnn2")["data"]) == 4 + 1
+
+
+def test_too_few_complete_trials_have_no_importance(tmp_path: Path) -> None:
+    build(tmp_path / "l", trials=3, variants=("cnn2",)).close()
+    section = search(read(tmp_path / "l"))
+    assert "cnn2 has 2 complete trials; fewer than 4 say nothing of a parameter." in words(section)
+
+
+def test_the_fronts_say_who_is_beaten(tmp_path: Path) -> None:
+    """cnn3 costs three times as much as cnn2 and is better; the pretrained one is not compared."""
+    build(tmp_path / "l", trials=6).close()
+    rows = table(fronts(read(tmp_path / "l")), "fronts")
+    assert [row["multiply_accumulates_front"] for row in rows] == [True, True, True]
+    assert [row["multiply_accumulates"] for row in rows] == [10**7, 3 * 10**7, 9 * 10**7]
+
+
+def test_the_correlation_says_how_many_points_it_is_of(facts: Facts) -> None:
+    said = words(validation_and_test(facts))
+    assert "n = 9 trials." in said
+    assert "n = 3 variants." in said
+
+
+def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: Facts) -> None:
+    section = classes(facts)
+    rows = {row["class"]: row for row in table(section, "classes_cnn2")}
+    judged = [r.evaluation for r in facts.judged("cnn2") if r.evaluation]
+    assert rows["class 3"]["recall"] == pytest.approx(
+        statistics.mean(each["recall"]["per_class"][3] for each in judged)
+    )
+    assert rows["class 3"]["support"] == 20
+    weighted = rows["(weighted mean)"]["recall"]
+    assert weighted == pytest.approx(statistics.mean(each["top1"] for each in judged))
+    [pair, *_] = table(section, "most_confused_cnn2")
+    a, b = (int(pair[side].removeprefix("class ")) for side in "ab")
+    assert pair["a_as_b"] == sum(each["confusion"][a][b] for each in judged)
+    names = figure(section, "confusion-cnn2")["data"][0]["x"]
+    assert sorted(names) == sorted(facts.class_names)
+    assert names == figure(section, "confusion-resnet50")["data"][0]["x"]
+
+
+def test_calibration_adds_up_to_the_images(facts: Facts) -> None:
+    rows = [row for row in table(calibration(facts), "calibration") if row["variant"] == "cnn2"]
+    assert sum(row["judgements"] for row in rows) == 3 * sum(10 * n for n in range(15))
+    assert [row["accuracy"] / row["confidence"] for row in rows] == pytest.approx([0.9] * 14)
+
+
+def test_maps_show_the_same_images_for_every_variant(facts: Facts) -> None:
+    (maps, predictions), held = images(facts)
+    [shown] = [block for block in maps.blocks if isinstance(block, Pictures)]
+    assert shown.headings == ("image, true class", "cnn2", "cnn3", "resnet50")
+    marks = {picture.mark for row in shown.rows for picture in row[1:]}
+    assert marks == {"right", "wrong"}
+    assert all(row[0].source in held for row in shown.rows)
+    grids = [block for block in blocks_of(predictions) if isinstance(block, Pictures)]
+    assert [len(grid.rows[0]) for grid in grids] == [12, 12, 12]
+    wrong = next(p for p in grids[0].rows[0] if p.mark == "wrong")
+    assert "true: class" in wrong.caption
+    assert wrong.detail.count("\n") == 4
+
+
+def test_a_model_without_feature_maps_is_named(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=1, variants=("cnn2",))
+    _without_maps(ledger)
+    (maps, _), _ = images(read_facts(ledger))
+    assert words(maps) == "No spatial feature map: cnn2."
+    ledger.close()
+
+
+def _without_maps(ledger: Ledger) -> None:
+    for signature, result in ledger.evaluations().items():
+        for example in result["examples"]:
+            example["map"] = None
+        ledger._connection.execute(
+            "UPDATE evaluations SET result = ? WHERE signature = ?",
+            (json.dumps(result), signature),
+        )
+
+
+def test_failures_that_are_alike_are_one_group(facts: Facts) -> None:
+    rows = table(failed(facts), "failures")
+    assert [(row["outcome"], row["class"], row["trials"], row["variants"]) for row in rows] == [
+        ("diverged", "diverged", 6, "cnn2, cnn3, resnet50"),
+        ("failed", "bug", 6, "cnn2, cnn3, resnet50"),
+    ]
+    assert rows[1]["reason"] == TRACEBACK.splitlines()[-1]
+    assert rows[1]["log"] == "trials/cnn2-s0005/attempt_1.log"
+
+
+def test_the_time_ledger_adds_up(facts: Facts) -> None:
+    """An attempt of n epochs: 1 s of start, 2.5 s an epoch (0.25 s of it on the way), 0.5 s of
+    test."""
+    section = time_ledger(facts)
+    *variants, whole, share = table(section, "time")
+    assert [row["variant"] for row in variants] == ["cnn2", "cnn3", "resnet50"]
+    epochs = sum(len(record.rows) for record in facts.of("cnn2"))
+    has_split = "val_s" in facts.records[0].rows[0].metrics
+    first = variants[0]
+    assert first["train_s"] + first["validate_s"] == pytest.approx(2 * epochs)
+    assert first["validate_s"] == pytest.approx(0.5 * epochs if has_split else 0)
+    assert first["test_s"] == pytest.approx(0.5 * 3)
+    assert first["sum_s"] == pytest.approx(15 * 1 + 2.5 * epochs + 0.5 * 3)
+    wall = max(a.ended_s or 0 for r in facts.records for a in r.attempts) - min(
+        a.started_s for r in facts.records for a in r.attempts
+    )
+    assert whole["sum_s"] == pytest.approx(wall)  # one slot, never idle
+    assert whole["idle_s"] == pytest.approx(0)
+    assert share["variant"] == "share"
+
+
+def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
+    ledger._connection.execute(
+        "UPDATE attempts SET started_s = started_s + 5000, ended_s = ended_s + 5000"
+        " WHERE signature = 'cnn2-s0001'"
+    )
+    ledger._connection.execute(
+        "UPDATE epochs SET arrived_s = arrived_s + 5000 WHERE signature = 'cnn2-s0001'"
+    )
+    section = time_ledger(read_facts(ledger))
+    *_, whole, _ = table(section, "time")
+    assert whole["idle_s"] == pytest.approx(0)
+    assert "(5,000.0 s in all)" in words(section)
+    ledger.close()
+
+
+def test_the_matrix_of_pairs_names_both_ways(facts: Facts) -> None:
+    from orchestrator.report_pairs import pairs
+
+    matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
+    assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2
+    (_, loses), (wins, _) = matrices[0].cells
+    if loses[1] != "open":
+        assert (loses[1], wins[1]) == ("loses", "wins")
+    assert loses[0].split("|")[0] in ("resolved", "not resolved")
