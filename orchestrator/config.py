@@ -69,10 +69,7 @@ class SweepConfig:
             problems.append(f"`--gpus-per-trial` must be 0 to 1, or a whole number; got {share:g}.")
         if self.variants == ():
             problems.append("`--variants` must list at least one model, separated by commas.")
-        if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
-            problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
-        if self.keep is not None and not re.fullmatch(r"best-[1-9]\d*|last|all", self.keep):
-            problems.append(f"`--keep` must be best-K (as best-3), last or all; got {self.keep!r}.")
+        problems += self._word_problems()
         if not self.hang_timeout_s > 0:
             problems.append(f"`--hang-timeout` must be above 0 s; got {self.hang_timeout_s:g}.")
         if self.from_scratch and not self.retry_failed:
@@ -82,6 +79,21 @@ class SweepConfig:
                 "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
                 f"digit; got {self.name!r}."
             )
+        return problems
+
+    def _word_problems(self) -> list[str]:
+        problems = []
+        if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
+            problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
+        if self.weights not in (None, "none", "imagenet") and not self.weights.endswith(
+            ".safetensors"
+        ):
+            problems.append(
+                "`--weights` must be none, imagenet or the path of a .safetensors file; got "
+                f"{self.weights!r}."
+            )
+        if self.keep is not None and not re.fullmatch(r"best-[1-9]\d*|last|all", self.keep):
+            problems.append(f"`--keep` must be best-K (as best-3), last or all; got {self.keep!r}.")
         return problems
 
     @property

@@ -57,6 +57,11 @@ def make_plan(
         overrides["workers"] = options["workers_per_trial"]
     if options.get("weights"):
         overrides["weights"] = options["weights"]
+        if options["weights"].endswith(".safetensors") and len(names) > 1:
+            raise UsageError(
+                f"`--weights` names one model's file, but {len(names)} variants are to be trained. "
+                "Choose one with --variants, or give none or imagenet."
+            )
     seed = options.get("seed", 0)
     facts: dict[str, VariantFacts] = {}
     problems = []

@@ -400,8 +400,6 @@ def _create(
             "keep_best": plan.space.keep_best,
             "options": planning.given_options(config),
             "dataset": plan.dataset,
-            "dataset_images": dict(manifest.images),
-            "class_names": list(manifest.class_names),
             "manifest": asdict(manifest),  # what prediction needs of the dataset
             "published": plan.space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in facts.items()},

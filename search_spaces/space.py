@@ -21,6 +21,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from trainables import models
 from trainables.config import TrainConfig
 
 Side = Literal["native", "paper"] | int
@@ -155,7 +156,7 @@ class SearchSpace:
             seed: the trial's own.
             overrides: what the command line decides (`epochs`, `workers`); a warm-up given in
                 epochs shrinks with a shortened training, and so do epochs with a frozen backbone
-                (rounded down).
+                (rounded down). `weights` "imagenet" is for the variants that have such weights.
         """
         values = {**self.fixed_for(variant), **params}
         epochs = overrides.get("epochs", values["epochs"])
@@ -164,6 +165,8 @@ class SearchSpace:
         if epochs < values["epochs"] and values.get("freeze_epochs"):
             values["freeze_epochs"] = values["freeze_epochs"] * epochs // values["epochs"]
         values |= overrides
+        if overrides.get("weights") == "imagenet" and models.weights_name(variant) is None:
+            values["weights"] = "none"
         return TrainConfig(
             **values,
             variant=variant,

@@ -208,7 +208,8 @@ def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
         note(soak, sweep, verify.check(facts, soak.uri))
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
-    if left or len(ledger.trials()) != 2 * sweep.trials:
+    counts = len(ledger.trials("search")), len(ledger.trials("final")), len(ledger.evaluations())
+    if left or counts != (2 * sweep.trials, 2, 2):  # one final trial of each variant, judged
         soak.breaches.append(f"A: {sweep.paths.root}: {len(left)} trials have not ended")
     ledger.close()
     if reference is not None:
@@ -229,11 +230,12 @@ def everything(paths: SweepPaths) -> tuple[list[object], list[object]]:
     """Every suggestion, status and metric but measured time."""
     ledger = ledger_of(paths)
     trials: list[object] = [
-        (t.variant, t.number, t.signature, t.params, t.status, t.best_epoch, t.best_value)
+        (t.name, t.signature, t.params, t.status, t.best_epoch, t.best_value)
         for t in ledger.trials()
     ]
+    judged = [(s, one["confusion"], one["loss"]) for s, one in ledger.evaluations().items()]
     ledger.close()
-    return trials, list(table(paths))
+    return trials + judged, list(table(paths))
 
 
 def repeated_epochs(soak: Soak, sweep: Sweep) -> int:

@@ -26,6 +26,9 @@ MARK = "SWEEP_UNDER_TEST"
 
 
 def command(space: str, *arguments: object) -> list[str]:
+    """Return the command of a sweep; without final trials where a test does not ask for them."""
+    if "--final-seeds" not in arguments and "--resume" not in arguments:
+        arguments = (*arguments, "--final-seeds", 0)
     return [sys.executable, "-m", "orchestrator.sweep", space, *map(str, arguments)]
 
 

@@ -159,8 +159,10 @@ def build(  # one sweep; everything is a function of the arguments
             }
             for n, name in enumerate(variants)
         },
-        class_names=[f"class {n}" for n in range(classes)],
-        dataset_images={"train": 1438, "test": 20 * classes},
+        manifest={
+            "class_names": [f"class {n}" for n in range(classes)],
+            "images": {"train": 1438, "test": 20 * classes},
+        },
         **facts,
     )
     dice = random.Random(classes)

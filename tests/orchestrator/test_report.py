@@ -15,7 +15,7 @@ from orchestrator import durability, lease, report
 from orchestrator.ledger import Ledger
 from orchestrator.paths import place
 from orchestrator.report import main, write_report
-from orchestrator.report_blocks import Column, Section, Table, text, to_csv, to_markdown
+from orchestrator.report.blocks import Column, Section, Table, text, to_csv, to_markdown
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import build
 
@@ -196,7 +196,8 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """A class of the user's own folder may be called anything."""
     evil = "</script><script>alert(1)</script>"
     ledger = build(tmp_path / "demo" / "ledger.sqlite", variants=("cnn2",), trials=6)
-    ledger.put("class_names", [evil, 'a "b" | c', *(f"class {n}" for n in range(8))])
+    names = [evil, 'a "b" | c', *(f"class {n}" for n in range(8))]
+    ledger.put("manifest", {**ledger.get("manifest"), "class_names": names})
     write_report(ledger, tmp_path / "report")
     ledger.close()
     page = (tmp_path / "report" / "report.html").read_text()

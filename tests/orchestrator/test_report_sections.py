@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.report_blocks import Block, Figure, Matrix, Pictures, Section, Table, Tabs, Text
-from orchestrator.report_classes import calibration, classes
-from orchestrator.report_course import failed, time_ledger
-from orchestrator.report_curves import curves
-from orchestrator.report_facts import Facts, read_facts
-from orchestrator.report_fronts import fronts, validation_and_test
-from orchestrator.report_head import departures
-from orchestrator.report_images import images
-from orchestrator.report_pairs import COMPUTE, TRIALS, compare
-from orchestrator.report_published import published
-from orchestrator.report_scores import leaderboard
-from orchestrator.report_search import search
+from orchestrator.report.blocks import Block, Figure, Matrix, Pictures, Section, Table, Tabs, Text
+from orchestrator.report.classes import calibration, classes
+from orchestrator.report.course import failed, time_ledger
+from orchestrator.report.curves import curves
+from orchestrator.report.facts import Facts, read_facts
+from orchestrator.report.fronts import fronts, validation_and_test
+from orchestrator.report.head import departures
+from orchestrator.report.images import images
+from orchestrator.report.pairs import COMPUTE, TRIALS, compare
+from orchestrator.report.published import published
+from orchestrator.report.scores import leaderboard
+from orchestrator.report.search import search
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import TRACEBACK, build
 
@@ -171,8 +171,8 @@ def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
     ledger.put("plan", identity)
     options = {"epochs": 2, "trials": 3, "side": "32", "dataset": "tinyimagenet-sample", "seed": 5}
     ledger.put("options", options)
-    ledger.put("class_names", [str(n) for n in range(10)])
-    ledger.put("dataset_images", {"train": 500, "test": 100})
+    manifest = {"class_names": list("0123456789"), "images": {"train": 500, "test": 100}}
+    ledger.put("manifest", manifest)
     said = departures(read_facts(ledger))
     ledger.close()
     assert said == [
@@ -193,8 +193,8 @@ def test_a_whole_dataset_and_the_recipe_itself_are_no_departure(tmp_path: Path) 
     plan = sweeps.plan(sweeps.space())
     ledger = sweeps.new_ledger(tmp_path / "l", plan)
     ledger.put("plan", {**plan.identity(), "dataset": "cifar10", "overrides": {"epochs": 9}})
-    ledger.put("class_names", [str(n) for n in range(10)])
-    ledger.put("dataset_images", {"train": 50_000, "test": 10_000})
+    manifest = {"class_names": list("0123456789"), "images": {"train": 50_000, "test": 10_000}}
+    ledger.put("manifest", manifest)
     assert departures(read_facts(ledger)) == []
     ledger.close()
 
@@ -408,7 +408,7 @@ def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
 
 
 def test_the_matrix_of_pairs_names_both_ways(facts: Facts) -> None:
-    from orchestrator.report_pairs import pairs
+    from orchestrator.report.pairs import pairs
 
     matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
     assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2

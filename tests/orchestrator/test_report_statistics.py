@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.report_statistics import (
+from orchestrator.report.statistics import (
     class_order,
     correlation,
     estimate,

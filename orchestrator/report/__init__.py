@@ -21,8 +21,8 @@ from trainables.storage import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
-    from orchestrator.report_blocks import Section
-    from orchestrator.report_facts import Facts
+    from orchestrator.report.blocks import Section
+    from orchestrator.report.facts import Facts
 
 WRITTEN, WRONG_USAGE, INTERRUPTED = 0, 2, 130
 
@@ -57,9 +57,9 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     Raises:
         UsageError: the folder cannot be written.
     """
-    from orchestrator.report_blocks import tables_of, to_csv, to_markdown
-    from orchestrator.report_facts import read_facts
-    from orchestrator.report_page import to_html
+    from orchestrator.report.blocks import tables_of, to_csv, to_markdown
+    from orchestrator.report.facts import read_facts
+    from orchestrator.report.page import to_html
 
     facts, written_s = read_facts(ledger, name), time.time()
     sections, held = _sections(facts, written_s)
@@ -85,16 +85,16 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
 
 def _sections(facts: Facts, written_s: float) -> tuple[list[Section], dict[str, str]]:
     """Return the report's sections in order, and the images that the page holds once."""
-    from orchestrator.report_classes import calibration, classes
-    from orchestrator.report_course import failed, time_ledger
-    from orchestrator.report_curves import curves
-    from orchestrator.report_fronts import fronts, validation_and_test
-    from orchestrator.report_head import head
-    from orchestrator.report_images import images
-    from orchestrator.report_pairs import pairs
-    from orchestrator.report_published import published
-    from orchestrator.report_scores import leaderboard
-    from orchestrator.report_search import search
+    from orchestrator.report.classes import calibration, classes
+    from orchestrator.report.course import failed, time_ledger
+    from orchestrator.report.curves import curves
+    from orchestrator.report.fronts import fronts, validation_and_test
+    from orchestrator.report.head import head
+    from orchestrator.report.images import images
+    from orchestrator.report.pairs import pairs
+    from orchestrator.report.published import published
+    from orchestrator.report.scores import leaderboard
+    from orchestrator.report.search import search
 
     makers: tuple[Callable[[Facts], Section], ...] = (
         *(leaderboard, pairs, published, curves, search),
@@ -171,7 +171,3 @@ def _parser() -> argparse.ArgumentParser:
         help="where sweeps live, as the sweep was told (default: results)",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.report_blocks import Block, Column, Section, Table, text
-from orchestrator.report_facts import Facts, Record, estimated, mean
-from orchestrator.report_head import departures
-from orchestrator.report_statistics import estimate
+from orchestrator.report.blocks import Block, Column, Section, Table, text
+from orchestrator.report.facts import Facts, Record, estimated, mean
+from orchestrator.report.head import departures
+from orchestrator.report.statistics import estimate
 
 
 def published(facts: Facts) -> Section:

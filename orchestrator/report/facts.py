@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator import finals
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
-from orchestrator.report_statistics import Estimate, estimate
+from orchestrator.report.statistics import Estimate, estimate
 from search_spaces.space import is_better
 from trainables.metrics import METRIC_NAMES
 
@@ -181,7 +181,7 @@ def read_facts(ledger: Ledger, name: str = "") -> Facts:
     evaluations = ledger.evaluations()
     keys = (
         *("space", "sweep_id", "created_s", "options", "versions", "variants"),
-        *("class_names", "dataset_images", "published", "former_plans"),
+        *("manifest", "published", "former_plans"),
     )
     said = {key: value for key in keys if (value := ledger.get(key)) is not None}
     plan = ledger.get("plan")
@@ -199,7 +199,7 @@ def read_facts(ledger: Ledger, name: str = "") -> Facts:
             )
             for trial in trials
         ),
-        class_names=tuple(said.get("class_names", ())),
+        class_names=tuple(said.get("manifest", {}).get("class_names", ())),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.report_blocks import Block, Section, Tabs, text
-from orchestrator.report_facts import Facts, Record
-from orchestrator.report_plots import figure
+from orchestrator.report.blocks import Block, Section, Tabs, text
+from orchestrator.report.facts import Facts, Record
+from orchestrator.report.plots import figure
 from orchestrator.study import Study, read_params
 
 # Below this many complete trials a share of importance is noise.

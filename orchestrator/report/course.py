@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 
 from orchestrator import failures
 from orchestrator.ledger import Attempt
-from orchestrator.report_blocks import Block, Column, Section, Table, text
-from orchestrator.report_facts import Facts, Record
-from orchestrator.report_plots import figure
+from orchestrator.report.blocks import Block, Column, Section, Table, text
+from orchestrator.report.facts import Facts, Record
+from orchestrator.report.plots import figure
 
 _LONGEST_LINE = 300
 # Nothing runs for longer than this only when no driver does.

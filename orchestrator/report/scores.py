@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger import TrialStatus
-from orchestrator.report_blocks import Block, Column, Kind, Section, Table, text
-from orchestrator.report_facts import (
+from orchestrator.report.blocks import Block, Column, Kind, Section, Table, text
+from orchestrator.report.facts import (
     Facts,
     estimated,
     is_fraction,

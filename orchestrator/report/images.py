@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from orchestrator.report_blocks import Block, Picture, Pictures, Section, Tabs, text
-from orchestrator.report_facts import Facts, Record
+from orchestrator.report.blocks import Block, Picture, Pictures, Section, Tabs, text
+from orchestrator.report.facts import Facts, Record
 
 # Shown per variant: more would make the page heavy and say no more.
 _MOST_MAPS = 12

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from plotly.colors import qualitative
 from plotly.io.json import to_json_plotly
 
-from orchestrator.report_blocks import Figure
+from orchestrator.report.blocks import Figure
 
 # Told apart by most people, whatever colours they see.
 _COLOURS = tuple(

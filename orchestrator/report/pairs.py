@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report_blocks import Block, Column, Matrix, Section, Table, text
-from orchestrator.report_facts import Facts, Record, ended, figures_of
-from orchestrator.report_statistics import Difference, holm, welch
+from orchestrator.report.blocks import Block, Column, Matrix, Section, Table, text
+from orchestrator.report.facts import Facts, Record, ended, figures_of
+from orchestrator.report.statistics import Difference, holm, welch
 
 TRIALS, COMPUTE = "equal trials", "equal compute"
 

@@ -7,8 +7,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.report_blocks import Block, Column, Section, Table, text
-from orchestrator.report_facts import OFFICIAL, Facts
+from orchestrator.report.blocks import Block, Column, Section, Table, text
+from orchestrator.report.facts import OFFICIAL, Facts
 
 
 def head(facts: Facts, written_s: float) -> Section:
@@ -86,7 +86,7 @@ def _given(options: Mapping[str, Any]) -> list[str]:
 
 def sample_of(facts: Facts) -> str | None:
     """Return the sentence that says how much of the official dataset this is; None: all of it."""
-    images = facts.said.get("dataset_images", {})
+    images = facts.said.get("manifest", {}).get("images", {})
     dataset = str(facts.plan["dataset"])
     official = next((name for name in OFFICIAL if dataset.startswith(name)), None)
     if official is None or not images:
@@ -142,7 +142,7 @@ def _side_of(space: Mapping[str, Any]) -> str:
 
 def _facts(facts: Facts, written_s: float) -> list[tuple[str, str]]:
     said, plan = facts.said, facts.plan
-    images = said.get("dataset_images", {})
+    images = said.get("manifest", {}).get("images", {})
     starts = [a.started_s for record in facts.records for a in record.attempts]
     ends = [record.span_s(a)[1] for record in facts.records for a in record.attempts]
     devices = sorted({str(r.evaluation["device"]) for r in facts.records if r.evaluation})

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report_blocks import Block, Column, Figure, Section, Table, Tabs, text
-from orchestrator.report_facts import Facts, Record
-from orchestrator.report_plots import colours, figure
-from orchestrator.report_statistics import class_order, most_confused, row_shares
+from orchestrator.report.blocks import Block, Column, Figure, Section, Table, Tabs, text
+from orchestrator.report.facts import Facts, Record
+from orchestrator.report.plots import colours, figure
+from orchestrator.report.statistics import class_order, most_confused, row_shares
 
 _MOST_PAIRS = 25
 _WHOLE = 10_000  # of a share in the matrix

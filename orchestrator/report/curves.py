@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.ledger import ENDED, TrialStatus
-from orchestrator.report_blocks import Block, Column, Figure, Section, Table, text
-from orchestrator.report_facts import Facts, Record, is_fraction
-from orchestrator.report_plots import colours, faint, figure
-from orchestrator.report_scores import metric_kind
+from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.facts import Facts, Record, is_fraction
+from orchestrator.report.plots import colours, faint, figure
+from orchestrator.report.scores import metric_kind
 
 # Line, opacity and the mark at its end, by how a trial ended.
 _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {

@@ -9,10 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.report_blocks import Block, Column, Figure, Section, Table, text
-from orchestrator.report_facts import Facts, Record, estimated, mean
-from orchestrator.report_plots import colours, figure
-from orchestrator.report_statistics import correlation, front
+from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.facts import Facts, Record, estimated, mean
+from orchestrator.report.plots import colours, figure
+from orchestrator.report.statistics import correlation, front
 
 
 def fronts(facts: Facts) -> Section:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from orchestrator.report_blocks import Section, for_people
+from orchestrator.report.blocks import Section, for_people
 
 
 def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) -> str:
@@ -27,7 +27,7 @@ def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) ->
         lstrip_blocks=True,
     )
     environment.globals |= {"for_people": for_people}
-    page = environment.get_template("report_page.html")
+    page = environment.get_template("page.html")
     # Not escaped: they are ours, or JSON without "<".
     script = get_plotlyjs().replace("</script", "<\\/script")
     return page.render(title=title, sections=sections, held=held, plotly=script)
