@@ -6,8 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
+import search_spaces
 from orchestrator.config import parse_args
 from orchestrator.data import _parser as data_parser
+from orchestrator.predict import _parser as predict_parser
+from orchestrator.report import _parser as report_parser
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -22,7 +25,20 @@ def test_every_sweep_command_parses() -> None:
     commands = _commands("orchestrator.sweep")
     assert len(commands) >= 3
     for words in commands:
-        assert parse_args(words).space == "tinyimagenet"
+        assert parse_args(words).space in search_spaces.names()
+
+
+def test_every_report_and_predict_command_parses() -> None:
+    for module, parser in (("report", report_parser()), ("predict", predict_parser())):
+        commands = _commands(f"orchestrator.{module}")
+        assert commands
+        for words in commands:
+            assert parser.parse_args(words) is not None
+
+
+def test_every_built_in_space_is_named() -> None:
+    for name in search_spaces.names():
+        assert name in README
 
 
 def test_every_data_command_parses() -> None:
@@ -33,8 +49,6 @@ def test_every_data_command_parses() -> None:
 
 
 def test_the_example_space_is_valid(tmp_path: Path) -> None:
-    import search_spaces
-
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "mine.py"
     path.write_text(code)
