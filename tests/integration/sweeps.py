@@ -152,7 +152,7 @@ def table(paths: SweepPaths) -> list[tuple[Any, ...]]:
 
 
 def is_measured_time(metric: str) -> bool:
-    return metric in ("epoch_s", "images_per_s", "device_peak_gib")
+    return metric in ("epoch_s", "images_per_s", "device_peak_gib", "val_s", "checkpoint_s")
 
 
 def tracking_uri(output: str) -> str:
