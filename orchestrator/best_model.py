@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import retention, trained_model
+from orchestrator import finals, retention, trained_model
 from orchestrator.errors import UsageError
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.paths import SweepPaths
@@ -26,12 +26,10 @@ def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
         mode: "max" or "min": which values of the metric are good.
     """
     sign = -1 if mode == "max" else 1
-    values = {trial.signature: trial.best_value for trial in trials}
+    values = finals.values(trials)
     ranked = []
     for trial in trials:
-        value = trial.best_value
-        if value is None:  # a final trial on the whole training part has none of its own
-            value = values.get(trial.origin or "")
+        value = values.get(trial.signature)
         if value is not None and trial.status in ("complete", "stopped"):
             # One that was stopped early only where nothing else is; of equal ones the earlier.
             rank = (

@@ -67,11 +67,12 @@ def fetched(paths: SweepPaths, copy: Path) -> Ledger:
         copy: where the file is put.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: it is damaged, or there is none.
     """
     storage = storage_of(paths)
     assert storage is not None
-    storage.get_file(LEDGER, copy)
+    if not storage.get_file(LEDGER, copy):
+        raise UsageError(f"There is no ledger at {storage.shown}.")
     return _checked(copy, storage, paths)
 
 

@@ -34,8 +34,10 @@ def is_judged(stage: Stage, number: int, *, num_params: int, num_enqueued: int) 
 def current(trials: Sequence[Trial], variant: str, mode: str) -> list[Trial]:
     """Return the trials that stand for a variant: the finals of its best configuration.
 
-    Finals of a configuration that a longer search has beaten since are left out. Where nothing is
-    searched they are the search's own. Ended or not, in the order of their numbers.
+    Finals of a configuration that a longer search has beaten since are left out, and so are those
+    with a validation part where the latest are without, or the other way round: they are the same
+    seeds again. Where nothing is searched they are the search's own. Ended or not, in the order of
+    their numbers.
     """
     own = [trial for trial in trials if trial.variant == variant]
     searched = [trial for trial in own if trial.stage == "search"]
@@ -44,4 +46,21 @@ def current(trials: Sequence[Trial], variant: str, mode: str) -> list[Trial]:
     best = best_of(searched, mode)
     if best is None:
         return []
-    return [t for t in own if t.stage == "final" and t.params == best.params]
+    again = [t for t in own if t.stage == "final" and t.params == best.params]
+    last = max(again, key=lambda trial: trial.planned_seq, default=best).config
+    part = "validation_fraction"
+    return [trial for trial in again if trial.config[part] == last[part]]
+
+
+def values(trials: Sequence[Trial]) -> dict[str, float]:
+    """Return what each trial is worth by the validation part, by signature; the test has no say.
+
+    A final one on the whole training part has no value of its own: its origin's counts.
+    """
+    own = {t.signature: t.best_value for t in trials}
+    worth = {
+        t.signature: own.get(t.origin or "") if v is None else v
+        for t in trials
+        for v in (t.best_value,)
+    }
+    return {signature: value for signature, value in worth.items() if value is not None}

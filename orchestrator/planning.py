@@ -86,17 +86,25 @@ def make_plan(
         final_seeds=options.get("final_seeds", space.final_seeds),
         final_on_all=options.get("final_on_all", False),
     )
-    _check_finals(plan)
+    _check_finals(plan, options)
     return plan, {name: facts[name] for name in ordered}
 
 
-def _check_finals(plan: Plan) -> None:
+def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
     """Build a final configuration of each variant: without a validation part not all can be.
 
     Raises:
-        UsageError: one that needs a validation part is to be trained without it.
+        UsageError: one that needs a validation part is to be trained without it, or there is
+            nothing to be trained again.
     """
     problems = []
+    is_asked = options.get("final_seeds", 0) > 0 or options.get("final_on_all", False)
+    if is_asked and not plan.num_finals:
+        raise UsageError(
+            "`--final-seeds` and `--final-on-all` are for the best of a search, and here nothing "
+            "is searched: the trials are the seeds, all are judged by the test part, and "
+            "`--trials` says how many there are."
+        )
     for variant in plan.variants:
         ranges = plan.space.params_for(variant)
         if not plan.final_seeds or not ranges:

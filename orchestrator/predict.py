@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import best_model, durability, process, trained_model
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
 from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
+from orchestrator.reading import ledger_copy
 from orchestrator.trained_model import Answer, TrainedModel
 from trainables.config import TrainConfig
 from trainables.redaction import redacted
@@ -97,7 +98,7 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
     paths = place(config.storage, config.model) if is_sweep_name(config.model) else None
     with tempfile.TemporaryDirectory(prefix="sweep-predict-") as folder:
         if paths is not None and _has_sweep(paths):
-            with _ledger(paths, Path(folder)) as ledger:
+            with ledger_copy(paths) as ledger:
                 yield _of_sweep(config, paths, ledger)
         elif re.fullmatch(r"[0-9a-f]{32}", config.model):
             yield _of_run(config, Path(folder))
@@ -133,25 +134,6 @@ def _has_sweep(paths: SweepPaths) -> bool:
         return durability.has_sweep(paths)
     except StorageError as error:
         raise UsageError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _ledger(paths: SweepPaths, folder: Path) -> Iterator[Ledger]:
-    """Yield a copy of a sweep's ledger; its storage's, which other machines write to as well."""
-    from orchestrator.ledger import LedgerError, open_ledger
-    from orchestrator.verify_facts import facts_of
-
-    copy, storage = folder / durability.LEDGER, durability.storage_of(paths)
-    try:
-        if storage is not None and storage.get_file(durability.LEDGER, copy):
-            with contextlib.closing(open_ledger(copy)) as ledger:
-                yield ledger
-        else:
-            with facts_of(paths, process.driver_of(paths)) as facts:
-                yield facts.ledger
-    except (LedgerError, StorageError) as error:
-        shown = f"{storage.shown}/{durability.LEDGER}" if storage else ""
-        raise UsageError(str(error).replace(str(copy), shown)) from error
 
 
 def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> TrainedModel:

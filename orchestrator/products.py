@@ -76,7 +76,8 @@ def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: 
     from orchestrator.mlflow_model import export_best
 
     new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    for leftover in paths.root.glob(f".*{folder.name}.new*"):  # of a driver that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     export_best(ledger, paths, manifest, new)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)

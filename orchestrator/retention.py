@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import durability
+from orchestrator import durability, finals
 from orchestrator.ledger import EpochRow, Ledger, Trial
 from orchestrator.paths import SweepPaths
 from search_spaces.space import is_better
@@ -15,20 +15,17 @@ from trainables.storage import Storage
 
 
 def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
-    """Return the signatures of the best `keep` ended trials of every variant and stage.
-
-    Final trials on the whole training part have no value: of those the first ones.
-    """
+    """Return the signatures of the best `keep` ended trials of every variant and stage."""
+    values = finals.values(trials)
     by_variant = collections.defaultdict(list)
     for trial in trials:
-        is_valued = trial.best_value is not None or trial.stage == "final"
-        if trial.status in ("complete", "stopped") and is_valued:
+        if trial.status in ("complete", "stopped") and trial.signature in values:
             by_variant[trial.variant, trial.stage].append(trial)
     sign = -1 if mode == "max" else 1
     best = set()
     for own in by_variant.values():
         # Ties go to the earlier trial, so that the choice does not depend on when it is made.
-        own.sort(key=lambda trial: (sign * (trial.best_value or 0.0), trial.number))
+        own.sort(key=lambda trial: (sign * values[trial.signature], trial.planned_seq))
         best |= {trial.signature for trial in own[:keep]}
     return best
 

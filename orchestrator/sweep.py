@@ -144,6 +144,7 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
         ledger = _create(config, plan, facts, manifest)
     else:
         _check_same(ledger, plan, force=config.force)
+        _add_variants(ledger, plan, facts)
         for line in versions.changes(ledger.get("versions", {})):
             print(line, flush=True)
         ledger.put("options", {**kept, **planning.given_options(config)})
@@ -208,7 +209,7 @@ def _run(
         if durable and durable.lost:
             console.print(durable.lost, soft_wrap=True, style="red")
             return FAILED
-        outcome = _outcome(ledger, plan, interrupted.is_set() or bool(errors))
+        outcome = _outcome(conductor, interrupted.is_set() or bool(errors))
         if outcome != "interrupted":
             tracker.products = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
@@ -401,6 +402,11 @@ def _create(
             "options": planning.given_options(config),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # what prediction needs of the dataset
+            "space_own": {
+                "trials": plan.space.trials,
+                "final_seeds": plan.space.final_seeds,
+                "dataset": plan.space.dataset,
+            },
             "published": plan.space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in facts.items()},
             "versions": versions.installed(),
@@ -454,6 +460,18 @@ def _check_same(ledger: Ledger, plan: Plan, *, force: bool) -> None:
     ledger.put("plan", new)
 
 
+def _add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+    """Keep what the plan says of variants that earlier commands left out."""
+    old, new = ledger.get("plan"), plan.identity()
+    merged = {**new, "side_px": {**old["side_px"], **new["side_px"]}, "space": {**new["space"]}}
+    for part in ("fixed", "params"):
+        merged["space"][part] = {**old["space"][part], **new["space"][part]}
+    if merged != old:
+        ledger.put("plan", merged)
+        costs = {name: asdict(values) for name, values in facts.items()}
+        ledger.put("variants", {**ledger.get("variants", {}), **costs})
+
+
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return a plan's identity, of the variants that both have."""
     shared = set(plan["side_px"]) & set(other["side_px"])
@@ -494,9 +512,12 @@ def _checkpoint_check(paths: SweepPaths) -> Any:
     return is_whole
 
 
-def _outcome(ledger: Ledger, plan: Plan, interrupted: bool) -> str:
+def _outcome(conductor: Conductor, interrupted: bool) -> str:
+    ledger, plan = conductor.ledger, conductor.plan
     if interrupted:
         return "interrupted"
+    if conductor.halted() or conductor.has_work():
+        return "failed"
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     if any(trial.status == "failed" for trial in trials):
         return "failed"
@@ -528,6 +549,11 @@ def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) ->
     console.print(table)
     searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
     console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
+    if plan.num_finals:
+        console.print(
+            f"After its search the best of each variant is trained again with {plan.final_seeds} "
+            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and judged once by the test part."
+        )
     console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
 
 

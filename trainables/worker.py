@@ -20,7 +20,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,9 +239,7 @@ def _judge(
         best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
     names = [checkpoint_path(job.signature, n, best_epoch) for n in range(job.attempt, 0, -1)]
     for name in names:
-        folder = None
-        with suppress(OSError):
-            folder = checkpoint.newest_valid([_local(job, name)])
+        folder = checkpoint.newest_valid([_local(job, name)])
         if folder is not None:
             judged = evaluation.evaluate_test(
                 config, Path(job.dataset_dir), folder, device=device, on_step=on_step

@@ -11,12 +11,13 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, SweepNotFoundError, UsageError, unknown_name
 from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
+from orchestrator.reading import ledger_copy
 from trainables.storage import StorageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         paths = _paths(arguments.name, arguments.storage)
-        with _opened(paths) as ledger:
+        with ledger_copy(paths) as ledger:
             page = write_report(ledger, paths.root / "report", paths.name)
     except (OrchestratorError, StorageError, OSError) as error:
         print(error, file=sys.stderr)
@@ -140,22 +141,6 @@ def _paths(name: str, storage: str) -> SweepPaths:
         f"{unknown_name('sweep', name, names)} They were looked for in {storage}; say another "
         "place with --storage."
     )
-
-
-@contextlib.contextmanager
-def _opened(paths: SweepPaths) -> Iterator[Ledger]:
-    """Yield a copy of the sweep's ledger: the driver, if there is one, goes on undisturbed."""
-    from orchestrator import durability, process
-    from orchestrator.verify_facts import facts_of
-
-    if paths.ledger.exists():
-        with facts_of(paths, process.driver_of(paths)) as facts:
-            yield facts.ledger
-        return
-    with tempfile.TemporaryDirectory(prefix="sweep-report-") as folder:
-        ledger = durability.fetched(paths, Path(folder) / paths.ledger.name)
-        with contextlib.closing(ledger):
-            yield ledger
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator import finals
+from orchestrator.best_model import best_trial
 from orchestrator.conductor import Conductor, Start
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.plan import Plan
+from orchestrator.retention import best_signatures
 from search_spaces.space import trial_seed
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_conductor import Killed, die_at, failed, play, quick, table
@@ -148,6 +150,44 @@ def test_on_the_whole_training_part_the_last_epoch_is_the_best_and_has_no_value(
     (trial,) = ledger.trials("final")
     assert trial.config["validation_fraction"] == 0.0
     assert (trial.best_epoch, trial.best_value) == (8, None)
+
+
+def test_seeds_with_and_without_the_validation_part_are_not_mixed(tmp_path: Path) -> None:
+    of = plan(space(trials=2, variants=("cnn2",)), final_seeds=2)
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    play(Conductor(ledger, dataclasses.replace(of, final_on_all=True)))
+    assert len(ledger.trials("final")) == 4
+    now = finals.current(ledger.trials(), "cnn2", "max")
+    assert [trial.number for trial in now] == [2, 3]
+    assert {trial.config["validation_fraction"] for trial in now} == {0.0}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_weights_that_stay_are_those_of_the_model_that_answers(
+    tmp_path: Path, mode: str
+) -> None:
+    """Final trials without a validation part count with the value of what they train again."""
+    of = plan(
+        space(
+            trials=2,
+            variants=("cnn2",),
+            mode=mode,
+            metric="val_top1" if mode == "max" else "val_loss",
+            first_rung_epochs=0,
+        ),
+        final_seeds=1,
+        final_on_all=True,
+    )
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    play(Conductor(ledger, dataclasses.replace(of, trials=12)))
+    trials = ledger.trials()
+    answers = best_trial(trials, mode)
+    assert answers is not None
+    assert answers.stage == "final"
+    assert answers.origin == finals.current(trials, "cnn2", mode)[0].origin
+    assert answers.signature in best_signatures(trials, 1, mode)
 
 
 def test_a_failed_search_leaves_nothing_to_train_again(tmp_path: Path) -> None:

@@ -213,3 +213,26 @@ def test_a_changed_range_is_a_difference() -> None:
     assert difference(wide, narrow) == [
         "space.params.cnn2.lr.attributes.high: 0.1 before, 0.05 now"
     ]
+
+
+def test_final_seeds_of_a_recipe_without_a_search_are_refused() -> None:
+    recipe = space(params={})
+    for flags in (("--final-seeds", "2"), ("--final-on-all",)):
+        with pytest.raises(UsageError, match=r"here nothing is searched.*`--trials` says how many"):
+            planned(recipe, *flags)
+    assert planned(recipe, "--final-seeds", "0")[0].num_finals == 0
+
+
+def test_a_final_trial_that_needs_a_validation_part_is_refused_without_it() -> None:
+    patient = space(base={"epochs": 9, "schedule": "plateau"})
+    with pytest.raises(UsageError, match=r"(?s)no validation part.*cnn2: `schedule` 'plateau'"):
+        planned(patient, "--final-on-all", "--final-seeds", "1")
+
+
+def test_imagenet_weights_are_for_the_variants_that_have_some() -> None:
+    flags = ("--weights", "imagenet", "--variants", "cnn3,efficientnet_b0")
+    plan, _ = planned(space(params={}), *flags)
+    weights = {v: plan.train_config(v, 0, {}).weights for v in plan.variants}
+    assert weights == {"cnn3": "none", "efficientnet_b0": "imagenet"}
+    with pytest.raises(UsageError, match="names one model's file, but 2 variants"):
+        planned(space(), "--weights", "x.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -162,7 +163,7 @@ def test_the_best_trial_answers_or_the_best_of_a_variant(
 def trial(**values: Any) -> Trial:
     given = {"status": "complete", "stage": "search", "best_value": 0.5, **values}
     unset = {name: None for name in Trial.__dataclass_fields__}
-    return Trial(**{**unset, **given})
+    return Trial(**{**unset, "signature": f"of {values.get('planned_seq')}", **given})
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("max", 2), ("min", 1)])
@@ -422,13 +423,16 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
     here = asked(capsys, trained, *files)
     store = tmp_path / "store"
     shutil.copytree(trained.paths.root, store / "tiny")
+    stored = store / "tiny" / "ledger.sqlite"  # as the driver puts it there
+    content = stored.read_bytes()
+    stored.write_bytes(content + f"\nsha256:{hashlib.sha256(content).hexdigest()}\n".encode())
     with untouched(store):
         assert asked(capsys, trained, *files, storage=store.as_uri()) == here
         said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
     assert "Known: tiny. Did you mean 'tiny'?" in said
-    (store / "tiny" / "ledger.sqlite").write_bytes(b"no database" * 100)
+    stored.write_bytes(b"no database" * 100)
     said = refused(capsys, *arguments(trained, *files, storage=store.as_uri()))
-    assert f"{store.as_uri()}/tiny/ledger.sqlite is not a readable ledger" in said
+    assert f"The copy of the ledger at {store.as_uri()}/tiny/ledger.sqlite is damaged" in said
 
 
 def test_help_answers_without_the_libraries() -> None:
