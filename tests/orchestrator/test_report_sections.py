@@ -6,12 +6,11 @@ import json
 import statistics
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.report.blocks import Block, Figure, Matrix, Pictures, Section, Table, Tabs, Text
+from orchestrator.ledger import Ledger
+from orchestrator.report.blocks import Matrix, Pictures
 from orchestrator.report.classes import calibration, classes
 from orchestrator.report.course import failed, time_ledger
 from orchestrator.report.curves import curves
@@ -25,6 +24,7 @@ from orchestrator.report.scores import leaderboard
 from orchestrator.report.search import search
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import TRACEBACK, build
+from tests.orchestrator.report_parts import blocks_of, figure, read, table, words
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +32,6 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     path = tmp_path_factory.mktemp("sweep") / "ledger.sqlite"
     build(path, trials=12).close()
     return read(path)
-
-
-def read(path: Path) -> Facts:
-    ledger = open_ledger(path, read_only=True)
-    try:
-        return read_facts(ledger)
-    finally:
-        ledger.close()
-
-
-def blocks_of(section: Section) -> list[Block]:
-    found: list[Block] = []
-    for block in section.blocks:
-        inner = block.tabs if isinstance(block, Tabs) else ()
-        found += [each for _, own in inner for each in own] if inner else [block]
-    return found
-
-
-def table(section: Section, name: str) -> list[dict[str, Any]]:
-    [found] = [b for b in blocks_of(section) if isinstance(b, Table) and b.name == name]
-    keys = [column.key for column in found.columns]
-    return [dict(zip(keys, row, strict=True)) for row in found.rows]
-
-
-def figure(section: Section, name: str) -> dict[str, Any]:
-    [found] = [b for b in blocks_of(section) if isinstance(b, Figure) and b.name == name]
-    content: dict[str, Any] = json.loads(found.json)
-    return content
-
-
-def words(section: Section) -> str:
-    return "\n".join(line for b in blocks_of(section) if isinstance(b, Text) for line in b.lines)
 
 
 def test_the_leaderboard_has_means_over_the_final_seeds(facts: Facts) -> None:
@@ -156,46 +124,6 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
     assert by_trials.difference is None
     assert "cnn3 that counts, cnn3 #0, was not trained again." in by_trials.reason
     assert by_trials.winner is None
-    ledger.close()
-
-
-def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
-    plan = sweeps.plan(sweeps.space())
-    ledger = sweeps.new_ledger(tmp_path / "l", plan)
-    identity = {
-        **plan.identity(),
-        "overrides": {"epochs": 2, "weights": "none"},
-        "dataset": "tinyimagenet-sample",
-        "side_px": {"cnn2": 32, "vgg16": 64},
-    }
-    ledger.put("plan", identity)
-    options = {"epochs": 2, "trials": 3, "side": "32", "dataset": "tinyimagenet-sample", "seed": 5}
-    ledger.put("options", options)
-    manifest = {"class_names": list("0123456789"), "images": {"train": 500, "test": 100}}
-    ledger.put("manifest", manifest)
-    said = departures(read_facts(ledger))
-    ledger.close()
-    assert said == [
-        "Epochs: 2 in place of 9.",
-        "`weights`: none in place of its default.",
-        "Variants left out: cnn3.",
-        "Variants that the space does not list: vgg16.",
-        "Input side: 32 (--side) in place of 32; cnn2 32 px, vgg16 64 px.",
-        "Trials per variant: 3, given by --trials, not the space's.",
-        "Dataset: tinyimagenet-sample (--dataset) in place of the space's.",
-        "Seed of the sweep: 5 in place of 0.",
-        "A sample of the dataset: 500 of 100,000 training images, 100 of 10,000 test images, 10 of "
-        "200 classes. No figure of this report can be set against one of the whole dataset.",
-    ]
-
-
-def test_a_whole_dataset_and_the_recipe_itself_are_no_departure(tmp_path: Path) -> None:
-    plan = sweeps.plan(sweeps.space())
-    ledger = sweeps.new_ledger(tmp_path / "l", plan)
-    ledger.put("plan", {**plan.identity(), "dataset": "cifar10", "overrides": {"epochs": 9}})
-    manifest = {"class_names": list("0123456789"), "images": {"train": 50_000, "test": 10_000}}
-    ledger.put("manifest", manifest)
-    assert departures(read_facts(ledger)) == []
     ledger.close()
 
 
