@@ -19,7 +19,6 @@ from orchestrator.report.fronts import fronts, validation_and_test
 from orchestrator.report.head import departures
 from orchestrator.report.images import images
 from orchestrator.report.pairs import COMPUTE, TRIALS, compare
-from orchestrator.report.published import published
 from orchestrator.report.scores import leaderboard
 from orchestrator.report.search import search
 from tests.orchestrator import sweeps
@@ -124,62 +123,6 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
     assert by_trials.difference is None
     assert "cnn3 that counts, cnn3 #0, was not trained again." in by_trials.reason
     assert by_trials.winner is None
-    ledger.close()
-
-
-ROWS = [
-    {"label": "model 1", "variant": "cnn2", "val_top1": 0.1419, "train_top1": 0.2296,
-     "parameters": 13_070_472},
-    {"label": "B3", "variant": "cnn3", "val_top1": 0.7698, "loss": 0.9887, "val_is_test": True,
-     "note": "Section 5.2; table 1 says 89."},
-    {"label": "paper's B7", "variant": None, "test_top1": 0.8433},
-]  # fmt: skip
-
-
-def test_published_figures_stand_beside_ours_with_their_contradiction(tmp_path: Path) -> None:
-    said = {"source": "A study", "rows": ROWS, "recipe_notes": ["L2 is not given; 1e-4 here."]}
-    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), published=said).close()
-    facts = read(tmp_path / "l")
-    section = published(facts)
-    first, b3, paper = table(section, "published")
-    assert (first["published_val_top1"], first["published_test_top1"]) == (0.1419, None)
-    assert first["ours_val_top1"].endswith("n = 3)")
-    assert first["difference_test_top1"] is None
-    # Published as validation, on the images that are our test part.
-    assert (b3["published_val_top1"], b3["published_test_top1"]) == (None, 0.7698)
-    ours = statistics.mean(r.evaluation["top1"] for r in facts.judged("cnn3") if r.evaluation)
-    assert b3["difference_test_top1"] == pytest.approx(ours - 0.7698)
-    [note] = table(section, "published_notes")
-    assert note == {
-        "label": "B3",
-        "note": "Published as validation; those images are our test part. Section 5.2; table 1 "
-        "says 89.",
-    }
-    assert (b3["published_loss"], b3["ours_loss"]) == (
-        0.9887,
-        pytest.approx(
-            statistics.mean(r.evaluation["loss"] for r in facts.judged("cnn3") if r.evaluation)
-        ),
-    )
-    assert (paper["variant"], paper["ours_test_top1"], paper["ours_loss"]) == (None, None, None)
-    sizes = table(section, "published_size")
-    assert [row["label"] for row in sizes] == ["model 1", "B3"]
-    assert sizes[0]["published_parameters"] == 13_070_472
-    assert sizes[0]["ours_parameters_with_statistics"] == 1_002_000
-    assert sizes[0]["ours_flops"] == 2 * sizes[0]["ours_multiply_accumulates"]
-    assert "L2 is not given; 1e-4 here." in words(section)
-    assert "Epochs: 6 in place of 20." in words(section)
-
-
-def test_the_published_recipe_that_was_tried_first_has_a_row_of_its_own(tmp_path: Path) -> None:
-    said = {"source": "", "rows": [ROWS[0]], "recipe_notes": []}
-    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",), published=said)
-    [final, *_] = ledger.trials("final")
-    result = json.dumps({**(ledger.evaluation(final.signature) or {}), "top1": 0.125})
-    ledger._connection.execute("INSERT INTO evaluations VALUES ('cnn2-s0000', 1, 0, ?)", (result,))
-    rows = table(published(read_facts(ledger)), "published")
-    assert [row["ours_from"] for row in rows] == ["best found", "the recipe, first trial"]
-    assert rows[1]["ours_test_top1"] == "12.5 (n = 1)"
     ledger.close()
 
 
