@@ -20,7 +20,7 @@ from orchestrator.report.head import departures
 from orchestrator.report.images import images
 from orchestrator.report.pairs import COMPUTE, TRIALS, compare
 from orchestrator.report.scores import leaderboard
-from orchestrator.report.search import search
+from orchestrator.report.search import Suggested, search, suggested
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import TRACEBACK, build
 from tests.orchestrator.report_parts import blocks_of, figure, read, table, words
@@ -148,11 +148,40 @@ def test_curves_tell_how_a_trial_ended(facts: Facts) -> None:
 
 def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: Facts) -> None:
     section = search(facts)
-    assert "The sampler was adaptive: after 3 random suggestions" in words(section)
+    assert "The sampler was adaptive: TPE suggested more of" in words(section)
+    counts = "cnn2: 0 trials prescribed by the space, 3 random, 9 suggested by TPE"
+    assert counts in words(section)
     importance = figure(section, "importance-cnn2")["data"][0]
     assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
     # A line for each complete trial, and the scale.
     assert len(figure(section, "parallel-cnn2")["data"]) == 4 + 1
+
+
+def test_a_search_of_prescribed_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    plan = ledger.get("plan")
+    space = {**plan["space"], "enqueued": [{}] * 4, "startup_trials": 10}
+    ledger.put("plan", {**plan, "space": space})
+    facts = read_facts(ledger)
+    assert suggested(facts, "cnn2") == Suggested(prescribed=4, random=2, adaptive=0)
+    assert "No suggestion was adaptive." in words(search(facts))
+    assert "sampler was adaptive" not in words(search(facts))
+    ledger.put("plan", {**plan, "space": {**space, "enqueued": []}})
+    facts = read_facts(ledger)
+    assert "No suggestion was adaptive: all values were drawn at random" in words(search(facts))
+    ledger.close()
+
+
+def test_a_suggestion_is_adaptive_by_what_had_ended_when_it_was_made(tmp_path: Path) -> None:
+    """Trials 3 and 4 were suggested side by side with those before, trial 5 after all of them."""
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=3, adaptive=3)
+    ledger._connection.execute("UPDATE trials SET seen_seq = 0 WHERE number IN (3, 4)")
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=5, adaptive=1)
+    # A failed trial tells the sampler nothing.
+    ledger._connection.execute("UPDATE trials SET status = 'failed' WHERE number IN (0, 1, 2)")
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=6, adaptive=0)
+    ledger.close()
 
 
 def test_too_few_complete_trials_have_no_importance(tmp_path: Path) -> None:
