@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import Ledger
-from orchestrator.report.blocks import Matrix, Pictures
+from orchestrator.report.blocks import Figure, Matrix, Pictures, Table
 from orchestrator.report.classes import calibration, classes
 from orchestrator.report.course import failed, time_ledger
 from orchestrator.report.curves import curves
@@ -18,7 +18,7 @@ from orchestrator.report.facts import Facts, read_facts
 from orchestrator.report.fronts import fronts, validation_and_test
 from orchestrator.report.head import departures
 from orchestrator.report.images import images
-from orchestrator.report.pairs import COMPUTE, TRIALS, compare
+from orchestrator.report.pairs import COMPUTE, TRIALS, compare, pairs
 from orchestrator.report.scores import leaderboard
 from orchestrator.report.search import Suggested, search, suggested
 from tests.orchestrator import sweeps
@@ -79,10 +79,7 @@ def test_a_variant_with_nothing_to_search_has_its_trials_for_seeds(tmp_path: Pat
 
 def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
-    ledger._connection.execute(
-        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
-        " WHERE stage = 'final'"
-    )
+    _without_validation(ledger)
     ledger.put("options", {"final_on_all": True})
     facts = read_facts(ledger)
     [row] = table(leaderboard(facts), "leaderboard")
@@ -92,6 +89,42 @@ def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Pa
         validation_and_test(facts)
     )
     assert any("--final-on-all" in line for line in departures(facts))
+    ledger.close()
+
+
+def _without_validation(ledger: Ledger) -> None:
+    ledger._connection.execute(
+        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+        " WHERE stage = 'final'"
+    )
+
+
+def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    _without_validation(ledger)
+    section = curves(read_facts(ledger))
+    names = {
+        metric: {trace.get("name") for trace in figure(section, f"curves-{metric}")["data"]}
+        for metric in ("val_top1", "val_loss", "train_loss", "best")
+    }
+    finals = {metric: {n for n in names[metric] if n and "final" in n} for metric in names}
+    assert finals == {
+        "val_top1": set(),
+        "val_loss": set(),
+        "train_loss": {"complete, final: 3"},
+        "best": {next(n for n in finals["best"] if n.endswith(", training"))},
+    }
+    assert "3 trials were trained without a validation part" in words(section)
+    ledger.close()
+
+
+def test_where_no_trial_has_a_validation_part_there_is_no_such_figure(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
+    ledger._connection.execute(
+        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+    )
+    drawn = [b.name for b in curves(read_facts(ledger)).blocks if isinstance(b, Figure)]
+    assert drawn == ["curves-train_loss", "curves-best"]
     ledger.close()
 
 
@@ -123,6 +156,18 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
     assert by_trials.difference is None
     assert "cnn3 that counts, cnn3 #0, was not trained again." in by_trials.reason
     assert by_trials.winner is None
+    ledger.close()
+
+
+def test_equal_trials_end_before_the_first_trial_that_has_not_ended(tmp_path: Path) -> None:
+    """cnn2's trial 4 hangs while 5 has ended: trials 0 to 3 of both are compared, no fifth."""
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"))
+    ledger._connection.execute(
+        "UPDATE trials SET status = 'running', ended_seq = NULL WHERE signature = 'cnn2-s0004'"
+    )
+    facts = read_facts(ledger)
+    by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    assert by_trials.budget == 4
     ledger.close()
 
 
@@ -196,6 +241,18 @@ def test_the_fronts_say_who_is_beaten(tmp_path: Path) -> None:
     rows = table(fronts(read(tmp_path / "l")), "fronts")
     assert [row["multiply_accumulates_front"] for row in rows] == [True, True, True]
     assert [row["multiply_accumulates"] for row in rows] == [10**7, 3 * 10**7, 9 * 10**7]
+
+
+def test_the_fronts_name_the_section_that_says_what_is_resolved(facts: Facts) -> None:
+    assert f'says the section "{pairs(facts).title}"' in words(fronts(facts))
+
+
+def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: Facts) -> None:
+    said = "measured while other trials of the sweep may have shared the device"
+    [drawn] = [b for b in fronts(facts).blocks if isinstance(b, Figure)]
+    assert said in drawn.note
+    costs = [b for b in blocks_of(leaderboard(facts)) if isinstance(b, Table) and "cost" in b.name]
+    assert [said in block.note for block in costs] == [True, True]
 
 
 def test_the_correlation_says_how_many_points_it_is_of(facts: Facts) -> None:
@@ -308,8 +365,6 @@ def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
 
 
 def test_the_matrix_of_pairs_names_both_ways(facts: Facts) -> None:
-    from orchestrator.report.pairs import pairs
-
     matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
     assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2
     (_, loses), (wins, _) = matrices[0].cells
