@@ -228,13 +228,29 @@ def _published_problems(space: SearchSpace) -> list[str]:
                 )
         if row.loss is not None and not (_is_number(row.loss) and row.loss >= 0):
             problems.append(f"{where}: `loss` must be finite and 0 or more; got {row.loss!r}.")
-        for name in ("parameters", "flops"):
-            value = getattr(row, name)
-            if value is not None and (type(value) is not int or value < 1):
-                problems.append(
-                    f"{where}: `{name}` must be a whole number, 1 or more; got {value!r}."
-                )
+        problems += [
+            f"{where}: `{name}` must be a whole number, 1 or more; got {value!r}."
+            for name in ("parameters", "flops")
+            if (value := getattr(row, name)) is not None and (type(value) is not int or value < 1)
+        ]
+        problems += _row_enqueued_problems(space, where, row)
     return problems
+
+
+def _row_enqueued_problems(space: SearchSpace, where: str, row: Published) -> list[str]:
+    """Return what keeps a published row from naming the trial that is to stand beside it."""
+    if row.enqueued is None:
+        return []
+    if row.variant is None:
+        return [f"{where}: `enqueued` needs a `variant`, whose trial it names; give one."]
+    if row.variant not in space.variants:
+        return []  # said already
+    count = len(space.enqueued) if space.params_for(row.variant) else 0
+    if type(row.enqueued) is int and 0 <= row.enqueued < count:
+        return []
+    rule = f"must be a whole number, 0 to {count - 1}, of `enqueued`" if count else "must be None"
+    why = "" if count else f", as no trial of {row.variant} is enqueued"
+    return [f"{where}: `enqueued` {rule}{why}; got {row.enqueued!r}."]
 
 
 def _is_number(value: Any) -> bool:

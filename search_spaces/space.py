@@ -44,6 +44,8 @@ class Published:
         note: what is odd about the row, such as a contradiction; else empty.
         val_is_test: their validation images are this project's test part, so that `val_top1` is
             to be compared with our test accuracy.
+        enqueued: number of the enqueued trial that it is compared with, in a space with several
+            published settings of one model; None for the variant's seeds and its first trial.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Published:
     flops: int | None = None
     note: str = ""
     val_is_test: bool = False
+    enqueued: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

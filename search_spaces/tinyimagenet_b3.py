@@ -67,8 +67,7 @@ SPACE = SearchSpace(
             label="EfficientNet-B3, section 5.2",
             val_top1=0.7698,
             loss=0.9887,
-            note="Their validation part is the official one: here it is the test part. Tables 1 "
-            "and 2 of the same document contradict it with 0.89.",
+            note="Tables 1 and 2 of the same document contradict it with 0.89.",
             val_is_test=True,
         ),
         Published(

@@ -15,8 +15,6 @@ later work are in `tinyimagenet_backbones`.
 
 from search_spaces.space import Published, SearchSpace
 
-_SPLIT = "Their validation part is the official one: here it is the test part."
-
 SPACE = SearchSpace(
     name="tinyimagenet_baselines",
     dataset="tinyimagenet",
@@ -56,7 +54,6 @@ SPACE = SearchSpace(
             train_top1=0.2296,
             val_top1=0.1419,
             parameters=13_070_472,
-            note=_SPLIT,
             val_is_test=True,
         ),
         Published(
@@ -65,7 +62,7 @@ SPACE = SearchSpace(
             train_top1=0.2017,
             val_top1=0.2272,
             parameters=2_555_656,
-            note=f"{_SPLIT} Validation is above training, which augmentation and dropout explain; "
+            note="Validation is above training, which augmentation and dropout explain; "
             "the study takes it for overfitting, which would be the reverse.",
             val_is_test=True,
         ),
@@ -75,7 +72,6 @@ SPACE = SearchSpace(
             train_top1=0.2950,
             val_top1=0.2488,
             parameters=140_382_728,
-            note=_SPLIT,
             val_is_test=True,
         ),
         Published(
@@ -84,7 +80,6 @@ SPACE = SearchSpace(
             train_top1=0.3752,
             val_top1=0.3861,
             parameters=8_866_376,
-            note=_SPLIT,
             val_is_test=True,
         ),
         Published(
@@ -93,7 +88,7 @@ SPACE = SearchSpace(
             train_top1=0.6861,
             val_top1=0.4314,
             parameters=25_890_888,
-            note=f"{_SPLIT} From ImageNet weights, which have seen the classes of Tiny ImageNet. "
+            note="From ImageNet weights, which have seen the classes of Tiny ImageNet. "
             "The total counts 26,560 convolution biases that Keras' ResNet-50 has and ours not.",
             val_is_test=True,
         ),

@@ -41,7 +41,15 @@ def curves(facts: Facts) -> Section:
             )
         )
         metrics = dict.fromkeys((facts.metric, "val_loss", "train_loss"))
-        blocks += [_all_trials(facts, shown, metric) for metric in metrics]
+        seen = {metric: _having(shown, metric) for metric in metrics}
+        blocks += [_all_trials(facts, having, metric) for metric, having in seen.items() if having]
+        if unseen := sum(not record.has_validation for record in shown):
+            blocks.append(
+                text(
+                    f"{unseen} trials were trained without a validation part: they have no "
+                    "validation curve."
+                )
+            )
         if best := _best(facts):
             blocks.append(_train_and_validation(facts, best))
         silent = len(facts.records) - len(shown)
@@ -51,6 +59,11 @@ def curves(facts: Facts) -> Section:
         blocks.append(text("No trial has finished an epoch yet."))
     blocks.append(_trials(facts))
     return Section(name="curves", title="Learning curves", blocks=tuple(blocks))
+
+
+def _having(shown: Sequence[Record], metric: str) -> list[Record]:
+    """Return those that have a metric; without a validation part its figures are zeros."""
+    return [r for r in shown if r.has_validation or not metric.startswith("val_")]
 
 
 def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
@@ -170,6 +183,8 @@ def _train_and_validation(facts: Facts, best: Sequence[Record]) -> Figure:
         for record in best:
             variant = record.trial.variant
             for part, dash in (("train", "dash"), ("val", "solid")):
+                if not _having([record], f"{part}_{metric}"):
+                    continue
                 drawn.add_scatter(
                     x=[row.epoch + 1 for row in record.rows],
                     y=[round(scale * row.metrics[f"{part}_{metric}"], 4) for row in record.rows],

@@ -9,9 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from orchestrator.report import pairs
 from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
 from orchestrator.report.facts import Facts, Record, estimated, mean
 from orchestrator.report.plots import colours, figure
+from orchestrator.report.scores import SHARED
 from orchestrator.report.statistics import correlation, front
 
 
@@ -26,7 +28,7 @@ def fronts(facts: Facts) -> Section:
             "One point is one variant: mean test top-1 over its seeds, with the standard "
             "deviation where there are two or more. On a front is whatever no other variant beats "
             "at the same cost or less; whether a difference is more than chance says the section "
-            "before. From-scratch and pretrained variants have fronts of their own."
+            f'"{pairs.TITLE}". From-scratch and pretrained variants have fronts of their own.'
         ),
         _fronts_figure(facts, points),
         _fronts_table(facts, points),
@@ -113,7 +115,7 @@ def _fronts_figure(facts: Facts, points: Mapping[str, dict[str, Any]]) -> Figure
             **axis,
         )
     drawn.update_yaxes(title_text="test top-1, %")
-    return figure("fronts", "Pareto fronts", drawn, height_px=720)
+    return figure("fronts", "Pareto fronts", drawn, height_px=720, note=SHARED)
 
 
 def _ticks(costs: Sequence[float]) -> list[float]:

@@ -40,7 +40,7 @@ def head(facts: Facts, written_s: float) -> Section:
 def departures(facts: Facts) -> list[str]:
     """Return one sentence for everything that is not as the space says."""
     lines = [*_changed_epochs(facts), *_changed_overrides(facts), *_changed_variants(facts)]
-    lines += _given(facts.said.get("options", {}))
+    lines += _given(facts)
     if sample := sample_of(facts):
         lines.append(sample)
     if facts.said.get("former_plans"):
@@ -57,7 +57,8 @@ def _changed_variants(facts: Facts) -> list[str]:
         lines.append(f"Variants left out: {', '.join(left_out)}.")
     if added := [name for name in run if name not in own]:
         lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
-    if options.get("side"):
+    own_sides = {space["side_by_variant"].get(name, space["side"]) for name in run}
+    if options.get("side") and {str(side) for side in own_sides} != {str(options["side"])}:
         sides = ", ".join(f"{name} {facts.plan['side_px'].get(name)} px" for name in facts.variants)
         lines.append(
             f"Input side: {options['side']} (--side) in place of {_side_of(space)}; {sides}."
@@ -65,20 +66,31 @@ def _changed_variants(facts: Facts) -> list[str]:
     return lines
 
 
-def _given(options: Mapping[str, Any]) -> list[str]:
+def _given(facts: Facts) -> list[str]:
     """Return a sentence for each flag that changes what is computed without changing a trial."""
-    lines = [
-        f"{what}: {options[flag]}, given by --{flag.replace('_', '-')}, not the space's."
-        for flag, what in (("trials", "Trials per variant"), ("final_seeds", "Final seeds"))
-        if options.get(flag) is not None
-    ]
-    if options.get("final_on_all"):
+    options = facts.said.get("options", {})
+    own: Mapping[str, Any] = facts.said.get("space_own") or {}  # older ledgers do not know it
+    flags = [("trials", "Trials per variant")]
+    if any(facts.is_searched(variant) for variant in facts.variants):
+        flags.append(("final_seeds", "Final seeds"))  # else the trials are the seeds
+    lines = []
+    for flag, what in flags:
+        given, name = options.get(flag), f"--{flag.replace('_', '-')}"
+        if given is None or given == own.get(flag):
+            continue
+        lines.append(
+            f"{what}: {given} ({name}) in place of {own[flag]}."
+            if flag in own
+            else f"{what}: {given}, given by {name}, not the space's."
+        )
+    if options.get("final_on_all") and any(r.trial.stage == "final" for r in facts.records):
         lines.append(
             "The final seeds were trained on the whole training part (--final-on-all), so they "
             "have no validation figures."
         )
-    if options.get("dataset"):
-        lines.append(f"Dataset: {options['dataset']} (--dataset) in place of the space's.")
+    if options.get("dataset") and options["dataset"] != own.get("dataset"):
+        replaced = own.get("dataset", "the space's")
+        lines.append(f"Dataset: {options['dataset']} (--dataset) in place of {replaced}.")
     if options.get("seed"):
         lines.append(f"Seed of the sweep: {options['seed']} in place of 0.")
     return lines
@@ -117,9 +129,36 @@ def _changed_epochs(facts: Facts) -> list[str]:
     for name, epochs in own.items():
         by_epochs[epochs].append(name)
     if len(by_epochs) == 1:
-        return [f"Epochs: {given} in place of {next(iter(by_epochs))}."]
-    said = "; ".join(f"{epochs} ({', '.join(names)})" for epochs, names in by_epochs.items())
-    return [f"Epochs: {given} in place of {said}."]
+        said = str(next(iter(by_epochs)))
+    else:
+        said = "; ".join(f"{epochs} ({', '.join(names)})" for epochs, names in by_epochs.items())
+    return [f"Epochs: {given} in place of {said}.", *_shortened(facts, given)]
+
+
+def _shortened(facts: Facts, given: int) -> list[str]:
+    """Return a sentence for each span that shrinks with the epochs, as `train_config` does it."""
+    space, overrides = facts.plan["space"], facts.plan["overrides"]
+    lines = []
+    for span in ("warmup_epochs", "freeze_epochs"):
+        names = collections.defaultdict(list)
+        for name in facts.variants:
+            fixed = space["fixed"].get(name, {})
+            own, epochs = fixed.get(span), fixed.get("epochs", 0)
+            if given >= epochs or span in overrides:
+                continue
+            if span in space["params"].get(name, {}):
+                names["shorter than the trial's own, which is searched"].append(name)
+            if not own:
+                continue
+            new = own * given / epochs if span == "warmup_epochs" else own * given // epochs
+            if new != own:
+                names[f"{new:.3g} in place of {own:g}"].append(name)
+        if len(names) == 1:
+            lines.append(f"`{span}`, shortened with the epochs: {next(iter(names))}.")
+        elif names:
+            said = "; ".join(f"{what} ({', '.join(of)})" for what, of in names.items())
+            lines.append(f"`{span}`, shortened with the epochs: {said}.")
+    return lines
 
 
 def _changed_overrides(facts: Facts) -> list[str]:

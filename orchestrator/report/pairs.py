@@ -6,15 +6,17 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.ledger import ENDED
 from orchestrator.report.blocks import Block, Column, Matrix, Section, Table, text
 from orchestrator.report.facts import Facts, Record, ended, figures_of
 from orchestrator.report.statistics import Difference, holm, welch
 
+TITLE = "Resolved or not"
 TRIALS, COMPUTE = "equal trials", "equal compute"
 
 _DEFINITION = (
-    "Each pair is compared twice. Equal trials: of each variant the first n trials count, n being "
-    "the smaller number of ended search trials of the two. Equal compute: of each variant those "
+    "Each pair is compared twice. Equal trials: of each variant the first n search trials count, n "
+    "being the largest for which all of these have ended. Equal compute: of each variant those "
     "trials count that had ended, in order, within the smaller sum of device-seconds of the two "
     "searches.",
     "In both, a variant stands for the configuration that is the best, by validation, of the "
@@ -61,31 +63,39 @@ def pairs(facts: Facts) -> Section:
         blocks.append(_table(found, f"pairs{suffix}", f"All pairs, {kind}"))
     if len(blocks) == 1:
         blocks.append(text("There are no two variants to compare."))
-    return Section(name="pairs", title="Resolved or not", blocks=tuple(blocks))
+    return Section(name="pairs", title=TITLE, blocks=tuple(blocks))
 
 
 def compare(facts: Facts, variants: Sequence[str], is_pretrained: bool) -> list[Pair]:
     """Compare all pairs of variants at equal trials and at equal compute."""
-    done = {
-        variant: ended(r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained)
+    planned = {
+        variant: [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
         for variant in variants
     }
+    done = {variant: ended(records) for variant, records in planned.items()}
+    leading = {variant: _leading(records) for variant, records in planned.items()}
     found = []
     for first, second in itertools.combinations(variants, 2):
-        trials = min(len(done[first]), len(done[second]))
+        trials = min(len(leading[first]), len(leading[second]))
         found.append(
             _pair(
                 facts,
                 (first, second),
                 TRIALS,
                 trials,
-                [[r for r in done[v] if r.trial.number < trials] for v in (first, second)],
+                [leading[v][:trials] for v in (first, second)],
             )
         )
         compute_s = min(sum(r.device_s for r in done[v]) for v in (first, second))
         within = [_within(done[v], compute_s) for v in (first, second)]
         found.append(_pair(facts, (first, second), COMPUTE, compute_s, within))
     return found
+
+
+def _leading(planned: Sequence[Record]) -> list[Record]:
+    """Return the first trials up to one that has not ended: what comes after it has run ahead."""
+    in_order = sorted(planned, key=lambda record: record.trial.number)
+    return list(itertools.takewhile(lambda record: record.trial.status in ENDED, in_order))
 
 
 def _within(done: Sequence[Record], compute_s: float) -> list[Record]:

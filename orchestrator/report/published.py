@@ -15,19 +15,27 @@ def published(facts: Facts) -> Section:
     """Return the source's own table beside ours, with every reason why they are not the same."""
     said = facts.said.get("published") or {}
     rows: list[Mapping[str, Any]] = said.get("rows", [])
-    if not rows:
+    source, notes = str(said.get("source", "")), [str(n) for n in said.get("recipe_notes", ())]
+    if not (rows or source or notes):
         lines = text("This space reproduces no published study, so there is nothing to compare.")
         return Section(name="published", title="Published and ours", blocks=(lines,))
-    source = str(said.get("source", ""))
     blocks: list[Block] = [text(f"Source: {source}.")] if source else []
     unlike = departures(facts)
     if unlike:
         blocks.append(text("Ours departs from the published recipe:", is_warning=True))
         blocks.append(text(*unlike))
-    if notes := [str(note) for note in said.get("recipe_notes", ())]:
+    if notes:
         blocks.append(text("What the source leaves open or what is done otherwise here:"))
         blocks.append(text(*notes))
-    blocks.append(
+    if rows:
+        blocks += _tables(facts, rows)
+    else:
+        blocks.append(text("The source has no figures that ours could be set beside."))
+    return Section(name="published", title="Published and ours", blocks=tuple(blocks))
+
+
+def _tables(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    tables = [
         Table(
             name="published",
             title="Accuracy, published and ours",
@@ -39,9 +47,9 @@ def published(facts: Facts) -> Section:
             "figure stands under test. A row without a variant is shown for "
             "comparison: its model is not of this sweep.",
         )
-    )
+    ]
     if odd := [[_label(row), note] for row in rows if (note := _note(row))]:
-        blocks.append(
+        tables.append(
             Table(
                 name="published_notes",
                 title="What is odd about the published figures",
@@ -49,17 +57,19 @@ def published(facts: Facts) -> Section:
                 rows=odd,
             )
         )
-    blocks.append(
-        Table(
-            name="published_size",
-            title="Size, published and ours",
-            columns=_SIZE_COLUMNS,
-            rows=[_size_line(facts, row) for row in rows if row.get("variant")],
-            note="Published totals of Keras models count the running statistics of batch norm. "
-            "FLOPs as published, in the source's unit; ours in both.",
+    if sizes := [_size_line(facts, row) for row in rows if _has_size(row)]:
+        tables.append(
+            Table(
+                name="published_size",
+                title="Size, published and ours",
+                columns=_SIZE_COLUMNS,
+                rows=sizes,
+                note="Published totals of Keras models count the running statistics of batch norm. "
+                "FLOPs as published, in the source's unit; ours in both. A row without a variant "
+                "is shown for comparison.",
+            )
         )
-    )
-    return Section(name="published", title="Published and ours", blocks=tuple(blocks))
+    return tables
 
 
 _PUBLISHED_COLUMNS = (
@@ -80,27 +90,34 @@ _PUBLISHED_COLUMNS = (
 
 def _published_lines(facts: Facts, row: Mapping[str, Any]) -> list[list[Any]]:
     """Return a published row once for each kind of trial that stands beside it."""
-    variant = row.get("variant")
+    variant, number = row.get("variant"), row.get("enqueued")
     ours: list[tuple[str, Sequence[Record]]] = []
-    if variant in facts.variants:
+    if variant in facts.variants and number is not None:
+        ours.append((f"trial {number}", enqueued_trial(facts, variant, number)))
+    elif variant in facts.variants:
         seeds = facts.seeds(variant)
         if seeds and facts.is_searched(variant):
             ours.append(("best found", seeds))
         elif seeds:
             ours.append(("the recipe", seeds))
-        if enqueued := enqueued_trials(facts, variant):
-            ours.append(("the recipe, first trial", enqueued))
+        if recipe := enqueued_trial(facts, variant, 0):
+            ours.append(("the recipe, first trial", recipe))
     return [_published_line(row, what, records) for what, records in ours or [("", ())]]
 
 
-def enqueued_trials(facts: Facts, variant: str) -> list[Record]:
-    """Return the search trials of a searched variant that were prescribed, not suggested."""
+def enqueued_trial(facts: Facts, variant: str, number: int) -> list[Record]:
+    """Return the prescribed trial of a searched variant with this number, if it was judged.
+
+    Several prescribed ones differ in their configuration, so their mean would be of nothing.
+    """
     if not facts.is_searched(variant):
         return []
     return [
         record
         for record in facts.of(variant, "search")
-        if record.evaluation is not None and record.trial.status == "complete"
+        if record.trial.number == number
+        and record.evaluation is not None
+        and record.trial.status == "complete"
     ]
 
 
@@ -162,6 +179,13 @@ _SIZE_COLUMNS = (
     Column("ours_multiply_accumulates", "ours, multiply-accumulates", "mega"),
     Column("ours_flops", "ours, FLOPs", "mega"),
 )
+
+
+def _has_size(row: Mapping[str, Any]) -> bool:
+    """Return whether a row says something of a model's size, or ours stands beside it."""
+    # The model of a row of one enqueued trial is that of the recipe's row.
+    is_ours = row.get("variant") is not None and row.get("enqueued") is None
+    return is_ours or row.get("parameters") is not None or row.get("flops") is not None
 
 
 def _size_line(facts: Facts, row: Mapping[str, Any]) -> list[Any]:

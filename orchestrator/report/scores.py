@@ -15,6 +15,11 @@ from orchestrator.report.facts import (
     mean,
 )
 
+# A trial is timed where it is judged, and nobody waits for that.
+SHARED = (
+    "Inference time was measured while other trials of the sweep may have shared the device, so it "
+    "may be longer than on a device of its own."
+)
 _GROUP = {False: "from scratch", True: "pretrained"}
 
 
@@ -62,7 +67,7 @@ def leaderboard(facts: Facts) -> Section:
                 note="Operations are per image, forward, in multiply-accumulates and in FLOPs "
                 "(twice as many). Inference was measured with batch 1 and with the batch size "
                 "given. Device-seconds are seconds of attempts times workers; a trial that shares "
-                "a device counts a whole one.",
+                f"a device counts a whole one. {SHARED}",
             )
         )
     return Section(name="leaderboard", title="Leaderboard", blocks=tuple(blocks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from orchestrator.report.blocks import Block, Section, Tabs, text
 from orchestrator.report.facts import Facts, Record
@@ -21,18 +22,66 @@ def search(facts: Facts) -> Section:
     if not searched:
         only = text("Nothing was searched: the trials of a variant differ in their seeds only.")
         return Section(name="search", title="The search", blocks=(only,))
-    startup = facts.plan["space"]["startup_trials"]
-    adaptive = text(
-        f"The sampler was adaptive: after {startup} random suggestions per variant, TPE suggested "
-        "more of what had done well. So the parameters are not sampled evenly, and importance and "
-        "slices are biased towards the region that was searched; they describe this search, they "
-        "prove no cause. Only complete trials count here: stopped ones have no value that could be "
-        "compared. The final seeds are left out.",
-        is_warning=True,
+    kinds = {variant: suggested(facts, variant) for variant in searched}
+    blocks = (
+        text(
+            f"{_adaptive(list(kinds.values()))} Only complete trials count here: stopped ones have "
+            "no value that could be compared. The final seeds are left out.",
+            is_warning=True,
+        ),
+        text(*(f"{variant}: {_counts(kind)}." for variant, kind in kinds.items())),
+        Tabs(
+            name="search",
+            tabs=tuple((variant, tuple(_of_variant(facts, variant))) for variant in searched),
+        ),
     )
-    tabs = tuple((variant, tuple(_of_variant(facts, variant))) for variant in searched)
-    return Section(
-        name="search", title="The search", blocks=(adaptive, Tabs(name="search", tabs=tabs))
+    return Section(name="search", title="The search", blocks=blocks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suggested:
+    """How many of a variant's search trials came from where."""
+
+    prescribed: int
+    random: int
+    adaptive: int
+
+
+def suggested(facts: Facts, variant: str) -> Suggested:
+    """Return how many trials the space prescribed, how many were random and how many were not.
+
+    TPE models nothing before `startup_trials` trials have ended that say something, which a failed
+    one does not; trials side by side are suggested before the others' ends are known.
+    """
+    space = facts.plan["space"]
+    trials = [record.trial for record in facts.of(variant, "search")]
+    telling = [t.ended_seq for t in trials if t.ended_seq is not None and t.status != "failed"]
+    prescribed = [t for t in trials if t.number < len(space.get("enqueued", ()))]
+    others = [t for t in trials if t not in prescribed]
+    known = [sum(ended_seq <= t.seen_seq for ended_seq in telling) for t in others]
+    adaptive = sum(count >= space["startup_trials"] for count in known)
+    return Suggested(prescribed=len(prescribed), random=len(others) - adaptive, adaptive=adaptive)
+
+
+def _adaptive(kinds: Sequence[Suggested]) -> str:
+    if any(kind.adaptive for kind in kinds):
+        return (
+            "The sampler was adaptive: TPE suggested more of what had done well. So the parameters "
+            "are not sampled evenly, and importance and slices are biased towards the region that "
+            "was searched; they describe this search, they prove no cause."
+        )
+    if any(kind.prescribed for kind in kinds):
+        return (
+            "No suggestion was adaptive. Prescribed values are not sampled evenly either, so "
+            "importance and slices describe these trials, they prove no cause."
+        )
+    return "No suggestion was adaptive: all values were drawn at random from the whole ranges."
+
+
+def _counts(kind: Suggested) -> str:
+    return (
+        f"{kind.prescribed} trials prescribed by the space, {kind.random} random, "
+        f"{kind.adaptive} suggested by TPE from those before"
     )
 
 

@@ -6,12 +6,11 @@ import json
 import statistics
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.report.blocks import Block, Figure, Matrix, Pictures, Section, Table, Tabs, Text
+from orchestrator.ledger import Ledger
+from orchestrator.report.blocks import Figure, Matrix, Pictures, Table
 from orchestrator.report.classes import calibration, classes
 from orchestrator.report.course import failed, time_ledger
 from orchestrator.report.curves import curves
@@ -19,12 +18,12 @@ from orchestrator.report.facts import Facts, read_facts
 from orchestrator.report.fronts import fronts, validation_and_test
 from orchestrator.report.head import departures
 from orchestrator.report.images import images
-from orchestrator.report.pairs import COMPUTE, TRIALS, compare
-from orchestrator.report.published import published
+from orchestrator.report.pairs import COMPUTE, TRIALS, compare, pairs
 from orchestrator.report.scores import leaderboard
-from orchestrator.report.search import search
+from orchestrator.report.search import Suggested, search, suggested
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import TRACEBACK, build
+from tests.orchestrator.report_parts import blocks_of, figure, read, table, words
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +31,6 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     path = tmp_path_factory.mktemp("sweep") / "ledger.sqlite"
     build(path, trials=12).close()
     return read(path)
-
-
-def read(path: Path) -> Facts:
-    ledger = open_ledger(path, read_only=True)
-    try:
-        return read_facts(ledger)
-    finally:
-        ledger.close()
-
-
-def blocks_of(section: Section) -> list[Block]:
-    found: list[Block] = []
-    for block in section.blocks:
-        inner = block.tabs if isinstance(block, Tabs) else ()
-        found += [each for _, own in inner for each in own] if inner else [block]
-    return found
-
-
-def table(section: Section, name: str) -> list[dict[str, Any]]:
-    [found] = [b for b in blocks_of(section) if isinstance(b, Table) and b.name == name]
-    keys = [column.key for column in found.columns]
-    return [dict(zip(keys, row, strict=True)) for row in found.rows]
-
-
-def figure(section: Section, name: str) -> dict[str, Any]:
-    [found] = [b for b in blocks_of(section) if isinstance(b, Figure) and b.name == name]
-    content: dict[str, Any] = json.loads(found.json)
-    return content
-
-
-def words(section: Section) -> str:
-    return "\n".join(line for b in blocks_of(section) if isinstance(b, Text) for line in b.lines)
 
 
 def test_the_leaderboard_has_means_over_the_final_seeds(facts: Facts) -> None:
@@ -112,10 +79,7 @@ def test_a_variant_with_nothing_to_search_has_its_trials_for_seeds(tmp_path: Pat
 
 def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
-    ledger._connection.execute(
-        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
-        " WHERE stage = 'final'"
-    )
+    _without_validation(ledger)
     ledger.put("options", {"final_on_all": True})
     facts = read_facts(ledger)
     [row] = table(leaderboard(facts), "leaderboard")
@@ -125,6 +89,42 @@ def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Pa
         validation_and_test(facts)
     )
     assert any("--final-on-all" in line for line in departures(facts))
+    ledger.close()
+
+
+def _without_validation(ledger: Ledger) -> None:
+    ledger._connection.execute(
+        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+        " WHERE stage = 'final'"
+    )
+
+
+def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    _without_validation(ledger)
+    section = curves(read_facts(ledger))
+    names = {
+        metric: {trace.get("name") for trace in figure(section, f"curves-{metric}")["data"]}
+        for metric in ("val_top1", "val_loss", "train_loss", "best")
+    }
+    finals = {metric: {n for n in names[metric] if n and "final" in n} for metric in names}
+    assert finals == {
+        "val_top1": set(),
+        "val_loss": set(),
+        "train_loss": {"complete, final: 3"},
+        "best": {next(n for n in finals["best"] if n.endswith(", training"))},
+    }
+    assert "3 trials were trained without a validation part" in words(section)
+    ledger.close()
+
+
+def test_where_no_trial_has_a_validation_part_there_is_no_such_figure(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
+    ledger._connection.execute(
+        "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+    )
+    drawn = [b.name for b in curves(read_facts(ledger)).blocks if isinstance(b, Figure)]
+    assert drawn == ["curves-train_loss", "curves-best"]
     ledger.close()
 
 
@@ -159,99 +159,15 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
     ledger.close()
 
 
-def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
-    plan = sweeps.plan(sweeps.space())
-    ledger = sweeps.new_ledger(tmp_path / "l", plan)
-    identity = {
-        **plan.identity(),
-        "overrides": {"epochs": 2, "weights": "none"},
-        "dataset": "tinyimagenet-sample",
-        "side_px": {"cnn2": 32, "vgg16": 64},
-    }
-    ledger.put("plan", identity)
-    options = {"epochs": 2, "trials": 3, "side": "32", "dataset": "tinyimagenet-sample", "seed": 5}
-    ledger.put("options", options)
-    manifest = {"class_names": list("0123456789"), "images": {"train": 500, "test": 100}}
-    ledger.put("manifest", manifest)
-    said = departures(read_facts(ledger))
-    ledger.close()
-    assert said == [
-        "Epochs: 2 in place of 9.",
-        "`weights`: none in place of its default.",
-        "Variants left out: cnn3.",
-        "Variants that the space does not list: vgg16.",
-        "Input side: 32 (--side) in place of 32; cnn2 32 px, vgg16 64 px.",
-        "Trials per variant: 3, given by --trials, not the space's.",
-        "Dataset: tinyimagenet-sample (--dataset) in place of the space's.",
-        "Seed of the sweep: 5 in place of 0.",
-        "A sample of the dataset: 500 of 100,000 training images, 100 of 10,000 test images, 10 of "
-        "200 classes. No figure of this report can be set against one of the whole dataset.",
-    ]
-
-
-def test_a_whole_dataset_and_the_recipe_itself_are_no_departure(tmp_path: Path) -> None:
-    plan = sweeps.plan(sweeps.space())
-    ledger = sweeps.new_ledger(tmp_path / "l", plan)
-    ledger.put("plan", {**plan.identity(), "dataset": "cifar10", "overrides": {"epochs": 9}})
-    manifest = {"class_names": list("0123456789"), "images": {"train": 50_000, "test": 10_000}}
-    ledger.put("manifest", manifest)
-    assert departures(read_facts(ledger)) == []
-    ledger.close()
-
-
-ROWS = [
-    {"label": "model 1", "variant": "cnn2", "val_top1": 0.1419, "train_top1": 0.2296,
-     "parameters": 13_070_472},
-    {"label": "B3", "variant": "cnn3", "val_top1": 0.7698, "loss": 0.9887, "val_is_test": True,
-     "note": "Section 5.2; table 1 says 89."},
-    {"label": "paper's B7", "variant": None, "test_top1": 0.8433},
-]  # fmt: skip
-
-
-def test_published_figures_stand_beside_ours_with_their_contradiction(tmp_path: Path) -> None:
-    said = {"source": "A study", "rows": ROWS, "recipe_notes": ["L2 is not given; 1e-4 here."]}
-    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), published=said).close()
-    facts = read(tmp_path / "l")
-    section = published(facts)
-    first, b3, paper = table(section, "published")
-    assert (first["published_val_top1"], first["published_test_top1"]) == (0.1419, None)
-    assert first["ours_val_top1"].endswith("n = 3)")
-    assert first["difference_test_top1"] is None
-    # Published as validation, on the images that are our test part.
-    assert (b3["published_val_top1"], b3["published_test_top1"]) == (None, 0.7698)
-    ours = statistics.mean(r.evaluation["top1"] for r in facts.judged("cnn3") if r.evaluation)
-    assert b3["difference_test_top1"] == pytest.approx(ours - 0.7698)
-    [note] = table(section, "published_notes")
-    assert note == {
-        "label": "B3",
-        "note": "Published as validation; those images are our test part. Section 5.2; table 1 "
-        "says 89.",
-    }
-    assert (b3["published_loss"], b3["ours_loss"]) == (
-        0.9887,
-        pytest.approx(
-            statistics.mean(r.evaluation["loss"] for r in facts.judged("cnn3") if r.evaluation)
-        ),
+def test_equal_trials_end_before_the_first_trial_that_has_not_ended(tmp_path: Path) -> None:
+    """cnn2's trial 4 hangs while 5 has ended: trials 0 to 3 of both are compared, no fifth."""
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"))
+    ledger._connection.execute(
+        "UPDATE trials SET status = 'running', ended_seq = NULL WHERE signature = 'cnn2-s0004'"
     )
-    assert (paper["variant"], paper["ours_test_top1"], paper["ours_loss"]) == (None, None, None)
-    sizes = table(section, "published_size")
-    assert [row["label"] for row in sizes] == ["model 1", "B3"]
-    assert sizes[0]["published_parameters"] == 13_070_472
-    assert sizes[0]["ours_parameters_with_statistics"] == 1_002_000
-    assert sizes[0]["ours_flops"] == 2 * sizes[0]["ours_multiply_accumulates"]
-    assert "L2 is not given; 1e-4 here." in words(section)
-    assert "Epochs: 6 in place of 20." in words(section)
-
-
-def test_the_published_recipe_that_was_tried_first_has_a_row_of_its_own(tmp_path: Path) -> None:
-    said = {"source": "", "rows": [ROWS[0]], "recipe_notes": []}
-    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",), published=said)
-    [final, *_] = ledger.trials("final")
-    result = json.dumps({**(ledger.evaluation(final.signature) or {}), "top1": 0.125})
-    ledger._connection.execute("INSERT INTO evaluations VALUES ('cnn2-s0000', 1, 0, ?)", (result,))
-    rows = table(published(read_facts(ledger)), "published")
-    assert [row["ours_from"] for row in rows] == ["best found", "the recipe, first trial"]
-    assert rows[1]["ours_test_top1"] == "12.5 (n = 1)"
+    facts = read_facts(ledger)
+    by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    assert by_trials.budget == 4
     ledger.close()
 
 
@@ -277,11 +193,40 @@ def test_curves_tell_how_a_trial_ended(facts: Facts) -> None:
 
 def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: Facts) -> None:
     section = search(facts)
-    assert "The sampler was adaptive: after 3 random suggestions" in words(section)
+    assert "The sampler was adaptive: TPE suggested more of" in words(section)
+    counts = "cnn2: 0 trials prescribed by the space, 3 random, 9 suggested by TPE"
+    assert counts in words(section)
     importance = figure(section, "importance-cnn2")["data"][0]
     assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
     # A line for each complete trial, and the scale.
     assert len(figure(section, "parallel-cnn2")["data"]) == 4 + 1
+
+
+def test_a_search_of_prescribed_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    plan = ledger.get("plan")
+    space = {**plan["space"], "enqueued": [{}] * 4, "startup_trials": 10}
+    ledger.put("plan", {**plan, "space": space})
+    facts = read_facts(ledger)
+    assert suggested(facts, "cnn2") == Suggested(prescribed=4, random=2, adaptive=0)
+    assert "No suggestion was adaptive." in words(search(facts))
+    assert "sampler was adaptive" not in words(search(facts))
+    ledger.put("plan", {**plan, "space": {**space, "enqueued": []}})
+    facts = read_facts(ledger)
+    assert "No suggestion was adaptive: all values were drawn at random" in words(search(facts))
+    ledger.close()
+
+
+def test_a_suggestion_is_adaptive_by_what_had_ended_when_it_was_made(tmp_path: Path) -> None:
+    """Trials 3 and 4 were suggested side by side with those before, trial 5 after all of them."""
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=3, adaptive=3)
+    ledger._connection.execute("UPDATE trials SET seen_seq = 0 WHERE number IN (3, 4)")
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=5, adaptive=1)
+    # A failed trial tells the sampler nothing.
+    ledger._connection.execute("UPDATE trials SET status = 'failed' WHERE number IN (0, 1, 2)")
+    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=6, adaptive=0)
+    ledger.close()
 
 
 def test_too_few_complete_trials_have_no_importance(tmp_path: Path) -> None:
@@ -296,6 +241,18 @@ def test_the_fronts_say_who_is_beaten(tmp_path: Path) -> None:
     rows = table(fronts(read(tmp_path / "l")), "fronts")
     assert [row["multiply_accumulates_front"] for row in rows] == [True, True, True]
     assert [row["multiply_accumulates"] for row in rows] == [10**7, 3 * 10**7, 9 * 10**7]
+
+
+def test_the_fronts_name_the_section_that_says_what_is_resolved(facts: Facts) -> None:
+    assert f'says the section "{pairs(facts).title}"' in words(fronts(facts))
+
+
+def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: Facts) -> None:
+    said = "measured while other trials of the sweep may have shared the device"
+    [drawn] = [b for b in fronts(facts).blocks if isinstance(b, Figure)]
+    assert said in drawn.note
+    costs = [b for b in blocks_of(leaderboard(facts)) if isinstance(b, Table) and "cost" in b.name]
+    assert [said in block.note for block in costs] == [True, True]
 
 
 def test_the_correlation_says_how_many_points_it_is_of(facts: Facts) -> None:
@@ -408,8 +365,6 @@ def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
 
 
 def test_the_matrix_of_pairs_names_both_ways(facts: Facts) -> None:
-    from orchestrator.report.pairs import pairs
-
     matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
     assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2
     (_, loses), (wins, _) = matrices[0].cells

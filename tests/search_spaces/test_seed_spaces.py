@@ -437,6 +437,10 @@ def test_what_seed_004_found_worse_is_tried_after_its_recipe_one_change_each() -
         {"dropout": 0.2},
     ]
     assert space.trials == len(space.enqueued) == 6
+    beside = [
+        None if row.enqueued is None else changes[row.enqueued - 1] for row in space.published
+    ]
+    assert beside == [None, {"optimizer": "rmsprop"}]
 
 
 @pytest.mark.parametrize("point", GRID)

@@ -294,6 +294,21 @@ def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
             "`flops` must be a whole number, 1 or more; got 820000000.0.",
         ),
         ({"published": (Published(label=""),)}, "`label` must be a text; got ''."),
+        (
+            {
+                "published": (Published(label="theirs", variant="cnn2", enqueued=1),),
+                "enqueued": (RECIPE,),
+            },
+            "`published[0]`: `enqueued` must be a whole number, 0 to 0, of `enqueued`; got 1.",
+        ),
+        (
+            {"published": (Published(label="theirs", variant="cnn2", enqueued=0),)},
+            "`enqueued` must be None, as no trial of cnn2 is enqueued; got 0.",
+        ),
+        (
+            {"published": (Published(label="theirs", enqueued=0),), "enqueued": (RECIPE,)},
+            "`enqueued` needs a `variant`, whose trial it names; give one.",
+        ),
     ],
 )
 def test_a_mistake_in_what_is_published_or_enqueued_is_answered_with_its_rule(
@@ -320,6 +335,7 @@ def test_what_is_published_is_no_part_of_what_a_sweep_is_compared_by() -> None:
                 "flops": None,
                 "note": "",
                 "val_is_test": False,
+                "enqueued": None,
             }
         ],
         "recipe_notes": ["A note."],
