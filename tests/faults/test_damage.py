@@ -345,7 +345,7 @@ def test_a_driver_killed_inside_a_transaction_leaves_a_sound_ledger(
 ) -> None:
     """Case 54: between a change and its commit; the next open knows nothing of it."""
     paths = SweepPaths(tmp_path / "results", "digits")
-    options = [*map(str, OPTIONS), "--data-dir", str(digits_data_dir)]
+    options = [*map(str, OPTIONS), "--final-seeds", "0", "--data-dir", str(digits_data_dir)]
     ended = subprocess.run(
         [sys.executable, "-c", _DIE_INSIDE, "digits", *options],
         cwd=tmp_path,
