@@ -27,9 +27,9 @@ sweep: setup
 	@$(BIN)/python -m orchestrator.sweep $(SPACE) $(ARGS) \
 		$(if $(wildcard $(STORAGE)/$(NAME)/ledger.sqlite),--resume)
 
-# Two at a time, a file of tests each: those that start Ray mostly wait.
+# Two at a time: one process has those that start Ray, which come first and mostly wait.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 unit: setup
 	$(BIN)/python -m pytest -m "not ray and not browser and not faults"

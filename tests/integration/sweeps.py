@@ -160,16 +160,3 @@ def tracking_uri(output: str) -> str:
     match = re.search(r"^MLflow: (mlflow ui .*)$", output, re.MULTILINE)
     assert match, output
     return shlex.split(match.group(1))[3]
-
-
-def worker_pids() -> list[int]:
-    """Processes of Tune trial actors, by the title Ray gives them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith((b"ray::ImplicitFunc", b"ray::run_trial")):
-            found.append(int(folder.name))
-    return found

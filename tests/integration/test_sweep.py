@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 
 from orchestrator.paths import SweepPaths
 from tests.integration.sweeps import (
+    TRIAL,
     count_epochs,
     ledger_of,
     started,
     sweep,
     table,
+    titled,
     tracking_uri,
     wait_for,
-    worker_pids,
 )
 from trainables import data, forward, loop, models
 from trainables.config import TrainConfig
@@ -198,12 +199,11 @@ def test_a_stop_signal_ends_the_sweep_without_losing_anything(
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    before = set(worker_pids())
     options = ("--trials", 2, "--epochs", 8, "--variants", "cnn3", "--max-concurrent", 1)
     paths = SweepPaths(tmp_path / "results", "digits")
     with started(tmp_path, "digits", *options, "--data-dir", digits_data_dir) as process:
         wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
-        (pid,) = set(worker_pids()) - before
+        (pid,) = titled(process.mark, *TRIAL)
         os.kill(pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
