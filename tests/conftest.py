@@ -9,6 +9,7 @@ import pytest
 from orchestrator.data import prepare
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `make test`, two at a time: those that start Ray one after the other, else by file."""
     for item in items:
