@@ -27,12 +27,11 @@ sweep: setup
 	@$(BIN)/python -m orchestrator.sweep $(SPACE) $(ARGS) \
 		$(if $(wildcard $(STORAGE)/$(NAME)/ledger.sqlite),--resume)
 
-# Two at a time: one process has those that start Ray, which come first and mostly wait.
-test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: unit
+	$(BIN)/python -m pytest -m "(ray or browser) and not faults"
 
 unit: setup
-	$(BIN)/python -m pytest -m "not ray and not browser and not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not browser and not faults"
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/faults
