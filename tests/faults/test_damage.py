@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ import torch
 
 from orchestrator.ledger import Ledger, LedgerError, open_ledger
 from orchestrator.paths import SweepPaths
-from tests.faults.test_access import MARK, _processes
 from tests.faults.test_bad_input import Malice
 from tests.integration.sweeps import (
+    TRIAL,
     count_epochs,
     environment,
     ledger_of,
     started,
     sweep,
+    titled,
     wait_for,
-    worker_pids,
 )
 from trainables import checkpoint
 
@@ -44,15 +43,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> P
     """A storage folder whose driver was killed with two trials under way, three epochs in each."""
     folder = tmp_path_factory.mktemp("killed")
     paths = SweepPaths(folder / "results", "digits")
-    mark = uuid.uuid4().hex
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, mark)
-        with started(folder, "digits", *OPTIONS, "--data-dir", digits_data_dir) as process:
-            wait_for(lambda: _fewest_epochs(paths) >= 3, "three epochs of each trial")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    with started(folder, "digits", *OPTIONS, "--data-dir", digits_data_dir) as process:
+        wait_for(lambda: _fewest_epochs(paths) >= 3, "three epochs of each trial")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     # Those that train; Ray's own helpers may take longer and write nothing here.
-    wait_for(lambda: not set(worker_pids()) & set(_processes(mark)), "the end of its workers", 60)
+    wait_for(lambda: not titled(process.mark, *TRIAL), "the end of its workers", 60)
     return folder / "results"
 
 
