@@ -27,14 +27,17 @@ sweep: setup
 	@$(BIN)/python -m orchestrator.sweep $(SPACE) $(ARGS) \
 		$(if $(wildcard $(STORAGE)/$(NAME)/ledger.sqlite),--resume)
 
+# Two files of tests at a time: most of them wait for processes to start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: unit
-	$(BIN)/python -m pytest -m "(ray or browser) and not faults"
+	$(PYTEST) -m "(ray or browser) and not faults"
 
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not browser and not faults"
+	$(PYTEST) -m "not ray and not browser and not faults"
 
 test-faults: setup
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(PYTEST) -v -m faults tests/faults
 
 KILLS ?= 100
 soak: setup

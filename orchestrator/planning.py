@@ -239,14 +239,3 @@ def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantFacts]) -> tu
 
 def _side(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.isdecimal() else text
-
-
-def difference(old: Any, new: Any, where: str = "") -> list[str]:
-    """Return one line for each value that differs between two JSON-like values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted({*old, *new}, key=str):
-            path = f"{where}.{key}" if where else str(key)
-            lines += difference(old.get(key), new.get(key), path)
-        return lines
-    return [] if old == new else [f"{where}: {old!r} before, {new!r} now"]

@@ -6,24 +6,20 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import sys
 import threading
 import time
-import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, process
+from orchestrator import continuation, durability, process
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import (
     OrchestratorError,
-    SweepExistsError,
-    SweepNotFoundError,
     UsageError,
 )
-from orchestrator.paths import SweepPaths, sweep_names
+from orchestrator.paths import SweepPaths
 from trainables.redaction import redacted
 from trainables.storage import StorageError
 
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
     from orchestrator.products import Product
-    from orchestrator.tracking import Tracker
     from orchestrator.views import Views
     from trainables.data import Manifest
 
@@ -66,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from orchestrator import disk, planning
+    from orchestrator import disk, planning, summary
 
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
     console = process.console_on(sys.stdout)
-    _print_plan(console, plan, facts)
+    summary.print_plan(console, plan, facts)
     concurrent = config.max_concurrent or os.cpu_count() or 1
     needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
     free = disk.free_bytes(config.paths.root)
@@ -92,9 +87,9 @@ def verify(config: SweepConfig) -> int:
 
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
-    _check_existence(config)
-    with process.locked(config.paths), durability.held(config.paths, say=_say) as durable:
-        _check_existence(config)  # again: another driver may have begun it meanwhile
+    continuation.check_existence(config)
+    with process.locked(config.paths), durability.held(config.paths, say=_warn) as durable:
+        continuation.check_existence(config)  # again: another driver may have begun it meanwhile
         if durable:
             durable.fetch()
         is_new = not config.resume
@@ -143,8 +138,8 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
     if ledger is None:
         ledger = _create(config, plan, facts, manifest)
     else:
-        _check_same(ledger, plan, force=config.force)
-        _add_variants(ledger, plan, facts)
+        continuation.check_same(ledger, plan, _say, force=config.force)
+        continuation.add_variants(ledger, plan, facts)
         for line in versions.changes(ledger.get("versions", {})):
             print(line, flush=True)
         ledger.put("options", {**kept, **planning.given_options(config)})
@@ -175,7 +170,7 @@ def _run(
     durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
-    from orchestrator import cluster
+    from orchestrator import cluster, summary
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
@@ -213,7 +208,7 @@ def _run(
         if outcome != "interrupted":
             tracker.products = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
-    _print_end(console, config, plan, conductor, tracker)
+    summary.print_end(console, config, plan, conductor, tracker)
     if conductor.halted():
         errors.append(
             OrchestratorError(
@@ -222,7 +217,7 @@ def _run(
             )
         )
     if errors and not interrupted.is_set():
-        _print_stopped(console, config, errors[0])
+        summary.print_stopped(console, config, errors[0])
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
 
@@ -335,29 +330,16 @@ def _finish(
         is_stored = durable.flush(lambda: 3 if in_haste.is_set() else 60)
     if is_stored:
         return outcome
+    from orchestrator.summary import resume_command
+
     console.print(
         f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
         f"This machine has everything in {config.paths.root}; when the storage is back, give "
-        f"here: {_command(config)}",
+        f"here: {resume_command()}",
         soft_wrap=True,
         style="red",
     )
     return "failed" if outcome == "complete" else outcome
-
-
-def _print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
-    if isinstance(error, UsageError):
-        raise error
-    with contextlib.suppress(OSError):
-        traceback.print_exception(error)  # into the log
-    is_told = isinstance(error, OrchestratorError | StorageError)
-    said = str(error) if is_told else f"{error!r}."
-    console.print(
-        f"The sweep stopped. {said} What was done is stored; go on with "
-        f"{_command(config)}. Details: {config.paths.log}",
-        soft_wrap=True,
-        style="red",
-    )
 
 
 def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
@@ -414,75 +396,12 @@ def _create(
     )
 
 
-def _check_existence(config: SweepConfig) -> None:
-    paths = config.paths
-    exists, storage = durability.has_sweep(paths), redacted(str(config.storage))
-    if exists and not config.resume:
-        raise SweepExistsError(
-            f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
-            "--resume, or start another one with --name."
-        )
-    if config.resume and not exists:
-        names = set(sweep_names(paths.storage))
-        if paths.durable:
-            names |= set(durability.sweeps_in(paths.durable))
-        raise SweepNotFoundError(
-            f"There is no sweep named {config.name!r} in {storage}. Existing: "
-            f"{', '.join(sorted(names)) or 'none'}. Leave out --resume to start it."
-        )
-
-
 def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _check_same(ledger: Ledger, plan: Plan, *, force: bool) -> None:
-    """Refuse to continue a sweep as another one; other variants or more trials are no change.
-
-    With `force` the new plan holds from here on, and the ledger keeps the old one.
-    """
-    from orchestrator.planning import difference
-
-    old, new = ledger.get("plan"), plan.identity()
-    lines = difference(_comparable(old, new), _comparable(new, old))
-    if not lines:
-        return
-    listed = "\n".join(f"  {line}" for line in lines)
-    if not force:
-        raise UsageError(
-            f"This sweep was started with other values, so its trials cannot be mixed:\n{listed}\n"
-            "Give it another --name, or the values it was started with. With --force it goes on: "
-            "trials that are planned keep the old values, new ones get the new."
-        )
-    print(f"Going on although this changed:\n{listed}", flush=True)
-    former = ledger.get("former_plans", [])
-    ledger.put("former_plans", [*former, {"until_seq": ledger.seq, "plan": old}])
-    ledger.put("plan", new)
-
-
-def _add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]) -> None:
-    """Keep what the plan says of variants that earlier commands left out."""
-    old, new = ledger.get("plan"), plan.identity()
-    merged = {**new, "side_px": {**old["side_px"], **new["side_px"]}, "space": {**new["space"]}}
-    for part in ("fixed", "params"):
-        merged["space"][part] = {**old["space"][part], **new["space"][part]}
-    if merged != old:
-        ledger.put("plan", merged)
-        costs = {name: asdict(values) for name, values in facts.items()}
-        ledger.put("variants", {**ledger.get("variants", {}), **costs})
-
-
-def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return a plan's identity, of the variants that both have."""
-    shared = set(plan["side_px"]) & set(other["side_px"])
-    space = {name: value for name, value in plan["space"].items() if name != "variants"}
-    for part in ("fixed", "params"):
-        space[part] = {name: space[part][name] for name in sorted(shared) if name in space[part]}
-    return {
-        **plan,
-        "space": space,
-        "side_px": {name: plan["side_px"][name] for name in sorted(shared)},
-    }
 
 
 def _prepared(config: SweepConfig, dataset: str) -> Manifest:
@@ -524,82 +443,6 @@ def _outcome(conductor: Conductor, interrupted: bool) -> str:
     ended = collections.Counter(trial.variant for trial in trials if trial.stage == "search")
     has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
     return "complete" if has_all else "failed"
-
-
-def _print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
-    table.add_column("variant", no_wrap=True)
-    for name in ("side px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for variant in plan.variants:
-        fixed, own = plan.space.fixed_for(variant), facts[variant]
-        mega = own.multiply_accumulates / 1e6
-        table.add_row(
-            variant,
-            str(own.side_px),
-            str(plan.trials),
-            str(plan.overrides.get("epochs", fixed["epochs"])),
-            f"{own.parameters:,}",
-            f"{mega:,.1f}",
-            f"{2 * mega:,.1f}",
-            f"{fixed.get('threads', 1)} CPU, {plan.space.gpus_for(variant):g} GPU",
-        )
-    console.print(table)
-    searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
-    console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
-    if plan.num_finals:
-        console.print(
-            f"After its search the best of each variant is trained again with {plan.final_seeds} "
-            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and judged once by the test part."
-        )
-    console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
-
-
-def _print_end(
-    console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
-) -> None:
-    from orchestrator import display, mlflow_server
-
-    ledger, uri = conductor.ledger, tracker.uri
-    trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
-    console.print(display.leaderboard(plan, trials))
-    judged = display.final_table(plan, trials, ledger.evaluations())
-    if judged is not None:
-        console.print(judged)
-    lines = display.failures(trials, ledger.attempts())
-    if lines:
-        console.print("These trials did not end well:", style="bold")
-        for line in lines:
-            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-        console.print(f"Failed ones are tried again by: {_command(config)}", soft_wrap=True)
-    for variant in conductor.given_up():
-        console.print(f"{variant} was stopped: the same error came from several trials.")
-    for product in tracker.products:
-        page = "report.html" if product.name == "report" else ""
-        where = f"{product.name.capitalize()}: {product.folder / page}"
-        console.print(where, soft_wrap=True, highlight=False)
-    console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    if config.paths.durable:
-        stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
-        console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
-    command = mlflow_server.ui_command(redacted(uri))
-    if command:
-        console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
-    if tracker.experiment:
-        space = plan.space
-        page = mlflow_server.page_address(
-            redacted(uri), tracker.experiment, space.metric, space.mode
-        )
-        console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _command(config: SweepConfig) -> str:
-    import shlex
-
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    return shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"])
 
 
 if __name__ == "__main__":

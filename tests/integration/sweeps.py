@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -32,10 +36,18 @@ def command(space: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "orchestrator.sweep", space, *map(str, arguments)]
 
 
+@functools.cache
+def ray_folder() -> str:
+    """Where Rays of this process keep their sessions; tests in other processes have their own."""
+    folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # short: Ray's sockets are in it
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment() -> dict[str, str]:
-    # A cluster that happens to run on this machine must not be used.
+    # A cluster that happens to run on this machine must neither be used nor found.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "RAY_ADDRESS": "local"}
+    return {**kept, "RAY_ADDRESS": "local", "RAY_TMPDIR": ray_folder()}
 
 
 def sweep(

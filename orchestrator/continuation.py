@@ -1,0 +1,102 @@
+"""Whether a command may go on with what is there: the same sweep, or another one by that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import durability
+from orchestrator.config import SweepConfig
+from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
+from orchestrator.paths import sweep_names
+from trainables.redaction import redacted
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
+    from orchestrator.plan import Plan
+    from orchestrator.planning import VariantFacts
+
+
+def check_existence(config: SweepConfig) -> None:
+    """Refuse to start a sweep that is there, and to go on with one that is not.
+
+    Raises:
+        UsageError: so it is; it lists the sweeps there are.
+    """
+    paths = config.paths
+    exists, storage = durability.has_sweep(paths), redacted(str(config.storage))
+    if exists and not config.resume:
+        raise SweepExistsError(
+            f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
+            "--resume, or start another one with --name."
+        )
+    if config.resume and not exists:
+        names = set(sweep_names(paths.storage))
+        if paths.durable:
+            names |= set(durability.sweeps_in(paths.durable))
+        raise SweepNotFoundError(
+            f"There is no sweep named {config.name!r} in {storage}. Existing: "
+            f"{', '.join(sorted(names)) or 'none'}. Leave out --resume to start it."
+        )
+
+
+def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force: bool) -> None:
+    """Refuse to continue a sweep as another one; other variants or more trials are no change.
+
+    With `force` the new plan holds from here on, and the ledger keeps the old one.
+
+    Raises:
+        UsageError: something differs, and `force` was not given.
+    """
+    old, new = ledger.get("plan"), plan.identity()
+    lines = difference(_comparable(old, new), _comparable(new, old))
+    if not lines:
+        return
+    listed = "\n".join(f"  {line}" for line in lines)
+    if not force:
+        raise UsageError(
+            f"This sweep was started with other values, so its trials cannot be mixed:\n{listed}\n"
+            "Give it another --name, or the values it was started with. With --force it goes on: "
+            "trials that are planned keep the old values, new ones get the new."
+        )
+    say(f"Going on although this changed:\n{listed}")
+    former = ledger.get("former_plans", [])
+    ledger.put("former_plans", [*former, {"until_seq": ledger.seq, "plan": old}])
+    ledger.put("plan", new)
+
+
+def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+    """Keep what the plan says of variants that earlier commands left out."""
+    old, new = ledger.get("plan"), plan.identity()
+    merged = {**new, "side_px": {**old["side_px"], **new["side_px"]}, "space": {**new["space"]}}
+    for part in ("fixed", "params"):
+        merged["space"][part] = {**old["space"][part], **new["space"][part]}
+    if merged != old:
+        ledger.put("plan", merged)
+        costs = {name: asdict(values) for name, values in facts.items()}
+        ledger.put("variants", {**ledger.get("variants", {}), **costs})
+
+
+def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's identity, of the variants that both have."""
+    shared = set(plan["side_px"]) & set(other["side_px"])
+    space = {name: value for name, value in plan["space"].items() if name != "variants"}
+    for part in ("fixed", "params"):
+        space[part] = {name: space[part][name] for name in sorted(shared) if name in space[part]}
+    return {
+        **plan,
+        "space": space,
+        "side_px": {name: plan["side_px"][name] for name in sorted(shared)},
+    }
+
+
+def difference(old: Any, new: Any, where: str = "") -> list[str]:
+    """Return one line for each value that differs between two JSON-like values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted({*old, *new}, key=str):
+            path = f"{where}.{key}" if where else str(key)
+            lines += difference(old.get(key), new.get(key), path)
+        return lines
+    return [] if old == new else [f"{where}: {old!r} before, {new!r} now"]

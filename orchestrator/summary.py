@@ -1,0 +1,118 @@
+"""What a sweep says of its plan before it starts, and of how it went at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from orchestrator import display, mlflow_server
+from orchestrator.config import SweepConfig
+from orchestrator.errors import OrchestratorError, UsageError
+from trainables.redaction import redacted
+from trainables.storage import StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.conductor import Conductor
+    from orchestrator.plan import Plan
+    from orchestrator.planning import VariantFacts
+    from orchestrator.tracking import Tracker
+
+
+def print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+    """Print what a sweep would do, model by model."""
+    table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
+    table.add_column("variant", no_wrap=True)
+    for name in ("side px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for variant in plan.variants:
+        fixed, own = plan.space.fixed_for(variant), facts[variant]
+        mega = own.multiply_accumulates / 1e6
+        table.add_row(
+            variant,
+            str(own.side_px),
+            str(plan.trials),
+            str(plan.overrides.get("epochs", fixed["epochs"])),
+            f"{own.parameters:,}",
+            f"{mega:,.1f}",
+            f"{2 * mega:,.1f}",
+            f"{fixed.get('threads', 1)} CPU, {plan.space.gpus_for(variant):g} GPU",
+        )
+    console.print(table)
+    searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
+    console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
+    if plan.num_finals:
+        console.print(
+            f"After its search the best of each variant is trained again with {plan.final_seeds} "
+            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and judged once by the test part."
+        )
+    console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
+
+
+def print_end(
+    console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
+) -> None:
+    """Print the leaderboard, what failed, and where everything is."""
+    ledger, uri = conductor.ledger, tracker.uri
+    trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
+    console.print(display.leaderboard(plan, trials))
+    judged = display.final_table(plan, trials, ledger.evaluations())
+    if judged is not None:
+        console.print(judged)
+    lines = display.failures(trials, ledger.attempts())
+    if lines:
+        console.print("These trials did not end well:", style="bold")
+        for line in lines:
+            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Failed ones are tried again by: {resume_command()}", soft_wrap=True)
+    for variant in conductor.given_up():
+        console.print(f"{variant} was stopped: the same error came from several trials.")
+    for product in tracker.products:
+        page = "report.html" if product.name == "report" else ""
+        where = f"{product.name.capitalize()}: {product.folder / page}"
+        console.print(where, soft_wrap=True, highlight=False)
+    console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
+    if config.paths.durable:
+        stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
+        console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
+    command = mlflow_server.ui_command(redacted(uri))
+    if command:
+        console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
+    if tracker.experiment:
+        space = plan.space
+        page = mlflow_server.page_address(
+            redacted(uri), tracker.experiment, space.metric, space.mode
+        )
+        console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
+    """Print why a sweep ended before its time; the traceback goes to the log.
+
+    Raises:
+        UsageError: it was the user's mistake, which is told by whoever started the sweep.
+    """
+    if isinstance(error, UsageError):
+        raise error
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)  # into the log
+    is_told = isinstance(error, OrchestratorError | StorageError)
+    said = str(error) if is_told else f"{error!r}."
+    console.print(
+        f"The sweep stopped. {said} What was done is stored; go on with "
+        f"{resume_command()}. Details: {config.paths.log}",
+        soft_wrap=True,
+        style="red",
+    )
+
+
+def resume_command() -> str:
+    """Return what the user types to go on with the sweep of this command."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"])
