@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best of the final trials, else of the search's, None where none ended well.
+    """Return the best trial by the validation part, None where none ended well.
 
-    The test part has no say in it.
+    A variant's final trials stand for it where there are any; the test part has no say in it.
 
     Args:
         trials: of a sweep, or of one variant.
@@ -27,19 +27,19 @@ def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
     """
     sign = -1 if mode == "max" else 1
     values = finals.values(trials)
-    ranked = []
-    for trial in trials:
-        value = values.get(trial.signature)
-        if value is not None and trial.status in ("complete", "stopped"):
-            # One that was stopped early only where nothing else is; of equal ones the earlier.
-            rank = (
-                trial.stage == "search",
-                trial.status != "complete",
-                sign * value,
-                trial.planned_seq,
-            )
-            ranked.append((rank, trial))
-    return min(ranked, key=lambda one: one[0])[1] if ranked else None
+    candidates: list[Trial] = []
+    for variant in {trial.variant for trial in trials}:
+        own = [t for t in trials if t.variant == variant and t.signature in values]
+        # Those of a configuration that a longer search has beaten stand for nothing any more.
+        again = [t for t in finals.current(own, variant, mode) if t.status == "complete"]
+        candidates += again or [t for t in own if t.stage == "search"]
+
+    def rank(trial: Trial) -> tuple[bool, float, int]:
+        """One that was stopped early only where nothing else is; of equal ones the earlier."""
+        return trial.status != "complete", sign * values[trial.signature], trial.planned_seq
+
+    usable = [trial for trial in candidates if trial.status in ("complete", "stopped")]
+    return min(usable, key=rank, default=None)
 
 
 def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest) -> TrainedModel:

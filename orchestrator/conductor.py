@@ -78,7 +78,7 @@ class Conductor:
         self._micro_batch_size: dict[str, int] = {}
         self._running: dict[str, int] = {}  # signature: attempt
         self._is_interrupted = False
-        # By variant and traceback: the trials that ended with it.
+        # By variant and traceback: the trials whose last word it is so far.
         self._failures: dict[str, dict[str, set[str]]] = {v: {} for v in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()
         # By variant whose search is over: its best trial.
@@ -159,6 +159,8 @@ class Conductor:
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
             self._pauses = 0  # its checkpoint could be written
+            if is_new:
+                self._forget_failure(signature)  # it got past that
             if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
                 self._end(signature, attempt, outcome="stopped", status="stopped")
                 return True
@@ -205,20 +207,14 @@ class Conductor:
             decision = self._decide(trial, self.ledger.attempts(signature))
             if failure_class == "disk":
                 self._pause(failures.last_line(text))
-            if failure_class == "bug":
-                same = self._failures[trial.variant].setdefault(failures.fingerprint(text), set())
-                same.add(signature)
+            self._note_failure(self.ledger.attempts(signature)[-1])
             if decision.retry and not self._is_given_up(trial.variant):
                 del self._running[signature]
                 self._micro_batch_size[signature] = decision.micro_batch_size
                 self._retries.append(signature)
                 return
             self._fail(signature)
-            if self._is_given_up(trial.variant):
-                waiting = [s for s in self._retries if self._variant(s) == trial.variant]
-                for other in waiting:
-                    self._retries.remove(other)
-                    self._fail(other)
+            self._fail_waiting(trial.variant)
 
     def interrupt(self) -> None:
         """Close what runs as lost, which is nobody's failure; `--resume` goes on with it.
@@ -365,6 +361,8 @@ class Conductor:
         failure_text: str | None = None,
     ) -> None:
         self._running.pop(signature, None)
+        if status != "failed":
+            self._forget_failure(signature)
         self.ledger.end_attempt(
             signature,
             attempt,
@@ -375,6 +373,29 @@ class Conductor:
             best=None if status in ("diverged", "failed") else self._best(signature),
         )
         self._tell(self.ledger.trial(signature))
+
+    def _note_failure(self, attempt: Attempt) -> None:
+        """Remember the error of a trial's last attempt, where it is one in the code."""
+        if attempt.outcome == "failed" and attempt.failure_class == "bug":
+            alike = self._failures[self._variant(attempt.signature)]
+            same = alike.setdefault(failures.fingerprint(attempt.failure_text or ""), set())
+            same.add(attempt.signature)
+
+    def _forget_failure(self, signature: str) -> None:
+        for same in self._failures[self._variant(signature)].values():
+            same.discard(signature)
+
+    def _fail_waiting(self, variant: str) -> None:
+        """Give up the trials that wait to be tried again, where their variant is given up.
+
+        Those that never started stay as they are: nothing is known of them.
+        """
+        if not self._is_given_up(variant):
+            return
+        for signature in [s for s in self._retries if self._variant(s) == variant]:
+            self._retries.remove(signature)
+            if self.ledger.attempts(signature):
+                self._fail(signature)
 
     def _fail(self, signature: str) -> None:
         """Give a trial up after its last attempt."""
@@ -450,29 +471,37 @@ class Conductor:
             if trial.variant not in self._studies:
                 self._close(own)  # this command leaves it out, another may go on with it
                 continue
-            is_search = trial.stage == "search"
-            if is_search:
+            if trial.stage == "search":
                 self._planned[trial.variant] += 1
                 self._studies[trial.variant].add_planned(trial)
             if trial.status in ENDED and trial.status != "failed":
                 self._tell(trial)
                 continue
-            # The driver may have ended between a row and the decision that follows from it.
-            if own and trial.status == "running" and self._stops_after_last_row(trial):
-                self._end(trial.signature, own[-1].attempt, outcome="stopped", status="stopped")
-                continue
-            self._close(own)
-            has_failed = trial.status == "failed"
-            is_beyond = is_search and trial.number >= self.plan.trials
-            if is_beyond or (has_failed and not self._retry_failed):
-                if has_failed:
-                    self._tell(trial)
-                continue
-            self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, own)
-            if has_failed and self._from_scratch:
-                self._fresh.add(trial.signature)
-                self._micro_batch_size[trial.signature] = 0
-            self._retries.append(trial.signature)
+            self._recover(trial, own)
+        for variant in self.plan.variants:
+            self._fail_waiting(variant)
+
+    def _recover(self, trial: Trial, attempts: Sequence[Attempt]) -> None:
+        """Decide about a trial of an earlier command that has not ended well: queued, or left."""
+        # The driver may have ended between a row and the decision that follows from it.
+        if attempts and trial.status == "running" and self._stops_after_last_row(trial):
+            last = attempts[-1].attempt
+            self._end(trial.signature, last, outcome="stopped", status="stopped")
+            return
+        self._close(attempts)
+        has_failed = trial.status == "failed"
+        if attempts and not (has_failed and self._retry_failed):
+            self._note_failure(attempts[-1])
+        is_beyond = trial.stage == "search" and trial.number >= self.plan.trials
+        if is_beyond or (has_failed and not self._retry_failed):
+            if has_failed:
+                self._tell(trial)
+            return
+        self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, attempts)
+        if has_failed and self._from_scratch:
+            self._fresh.add(trial.signature)
+            self._micro_batch_size[trial.signature] = 0
+        self._retries.append(trial.signature)
 
     def _tell(self, trial: Trial) -> None:
         """Let the sampler know how a trial of the search has ended."""

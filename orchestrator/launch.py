@@ -19,6 +19,7 @@ from orchestrator.cluster import Cluster
 from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
 from orchestrator.paths import SweepPaths
+from orchestrator.plan import Plan
 from orchestrator.watchdog import Watchdog
 from trainables.group import group_resources, group_trial
 from trainables.worker import Job, resources, run_trial
@@ -51,12 +52,9 @@ def run(
     """
     from ray import tune
 
-    workers = int(conductor.plan.overrides.get("workers", 1))
-    shapes = {
-        variant: _shape(conductor, variant, cluster, gpus_per_trial)
-        for variant in conductor.plan.variants
-    }
-    fits = _largest_fit(cluster, shapes, workers)
+    workers = _workers(conductor.plan)
+    shapes = _shapes(conductor.plan, cluster, gpus_per_trial)
+    fits = check_fit(conductor.plan, cluster, gpus_per_trial)
     limit = min(max_concurrent or fits, fits)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
@@ -98,22 +96,21 @@ def run(
         raise jobs.error
 
 
-def _shape(
-    conductor: Conductor, variant: str, cluster: Cluster, gpus_per_trial: float | None
-) -> tuple[float, float]:
-    """Return the CPUs and GPUs that one worker of a variant's trials takes."""
-    threads = conductor.plan.space.fixed_for(variant).get("threads", 1)
-    share = gpus_per_trial
-    if share is None:
-        share = conductor.plan.space.gpus_for(variant)
-    return float(threads), share if cluster.gpus else 0.0
+def check_fit(plan: Plan, cluster: Cluster, gpus_per_trial: float | None) -> int:
+    """Return how many trials fit a cluster at a time, of the variant of which the most do.
 
+    Args:
+        plan: what to do.
+        cluster: from `connect`.
+        gpus_per_trial: share of a device per worker; None: as the space says.
 
-def _largest_fit(cluster: Cluster, shapes: dict[str, tuple[float, float]], workers: int) -> int:
-    """Return how many trials fit at a time, of the variant of which the most do."""
+    Raises:
+        UsageError: of some variant not even one trial fits.
+    """
+    workers = _workers(plan)
     fits = {
         variant: _capacity(cluster, cpus * workers, gpus * workers)
-        for variant, (cpus, gpus) in shapes.items()
+        for variant, (cpus, gpus) in _shapes(plan, cluster, gpus_per_trial).items()
     }
     small = [variant for variant, number in fits.items() if not number]
     if small:
@@ -123,6 +120,27 @@ def _largest_fit(cluster: Cluster, shapes: dict[str, tuple[float, float]], worke
             "`--workers-per-trial`, or use a larger cluster."
         )
     return max(fits.values())
+
+
+def _workers(plan: Plan) -> int:
+    return int(plan.overrides.get("workers", 1))
+
+
+def _shapes(
+    plan: Plan, cluster: Cluster, gpus_per_trial: float | None
+) -> dict[str, tuple[float, float]]:
+    """Return, by variant, the CPUs and GPUs that one worker of its trials takes."""
+
+    def gpus(variant: str) -> float:
+        return plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
+
+    return {
+        variant: (
+            float(plan.space.fixed_for(variant).get("threads", 1)),
+            gpus(variant) if cluster.gpus else 0.0,
+        )
+        for variant in plan.variants
+    }
 
 
 def _capacity(cluster: Cluster, cpus: float, gpus: float) -> int:

@@ -123,6 +123,16 @@ class Interruption:
         (self.urgent if self.wanted.is_set() else self.wanted).set()
 
 
+def take_term_as_interrupt() -> None:
+    """Make SIGTERM end what is under way as Ctrl+C does: tidied up, with status 130."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
 @contextlib.contextmanager
 def signals_set(interruption: Interruption) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into an orderly end while the block runs."""

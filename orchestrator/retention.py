@@ -15,11 +15,21 @@ from trainables.storage import Storage
 
 
 def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
-    """Return the signatures of the best `keep` ended trials of every variant and stage."""
+    """Return the signatures of the best `keep` ended trials of every variant and stage.
+
+    Final trials of a configuration that a longer search has beaten since are not among them.
+    """
     values = finals.values(trials)
+    standing = {
+        trial.signature
+        for variant in {trial.variant for trial in trials}
+        for trial in finals.current(trials, variant, mode)
+    }
     by_variant = collections.defaultdict(list)
     for trial in trials:
-        if trial.status in ("complete", "stopped") and trial.signature in values:
+        is_beaten = trial.stage == "final" and trial.signature not in standing
+        is_usable = trial.status in ("complete", "stopped") and trial.signature in values
+        if is_usable and not is_beaten:
             by_variant[trial.variant, trial.stage].append(trial)
     sign = -1 if mode == "max" else 1
     best = set()

@@ -113,6 +113,6 @@ def print_stopped(console: Console, config: SweepConfig, error: BaseException) -
 
 
 def resume_command() -> str:
-    """Return what the user types to go on with the sweep of this command."""
+    """Return what the user types to go on with the sweep of this command, without its secrets."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    return shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"])
+    return redacted(shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"]))

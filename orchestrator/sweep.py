@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     config = None
     try:
         config = parse_args(sys.argv[1:] if argv is None else argv)
+        process.take_term_as_interrupt()
         if config.verify:
             return verify(config)
         return dry_run(config) if config.dry_run else sweep(config)
     except (OrchestratorError, StorageError) as error:
         if config is not None and config.verbose:
-            raise
-        print(f"{error}", file=sys.stderr)
+            traceback.print_exception(error)
+        else:
+            print(f"{error}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print("Interrupted before the sweep had started.", file=sys.stderr)
@@ -133,8 +136,6 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, kept)
-    if not config.force:
-        _check_room(config, plan, facts, config.keep or kept.get("keep"))
     if ledger is None:
         ledger = _create(config, plan, facts, manifest)
     else:
@@ -176,6 +177,8 @@ def _run(
     from orchestrator.views import Views
 
     conductor = _conductor(config, ledger, plan, facts)
+    if conductor.has_work() and not config.force:
+        _check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
     tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger), up_to)
     interruption = process.Interruption()
@@ -189,6 +192,7 @@ def _run(
             )
             process.handle_signals(interruption)  # again: Ray installs its own
             console.print(ray_cluster.describe())
+            _check_cluster(console, config, conductor, ray_cluster)
             dataset_dir = config.data_dir / manifest.name
             runner = _start_trials(config, conductor, ray_cluster, dataset_dir, errors)
             views.start()
@@ -220,6 +224,33 @@ def _run(
         summary.print_stopped(console, config, errors[0])
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+
+
+def _check_cluster(
+    console: Console, config: SweepConfig, conductor: Conductor, cluster: Cluster
+) -> None:
+    """See that trials can run on the cluster, and be found again; else leave it.
+
+    Raises:
+        UsageError: of some variant not even one trial fits.
+    """
+    from orchestrator import launch
+    from orchestrator.cluster import disconnect
+
+    try:
+        share = conductor.ledger.get("options").get("gpus_per_trial")
+        launch.check_fit(conductor.plan, cluster, share)
+    except UsageError:
+        disconnect()
+        raise
+    if cluster.nodes > 1 and not config.paths.durable:
+        console.print(
+            f"{config.paths.root} lies on this machine, but trials will run on {cluster.nodes} "
+            "nodes: unless all of them see this folder, a trial that moves starts anew, and its "
+            "weights stay where it ran. Give a --storage that all can reach, as s3://bucket/x.",
+            soft_wrap=True,
+            style="yellow",
+        )
 
 
 def _conductor(

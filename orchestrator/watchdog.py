@@ -12,14 +12,15 @@ class Watchdog:
 
     A single-device trial gives a sign at least every `SIGN_EVERY_S` of training, and before the
     first one it may take `START_S` to start: a process, imports, the dataset. Workers of a group
-    speak together, once per epoch; they get five times the longest epoch seen so far, and the first
-    epoch as long as it takes.
+    speak together, once per epoch; they get five times the longest epoch seen so far, and the
+    sweep's first epoch, of which nothing is known, ten times the limit.
     """
 
     # A driver that was asleep this long (a closed laptop) has heard nobody, whoever spoke.
     STALL_S = 5.0
     START_S = 120.0
     EPOCHS = 5.0
+    FIRST_EPOCH = 10.0
 
     def __init__(self, timeout_s: float, *, by_step: bool) -> None:
         self.timeout_s, self.by_step = timeout_s, by_step
@@ -49,7 +50,7 @@ class Watchdog:
         limit_s = self.timeout_s
         if not self.by_step:
             own_s = self.EPOCHS * self._longest_epoch_s
-            limit_s = max(limit_s, own_s) if own_s else math.inf
+            limit_s = max(limit_s, own_s) if own_s else self.FIRST_EPOCH * limit_s
         silent = {key: now - self._last.setdefault(key, now) for key in running}
         hanging = {
             key: silent_s

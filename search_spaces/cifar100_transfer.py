@@ -47,6 +47,8 @@ TRANSFER_NOTES = (
     "strength moves nothing visibly; here the stored image is augmented, visibly, then upscaled.",
     "They feed pixels in 0 to 1 to the network; here they are normalised as its weights expect. "
     "The weights are timm's conversion of the published AutoAugment ones.",
+    "Not said, and here not: drop path. Pixels that distortion and elastic transform bring in from "
+    "outside the image are black here.",
 )
 
 SPACE = SearchSpace(

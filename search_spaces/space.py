@@ -162,11 +162,14 @@ class SearchSpace:
                 (rounded down). `weights` "imagenet" is for the variants that have such weights.
         """
         values = {**self.fixed_for(variant), **params}
-        epochs = overrides.get("epochs", values["epochs"])
-        if epochs < values["epochs"] and values.get("warmup_epochs"):
-            values["warmup_epochs"] = values["warmup_epochs"] * epochs / values["epochs"]
-        if epochs < values["epochs"] and values.get("freeze_epochs"):
-            values["freeze_epochs"] = values["freeze_epochs"] * epochs // values["epochs"]
+        if "epochs" not in values and "epochs" not in overrides:
+            raise ValueError(f"the space says no number of epochs for {variant}; give --epochs.")
+        of_recipe = values.get("epochs", overrides.get("epochs"))
+        epochs = overrides.get("epochs", of_recipe)
+        if epochs < of_recipe and values.get("warmup_epochs"):
+            values["warmup_epochs"] = values["warmup_epochs"] * epochs / of_recipe
+        if epochs < of_recipe and values.get("freeze_epochs"):
+            values["freeze_epochs"] = values["freeze_epochs"] * epochs // of_recipe
         values |= overrides
         if overrides.get("weights") == "imagenet" and models.weights_name(variant) is None:
             values["weights"] = "none"

@@ -96,7 +96,8 @@ SPACE = SearchSpace(
         'The pretraining is said to be on "a diverse dataset"; here ImageNet, the paper\'s '
         "AutoAugment recipe. It has seen the classes of Tiny ImageNet.",
         "Not said: batch size, here 64; the learning rate's schedule, here none in trial 0; "
-        "dropout, here B3's own 0.3 in trial 0.",
+        "dropout, here B3's own 0.3 in trial 0; drop path, here none; whether biases and batch "
+        "norm decay too, here they do not.",
         "They train on the whole training part and report the official validation part; here 10 % "
         "of the training part are held out for the search, and that part is the test.",
         "The seed counts (3 x 1536 + 1) x 2304 parameters for one block of B3, which has no such "

@@ -160,7 +160,11 @@ def validation_and_test(facts: Facts) -> Section:
     points = [(record, value) for record, value in points if not math.isnan(value)]
     title = "Validation and test"
     if not points:
-        only = text("No trial has been judged by the test part yet.")
+        only = text(
+            "Those that the test part has judged had no validation part."
+            if judged
+            else "No trial has been judged by the test part yet."
+        )
         return Section(name="validation", title=title, blocks=(only,))
     colour = colours(facts.variants)
     drawn = go.Figure()

@@ -22,9 +22,11 @@ _DEFINITION = (
     "In both, a variant stands for the configuration that is the best, by validation, of the "
     "trials that count. Its values are the test top-1 of its seeds; of a variant with nothing to "
     "search its seeds are the trials that count.",
-    "A difference is resolved when Welch's 95 % interval of it leaves out zero. It is not resolved "
-    "when a side has fewer than two judged seeds, as where the best of fewer trials is not the one "
-    "that was trained again. The table says besides which stay resolved when all pairs are tested "
+    "A difference is resolved when Welch's 95 % interval of it leaves out zero. There are too few "
+    "seeds to say when a side has fewer than two judged ones, as where the best of fewer trials is "
+    "not the one that was trained again, or when no seed differs from another on either side. The "
+    "interval is over seeds on these test images: other images, and another search, would move it "
+    "further. The table says besides which stay resolved when all pairs are tested "
     "together (Holm's correction, 5 %).",
 )
 
@@ -116,13 +118,16 @@ def _pair(
         seeds, reason = _seeds(facts, name, records)
         values.append(figures_of(seeds, "top1"))
         reasons.append(reason or ("" if len(values[-1]) > 1 else _few(name, len(values[-1]))))
+    difference = welch(*values)
+    if difference is None and not any(reasons):
+        reasons.append("No seed differs from another on either side.")
     return Pair(
         first=names[0],
         second=names[1],
         by=by,
         budget=budget,
         seeds=(len(values[0]), len(values[1])),
-        difference=welch(*values),
+        difference=difference,
         reason=" ".join(filter(None, reasons)),
     )
 
@@ -141,6 +146,9 @@ def _seeds(facts: Facts, variant: str, records: Sequence[Record]) -> tuple[list[
     # Also where a longer search has found a better one since.
     finals = [r for r in facts.of(variant, "final") if r.evaluation]
     seeds = [r for r in finals if r.trial.params == best.trial.params]
+    if seeds:  # with a validation part and without one they are the same seeds twice
+        last = max(seeds, key=lambda record: record.trial.planned_seq)
+        seeds = [r for r in seeds if r.has_validation == last.has_validation]
     if not seeds and finals:
         return [], f"The best of {variant} that counts, {best.name}, was not trained again."
     return seeds, ""
@@ -151,7 +159,7 @@ def _matrix(variants: Sequence[str], found: Sequence[Pair], by: str, kind: str) 
     for pair in found:
         for sign, row, column in ((1, pair.first, pair.second), (-1, pair.second, pair.first)):
             if pair.difference is None:
-                cells[row, column] = ("not resolved", "open")
+                cells[row, column] = ("too few seeds", "open")
                 continue
             mean = 100 * sign * pair.difference.mean
             low, high = sorted(
@@ -172,6 +180,12 @@ def _matrix(variants: Sequence[str], found: Sequence[Pair], by: str, kind: str) 
         cells=[[cells.get((row, column), ("", "")) for column in variants] for row in variants],
         note="Row minus column, in points of test top-1, with the 95 % interval.",
     )
+
+
+def _verdict(pair: Pair, is_resolved: bool) -> str:
+    if pair.difference is None:
+        return "too few seeds"
+    return "resolved" if is_resolved else "not resolved"
 
 
 def _table(found: Sequence[Pair], name: str, title: str) -> Table:
@@ -201,8 +215,8 @@ def _table(found: Sequence[Pair], name: str, title: str) -> Table:
             [
                 *(pair.first, pair.second, pair.by, pair.budget, *pair.seeds),
                 *((d.mean, d.low, d.high) if (d := pair.difference) else (None, None, None)),
-                "resolved" if pair.winner else "not resolved",
-                "resolved" if holds.get(index) else "not resolved",
+                _verdict(pair, pair.winner is not None),
+                _verdict(pair, holds.get(index, False)),
                 pair.reason,
             ]
             for index, pair in enumerate(found)

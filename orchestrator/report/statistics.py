@@ -66,13 +66,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
     """Return the difference of two means by Welch's t test, None with fewer than 2 values each.
 
-    Where neither side varies at all the interval is the difference itself.
+    None too where neither side varies at all: accuracies on few images tie by chance, which is no
+    certainty.
     """
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return None
     mean = float(np.mean(first) - np.mean(second))
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     result: Any = stats.ttest_ind(first, second, equal_var=False)
     low, high = result.confidence_interval(CONFIDENCE)
     return Difference(mean, float(low), float(high), float(result.pvalue))

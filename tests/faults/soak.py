@@ -197,7 +197,7 @@ def finish(soak: Soak, sweep: Sweep) -> None:
         text = sweep.output.read_text()
         if status != 0:
             raise Broken(f"F: {sweep.paths.root}: exit status {status}, see {sweep.output}")
-        if "did not take everything" not in text:
+        if "does not have everything" not in text:
             return
     raise Broken(f"C: {sweep.paths.root}: MLflow did not take everything, see {sweep.output}")
 

@@ -580,6 +580,47 @@ def test_one_trials_own_retries_do_not_stop_its_variant(ledger: Ledger, of_plan:
     assert Counter(trial.status == "failed" for trial in ledger.trials()) == {True: 2, False: 10}
 
 
+def test_errors_that_a_retry_got_past_do_not_stop_their_variant(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    def once_each(start: Start, epoch: int) -> dict[str, Any] | None:
+        return failed("bug", TRACE.format(1)) if (start.attempt, epoch) == (1, 1) else None
+
+    conductor = Conductor(ledger, of_plan)
+    play(conductor, fate=once_each)
+    assert conductor.given_up() == ()
+    assert {trial.status for trial in ledger.trials()} <= {"complete", "stopped"}
+    assert len(ledger.trials()) == 12
+
+
+def test_a_variant_stays_given_up_where_its_failed_trials_are_left_alone(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    play(Conductor(ledger, of_plan), fate=lambda start, epoch: failed("bug", TRACE.format(1)))
+    attempts = ledger.attempts()
+    assert len(ledger.trials()) == 2 * IDENTICAL_FAILURES
+    again = Conductor(ledger, of_plan, retry_failed=False)
+    assert again.given_up() == of_plan.variants
+    assert again.next_start() is None
+    assert ledger.attempts() == attempts
+
+
+def test_a_trial_that_never_started_does_not_fail_with_its_variant(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    conductor = Conductor(ledger, of_plan)
+    starts = [conductor.next_start() for _ in range(IDENTICAL_FAILURES)]
+    planned = conductor._plan_trial("cnn2")  # where a driver was killed before its first attempt
+    again = Conductor(ledger, of_plan)
+    starts = [again.next_start() for _ in range(IDENTICAL_FAILURES)]
+    for start in starts:
+        assert start is not None
+        again.on_end(start.signature, start.attempt, **failed("bug", TRACE.format(1)))
+    assert again.given_up() == ("cnn2",)
+    assert ledger.trial(planned.signature).status == "planned"
+    assert ledger.attempts(planned.signature) == []
+
+
 def test_different_tracebacks_do_not_stop_a_variant(ledger: Ledger, of_plan: Plan) -> None:
     def each_its_own(start: Start, epoch: int) -> dict[str, Any] | None:
         return failed("bug", f"ValueError: {'abcdef'[start.number]}")

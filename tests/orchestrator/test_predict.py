@@ -182,25 +182,39 @@ def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int
     assert best_model.best_trial(trials[3:5], mode) is None
 
 
-def test_a_final_trial_goes_before_the_search() -> None:
+def again(origin: Trial, planned_seq: int, value: float | None, **values: Any) -> Trial:
+    """A final trial of what `origin` found, on the whole training part where it has no value."""
+    of = {"variant": origin.variant, "params": origin.params, "origin": origin.signature}
+    config = {"validation_fraction": 0.0 if value is None else 0.1}
+    given = {"planned_seq": planned_seq, "best_value": value, "config": config, **of, **values}
+    return trial(stage="final", **given)
+
+
+def searched(variant: str, planned_seq: int, value: float) -> Trial:
+    params = {"lr": planned_seq / 100}
+    given = {"planned_seq": planned_seq, "number": planned_seq, "best_value": value}
+    return trial(variant=variant, params=params, **given)
+
+
+def test_a_variants_final_trials_stand_for_it() -> None:
     """One without a validation part of its own counts as the trial it repeats."""
-    a, b = ({"signature": name, "variant": name} for name in "ab")
-    search = [trial(**a, planned_seq=1, best_value=0.9), trial(**b, planned_seq=2, best_value=0.8)]
-    finals = [
-        trial(stage="final", origin="b", signature="b0", planned_seq=3, best_value=0.7),
-        trial(stage="final", origin="b", signature="b1", planned_seq=4, best_value=0.85),
-        trial(stage="final", origin="b", signature="b2", planned_seq=5, status="failed"),
-    ]
-    assert best_model.best_trial(search + finals, "max") is finals[1]
-    whole = [
-        trial(
-            stage="final", origin=origin, signature=f"{origin}9", planned_seq=seq, best_value=None
-        )
-        for origin, seq in (("b", 6), ("a", 7), ("a", 8))
-    ]
-    assert best_model.best_trial(search + whole, "max") is whole[1]
-    assert best_model.best_trial([*search, whole[0]], "max") is whole[0]
-    assert best_model.best_trial(search, "max") is search[0]
+    a, b = searched("a", 1, 0.9), searched("b", 2, 0.95)
+    finals_b = [again(b, 3, 0.7), again(b, 4, 0.85), again(b, 5, 0.99, status="failed")]
+    assert best_model.best_trial([a, b], "max") is b
+    assert best_model.best_trial([a, b, *finals_b], "max") is a
+    assert best_model.best_trial([b, *finals_b], "max") is finals_b[1]
+    assert best_model.best_trial([a, b, *finals_b, again(a, 6, 0.8)], "max") is finals_b[1]
+    whole = again(b, 7, None)
+    assert best_model.best_trial([a, b, *finals_b, whole], "max") is whole
+
+
+def test_finals_of_what_a_longer_search_has_beaten_do_not_answer() -> None:
+    old, new = searched("a", 1, 0.80), searched("a", 5, 0.82)
+    finals_old = [again(old, 2, 0.81)]
+    assert best_model.best_trial([old, *finals_old], "max") is finals_old[0]
+    assert best_model.best_trial([old, *finals_old, new], "max") is new
+    finals_new = [again(new, 6, 0.79), again(new, 7, 0.795)]
+    assert best_model.best_trial([old, *finals_old, new, *finals_new], "max") is finals_new[1]
 
 
 def test_the_table_shows_labels_and_percentages(

@@ -65,10 +65,17 @@ def test_a_driver_that_slept_has_heard_nobody(clock: Clock) -> None:
     assert set(wait(clock, dog, 1)) == {"a"}
 
 
-def test_a_group_gets_five_epochs_and_the_first_one_as_long_as_it_takes(clock: Clock) -> None:
+def test_a_group_gets_five_epochs_and_ten_times_the_limit_for_the_first(clock: Clock) -> None:
     dog = Watchdog(10, by_step=False)
     dog.sign_of_life("a")
-    assert wait(clock, dog, 1000) == {}
+    assert wait(clock, dog, 100) == {}
     dog.sign_of_life("a", epoch_s=40.0)
     assert wait(clock, dog, 200) == {}
     assert set(wait(clock, dog, 1)) == {"a"}
+
+
+def test_a_group_that_never_ends_an_epoch_hangs(clock: Clock) -> None:
+    dog = Watchdog(20, by_step=False)
+    dog.sign_of_life("a")
+    assert wait(clock, dog, 199) == {}
+    assert set(wait(clock, dog, 2)) == {"a"}
