@@ -22,7 +22,7 @@ from trainables import checkpoint, data, explain, forward, models, scoring, timi
 from trainables.config import TrainConfig
 from trainables.scoring import Calibration, ClassFigures
 
-MOST_EXAMPLES = 36
+MOST_EXAMPLES, MOST_MISTAKES = 36, 6
 NO_CHOICE = 1e4  # a logit beyond all others
 LARGEST_EXAMPLE_PX = 128  # a side; every trial that is judged brings its copy into the ledger
 
@@ -61,7 +61,7 @@ class Evaluation:
     `parameters_with_statistics` counts batch norms' running mean and variance, as Keras totals do.
     `inference_ms` is the median for one image alone, `inference_images_per_s` in batches of
     `inference_batch_size`, both for the network alone on `device`. The `examples` are the same
-    images for every trial of one split seed.
+    images for every trial of one split seed; the `mistakes` are images that this one got wrong.
     """
 
     split: str
@@ -87,11 +87,12 @@ class Evaluation:
     inference_batch_size: int
     device: str
     examples: list[Example]
+    mistakes: list[Example]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name, JSON-ready."""
         values = asdict(self)
-        for example in values["examples"]:
+        for example in (*values["examples"], *values["mistakes"]):
             example["top5"] = [list(pair) for pair in example["top5"]]
         return values
 
@@ -140,7 +141,8 @@ def evaluate_test(
         model, side_px=config.side_px, in_channels=manifest.channels
     )
     chosen = example_rows(labels, config.split_seed)
-    examples = _examples(config, model, store, prepare, logits, chosen)
+    wrong = mistaken_rows(labels, scoring.ranking(logits)[:, 0], config.split_seed)
+    shown = _examples(config, model, store, prepare, logits, chosen + wrong)
     alive()
     image = prepare(store.gather(_rows(store, [0]))[0], None)
     single_ms, images_per_s, size = timing.inference_time(config, model, image, batch)
@@ -158,7 +160,8 @@ def evaluate_test(
         inference_images_per_s=images_per_s,
         inference_batch_size=size,
         device=timing.device_name(device),
-        examples=examples,
+        examples=shown[: len(chosen)],
+        mistakes=shown[len(chosen) :],
     )
 
 
@@ -189,6 +192,19 @@ def example_rows(labels: scoring.Ints, seed: int) -> list[int]:
         turns.append(seen[label])
         seen[label] += 1
     rows: list[int] = order[np.argsort(turns, kind="stable")[:MOST_EXAMPLES]].tolist()
+    return rows
+
+
+def mistaken_rows(labels: scoring.Ints, predicted: scoring.Ints, seed: int) -> list[int]:
+    """Return up to 6 rows whose prediction is wrong, in an order that depends on the seed alone.
+
+    Args:
+        labels: (n,) of the test part.
+        predicted: (n,) classes.
+        seed: the split's.
+    """
+    order = np.random.RandomState(seed).permutation(len(labels))
+    rows: list[int] = order[predicted[order] != labels[order]][:MOST_MISTAKES].tolist()
     return rows
 
 

@@ -60,10 +60,28 @@ def _maps(facts: Facts, speakers: Mapping[str, Record]) -> Section:
                 "was predicted. Images that variants disagree on come first."
             ),
             _map_table(facts, with_maps),
+            text(
+                "And images that each variant got wrong, drawn by the seed of the split: what it "
+                "took them for, the true class, and where it looked."
+            ),
+            Tabs(
+                name="mistakes",
+                tabs=tuple((v, _mistakes(facts, v, with_maps[v])) for v in with_maps),
+            ),
         ]
     if without:
         blocks.append(text(f"No spatial feature map: {', '.join(without)}."))
     return Section(name="maps", title=_MAPS, blocks=tuple(blocks))
+
+
+def _mistakes(facts: Facts, variant: str, record: Record) -> tuple[Block, ...]:
+    wrong = record.evaluation.get("mistakes", []) if record.evaluation else []
+    if not wrong:
+        return (text(f"{variant} got every test image right."),)
+    line = [
+        _judged_picture(facts, each, _overlay(each), both=True) for each in wrong if each["map"]
+    ]
+    return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes of {variant}", rows=[line]),)
 
 
 def _map_table(facts: Facts, speakers: Mapping[str, Record]) -> Pictures:

@@ -102,17 +102,23 @@ def evaluation(  # what trainables.evaluation.Evaluation.to_dict() gives
         "examples": [
             _example(dice, row, classes=classes, side_px=side_px) for row in range(examples)
         ],
+        "mistakes": [
+            _example(dice, row, classes=classes, side_px=side_px, right_share=0)
+            for row in range(examples, examples + 3)
+        ],
     }
 
 
-def _example(dice: Any, row: int, *, classes: int, side_px: int) -> dict[str, Any]:
+def _example(
+    dice: Any, row: int, *, classes: int, side_px: int, right_share: float = 0.6
+) -> dict[str, Any]:
     y, x = np.mgrid[0:side_px, 0:side_px]
     # The image depends on its row only: all trials judge the same ones.
     pixels = np.stack([(x * (row + 2)) % 256, (y * (row + 5)) % 256, (x * y * (row + 1)) % 256], -1)
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
     label = row % classes
-    first = label if dice.random() < 0.6 else (label + 1) % classes
+    first = label if dice.random() < right_share else (label + 1) % classes
     bump = np.exp(-((np.mgrid[0:4, 0:4] - dice.uniform(0, 4, (2, 1, 1))) ** 2).sum(0) / 2)
     return {
         "row": row,

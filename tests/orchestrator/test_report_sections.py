@@ -292,6 +292,9 @@ def test_maps_show_the_same_images_for_every_variant(facts: Facts) -> None:
     marks = {picture.mark for row in shown.rows for picture in row[1:]}
     assert marks == {"right", "wrong"}
     assert all(row[0].source in held for row in shown.rows)
+    mistakes = [b for b in blocks_of(maps) if getattr(b, "name", "").startswith("mistakes-")]
+    assert [block.name for block in mistakes] == [f"mistakes-{v}" for v in shown.headings[1:]]
+    assert [[p.mark for p in block.rows[0]] for block in mistakes] == [["wrong"] * 3] * 3
     grids = [block for block in blocks_of(predictions) if isinstance(block, Pictures)]
     assert [len(grid.rows[0]) for grid in grids] == [12, 12, 12]
     wrong = next(p for p in grids[0].rows[0] if p.mark == "wrong")

@@ -19,13 +19,20 @@ from tests.trainables.digits_trials import CPU, digits_config, train
 from trainables import checkpoint, data, forward, models, timing
 from trainables.checkpoint import CheckpointError
 from trainables.config import TrainConfig
-from trainables.evaluation import Evaluation, evaluate_test, example_rows, load_model
+from trainables.evaluation import (
+    Evaluation,
+    evaluate_test,
+    example_rows,
+    load_model,
+    mistaken_rows,
+)
 
 KEYS = {
     *("split", "images", "epoch", "top1", "top5", "loss", "ece", "superclass_top1"),
     *("precision", "recall", "f1", "support", "confusion", "calibration"),
     *("parameters", "parameters_with_statistics", "multiply_accumulates", "flops"),
-    *("inference_ms", "inference_images_per_s", "inference_batch_size", "device", "examples"),
+    *("inference_ms", "inference_images_per_s", "inference_batch_size", "device"),
+    *("examples", "mistakes"),
 }
 
 
@@ -148,6 +155,18 @@ def test_examples_are_spread_over_classes_and_depend_on_the_split_alone(digits_d
     assert len(set(rows)) == 36
     assert set(np.bincount(labels[rows], minlength=10)) == {3, 4}
     assert sorted(example_rows(np.array([2, 2, 5]), 3)) == [0, 1, 2]
+
+
+def test_mistakes_are_wrong_ones_however_few_there_are(evaluation, digits_dir):
+    labels = data.open_split(digits_dir, "test")[1]
+    predicted = labels.copy()
+    predicted[[7, 300]] = (labels[[7, 300]] + 1) % 10
+    assert sorted(mistaken_rows(labels, predicted, 0)) == [7, 300]
+    assert mistaken_rows(labels, labels, 0) == []
+    assert len(mistaken_rows(labels, 9 - labels, 0)) == 6
+    assert evaluation.top1 < 1 - 6 / 359
+    assert len(evaluation.mistakes) == 6
+    assert all(example.top5[0][0] != labels[example.row] for example in evaluation.mistakes)
 
 
 def test_all_figures_survive_json_by_their_names(evaluation):
