@@ -19,7 +19,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +35,7 @@ TRY_S = 60.0  # seconds one try may take, besides the time its bytes need
 SLOWEST_BYTES_PER_S = 8_000  # what is slower counts as failed
 KEEP_TRYING_S = 60.0  # seconds after the first try until no further one is begun
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # seconds between tries; doubles, with a random part
+ALIVE_EVERY_S = 5.0  # seconds between signs of life while files are on their way
 AT_ONCE = 4  # files of a folder on their way at the same time
 
 _OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
@@ -149,8 +150,21 @@ class Storage:
             temporary.unlink(missing_ok=True)
         return True
 
-    def put_folder(self, folder: Path, name: str, *, last: str) -> None:
+    def put_folder(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        last: str,
+        alive: Callable[[], None] | None = None,
+    ) -> None:
         """Put the files of a folder in place; the named one comes last and says that it is whole.
+
+        Args:
+            folder: on the local disk.
+            name: where to put it, below the storage's root.
+            last: name of the last file.
+            alive: called every few seconds while files are on their way.
 
         Raises:
             StorageError: they could not be written in time.
@@ -158,8 +172,13 @@ class Storage:
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
         first = [path for path in files if path.name != last]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in [pool.submit(self.put, f"{name}/{path.name}", path) for path in first]:
-                done.result()
+            under_way = {pool.submit(self.put, f"{name}/{path.name}", path) for path in first}
+            while under_way:
+                done, under_way = wait(under_way, timeout=ALIVE_EVERY_S)
+                for one in done:
+                    one.result()
+                if alive:
+                    alive()
         self.put(f"{name}/{last}", folder / last)
 
     def get_folder(self, name: str, folder: Path, *, mark: str) -> bool:

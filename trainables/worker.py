@@ -167,7 +167,7 @@ def train(
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
                 epoch_report = _epoch_report(job, config, end, checkpoint)
                 if upload and checkpoint and is_first:
-                    upload.checkpoint(checkpoint)
+                    upload.checkpoint(checkpoint, on_step)
                 report(epoch_report)
             if job.is_judged:
                 result = _judge(job, config, best_epoch, device, on_step) if is_first else {}
@@ -274,15 +274,19 @@ class _Uploads:
         if not is_drivers and (kind is None or not issubclass(kind, Exception)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def checkpoint(self, name: str) -> None:
+    def checkpoint(self, name: str, alive: Callable[[], None] | None) -> None:
         """Store a checkpoint; when this returns, any machine can go on from it.
+
+        Args:
+            name: its folder, relative to the sweep's.
+            alive: called now and then meanwhile; a slow upload is no hanging trial.
 
         Raises:
             StorageError: it could not be stored.
         """
         from trainables.checkpoint import MANIFEST
 
-        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST)
+        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST, alive=alive)
         if time.monotonic() - self._log_s > LOG_EVERY_S:
             self._log()
 

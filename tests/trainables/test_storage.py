@@ -89,6 +89,28 @@ def test_a_folder_is_whole_by_the_file_that_is_written_last(place: Storage, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "checkpoint"]
 
 
+def test_a_slow_upload_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("a", "manifest.json"):
+        (folder / name).write_text(name)
+    place = open_storage((tmp_path / "storage").as_uri())
+    put = place.put
+
+    def slowly(name: str, *arguments: object) -> None:
+        time.sleep(0.5)
+        put(name, *arguments)
+
+    monkeypatch.setattr(storage, "ALIVE_EVERY_S", 0.1)
+    monkeypatch.setattr(type(place), "put", lambda self, *arguments: slowly(*arguments))
+    signs: list[float] = []
+    place.put_folder(
+        folder, "x", last="manifest.json", alive=lambda: signs.append(time.monotonic())
+    )
+    assert len(signs) >= 4
+    assert place.files("x") == ["a", "manifest.json"]
+
+
 def test_the_mark_of_a_folder_is_not_written_when_another_file_fails(
     hasty: None, tmp_path: Path
 ) -> None:
