@@ -32,13 +32,19 @@ def check_existence(config: SweepConfig) -> None:
             "--resume, or start another one with --name."
         )
     if config.resume and not exists:
-        names = set(sweep_names(paths.storage))
-        if paths.durable:
-            names |= set(durability.sweeps_in(paths.durable))
-        raise SweepNotFoundError(
-            f"There is no sweep named {config.name!r} in {storage}. Existing: "
-            f"{', '.join(sorted(names)) or 'none'}. Leave out --resume to start it."
-        )
+        raise not_found(config)
+
+
+def not_found(config: SweepConfig) -> SweepNotFoundError:
+    """Return the error for a sweep that is not there; it lists those that are."""
+    names = set(sweep_names(config.paths.storage))
+    if config.paths.durable:
+        names |= set(durability.sweeps_in(config.paths.durable))
+    way_out = "Leave out --resume to start it." if config.resume else "Name one of them."
+    return SweepNotFoundError(
+        f"There is no sweep named {config.name!r} in {redacted(str(config.storage))}. Existing: "
+        f"{', '.join(sorted(names)) or 'none'}. {way_out}"
+    )
 
 
 def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force: bool) -> None:

@@ -116,6 +116,19 @@ def take(storage: Storage, say: Callable[[str], None]) -> Lease:
     return lease
 
 
+def holder(storage: Storage) -> str | None:
+    """Return which process on which host runs a sweep by its lease; None when nobody does.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    found = storage.get(LEASE)
+    if found is None or _is_gone(_facts(found)):
+        return None
+    age_s = storage.age_s(LEASE, f".now-{uuid.uuid4().hex[:8]}")
+    return None if age_s is None or age_s > STALE_S else _holder(_facts(found))
+
+
 def _wait_until_stale(storage: Storage, found: bytes, say: Callable[[str], None]) -> None:
     """Return when a lease has not been renewed for `STALE_S`; raise as soon as it is."""
     age_s = storage.age_s(LEASE, f".now-{uuid.uuid4().hex[:8]}")

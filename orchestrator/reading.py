@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,32 +11,79 @@ from pathlib import Path
 
 from orchestrator import durability, process
 from orchestrator.errors import UsageError
-from orchestrator.ledger import Ledger, LedgerError
+from orchestrator.ledger import Ledger, LedgerError, open_ledger
 from orchestrator.paths import SweepPaths
-from orchestrator.verify_facts import facts_of
 from trainables.redaction import redacted
 from trainables.storage import StorageError
 
 
 @contextlib.contextmanager
 def ledger_copy(paths: SweepPaths) -> Iterator[Ledger]:
+    """Yield `newest_copy` for a command that can do nothing without it.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            ledger = stack.enter_context(newest_copy(paths))
+        except (LedgerError, StorageError) as error:
+            raise UsageError(redacted(str(error))) from error
+        yield ledger
+
+
+@contextlib.contextmanager
+def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
     """Yield a copy that goes away with the block.
 
     A driver on this machine has the latest; else the storage at an address has, which other
     machines write to as well; else this machine's own is it.
 
     Raises:
-        UsageError: it cannot be read.
+        LedgerError: it cannot be read, or is damaged.
+        StorageError: the storage cannot be reached, and this machine has no ledger.
+        UsageError: what the storage has is damaged, and this machine has no ledger.
     """
     with contextlib.ExitStack() as stack:
         driver = process.driver_of(paths) if paths.ledger.exists() else None
-        try:
-            ledger = _stored(paths, stack) if paths.durable and driver is None else None
-            if ledger is None:
-                ledger = stack.enter_context(facts_of(paths, driver)).ledger
-        except (LedgerError, StorageError) as error:
-            raise UsageError(redacted(str(error))) from error
-        yield ledger
+        ledger = _stored(paths, stack) if paths.durable and driver is None else None
+        yield ledger or stack.enter_context(local_copy(paths, driver))
+
+
+@contextlib.contextmanager
+def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
+    """Yield a copy of this machine's ledger of a sweep, which goes away with the block.
+
+    Args:
+        paths: the sweep's.
+        driver: who writes to it now, None when nobody does.
+
+    Raises:
+        LedgerError: it cannot be read, or SQLite's own check of the file finds damage.
+    """
+    with tempfile.TemporaryDirectory(prefix="sweep-read-") as folder:
+        copy = Path(folder) / paths.ledger.name
+        if driver is None:
+            # With its journal, which SQLite folds in there: opened in place it would write.
+            for end in ("", "-wal"):
+                source = paths.ledger.with_name(paths.ledger.name + end)
+                if source.exists():
+                    shutil.copyfile(source, copy.with_name(copy.name + end))
+        else:
+            with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
+                live.copy_to(copy)
+        with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
+            damage = ledger.integrity_problems()
+            if damage:
+                raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
+            yield ledger
+
+
+def _opened(copy: Path, original: Path) -> Ledger:
+    try:
+        return open_ledger(copy)
+    except LedgerError as error:
+        raise LedgerError(str(error).replace(str(copy), str(original))) from error
 
 
 def _stored(paths: SweepPaths, stack: contextlib.ExitStack) -> Ledger | None:

@@ -3,7 +3,8 @@
 It reads the ledger, the checkpoints and MLflow, starts nothing and writes nothing. The letters are
 those of the promises: A every planned trial ends exactly once, C MLflow is equal to the ledger, D
 checkpoints can be loaded, E every decision follows from the results it was made from. It works on
-a copy of the ledger, so a sweep that is under way can be checked as well.
+a copy of the ledger, so a sweep that is under way can be checked as well; of a sweep whose storage
+is an address on the copy there, so that any machine can check it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from orchestrator import process
+from orchestrator import continuation, durability, lease, process
 from orchestrator.config import SweepConfig
-from orchestrator.errors import SweepNotFoundError
 from orchestrator.ledger import LedgerError
-from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
+from orchestrator.paths import SweepPaths, is_sweep_name, place
+from orchestrator.reading import newest_copy
 from orchestrator.verify_decisions import check_early_stopping, check_finals, check_suggestions
-from orchestrator.verify_facts import Facts, Result, facts_of, is_open, trials_left
+from orchestrator.verify_facts import Facts, Result, is_open, read, trials_left
 from orchestrator.verify_ledger import (
     check_attempts,
     check_checkpoints,
@@ -39,14 +40,15 @@ def verify(config: SweepConfig) -> int:
     """
     paths = _paths(config)
     console = process.console_on(sys.stdout)
-    driver = process.driver_of(paths)
+    driver = _driver(paths)
     try:
-        with facts_of(paths, driver) as facts:
+        with newest_copy(paths) as ledger:
+            facts = read(paths, ledger, driver)
             uri = config.tracking_uri or facts.ledger.get("tracking_uri")
             results = check(facts, uri or paths.default_tracking_uri)
             died = driver is None and any(is_open(own) for own in facts.attempts.values())
             left = trials_left(facts)
-    except LedgerError as error:
+    except LedgerError as error:  # here, or in the storage
         console.print(f"A: {error}", soft_wrap=True, highlight=False, markup=False)
         return BROKEN
     console.print(_table(paths, results))
@@ -85,13 +87,18 @@ def check_ledger(facts: Facts) -> list[Result]:
 
 def _paths(config: SweepConfig) -> SweepPaths:
     for name in (config.name, config.space):  # a dot in a sweep's name is no file's ending
-        if is_sweep_name(name) and place(str(config.storage), name).ledger.exists():
-            return place(str(config.storage), name)
-    known = ", ".join(sweep_names(config.paths.storage)) or "none"
-    raise SweepNotFoundError(
-        f"There is no sweep named {config.name!r} in {config.storage}. Existing: {known}. Name "
-        "one of them, or its folder with --storage."
-    )
+        if is_sweep_name(name):
+            paths = place(str(config.storage), name)
+            if durability.has_sweep(paths):
+                return paths
+    raise continuation.not_found(config)
+
+
+def _driver(paths: SweepPaths) -> str | None:
+    """Return who runs a sweep: on this machine by its lock, on any other by its lease."""
+    here = process.driver_of(paths)
+    storage = durability.storage_of(paths)
+    return lease.holder(storage) if here is None and storage is not None else here
 
 
 def _table(paths: SweepPaths, results: list[Result]) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator import finals
-from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, LedgerError, Trial, open_ledger
+from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
 from orchestrator.paths import SweepPaths
+from orchestrator.reading import local_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Facts:
 
 @contextlib.contextmanager
 def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
-    """Yield what a sweep's ledger says, from a copy that goes away with the block.
+    """Yield what this machine's ledger of a sweep says, from a copy that goes with the block.
 
     Args:
         paths: the sweep's.
@@ -63,44 +61,32 @@ def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
     Raises:
         LedgerError: it cannot be read, or SQLite's own check of the file finds damage.
     """
-    with tempfile.TemporaryDirectory(prefix="sweep-verify-") as folder:
-        copy = Path(folder) / paths.ledger.name
-        if driver is None:
-            # With its journal, which SQLite folds in there: opened in place it would write.
-            for end in ("", "-wal"):
-                source = paths.ledger.with_name(paths.ledger.name + end)
-                if source.exists():
-                    shutil.copyfile(source, copy.with_name(copy.name + end))
-        else:
-            with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
-                live.copy_to(copy)
-        with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
-            damage = ledger.integrity_problems()
-            if damage:
-                raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
-            trials = ledger.trials()
-            attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
-            for attempt in ledger.attempts():
-                attempts.setdefault(attempt.signature, []).append(attempt)
-            rows = {s: ledger.epochs(s) for s in {*attempts, *ledger.latest_epochs()}}
-            plan = ledger.get("plan")
-            yield Facts(
-                paths=paths,
-                ledger=ledger,
-                driver=driver,
-                plan=plan,
-                former_plans=ledger.get("former_plans", []),
-                trials=trials,
-                attempts=attempts,
-                rows=rows,
-            )
+    with local_copy(paths, driver) as ledger:
+        yield read(paths, ledger, driver)
 
 
-def _opened(copy: Path, original: Path) -> Ledger:
-    try:
-        return open_ledger(copy)
-    except LedgerError as error:
-        raise LedgerError(str(error).replace(str(copy), str(original))) from error
+def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Facts:
+    """Return what a sweep's ledger says, read once.
+
+    Args:
+        paths: the sweep's.
+        ledger: a copy of it.
+        driver: who runs it, None when nobody does.
+    """
+    trials = ledger.trials()
+    attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
+    for attempt in ledger.attempts():
+        attempts.setdefault(attempt.signature, []).append(attempt)
+    return Facts(
+        paths=paths,
+        ledger=ledger,
+        driver=driver,
+        plan=ledger.get("plan"),
+        former_plans=ledger.get("former_plans", []),
+        trials=trials,
+        attempts=attempts,
+        rows={s: ledger.epochs(s) for s in {*attempts, *ledger.latest_epochs()}},
+    )
 
 
 def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:

@@ -43,6 +43,9 @@ def check_tracking(facts: Facts, uri: str) -> Result:
     """
     store = Path(_file_of(uri))
     if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
+        if facts.paths.durable and uri == facts.paths.default_tracking_uri:
+            elsewhere = "C: this sweep's MLflow store lies on the machine that ran it last."
+            return Result("C", _WHAT, 0, [], elsewhere)
         return Result("C", _WHAT, 0, [Breach("C", "", f"there is no MLflow store at {uri}.")])
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

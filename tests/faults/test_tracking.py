@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import views
+from orchestrator.process import Interruption
 from orchestrator.views import Views
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.orchestrator.sweeps import metrics
@@ -203,7 +204,7 @@ def test_a_trial_that_mlflow_rejects_holds_up_no_other(
         threads.tell(console)
         time.sleep(0.1)
     assert said.getvalue().count("is behind") == 1
-    threads.finish(console, "failed", threading.Event())
+    threads.finish(console, "failed", Interruption())
     assert f"it does not take trial {rejected}: " in said.getvalue()
     assert "--resume writes the rest" in said.getvalue()
     assert set(sweep.ledger.get("tracking_behind")) == {rejected}
@@ -242,7 +243,7 @@ def test_a_server_that_refuses_us_is_explained_once(
     for _ in range(10):
         threads.tell(console)
     assert said.getvalue().count(hint) == 1
-    threads.finish(console, "complete", threading.Event())
+    threads.finish(console, "complete", Interruption())
     assert "does not have everything" in said.getvalue()
 
 
@@ -273,7 +274,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     proxy.rule = lambda request: None
     scenes[2]()
     assert watch(11)[1:] == ["MLflow has caught up."]
-    threads.finish(console, "complete", threading.Event())
+    threads.finish(console, "complete", Interruption())
     assert len(said.getvalue().splitlines()) == 2
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 
