@@ -50,6 +50,13 @@ def curves(facts: Facts) -> Section:
                     "validation curve."
                 )
             )
+        if any(_mixes_images(record) for record in shown):
+            blocks.append(
+                text(
+                    "Trials with mixup or cutmix count a training image as right when either of "
+                    "its two classes is said, so their training top-1 is no accuracy on images."
+                )
+            )
         if best := _best(facts):
             blocks.append(_train_and_validation(facts, best))
         silent = len(facts.records) - len(shown)
@@ -59,6 +66,10 @@ def curves(facts: Facts) -> Section:
         blocks.append(text("No trial has finished an epoch yet."))
     blocks.append(_trials(facts))
     return Section(name="curves", title="Learning curves", blocks=tuple(blocks))
+
+
+def _mixes_images(record: Record) -> bool:
+    return any(record.trial.config.get(name) for name in ("mixup_alpha", "cutmix_alpha"))
 
 
 def _having(shown: Sequence[Record], metric: str) -> list[Record]:

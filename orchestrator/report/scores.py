@@ -10,6 +10,7 @@ from orchestrator.ledger import TrialStatus
 from orchestrator.report.blocks import Block, Column, Kind, Section, Table, text
 from orchestrator.report.facts import (
     Facts,
+    Record,
     estimated,
     is_fraction,
     mean,
@@ -20,6 +21,10 @@ SHARED = (
     "Inference time was measured while other trials of the sweep may have shared the device, so it "
     "may be longer than on a device of its own."
 )
+# Models of a study whose text does not settle what they look like.
+_RECONSTRUCTED = {
+    "cnn9": "cnn9 is a reconstruction: its study gives the number of layers and of parameters only."
+}
 _GROUP = {False: "from scratch", True: "pretrained"}
 
 
@@ -33,8 +38,9 @@ def leaderboard(facts: Facts) -> Section:
             "The search saw the validation part only. The best configuration of each variant was "
             "then trained again with several seeds (of a variant with nothing to search its trials "
             "are the seeds), and each of these was judged once by the test part. Means are over "
-            "these seeds, with the sample standard deviation and the 95 % interval of Student's t; "
-            "with one seed there is neither."
+            "these seeds, with the sample standard deviation and the 95 % interval of Student's t, "
+            "which is of the seeds alone: other test images would move it further. With one seed "
+            "there is neither."
         )
     ]
     for is_pretrained, variants in facts.groups():
@@ -66,8 +72,9 @@ def leaderboard(facts: Facts) -> Section:
                 rows=[_cost(facts, variant, is_pretrained) for variant in variants],
                 note="Operations are per image, forward, in multiply-accumulates and in FLOPs "
                 "(twice as many). Inference was measured with batch 1 and with the batch size "
-                "given. Device-seconds are seconds of attempts times workers; a trial that shares "
-                f"a device counts a whole one. {SHARED}",
+                "given; training speed is of the best configuration, without the first epoch of "
+                "each attempt. Device-seconds are seconds of attempts times workers; a trial that "
+                f"shares a device counts a whole one. {SHARED}",
             )
         )
     return Section(name="leaderboard", title="Leaderboard", blocks=tuple(blocks))
@@ -158,7 +165,7 @@ def _rank(facts: Facts) -> Any:
 
 def _note(facts: Facts, variants: Sequence[str], is_pretrained: bool) -> str:
     unjudged = [v for v in variants if not facts.judged(v, is_pretrained)]
-    notes = []
+    notes = [text for variant, text in _RECONSTRUCTED.items() if variant in variants]
     if unjudged:
         notes.append(f"No seed of {', '.join(unjudged)} has been judged by the test part.")
     small = [
@@ -200,9 +207,8 @@ def _cost(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
     judged = facts.judged(variant, is_pretrained)
     some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
     macs = some.get("multiply_accumulates", planned.get("multiply_accumulates"))
-    # The first epoch of an attempt also warms up.
-    speeds = [row.metrics["images_per_s"] for r in own for row in r.rows if row.epoch > 0]
-    speeds = speeds or [row.metrics["images_per_s"] for r in own for row in r.rows]
+    best = facts.best(own)
+    timed = facts.seeds(variant, is_pretrained) or ([best] if best else own)
     return [
         variant,
         planned.get("side_px", facts.plan["side_px"].get(variant)),
@@ -210,13 +216,25 @@ def _cost(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
         some.get("parameters_with_statistics"),
         macs,
         None if macs is None else 2 * macs,
-        mean(speeds),
+        _training_speed(timed),
         estimated(judged, "inference_ms").mean,
         estimated(judged, "inference_images_per_s").mean,
         some.get("inference_batch_size"),
         mean([r.device_s for r in facts.seeds(variant, is_pretrained)]),
         sum(r.device_s for r in own if r.trial.stage == "search"),
     ]
+
+
+def _training_speed(records: Sequence[Record]) -> float | None:
+    """Return the mean images per second of training; an attempt's first epoch also warms up."""
+    warm, every = [], []
+    for record in records:
+        known = {(row.attempt, row.epoch) for row in record.rows}
+        for row in record.rows:
+            every.append(row.metrics["images_per_s"])
+            if (row.attempt, row.epoch - 1) in known:
+                warm.append(row.metrics["images_per_s"])
+    return mean(warm or every)
 
 
 def metric_kind(metric: str) -> Kind:

@@ -133,6 +133,13 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     assert len(kept) == 1
     assert kept.pop().startswith(f"trials/{best.signature}/attempt_")
     assert epochs_in(bucket.storage().get("digits/ledger.sqlite"), tmp_path) == 8
+
+    # A machine that has nothing of it can check it, and finds who runs it.
+    machine(monkeypatch, tmp_path / "three")
+    checked = sweep(tmp_path, "digits", *options, "--verify")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "Every planned trial has ended." in checked.stdout
+    assert not place(bucket.uri(), "digits").ledger.exists()
     logs = {name for name in names if name.endswith(".log")}
     assert {attempt.log for attempt in attempts if attempt.outcome == "complete"} <= logs
     assert "driver.json" not in names

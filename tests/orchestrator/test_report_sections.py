@@ -85,10 +85,19 @@ def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Pa
     [row] = table(leaderboard(facts), "leaderboard")
     assert row["seeds_val_top1"] is None
     assert row["test_top1_mean"] > 0
-    assert "too few" in words(validation_and_test(facts)) or "judged" in words(
-        validation_and_test(facts)
-    )
+    said = "Those that the test part has judged had no validation part."
+    assert words(validation_and_test(facts)) == said
     assert any("--final-on-all" in line for line in departures(facts))
+    ledger.close()
+
+
+def test_training_speed_is_of_the_best_configuration_once_it_is_warm(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
+    ledger._connection.execute("UPDATE epochs SET images_per_s = 10 WHERE epoch = 0")
+    searched = "(SELECT signature FROM trials WHERE stage = 'search')"
+    ledger._connection.execute(f"UPDATE epochs SET images_per_s = 20 WHERE signature IN {searched}")
+    [row] = table(leaderboard(read_facts(ledger)), "cost")
+    assert row["training_images_per_s"] == 700
     ledger.close()
 
 
