@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import finals
+from orchestrator import finals, forecast
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
 from orchestrator.plan import Plan
 from search_spaces.space import is_better
@@ -31,7 +31,8 @@ class Display:
         self._started_s = time.time()
         # What an earlier command has said already; a failed trial that fails again ends anew.
         self._said = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
-        self._done_before = len(self._said)
+        costs = ledger.get("variants", {})
+        self._operations = {name: each["multiply_accumulates"] for name, each in costs.items()}
         # Without redirection: what libraries say belongs into the log, not above the table.
         self._live = (
             Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
@@ -55,7 +56,7 @@ class Display:
         trials = self._trials()
         if self._live:
             rows = self.ledger.latest_epochs()
-            left = Text(self._time_left(trials), style="dim")
+            left = Text(self._time_left(trials, rows), style="dim")
             self._live.update(Group(self._table(trials, rows), left), refresh=True)
             return
         for trial in trials:
@@ -120,18 +121,13 @@ class Display:
             f"{sum(count[s] for s in ENDED)} of {total} trials ended "
             f"({count['complete']} complete, {count['stopped']} stopped early, "
             f"{count['diverged']} diverged, {count['failed']} failed), "
-            f"{count['running']} running; {self._time_left(trials)}"
+            f"{count['running']} running; {self._time_left(trials, self.ledger.latest_epochs())}"
         )
 
-    def _time_left(self, trials: Sequence[Trial]) -> str:
-        """Estimate from this run's own pace; variants run smallest first, so it is a lower one."""
-        passed = time.time() - self._started_s
-        done = sum(trial.status in ENDED for trial in trials) - self._done_before
-        total = self.plan.num_trials
-        left = total - self._done_before - done
-        if done < 1 or left <= 0:
-            return f"{clock(passed)} passed"
-        return f"{clock(passed)} passed, at least about {clock(passed / done * left)} left"
+    def _time_left(self, trials: Sequence[Trial], rows: Mapping[str, EpochRow]) -> str:
+        passed = f"{clock(time.time() - self._started_s)} passed"
+        left_s = forecast.left_s(self.plan, trials, rows, self._operations)
+        return passed if not left_s else f"{passed}, about {clock(left_s)} left"
 
 
 def _line(trial: Trial) -> str:

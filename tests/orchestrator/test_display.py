@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import display
 from orchestrator.display import Display, clock, failures, leaderboard
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -155,20 +154,33 @@ def test_failures_say_class_reason_and_log(ledger: Ledger) -> None:
     ]
 
 
-def test_the_time_left_is_this_runs_own_pace(
-    ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock_s = 1000.0
-    monkeypatch.setattr(display.time, "time", lambda: clock_s)
+def test_the_time_left_is_what_the_epochs_left_take(tmp_path: Path) -> None:
+    """3 trials of 9 epochs for each of two variants, of which the second computes four times as
+    much; one trial runs at a time."""
+    of_plan = plan(space(trials=3))
+    costs = {"cnn2": {"multiply_accumulates": 10}, "cnn3": {"multiply_accumulates": 40}}
+    ledger = new_ledger(tmp_path / "l.sqlite", of_plan, variants=costs)
+
+    def said() -> str:
+        to, _ = console()
+        return Display(to, ledger, of_plan)._time_left(ledger.trials(), ledger.latest_epochs())
+
     add(ledger, "a", "cnn2", 0)
-    end(ledger, "a", "complete", (0, 0.5))  # by an earlier command: says nothing of the pace
-    to, _ = console()
-    screen = Display(to, ledger, of_plan)
-    add(ledger, "b", "cnn2", 1)
-    clock_s = 1030.0
-    assert screen._time_left(ledger.trials()) == "0:00:30 passed"
-    end(ledger, "b", "complete", (0, 0.5))
-    assert screen._time_left(ledger.trials()) == "0:00:30 passed, at least about 0:02:00 left"
+    assert said() == "0:00:00 passed"
+    spans = {"epoch_s": 8.0, "val_s": 1.5, "checkpoint_s": 0.5}
+    ledger.record_epoch("a", 1, 0, metrics(**spans), None)
+    # 26 epochs of 10 s and 27 of 40 s.
+    assert said() == "0:00:00 passed, about 0:22:20 left"
+    end(ledger, "a", "stopped", (0, 0.5))
+    add(ledger, "b", "cnn3", 0)
+    ledger.record_epoch("b", 1, 2, metrics(**{**spans, "epoch_s": 28.0}), None)
+    # What was measured counts: 18 epochs of 10 s, 24 of 30 s.
+    assert said() == "0:00:00 passed, about 0:15:00 left"
+    add(ledger, "c", "cnn3", 1)  # two at a time
+    assert said() == "0:00:00 passed, about 0:07:30 left"
+    for key in ("b", "c"):
+        end(ledger, key, "complete", (0, 0.5))
+    ledger.close()
 
 
 def test_durations_are_hours_minutes_seconds() -> None:

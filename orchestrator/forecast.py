@@ -1,0 +1,62 @@
+"""How long a sweep will still take, from what its epochs have taken so far."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from orchestrator.ledger import ENDED, EpochRow, Trial
+from orchestrator.plan import Plan
+
+
+def left_s(
+    plan: Plan,
+    trials: Sequence[Trial],
+    latest: Mapping[str, EpochRow],
+    multiply_accumulates: Mapping[str, int],
+) -> float | None:
+    """Estimate the seconds until every planned trial has ended, None before any epoch has.
+
+    Each variant's epochs take as long as they did; one that has none yet takes as much longer than
+    the heaviest that has as it computes more. Trials that will be stopped early are not foreseen.
+
+    Args:
+        plan: what is to be done.
+        trials: of the plan's variants.
+        latest: each trial's last epoch, by signature.
+        multiply_accumulates: of one image forward, by variant.
+    """
+    spans: dict[str, list[float]] = collections.defaultdict(list)
+    for trial in trials:
+        if trial.signature in latest:
+            metrics = latest[trial.signature].metrics
+            span_s = metrics["epoch_s"] + metrics["val_s"] + metrics["checkpoint_s"]
+            if math.isfinite(span_s):
+                spans[trial.variant].append(span_s)
+    if not spans:
+        return None
+    epoch_s = {variant: statistics.fmean(found) for variant, found in spans.items()}
+    heaviest = max(epoch_s, key=lambda variant: multiply_accumulates.get(variant, 0))
+    per_operation_s = epoch_s[heaviest] / max(multiply_accumulates.get(heaviest, 0), 1)
+    total_s = 0.0
+    for variant in plan.variants:
+        unknown_s = per_operation_s * multiply_accumulates.get(variant, 1)
+        total_s += _epochs_left(plan, variant, trials, latest) * epoch_s.get(variant, unknown_s)
+    running = sum(trial.status == "running" for trial in trials)
+    return total_s / max(running, 1)
+
+
+def _epochs_left(
+    plan: Plan, variant: str, trials: Sequence[Trial], latest: Mapping[str, EpochRow]
+) -> int:
+    epochs = int(plan.overrides.get("epochs", plan.space.fixed_for(variant).get("epochs", 0)))
+    finals = plan.final_seeds if plan.space.params_for(variant) else 0
+    own = [trial for trial in trials if trial.variant == variant]
+    left = max(plan.trials + finals - len(own), 0) * epochs
+    for trial in own:
+        if trial.status not in ENDED:
+            row = latest.get(trial.signature)
+            left += max(epochs - (row.epoch + 1 if row else 0), 0)
+    return left
