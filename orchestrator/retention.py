@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator import durability, finals
@@ -74,7 +74,8 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
     """Delete the checkpoints that nobody will ask for again, here and in the storage.
 
     Of the best trials of each variant the best epoch's stays, with `--keep last` the last epoch's
-    of every trial as well; failed and running trials keep what they may go on from.
+    of every trial as well; failed and running trials keep what they may go on from: the best epoch
+    and the last two of attempts that are over, and all that the latest attempt has left.
 
     Args:
         ledger: the sweep's.
@@ -95,14 +96,12 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         keep = {_best_name(ledger, paths, trial)} if trial.signature in best else set()
         if keep_option == "last":
             keep |= {row.checkpoint for row in ledger.epochs(trial.signature)[-1:]}
-        # With a dot begins what a worker that was killed had half written.
-        for folder in paths.trial(trial.signature).glob("attempt_*/*epoch_*"):
-            if str(folder.relative_to(paths.root)) not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
+        _delete_local(paths, trial.signature, "attempt_*", keep)
         if storage is not None:
             _collect_stored(storage, trial.signature, keep, done)
         if trial.signature not in best:
             done.add(trial.signature)
+    _collect_dead_attempts(ledger, paths)
     if storage is not None and up_to is not None:
         goes_on = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
         _collect_outdated(storage, ledger, sorted(goes_on), done, up_to)
@@ -129,6 +128,32 @@ def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
         return name
     again = sorted(paths.trial(trial.signature).glob(f"attempt_*/{Path(name).name}"))
     return str(again[-1].relative_to(paths.root)) if again else name
+
+
+def _collect_dead_attempts(ledger: Ledger, paths: SweepPaths) -> None:
+    """Delete what earlier attempts of trials that may go on left, and nothing will go on from."""
+    for trial in ledger.trials():
+        if trial.status not in ("running", "failed"):
+            continue
+        attempts = ledger.attempts(trial.signature)
+        if len(attempts) < 2:
+            continue
+        rows = [row for row in ledger.epochs(trial.signature) if row.checkpoint]
+        best = _best_row(rows, trial.config["select_by"])
+        keep = {row.checkpoint for row in (*rows[-2:], *([best] if best else ()))}
+        keep.add(attempts[-1].resumed_from)
+        for attempt in attempts[:-1]:
+            _delete_local(paths, trial.signature, f"attempt_{attempt.attempt}", keep)
+
+
+def _delete_local(
+    paths: SweepPaths, signature: str, attempts: str, keep: Collection[str | None]
+) -> None:
+    """Delete the checkpoints of some of a trial's attempts on this machine, but for some."""
+    # With a dot begins what a worker that was killed had half written.
+    for folder in paths.trial(signature).glob(f"{attempts}/*epoch_*"):
+        if str(folder.relative_to(paths.root)) not in keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _collect_stored(

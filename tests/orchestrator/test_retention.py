@@ -34,7 +34,12 @@ def add(
     """Add a trial with checkpoints of two epochs in each of two attempts."""
     number = sum(trial.variant == variant for trial in ledger.trials())
     ledger.plan_trial(
-        signature=key, variant=variant, number=number, config={}, params={}, seen_seq=0
+        signature=key,
+        variant=variant,
+        number=number,
+        config={"select_by": "val_top1"},
+        params={},
+        seen_seq=0,
     )
     for attempt in (1, 2):
         ledger.start_attempt(key, resumed_from=None, micro_batch_size=0)
@@ -76,14 +81,28 @@ def test_the_best_of_each_variant_keep_their_best_epoch_alone(paths: SweepPaths)
     assert kept(paths, "other") == ["attempt_2/epoch_0003"]
 
 
-def test_running_and_failed_trials_keep_their_checkpoints(paths: SweepPaths) -> None:
+def test_running_and_failed_trials_keep_what_they_may_go_on_from(paths: SweepPaths) -> None:
+    """Of attempts that are over the best epoch, here the first, and the trial's last two."""
     ledger = sweep(paths, keep=0)
     add(ledger, paths, "running", "running", None)
     add(ledger, paths, "failed", "failed", None)
     add(ledger, paths, "diverged", "diverged", None)
+    (paths.trial("running") / "attempt_1" / ".epoch_0002.tmp").mkdir()
     retention.collect(ledger, paths, set())
-    assert kept(paths, "running") == kept(paths, "failed") == ALL
+    left = [name for name in ALL if name != "attempt_1/epoch_0001"]
+    assert kept(paths, "running") == kept(paths, "failed") == left
+    assert not (paths.trial("running") / "attempt_1" / ".epoch_0002.tmp").exists()
     assert kept(paths, "diverged") == []
+
+
+def test_what_an_attempt_went_on_from_stays_while_it_runs(paths: SweepPaths) -> None:
+    ledger = sweep(paths, keep=0)
+    add(ledger, paths, "a", "running", None)
+    ledger.end_attempt("a", 2, outcome="lost", trial_status="running")
+    from_epoch = "trials/a/attempt_1/epoch_0001"
+    ledger.start_attempt("a", resumed_from=from_epoch, micro_batch_size=0)
+    retention.collect(ledger, paths, set())
+    assert kept(paths, "a") == ALL
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
