@@ -220,7 +220,7 @@ def _published_problems(space: SearchSpace) -> list[str]:
                 f"{where}: `variant` must be one of {', '.join(space.variants)}, or None for a "
                 f"model that is shown for comparison; got {row.variant!r}."
             )
-        for name in ("train_top1", "val_top1", "test_top1"):
+        for name in ("train_top1", "val_top1", "test_top1", "precision", "recall", "f1"):
             value = getattr(row, name)
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
                 problems.append(

@@ -39,6 +39,7 @@ class Published:
         test_top1: on their test images.
         loss: cross-entropy in nats, on the test images if `test_top1` is given, else on the
             validation images.
+        precision: a fraction, an average over classes, as are `recall` and `f1`.
         parameters: a total, as they count it.
         flops: as they count them, which `note` explains.
         note: what is odd about the row, such as a contradiction; else empty.
@@ -54,6 +55,9 @@ class Published:
     val_top1: float | None = None
     test_top1: float | None = None
     loss: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
     parameters: int | None = None
     flops: int | None = None
     note: str = ""

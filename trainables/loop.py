@@ -162,7 +162,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             data.derived_seed(config.seed, "augment", epoch, rank)
         )
         tally = Tally(device)
-        lr = config.lr
+        lr, data_s = config.lr, 0.0
         batches = data.train_batches(
             train_rows,
             batch_size=config.batch_size,
@@ -174,9 +174,11 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         for step, rows in zip(range(steps), batches, strict=False):
             lr = optim.learning_rate(config, epoch + (step + 0.5) / steps) * plateau.scale
             optim.set_learning_rate(optimizer, lr)
+            data_started = time.perf_counter()
             pixels, labels = store.gather(rows)
             images = prepare(pixels, draws)  # (n, c, side, side), normalised
             images, targets = augment.mix(images, labels, num_classes, config, draws)
+            data_s += time.perf_counter() - data_started
             _step(config, model, stepped, optimizer, tally, images, targets)
             if average is not None:
                 update_average(epoch * steps + step)
@@ -211,6 +213,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             epoch_s=time.perf_counter() - started,
             images_per_s=seen / train_s,
             device_peak_gib=_peak_gib(device),
+            data_s=data_s,
             val_s=val_s,
             checkpoint_s=0.0,  # not known yet, and no part of what is kept
         )

@@ -14,8 +14,9 @@ class EpochMetrics:
     part the `val_` figures are 0. `lr` is the learning rate of the epoch's last step, `epoch_s` the
     seconds of training and validation together, `images_per_s` training images per second,
     `device_peak_gib` the device memory's high-water mark (on a CPU: the process's resident set),
-    `val_s` the seconds of validation, which are part of `epoch_s`, and `checkpoint_s` those of
-    writing the checkpoint, which are not.
+    `data_s` the seconds of preparing training batches (gathering, augmenting, normalising; on a GPU
+    those of issuing that) and `val_s` those of validation, both part of `epoch_s`, and
+    `checkpoint_s` those of writing the checkpoint, which are not.
     """
 
     train_loss: float
@@ -27,6 +28,7 @@ class EpochMetrics:
     epoch_s: float
     images_per_s: float
     device_peak_gib: float
+    data_s: float
     val_s: float
     checkpoint_s: float
 

@@ -83,8 +83,9 @@ def _reason(attempt: Attempt) -> str:
 
 
 _PARTS = (
-    ("start", "from an attempt's start to its first epoch: process, data, model, checkpoint"),
-    ("train", "epochs without their validation"),
+    ("start", "from an attempt's start to its first epoch: process, images, model, checkpoint"),
+    ("data", "preparing the batches of training: gathering, augmenting, normalising"),
+    ("train", "the rest of an epoch without its validation"),
     ("validate", "validation after each epoch"),
     ("checkpoint", "writing checkpoints"),
     ("report", "between one epoch and the next: telling the driver, waiting for its answer"),
@@ -92,7 +93,17 @@ _PARTS = (
     ("unfinished", "after the last epoch of one that did not: training that was never reported"),
     ("idle", "slots times wall time, less all of the above"),
 )
-_TINTS = ("#a6761d", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#cccccc")
+_TINTS = (
+    "#a6761d",
+    "#117733",
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+    "#d55e00",
+    "#cccccc",
+)
 
 
 def time_ledger(facts: Facts) -> Section:
@@ -174,12 +185,13 @@ def _spent(record: Record, attempt: Attempt) -> dict[str, float]:
     spent: collections.Counter[str] = collections.Counter()
     before = start
     for index, row in enumerate(rows):
-        validate_s, checkpoint_s = (_seconds(row.metrics.get(n)) for n in ("val_s", "checkpoint_s"))
-        epoch_s = _seconds(row.metrics["epoch_s"])
-        spent["train"] += max(epoch_s - validate_s, 0.0)  # type: ignore[assignment]
+        names = ("data_s", "val_s", "checkpoint_s", "epoch_s")
+        data_s, validate_s, checkpoint_s, epoch_s = (_seconds(row.metrics[n]) for n in names)
+        spent["data"] += data_s  # type: ignore[assignment]
+        spent["train"] += max(epoch_s - data_s - validate_s, 0.0)  # type: ignore[assignment]
         spent["validate"] += validate_s  # type: ignore[assignment]
         spent["checkpoint"] += checkpoint_s  # type: ignore[assignment]
-        left = row.arrived_s - before - max(epoch_s, validate_s) - checkpoint_s
+        left = row.arrived_s - before - max(epoch_s, data_s + validate_s) - checkpoint_s
         spent["report" if index else "start"] += max(left, 0.0)  # type: ignore[assignment]
         before = row.arrived_s
     spent[last_part] += max(end - before, 0.0)  # type: ignore[assignment]

@@ -48,6 +48,8 @@ def _tables(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             "comparison: its model is not of this sweep.",
         )
     ]
+    if any(row.get(name) is not None for row in rows for name in _AVERAGES):
+        tables.append(_averages(facts, rows))
     if odd := [[_label(row), note] for row in rows if (note := _note(row))]:
         tables.append(
             Table(
@@ -70,6 +72,45 @@ def _tables(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             )
         )
     return tables
+
+
+_AVERAGES = ("precision", "recall", "f1")
+
+
+def _averages(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return averages over classes: the published ones, then ours."""
+    theirs = [
+        [_label(row), _top1(row), *(row.get(name) for name in _AVERAGES)]
+        for row in rows
+        if any(row.get(name) is not None for name in _AVERAGES)
+    ]
+    ours = [
+        [
+            f"ours: {variant}",
+            estimated(judged, "top1").mean,
+            *(estimated(judged, name, "macro").mean for name in _AVERAGES),
+        ]
+        for variant in facts.variants
+        if (judged := facts.judged(variant))
+    ]
+    return Table(
+        name="published_averages",
+        title="Averages over classes, published and ours",
+        columns=(
+            Column("label", "of"),
+            Column("top1", "top-1", "percent"),
+            Column("precision", "precision", "percent"),
+            Column("recall", "recall", "percent"),
+            Column("f1", "F1", "percent"),
+        ),
+        rows=[*theirs, *ours],
+        note="Ours are unweighted means over the classes of the test part, and over seeds.",
+    )
+
+
+def _top1(row: Mapping[str, Any]) -> float | None:
+    value: float | None = row.get("test_top1")
+    return row.get("val_top1") if value is None else value
 
 
 _PUBLISHED_COLUMNS = (

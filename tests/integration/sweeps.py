@@ -164,7 +164,8 @@ def table(paths: SweepPaths) -> list[tuple[Any, ...]]:
 
 
 def is_measured_time(metric: str) -> bool:
-    return metric in ("epoch_s", "images_per_s", "device_peak_gib", "val_s", "checkpoint_s")
+    measured = ("epoch_s", "images_per_s", "device_peak_gib", "data_s", "val_s", "checkpoint_s")
+    return metric in measured
 
 
 def tracking_uri(output: str) -> str:

@@ -255,6 +255,7 @@ def _trial(
             "images_per_s": 700.0,
             "device_peak_gib": 0.5,
             "val_s": 0.5,
+            "data_s": 0.5,
             "checkpoint_s": 0.25,
         }
         if ending == "diverged":

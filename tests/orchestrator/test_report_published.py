@@ -167,6 +167,24 @@ def test_published_figures_stand_beside_ours_with_their_contradiction(tmp_path: 
     assert "Epochs: 6 in place of 20." in words(section)
 
 
+def test_published_averages_over_classes_stand_above_ours(tmp_path: Path) -> None:
+    rows = [*ROWS, {"label": "table 1", "val_top1": 0.89, "precision": 0.88, "f1": 0.87}]
+    said = {"source": "A study", "rows": rows, "recipe_notes": []}
+    build(tmp_path / "l", trials=6, variants=("cnn2",), published=said).close()
+    facts = read(tmp_path / "l")
+    theirs, ours = table(published(facts), "published_averages")
+    assert theirs == {
+        "label": "table 1",
+        "top1": 0.89,
+        "precision": 0.88,
+        "recall": None,
+        "f1": 0.87,
+    }
+    assert ours["label"] == "ours: cnn2"
+    f1 = [r.evaluation["f1"]["macro"] for r in facts.judged("cnn2") if r.evaluation]
+    assert ours["f1"] == pytest.approx(statistics.mean(f1))
+
+
 def test_the_published_recipe_that_was_tried_first_has_a_row_of_its_own(tmp_path: Path) -> None:
     said = {"source": "", "rows": [ROWS[0]], "recipe_notes": []}
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",), published=said)

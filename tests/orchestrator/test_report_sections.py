@@ -348,7 +348,8 @@ def test_the_time_ledger_adds_up(facts: Facts) -> None:
     epochs = sum(len(record.rows) for record in facts.of("cnn2"))
     has_split = "val_s" in facts.records[0].rows[0].metrics
     first = variants[0]
-    assert first["train_s"] + first["validate_s"] == pytest.approx(2 * epochs)
+    assert first["data_s"] == pytest.approx(0.5 * epochs)
+    assert first["data_s"] + first["train_s"] + first["validate_s"] == pytest.approx(2 * epochs)
     assert first["validate_s"] == pytest.approx(0.5 * epochs if has_split else 0)
     assert first["test_s"] == pytest.approx(0.5 * 3)
     assert first["sum_s"] == pytest.approx(15 * 1 + 2.5 * epochs + 0.5 * 3)

@@ -170,11 +170,12 @@ def test_seed_000s_contradiction_stands_beside_the_figure_it_is_compared_with() 
     assert (ours.variant, ours.val_top1, ours.loss) == ("efficientnet_b3", 0.7698, 0.9887)
     assert ours.val_is_test
     assert "0.89" in ours.note
-    assert [(row.variant, row.val_top1) for row in others] == [
-        (None, 0.89),
-        (None, 0.82),
-        (None, 0.75),
+    assert [(row.variant, row.val_top1, row.f1) for row in others] == [
+        (None, 0.89, 0.89),
+        (None, 0.82, 0.81),
+        (None, 0.75, 0.73),
     ]
+    assert (others[0].precision, others[0].recall) == (0.89, 0.89)
     assert all("contradicts" in row.note.lower() for row in others)
 
 

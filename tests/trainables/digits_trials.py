@@ -42,7 +42,7 @@ def train(config: TrainConfig, digits_dir: Path, folder: Path | None = None) -> 
 
 def learned(ends: list[EpochEnd]) -> list[dict[str, float]]:
     """The figures of each epoch without those that a clock or the machine decides."""
-    measured = {"epoch_s", "images_per_s", "device_peak_gib", "val_s", "checkpoint_s"}
+    measured = {"epoch_s", "images_per_s", "device_peak_gib", "data_s", "val_s", "checkpoint_s"}
     return [
         {name: value for name, value in end.metrics.to_dict().items() if name not in measured}
         for end in ends

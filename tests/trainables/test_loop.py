@@ -398,6 +398,7 @@ def test_validation_over_a_last_partial_batch_equals_a_computation_by_hand(digit
     assert metrics.val_top1 == pytest.approx(top1, abs=1e-12)
     assert metrics.val_top5 == pytest.approx(top5, abs=1e-12)
     assert round(metrics.val_top1 * 431, 9) % 1 == 0
+    assert 0 < metrics.data_s < metrics.epoch_s - metrics.val_s
     kept = metrics.to_dict()
     assert kept.pop("checkpoint_s") > 0  # known only after the checkpoint is written
     assert state["metrics"] == kept
