@@ -159,7 +159,7 @@ def _add_what(add: Callable[..., Any]) -> None:
         "--final-on-all",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train those on the validation part as well (default: no)",
+        help="train those, or a recipe's trials, on the validation part as well (default: no)",
     )
 
 

@@ -52,15 +52,24 @@ def current(trials: Sequence[Trial], variant: str, mode: str) -> list[Trial]:
     return [trial for trial in again if trial.config[part] == last[part]]
 
 
+def _is_on_all(trial: Trial) -> bool:
+    return (trial.config or {}).get("validation_fraction") == 0
+
+
 def values(trials: Sequence[Trial]) -> dict[str, float]:
     """Return what each trial is worth by the validation part, by signature; the test has no say.
 
-    A final one on the whole training part has no value of its own: its origin's counts.
+    A final one on the whole training part has no value of its own: its origin's counts. A recipe's
+    trials that are such are worth the same: only the test could tell them apart.
     """
     own = {t.signature: t.best_value for t in trials}
-    worth = {
-        t.signature: own.get(t.origin or "") if v is None else v
-        for t in trials
-        for v in (t.best_value,)
-    }
-    return {signature: value for signature, value in worth.items() if value is not None}
+    worth: dict[str, float] = {}
+    for trial in trials:
+        value = trial.best_value
+        if value is None and trial.stage == "final":
+            value = own.get(trial.origin or "")
+        elif value is None and trial.status == "complete" and _is_on_all(trial):
+            value = 0.0
+        if value is not None:
+            worth[trial.signature] = value
+    return worth

@@ -62,6 +62,9 @@ def make_plan(
                 f"`--weights` names one model's file, but {len(names)} variants are to be trained. "
                 "Choose one with --variants, or give none or imagenet."
             )
+    # Of a recipe the trials are the seeds, so it is they that train on all.
+    if options.get("final_on_all") and not any(space.params_for(name) for name in names):
+        overrides["validation_fraction"] = 0.0
     seed = options.get("seed", 0)
     facts: dict[str, VariantFacts] = {}
     problems = []
@@ -94,16 +97,15 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
     """Build a final configuration of each variant: without a validation part not all can be.
 
     Raises:
-        UsageError: one that needs a validation part is to be trained without it, or there is
-            nothing to be trained again.
+        UsageError: one that needs a validation part is to be trained without it, or final trials
+            were asked for where there is no search.
     """
     problems = []
-    is_asked = options.get("final_seeds", 0) > 0 or options.get("final_on_all", False)
-    if is_asked and not plan.num_finals:
+    if options.get("final_seeds", 0) > 0 and not plan.num_finals:
         raise UsageError(
-            "`--final-seeds` and `--final-on-all` are for the best of a search, and here nothing "
-            "is searched: the trials are the seeds, all are judged by the test part, and "
-            "`--trials` says how many there are."
+            "`--final-seeds` is for the best of a search, and here nothing is searched: the trials "
+            "are the seeds, all are judged by the test part, and `--trials` says how many there "
+            "are."
         )
     for variant in plan.variants:
         ranges = plan.space.params_for(variant)

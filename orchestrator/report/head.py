@@ -83,10 +83,12 @@ def _given(facts: Facts) -> list[str]:
             if flag in own
             else f"{what}: {given}, given by {name}, not the space's."
         )
-    if options.get("final_on_all") and any(r.trial.stage == "final" for r in facts.records):
+    is_recipe = "validation_fraction" in facts.plan["overrides"]
+    has_finals = any(record.trial.stage == "final" for record in facts.records)
+    if options.get("final_on_all") and (is_recipe or has_finals):
         lines.append(
-            "The final seeds were trained on the whole training part (--final-on-all), so they "
-            "have no validation figures."
+            f"The {'trials' if is_recipe else 'final seeds'} were trained on the whole training "
+            "part (--final-on-all), so they have no validation figures."
         )
     if options.get("dataset") and options["dataset"] != own.get("dataset"):
         replaced = own.get("dataset", "the space's")
@@ -166,7 +168,7 @@ def _changed_overrides(facts: Facts) -> list[str]:
     lines = []
     fixed = facts.plan["space"]["fixed"]
     for name, value in sorted(facts.plan["overrides"].items()):
-        if name == "epochs":
+        if name in ("epochs", "validation_fraction"):  # which have sentences of their own
             continue
         own = sorted({str(fixed[v][name]) for v in facts.variants if name in fixed.get(v, {})})
         if own != [str(value)]:

@@ -40,7 +40,14 @@ STUDIES: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     ),
     "cifar10_scaling": (
         "cifar10",
-        (*SMALL, "--side", "native", "--variants", "efficientnet_b0,efficientnet_b0_resolution"),
+        (
+            *SMALL,
+            "--final-on-all",
+            "--side",
+            "native",
+            "--variants",
+            "efficientnet_b0,efficientnet_b0_resolution",
+        ),
         ("efficientnet_b0", "efficientnet_b0_resolution"),
     ),
     "cifar100_transfer": (

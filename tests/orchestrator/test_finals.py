@@ -152,6 +152,21 @@ def test_on_the_whole_training_part_the_last_epoch_is_the_best_and_has_no_value(
     assert (trial.best_epoch, trial.best_value) == (8, None)
 
 
+def test_of_a_recipe_on_the_whole_training_part_the_first_seed_answers(tmp_path: Path) -> None:
+    recipe = space(trials=3, variants=("cnn2", "cnn3"), params={}, first_rung_epochs=0)
+    of = dataclasses.replace(plan(recipe), overrides={"validation_fraction": 0.0})
+    ledger = ledger_for(of, tmp_path)
+    play(Conductor(ledger, of))
+    trials = ledger.trials()
+    assert [(t.stage, t.status, t.best_epoch, t.best_value) for t in trials] == [
+        ("search", "complete", 8, None)
+    ] * 6
+    assert len(ledger.evaluations()) == 6
+    answers = best_trial(trials, "max")
+    assert answers is trials[0]
+    assert best_signatures(trials, 1, "max") == {trials[0].signature, trials[3].signature}
+
+
 def test_seeds_with_and_without_the_validation_part_are_not_mixed(tmp_path: Path) -> None:
     of = plan(space(trials=2, variants=("cnn2",)), final_seeds=2)
     ledger = ledger_for(of, tmp_path)

@@ -218,10 +218,19 @@ def test_a_changed_range_is_a_difference() -> None:
 
 def test_final_seeds_of_a_recipe_without_a_search_are_refused() -> None:
     recipe = space(params={})
-    for flags in (("--final-seeds", "2"), ("--final-on-all",)):
-        with pytest.raises(UsageError, match=r"here nothing is searched.*`--trials` says how many"):
-            planned(recipe, *flags)
+    with pytest.raises(UsageError, match=r"here nothing is searched.*`--trials` says how many"):
+        planned(recipe, "--final-seeds", "2")
     assert planned(recipe, "--final-seeds", "0")[0].num_finals == 0
+
+
+def test_a_recipes_trials_train_on_all_where_that_is_asked_for() -> None:
+    plan, _ = planned(space(params={}), "--final-on-all")
+    assert plan.train_config("cnn2", 0, {}).validation_fraction == 0
+    assert plan.identity() != planned(space(params={}))[0].identity()
+    assert planned(space(), "--final-on-all")[0].overrides == {}  # there the final ones do
+    patient = space(params={}, base={"epochs": 9, "schedule": "plateau"})
+    with pytest.raises(UsageError, match="cnn2: `schedule` 'plateau' needs a validation loss"):
+        planned(patient, "--final-on-all")
 
 
 def test_a_final_trial_that_needs_a_validation_part_is_refused_without_it() -> None:
