@@ -114,10 +114,12 @@ class Interruption:
         self.urgent = threading.Event()
 
     def on_signal(self, number: int, frame: object) -> None:
-        """Take SIGINT or SIGTERM; the third ends this process on the spot.
+        """Take SIGINT, SIGTERM or SIGHUP; the third ends this process on the spot.
 
         Even that loses nothing: the ledger is durable, and Ray's processes end with this one.
         """
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self.urgent.is_set():
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
@@ -135,7 +137,7 @@ def take_term_as_interrupt() -> None:
 
 @contextlib.contextmanager
 def signals_set(interruption: Interruption) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly end while the block runs."""
+    """Turn SIGINT, SIGTERM and SIGHUP into an orderly end while the block runs."""
     before = handle_signals(interruption)
     try:
         yield
@@ -145,6 +147,18 @@ def signals_set(interruption: Interruption) -> Iterator[None]:
 
 
 def handle_signals(interruption: Interruption) -> dict[int, Any]:
-    """Pass SIGINT and SIGTERM on; return the old handlers."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Pass SIGINT, SIGTERM and SIGHUP on; return the old handlers."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+        numbers.append(signal.SIGHUP)
     return {number: signal.signal(number, interruption.on_signal) for number in numbers}
+
+
+def _leave_terminal() -> None:
+    """Send what goes to a terminal nowhere: it was closed, and writing to it is an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # the one that lists them
+            if os.readlink(link).startswith(("/dev/pts/", "/dev/tty")):
+                os.dup2(nowhere, int(link.name))
+    os.close(nowhere)

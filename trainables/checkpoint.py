@@ -84,6 +84,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
 
     Raises:
         CheckpointError: a file is missing, not what the manifest says, or not what `save` writes.
+        MemoryError: there is too little memory for it.
     """
     place, names = _verified(folder)
     try:
@@ -98,6 +99,8 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
     except MemoryError:
         raise
     except Exception as error:  # whoever can write a file can write its digest too
+        if "allocate memory" in str(error):  # of torch's map of the file: a RuntimeError
+            raise MemoryError(f"{place} could not be read: {error}.") from error
         raise CheckpointError(f"{place} is not a checkpoint of ours: {error}.") from error
     try:
         optimizer = torch.load(place / "optimizer.pt", weights_only=True, map_location="cpu")

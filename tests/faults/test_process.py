@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import subprocess
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ import pytest
 from orchestrator.paths import SweepPaths
 from tests.integration.sweeps import (
     CONTROLLER,
+    MARK,
     RANK,
     TRIAL,
+    command,
     count_epochs,
+    environment,
     ledger_of,
     members,
     started,
@@ -98,6 +104,41 @@ def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
     assert table(paths) == unbroken
     assert {run.info.status for run in runs_of(paths)} == {"FINISHED"}
     assert len(runs_of(paths)) == 3
+
+
+def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
+    tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
+) -> None:
+    """A window closed, a connection lost: SIGHUP, and nothing can be written there any more."""
+    options = ("--trials", 2, "--epochs", 4, *ONE, "--data-dir", digits_data_dir)
+    paths, mark = paths_of(tmp_path), uuid.uuid4().hex
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command("digits", *options)],
+        cwd=tmp_path,
+        env={**environment(), "TERM": "xterm", MARK: mark},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while count_epochs(paths) < 2:
+            assert process.poll() is None
+            if select.select([ours], [], [], 0.05)[0]:
+                shown += os.read(ours, 65536)
+        os.close(ours)
+        assert process.wait(timeout=60) == 130
+        wait_for(lambda: is_gone(mark), "the end of every process", 15)
+    finally:
+        for pid in members(mark):
+            os.kill(pid, signal.SIGKILL)
+    assert b"cnn3" in shown  # the live table was on it
+    assert {run.info.status for run in runs_of(paths)} <= {"KILLED", "FINISHED"}
+    again = sweep(tmp_path, "digits", *options, "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert table(paths) == unbroken
 
 
 def test_a_sweep_that_slept_goes_on_and_calls_nobody_hung(

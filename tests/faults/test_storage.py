@@ -73,7 +73,7 @@ def lose(process: Any) -> None:
     """Kill a driver, and wait for the end of what it started, as on a machine that is lost."""
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not members(process.mark), "the end of the driver's processes", 40)
+    wait_for(lambda: not members(process.mark), "the end of the driver's processes", 90)
 
 
 def metrics_in_mlflow(uri: str) -> dict[tuple[str, str, int], int]:

@@ -58,6 +58,19 @@ def test_a_checkpoint_replaces_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_0000"]
 
 
+def test_too_little_memory_to_load_is_no_damage(tmp_path, monkeypatch):
+    save(tmp_path / "a", 1.0)
+
+    def too_little(path):
+        raise RuntimeError(
+            f"unable to mmap 9 bytes from file <{path}>: Cannot allocate memory (12)"
+        )
+
+    monkeypatch.setattr(checkpoint, "load_file", too_little)
+    with pytest.raises(MemoryError, match="could not be read: unable to mmap"):
+        checkpoint.load(tmp_path / "a")
+
+
 def test_weights_in_any_memory_format_survive(tmp_path):
     model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
     whole = torch.arange(12.0).view(3, 4)
