@@ -108,7 +108,7 @@ def run_attempt(job: Job, report: Report) -> None:
             train(job, report, signs=True)
         except Exception as error:
             report(end_report(job, error))
-            if _is_device_lost(error):
+            if _is_spent(error):
                 raise  # the process is of no further use: Ray replaces it
         else:
             return
@@ -367,10 +367,17 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _is_device_lost(error: BaseException) -> bool:
-    """After a CUDA error other than running out of memory the whole context is unusable."""
+def _is_spent(error: BaseException) -> bool:
+    """Return whether an error leaves a process that no other attempt should run in.
+
+    After a CUDA error other than running out of memory the whole context is unusable. Of the host's
+    memory the C library keeps what was freed, in pieces: what did not fit may not fit again.
+    """
     text = str(error)
-    return "CUDA error" in text and "out of memory" not in text
+    if "CUDA error" in text and "out of memory" not in text:
+        return True
+    is_of_device = "CUDA" in text or "HIP" in text
+    return classify(error) == "out_of_memory" and not is_of_device
 
 
 @contextmanager

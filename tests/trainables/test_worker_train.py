@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.trainables.digits_trials import digits_config
-from trainables import checkpoint
+from trainables import checkpoint, worker
 from trainables.checkpoint import CheckpointError
 from trainables.data import DatasetError
 from trainables.metrics import METRIC_NAMES
@@ -222,3 +222,17 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
     shutil.move(tmp_path / "one", tmp_path / "two")
     made = job(digits_dir, tmp_path / "two", attempt=2, resume_from=first["checkpoint"])
     assert [report.get("epoch") for report in reports_of(made)] == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_spent"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (MemoryError(), True),
+        (ValueError("no"), False),
+    ],
+)
+def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memory(error, is_spent):
+    assert worker._is_spent(error) is is_spent
