@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -121,8 +122,16 @@ def test_more_trials_and_more_at_a_time_are_taken(
     assert len(ledger_of(paths).attempts()) == 4
 
 
+def with_another_fingerprint(data_dir: Path, copy: Path) -> Path:
+    """Copy prepared digits as if they had been prepared from other images."""
+    shutil.copytree(data_dir, copy)
+    manifest = copy / "digits" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": "another"}))
+    return copy
+
+
 def test_another_space_or_dataset_is_refused_with_the_difference_unless_forced(
-    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
+    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths, digits_data_dir: Path
 ) -> None:
     """Case 32."""
     first = sweep(tmp_path, *options, "--trials", 1)
@@ -135,6 +144,14 @@ def test_another_space_or_dataset_is_refused_with_the_difference_unless_forced(
     assert "0.001" in refused.stderr
     assert "--force" in refused.stderr
     assert table(paths) == before
+    write_space(tmp_path)
+    other_images = ("--data-dir", with_another_fingerprint(digits_data_dir, tmp_path / "other"))
+    refused = sweep(tmp_path, *options, "--resume", "--trials", 2, *other_images)
+    assert refused.returncode == 2
+    assert "fingerprint: " in refused.stderr
+    assert "'another' now" in refused.stderr
+    assert table(paths) == before
+    write_space(tmp_path, low="1e-3")
     forced = sweep(tmp_path, *options, "--resume", "--trials", 2, "--force")
     assert forced.returncode == 0, forced.stdout + forced.stderr
     assert table(paths)[:4] == before
