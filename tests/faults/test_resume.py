@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pytest
 
 from orchestrator.paths import SweepPaths
 from tests.integration.sweeps import (
+    command,
     count_epochs,
+    environment,
     ledger_of,
     started,
     sweep,
@@ -177,6 +181,37 @@ def test_early_stopping_decides_the_same_over_a_kill_at_a_rung(
     last = sweep(tmp_path, *options, *more, "--resume")
     assert last.returncode == 0, last.stdout + last.stderr
     assert table(paths) == whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
+def test_another_user_goes_on_with_a_sweep_that_is_theirs_now(digits_data_dir: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # pytest's folders are root's alone
+    try:
+        shutil.copytree(digits_data_dir, folder / "data")
+        options = ("digits", "--variants", "cnn3", "--epochs", 2, "--data-dir", folder / "data")
+        first = sweep(folder, *options, "--trials", 1)
+        assert first.returncode == 0, first.stdout + first.stderr
+        subprocess.run(["chown", "-R", "nobody:", folder], check=True)
+        # Reading is allowed, since this Python may lie in root's home; writing is as for anybody.
+        others = ("--reuid=nobody", "--regid=nogroup", "--clear-groups")
+        reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+        again = subprocess.run(
+            ["setpriv", *others, *reading, *command(*options, "--resume", "--trials", 2)],
+            cwd=folder,
+            env={**environment(), "HOME": str(folder), "RAY_TMPDIR": str(folder / "ray")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert again.returncode == 0, again.stdout + again.stderr
+        ledger = ledger_of(SweepPaths(folder / "results", "digits"))
+        assert [trial.status for trial in ledger.trials()] == ["complete", "complete"]
+        ledger.close()
+        checked = sweep(folder, *options, "--verify")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_moved_sweep_goes_on_in_its_new_place(
