@@ -106,7 +106,8 @@ def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
                     x=x,
                     y=y,
                     customdata=numbers,
-                    mode="lines",
+                    mode="lines" if mark else _mode(records),
+                    marker={"size": 5},
                     name=name,
                     line={
                         "color": faint(colour[variant], opacity),
@@ -125,6 +126,11 @@ def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
     drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
     return figure(f"curves-{metric}", f"{metric} of all trials", drawn, height_px=480)
+
+
+def _mode(records: Sequence[Record]) -> str:
+    """Return how their curves are drawn: a line of a single epoch cannot be seen."""
+    return "lines+markers" if any(len(record.rows) == 1 for record in records) else "lines"
 
 
 def _joined(
@@ -199,7 +205,7 @@ def _train_and_validation(facts: Facts, best: Sequence[Record]) -> Figure:
                 drawn.add_scatter(
                     x=[row.epoch + 1 for row in record.rows],
                     y=[round(scale * row.metrics[f"{part}_{metric}"], 4) for row in record.rows],
-                    mode="lines",
+                    mode=_mode([record]),
                     name=f"{record.name}, {'training' if part == 'train' else 'validation'}",
                     legendgroup=record.name,
                     showlegend=column == 1,

@@ -200,6 +200,13 @@ def test_curves_tell_how_a_trial_ended(facts: Facts) -> None:
     assert marks == {"line-ew-open", "x", "square-open"}
 
 
+def test_a_curve_of_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
+    build(tmp_path / "l", trials=1, epochs=1, searched=False, variants=("cnn2",)).close()
+    section = curves(read(tmp_path / "l"))
+    for name in ("curves-val_top1", "curves-train_loss", "curves-best"):
+        assert {trace["mode"] for trace in figure(section, name)["data"]} == {"lines+markers"}
+
+
 def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: Facts) -> None:
     section = search(facts)
     assert "The sampler was adaptive: TPE suggested more of" in words(section)
