@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -17,13 +18,13 @@ class Ended:
 
     status: int
     said: str  # on standard output and standard error
-    took_s: float
+    cpu_s: float  # of processor time: others that run meanwhile say nothing of the command
     peak_mib: float  # of memory
 
 
 def data_command(cwd: Path, *arguments: object) -> Ended:
     """Run it to the end."""
-    begun = time.monotonic()
+    before_s = _children_s()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.data", *map(str, arguments)],
@@ -36,7 +37,13 @@ def data_command(cwd: Path, *arguments: object) -> Ended:
             peak_mib = max(peak_mib, _peak_mib(process.pid))
             time.sleep(0.01)
         said.seek(0)
-        return Ended(process.returncode, said.read(), time.monotonic() - begun, peak_mib)
+        return Ended(process.returncode, said.read(), _children_s() - before_s, peak_mib)
+
+
+def _children_s() -> float:
+    """Return the processor seconds of all children of this process that have ended, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_mib(pid: int) -> float:

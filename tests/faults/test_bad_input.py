@@ -171,7 +171,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
         archive.writestr("a/0.png", bytes(200 * 2**20))
     ended = _refused(tmp_path, tmp_path / "bomb.zip", "'a/0.png' unpacks to more than 200 times")
     assert ended.peak_mib < 150
-    assert ended.took_s < 10
+    assert ended.cpu_s < 10
 
 
 def test_a_zip_whose_members_share_their_bytes_is_refused(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_zip_whose_members_share_their_bytes_is_refused(tmp_path: Path) -> Non
     assert source.stat().st_size < 2**21
     ended = _refused(tmp_path, source, "overlap")
     assert ended.peak_mib < 250
-    assert ended.took_s < 10
+    assert ended.cpu_s < 10
 
 
 def test_a_tar_bomb_is_refused_before_it_fills_anything(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_tar_bomb_is_refused_before_it_fills_anything(tmp_path: Path) -> None:
     (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(info.tobuf()) + 64 * block)
     ended = _refused(tmp_path, tmp_path / "bomb.tar.gz", "was refused")
     assert ended.peak_mib < 450
-    assert ended.took_s < 30
+    assert ended.cpu_s < 30
 
 
 def test_a_million_entries_are_answered_in_seconds(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_million_entries_are_answered_in_seconds(tmp_path: Path) -> None:
     local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 33, 0, 0, 0, 7, 0) + b"0000000"
     _write_zip(tmp_path / "many.zip", local, [head + b"%07d" % n for n in range(1_000_000)])
     ended = _refused(tmp_path, tmp_path / "many.zip", "many.zip was refused")
-    assert ended.took_s < 60
+    assert ended.cpu_s < 60
     assert ended.peak_mib < 1500
 
 
@@ -213,7 +213,7 @@ def test_more_entries_than_the_cap_are_refused_before_they_are_listed(tmp_path: 
     )
     _write_zip(tmp_path / "many.zip", b"", [head + b"%07d" % n for n in range(2_100_000)])
     ended = _refused(tmp_path, tmp_path / "many.zip", "more than 2,000,000 members")
-    assert ended.took_s < 10
+    assert ended.cpu_s < 10
     assert ended.peak_mib < 300
 
 
@@ -222,7 +222,7 @@ def test_a_tar_of_a_million_empty_members_is_refused_at_its_ratio(tmp_path: Path
     block = gzip.compress(10_000 * tarfile.TarInfo("a/0.png").tobuf(), 9)
     (tmp_path / "many.tar.gz").write_bytes(100 * block)
     ended = _refused(tmp_path, tmp_path / "many.tar.gz", "at most 200 times its own size")
-    assert ended.took_s < 30
+    assert ended.cpu_s < 30
     assert ended.peak_mib < 600
 
 
