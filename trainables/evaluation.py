@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def evaluate_test(
         model, side_px=config.side_px, in_channels=manifest.channels
     )
     chosen = example_rows(labels, config.split_seed)
-    wrong = mistaken_rows(labels, scoring.ranking(logits)[:, 0], config.split_seed)
+    wrong = mistaken_rows(labels, scoring.ranking(logits)[:, 0], config.split_seed, chosen)
     shown = _examples(config, model, store, prepare, logits, chosen + wrong)
     alive()
     image = prepare(store.gather(_rows(store, [0]))[0], None)
@@ -195,17 +195,20 @@ def example_rows(labels: scoring.Ints, seed: int) -> list[int]:
     return rows
 
 
-def mistaken_rows(labels: scoring.Ints, predicted: scoring.Ints, seed: int) -> list[int]:
+def mistaken_rows(
+    labels: scoring.Ints, predicted: scoring.Ints, seed: int, shown: Collection[int] = ()
+) -> list[int]:
     """Return up to 6 rows whose prediction is wrong, in an order that depends on the seed alone.
 
     Args:
         labels: (n,) of the test part.
         predicted: (n,) classes.
         seed: the split's.
+        shown: rows that come last, because they are shown anyway.
     """
     order = np.random.RandomState(seed).permutation(len(labels))
-    rows: list[int] = order[predicted[order] != labels[order]][:MOST_MISTAKES].tolist()
-    return rows
+    rows: list[int] = order[predicted[order] != labels[order]].tolist()
+    return sorted(rows, key=lambda row: row in shown)[:MOST_MISTAKES]
 
 
 def _load(

@@ -164,6 +164,7 @@ def test_mistakes_are_wrong_ones_however_few_there_are(evaluation, digits_dir):
     assert sorted(mistaken_rows(labels, predicted, 0)) == [7, 300]
     assert mistaken_rows(labels, labels, 0) == []
     assert len(mistaken_rows(labels, 9 - labels, 0)) == 6
+    assert mistaken_rows(labels, predicted, 0, shown=[7]) == [300, 7]
     assert evaluation.top1 < 1 - 6 / 359
     assert len(evaluation.mistakes) == 6
     assert all(example.top5[0][0] != labels[example.row] for example in evaluation.mistakes)
