@@ -12,6 +12,8 @@ from orchestrator.study import Study, read_params
 
 # Below this many complete trials a share of importance is noise.
 FEWEST_TRIALS = 4
+# PED-ANOVA takes the best tenth for the better trials, at least two of them.
+ENOUGH_TRIALS = 30
 # A line in parallel coordinates is an object of its own to the browser.
 _MOST_LINES = 300
 
@@ -120,9 +122,16 @@ def _of_variant(facts: Facts, variant: str) -> list[Block]:
             drawn["importance"],
             height_px=140 + 34 * count,
             note="PED-ANOVA, Optuna's default: how far a parameter alone tells the better trials "
-            "from all.",
+            f"from all.{_few(complete)}",
         ),
     ]
+
+
+def _few(complete: int) -> str:
+    """Return what to think of importance where few trials are the better ones."""
+    if complete >= ENOUGH_TRIALS:
+        return ""
+    return f" Of {complete} trials two or three are the better ones, so this is a hint at most."
 
 
 def _study(facts: Facts, variant: str, records: Sequence[Record]) -> Study:
