@@ -2,6 +2,8 @@
 # make test                                        everything but what needs a GPU
 # make test-faults                                 kills, freezes and fills things; long
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
+# make bench [NAMES="loading stepping"]             ours beside what else there is; 20 minutes
+# make bench-full                                  the same at full size; hours
 # Each sets up .venv first if need be.
 
 PYTHON ?= python3
@@ -11,7 +13,9 @@ ARGS ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
 
-.PHONY: setup sweep test unit test-faults soak lint types clean
+NAMES ?=
+
+.PHONY: setup sweep test unit test-faults soak bench bench-full lint types clean
 
 setup: .venv/.installed
 
@@ -37,11 +41,18 @@ unit: setup
 	$(PYTEST) -m "not ray and not browser and not faults"
 
 test-faults: setup
-	$(PYTEST) -v -m faults tests/faults
+	$(PYTEST) -n 3 -v -m "faults and not alone" tests/faults
+	$(BIN)/python -m pytest -v -m "faults and alone" tests/faults
 
 KILLS ?= 100
 soak: setup
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(NAMES)
+
+bench-full: setup
+	$(BIN)/python -m benchmarks $(NAMES) --full
 
 lint: setup
 	$(BIN)/ruff check .

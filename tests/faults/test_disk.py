@@ -178,10 +178,14 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
     assert 2 < attempts[-1].micro_batch_size < 1024
 
 
+@pytest.mark.alone
 def test_a_trial_that_ray_kills_for_want_of_memory_goes_on_in_smaller_parts(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """Case 20: Ray's memory monitor kills a trial's process; neither Tune nor the sweep ends."""
+    """Case 20: Ray's memory monitor kills a trial's process; neither Tune nor the sweep ends.
+
+    The monitor looks at the whole host's memory, so nothing else may run beside it.
+    """
     (tmp_path / "big.py").write_text(
         "from optuna.distributions import FloatDistribution\n"
         "from search_spaces.space import SearchSpace\n"
