@@ -31,7 +31,7 @@ sweep: setup
 	@$(BIN)/python -m orchestrator.sweep $(SPACE) $(ARGS) \
 		$(if $(wildcard $(STORAGE)/$(NAME)/ledger.sqlite),--resume)
 
-# Two files of tests at a time: most of them wait for processes to start.
+# Two files of tests at a time (of fault tests three groups): most of them wait for processes to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: unit
@@ -41,7 +41,7 @@ unit: setup
 	$(PYTEST) -m "not ray and not browser and not faults"
 
 test-faults: setup
-	$(PYTEST) -n 3 -v -m "faults and not alone" tests/faults
+	$(PYTEST) -n 3 --dist loadgroup -v -m "faults and not alone" tests/faults
 	$(BIN)/python -m pytest -v -m "faults and alone" tests/faults
 
 KILLS ?= 100

@@ -50,6 +50,7 @@ class Conductor:
         *,
         is_whole: Callable[[str], bool] | None = None,
         has_room: Callable[[str], bool] | None = None,
+        is_allowed: Callable[[str, int], bool] | None = None,
         retry_failed: bool = True,
         from_scratch: bool = False,
     ) -> None:
@@ -62,12 +63,15 @@ class Conductor:
                 be loaded; None trusts them all.
             has_room: says of a variant whether the disk has room for one more of its trials; None:
                 it always has.
+            is_allowed: says of a variant whether the budget has room for so many more epochs of it;
+                None: there is no budget.
             retry_failed: whether trials that failed in an earlier command are tried again.
             from_scratch: whether those start anew instead of from their last checkpoint.
         """
         self.ledger, self.plan = ledger, plan
         self._is_whole = is_whole or (lambda path: True)
         self._has_room = has_room or (lambda variant: True)
+        self._is_allowed = is_allowed or (lambda variant, epochs: True)
         self._retry_failed, self._from_scratch = retry_failed, from_scratch
         self._fresh: set[str] = set()  # signatures that start anew
         self._paused_until = -math.inf  # on the monotonic clock
@@ -103,9 +107,10 @@ class Conductor:
             if not self._has_room(following[0]):
                 self._pause("There is too little room left on the disk for another trial.")
                 return None
-            if self._retries:
-                return self._start(self.ledger.trial(self._retries.popleft()))
-            variant, origin = following
+            variant, origin, waiting = following
+            if waiting is not None:
+                self._retries.remove(waiting)
+                return self._start(self.ledger.trial(waiting))
             trial = self._plan_final(origin) if origin else self._plan_trial(variant)
             return self._start(trial)
 
@@ -133,6 +138,20 @@ class Conductor:
         """Return the variants that were stopped because the same traceback came again and again."""
         with self._lock:
             return tuple(variant for variant in self.plan.variants if self._is_given_up(variant))
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many trials the budget had no room for, by variant, once nothing follows."""
+        with self._lock:
+            left = collections.Counter(self._variant(signature) for signature in self._retries)
+            for variant in self.plan.variants:
+                if self._is_given_up(variant):
+                    continue
+                left[variant] += max(self.plan.trials - self._planned[variant], 0)
+                best = self._finished_search(variant)
+                if best is not None:
+                    seeds = [t for t in self.ledger.trials("final") if t.origin == best.signature]
+                    left[variant] += max(self.plan.final_seeds - len(seeds), 0)
+            return {variant: left[variant] for variant in self.plan.variants if left[variant]}
 
     # What launch tells.
 
@@ -229,21 +248,33 @@ class Conductor:
 
     # How it is done.
 
-    def _following(self) -> tuple[str, Trial | None] | None:
+    def _following(self) -> tuple[str, Trial | None, str | None] | None:
         """Return the variant of the next attempt to start, None when none can start now.
 
-        With it, where that is to be a new final trial, the one that it trains again.
+        With it, where that is to be a new final trial, the one that it trains again, and where it
+        is one that waits for its next attempt, its signature.
         """
-        if self._retries:
-            return self._variant(self._retries[0]), None
+        for waiting in self._retries:
+            variant = self._variant(waiting)
+            if self._is_allowed(variant, self._epochs_left(waiting)):
+                return variant, None, waiting
         for variant in self.plan.variants:
-            if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
-                return variant, None
+            if self._planned[variant] >= self.plan.trials or self._is_given_up(variant):
+                continue
+            if self._is_allowed(variant, self.plan.epochs(variant)):
+                return variant, None, None
         for variant in self.plan.variants:
             best = self._finished_search(variant)
-            if best is not None and self._missing_final(best) is not None:
-                return variant, best
+            if best is None or self._missing_final(best) is None:
+                continue
+            if self._is_allowed(variant, self.plan.epochs(variant)):
+                return variant, best, None
         return None
+
+    def _epochs_left(self, signature: str) -> int:
+        rows = self.ledger.epochs(signature)
+        done = 0 if signature in self._fresh or not rows else rows[-1].epoch + 1
+        return int(self.ledger.trial(signature).config["epochs"]) - done
 
     def _finished_search(self, variant: str) -> Trial | None:
         """Return the best trial of a variant whose search is over, None where there is none."""
@@ -251,7 +282,9 @@ class Conductor:
         if not is_searched or not self.plan.final_seeds or self._is_given_up(variant):
             return None
         if variant not in self._winners:
-            if any(self._variant(signature) == variant for signature in self._running):
+            is_all_planned = self._planned[variant] >= self.plan.trials
+            unended = [*self._running, *self._retries]
+            if not is_all_planned or any(self._variant(one) == variant for one in unended):
                 return None
             own = [trial for trial in self.ledger.trials("search") if trial.variant == variant]
             self._winners[variant] = finals.best_of(own, self.plan.space.mode)

@@ -38,12 +38,15 @@ class SweepConfig:
     address: str | None = None
     name: str = ""
     keep: str | None = None
+    budget_s: float | None = None
+    max_device_hours: float | None = None
     hang_timeout_s: float = 600.0
     resume: bool = False
     retry_failed: bool = True
     from_scratch: bool = False
     force: bool = False
     dry_run: bool = False
+    measure: bool = False
     verbose: bool = False
     verify: bool = False
 
@@ -67,6 +70,12 @@ class SweepConfig:
         share = self.gpus_per_trial
         if share is not None and not (0 <= share <= 1 or (share > 1 and share.is_integer())):
             problems.append(f"`--gpus-per-trial` must be 0 to 1, or a whole number; got {share:g}.")
+        for flag, limit in (
+            ("--budget", self.budget_s),
+            ("--max-device-hours", self.max_device_hours),
+        ):
+            if limit is not None and not limit > 0:
+                problems.append(f"`{flag}` must be above 0; got {limit:g}.")
         if self.variants == ():
             problems.append("`--variants` must list at least one model, separated by commas.")
         problems += self._word_problems()
@@ -185,6 +194,19 @@ def _add_where(add: Callable[..., Any]) -> None:
     add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
     add("--keep", metavar="WHAT", help="checkpoints of ended trials: best-K, last or all")
     add(
+        "--budget",
+        dest="budget_s",
+        type=_duration_s,
+        metavar="TIME",
+        help="start no trial that is not expected to end within this time of now: 90m, 2h, 1h30m",
+    )
+    add(
+        "--max-device-hours",
+        type=float,
+        metavar="H",
+        help="start no trial with which the sweep would take more of its devices in all",
+    )
+    add(
         "--hang-timeout",
         dest="hang_timeout_s",
         type=float,
@@ -205,8 +227,23 @@ def _add_how(add: Callable[..., Any]) -> None:
     add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
     add("--force", action="store_true", help="go on although the space or the dataset changed")
     add("--dry-run", action="store_true", help="print the plan and touch nothing")
+    add(
+        "--measure",
+        action="store_true",
+        help="first train a few steps of each model here and forecast time, memory and disk; with "
+        "--dry-run that is all",
+    )
     add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
+
+
+def _duration_s(text: str) -> float:
+    """Return the seconds of a time such as 90s, 30m, 2h or 1h30m."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not text or found is None:
+        raise argparse.ArgumentTypeError(f"a time is written as 90m, 2h or 1h30m; got {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _is_positive(text: str) -> bool:

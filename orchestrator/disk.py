@@ -38,7 +38,7 @@ def forecast_bytes(
         keep: the option `--keep`; None: the best ones, as many as the space says.
     """
     sizes = {name: _size(plan, facts, name) for name in plan.variants}
-    epochs = {name: _epochs(plan, name) for name in plan.variants}
+    epochs = {name: plan.epochs(name) for name in plan.variants}
     trials = plan.trials + plan.final_seeds
     num_best = plan.space.keep_best
     if keep and keep.startswith("best-"):
@@ -102,7 +102,3 @@ def gib(size: int) -> str:
 def _size(plan: Plan, facts: Mapping[str, VariantFacts], name: str) -> int:
     values = {**plan.space.fixed_for(name), **plan.space.params_for(name)}
     return checkpoint_bytes(facts[name].parameters, averaged=bool(values.get("ema_decay")))
-
-
-def _epochs(plan: Plan, name: str) -> int:
-    return int(plan.overrides.get("epochs", plan.space.fixed_for(name)["epochs"]))

@@ -43,6 +43,10 @@ class Plan:
             "overrides": dict(self.overrides),
         }
 
+    def epochs(self, variant: str) -> int:
+        """Return how long a trial of a variant trains if nothing stops it."""
+        return int(self.overrides.get("epochs", self.space.fixed_for(variant).get("epochs", 0)))
+
     def train_config(
         self, variant: str, number: int, params: Mapping[str, Any], stage: Stage = "search"
     ) -> TrainConfig:

@@ -73,6 +73,14 @@ def print_end(
         console.print(f"Failed ones are tried again by: {resume_command()}", soft_wrap=True)
     for variant in conductor.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
+    left_out = conductor.left_out() if config.budget_s or config.max_device_hours else {}
+    if left_out:
+        number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
+        console.print(
+            f"The budget had no room for more: trials not trained to their end are {number}. Go on "
+            f"with {resume_command()}, with a new --budget or a larger --max-device-hours.",
+            soft_wrap=True,
+        )
     for product in tracker.products:
         page = "report.html" if product.name == "report" else ""
         where = f"{product.name.capitalize()}: {product.folder / page}"

@@ -71,7 +71,8 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     if turns or _interpolates(config):
         images = _warp(images, config, turns, generator)
     elif config.hflip or config.vflip or config.crop_padding_px:
-        images = _flip_and_crop(images, config, generator)
+        images = flip_and_crop(images.permute(0, 2, 3, 1), config, generator)
+        images = images.permute(0, 3, 1, 2).contiguous()
     if config.brightness:
         factor = 1 + _symmetric(images, config.brightness, generator)
         images = (images * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
@@ -198,6 +199,12 @@ def _changes(config: TrainConfig) -> bool:
 # --- geometry ------------------------------------------------------------------------------------
 
 
+def copies_pixels(config: TrainConfig) -> bool:
+    """Return whether flips and the crop are all that moves pixels, so that they can come first."""
+    moves = config.hflip or config.vflip or config.crop_padding_px
+    return bool(moves) and not config.randaugment_ops and not _interpolates(config)
+
+
 def _interpolates(config: TrainConfig) -> bool:
     """Return whether a pixel can come to lie between pixels."""
     return bool(
@@ -209,36 +216,42 @@ def _interpolates(config: TrainConfig) -> bool:
     )
 
 
-def _flip_and_crop(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def flip_and_crop(pixels: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
     """Flip, pad with zeros and crop by copying rows: exactly what slicing would give.
 
-    Every output row is a run of w neighbouring values of one buffer that holds each row twice, as
+    Every output row is a run of w neighbouring pixels of one buffer that holds each row twice, as
     it is and mirrored, with zeros between the rows; only the runs' starts are drawn.
+
+    Args:
+        pixels: (n, h, w, c) of any type; not modified. Stored bytes are a quarter of the work.
+        config: `hflip`, `vflip` and `crop_padding_px` are used.
+        generator: on the device of `pixels`.
+
+    Returns:
+        (n, h, w, c), contiguous.
     """
-    n, c, height, width = images.shape
+    n, height, width, c = pixels.shape
     padding = config.crop_padding_px
-    hflip, vflip, (offset_y, offset_x) = _draw_flips_and_offsets(images, config, generator)
+    hflip, vflip, (offset_y, offset_x) = _draw_flips_and_offsets(pixels, config, generator)
     copies = 2 if config.hflip else 1
     # Row: `padding` zeros, then w pixels. The zeros to the right of a row are those of the next.
     # The first row stands for all rows above and below the images.
-    stride = padding + width
-    buffer = images.new_zeros(copies * n * c * height + 2, stride)
-    pixels = buffer[1:-1].view(copies, n, c, height, stride)[..., padding:]
-    pixels[0] = images
+    buffer = pixels.new_zeros(copies * n * height + 2, padding + width, c)
+    inner = buffer[1:-1].view(copies, n, height, padding + width, c)[:, :, :, padding:]
+    inner[0] = pixels
     if config.hflip:
-        pixels[1] = images.flip(-1)
+        inner[1] = pixels.flip(2)
 
-    i = torch.arange(height, device=images.device)
+    i = torch.arange(height, device=pixels.device)
     row = i + offset_y.unsqueeze(1)  # (n, h)
     inside = (row >= 0) & (row < height)
     row = torch.where(vflip.unsqueeze(1), height - 1 - row, row)
-    image = hflip * n + torch.arange(n, device=images.device)
-    channel = image.unsqueeze(1) * c + torch.arange(c, device=images.device)  # (n, c)
-    line = 1 + channel.unsqueeze(2) * height + row.unsqueeze(1)  # (n, c, h)
-    start = line * stride + (padding + offset_x).view(-1, 1, 1)
-    start = torch.where(inside.unsqueeze(1), start, 0)
-    runs = buffer.as_strided((buffer.numel() - width + 1, width), (1, 1))
-    return runs.index_select(0, start.flatten()).view(n, c, height, width)
+    image = hflip * n + torch.arange(n, device=pixels.device)
+    line = 1 + image.unsqueeze(1) * height + row
+    start = line * (padding + width) + (padding + offset_x).unsqueeze(1)
+    start = torch.where(inside, start, 0)
+    runs = buffer.as_strided((buffer.numel() // c - width + 1, width * c), (c, 1))
+    return runs.index_select(0, start.flatten()).view(n, height, width, c)
 
 
 def _warp(

@@ -1,17 +1,21 @@
-"""How fast a trained network answers on this device; holds no state."""
+"""How fast a network trains, and answers once it is trained, on this device; holds no state."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from trainables import forward
+from trainables import data, forward
 from trainables.config import TrainConfig
 
 _BUDGET_S = 1.0  # of each of the two measurements
@@ -19,6 +23,62 @@ _MOST_RUNS = 100
 _LEAST_RUNS = 3
 _WARM_UP_RUNS = 3
 _LONGEST_BATCH_S = 0.3
+
+_STEPS = 8  # trained to foresee an epoch; the first two warm up and may compile
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingTime:
+    """What training one configuration takes: of a step, of an epoch with its checkpoint, memory."""
+
+    step_s: float
+    epoch_s: float
+    peak_gib: float
+
+
+def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
+    """Train a few steps of a configuration, judge as many batches, and foresee an epoch.
+
+    Args:
+        config: of any length; several workers are measured as one with the whole batch.
+        dataset: folder of the prepared dataset.
+
+    Raises:
+        Exception: whatever training raises; it cannot be trained here.
+    """
+    from trainables import loop
+
+    device = forward.default_device()
+    short = replace(config, epochs=1, steps_per_epoch=_STEPS, workers=1, freeze_epochs=0)
+    ends: list[float] = []
+
+    def on_step() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        (epoch,) = loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step)
+    labels = data.open_split(dataset, "train")[1]
+    train, val = data.split_indices(labels, config.validation_fraction, config.split_seed)
+    steps = data.steps_in_epoch(len(train), config.batch_size)
+    trained = min(steps, _STEPS)
+    gaps = [after - before for before, after in itertools.pairwise(ends)]
+    training = gaps[: trained - 1]
+    # With one step or two there is nothing but the epoch's own figure to go by.
+    step_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
+    if len(training) > _WARM_UP_STEPS:
+        step_s = statistics.median(training[_WARM_UP_STEPS:])
+    judged = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
+    image_s = epoch.metrics.val_s / judged if judged else 0.0
+    if config.steps_per_epoch:
+        steps, val = min(steps, config.steps_per_epoch), val[:judged]
+    return TrainingTime(
+        step_s=step_s,
+        epoch_s=math.fsum((steps * step_s, len(val) * image_s, epoch.metrics.checkpoint_s)),
+        peak_gib=epoch.metrics.device_peak_gib,
+    )
 
 
 def inference_time(

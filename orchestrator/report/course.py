@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -162,7 +163,7 @@ def time_ledger(facts: Facts) -> Section:
         barmode="stack", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     )
     drawn.update_xaxes(title_text="seconds of slots")
-    blocks = (
+    blocks: tuple[Block, ...] = (
         text(*(f"{name.capitalize()}: {meaning}." for name, meaning in _PARTS)),
         text(
             f"At most {slots} {'attempt' if slots == 1 else 'attempts'} ran at a time, which is "
@@ -172,8 +173,48 @@ def time_ledger(facts: Facts) -> Section:
         ),
         figure("time", "Seconds by variant", drawn, height_px=200 + 34 * len(facts.variants)),
         table,
+        *_forecast(facts),
     )
     return Section(name="time", title=title, blocks=blocks)
+
+
+def _forecast(facts: Facts) -> tuple[Table, ...]:
+    """Return what `--measure` forecast beside what came; nothing where it was not asked for."""
+    forecast: Mapping[str, Mapping[str, float]] = facts.said.get("forecast") or {}
+    rows = []
+    for variant in facts.variants:
+        spans = [
+            (row.metrics["epoch_s"] + row.metrics["checkpoint_s"], row.metrics["device_peak_gib"])
+            for record in facts.of(variant)
+            for row in record.rows
+        ]
+        if variant not in forecast or not spans:
+            continue
+        said, came_s = forecast[variant]["epoch_s"], statistics.median(span for span, _ in spans)
+        peak = max(peak for _, peak in spans)
+        rows.append(
+            [variant, said, came_s, came_s / said, forecast[variant]["peak_gib"], peak, len(spans)]
+        )
+    if not rows:
+        return ()
+    return (
+        Table(
+            name="forecast",
+            title="Forecast against truth",
+            columns=(
+                Column("variant", "variant"),
+                Column("forecast_epoch_s", "epoch as forecast", "seconds"),
+                Column("epoch_s", "epoch, median", "seconds"),
+                Column("truth_over_forecast", "truth / forecast", "number"),
+                Column("forecast_peak_gib", "memory as forecast, GiB", "number"),
+                Column("peak_gib", "memory, most, GiB", "number"),
+                Column("epochs", "epochs", "count"),
+            ),
+            rows=rows,
+            note="The forecast is of a few steps with one suggestion's batch size, alone on the "
+            "machine; trials had their own batch sizes and neighbours.",
+        ),
+    )
 
 
 def _spent(record: Record, attempt: Attempt) -> dict[str, float]:

@@ -181,7 +181,7 @@ def read_facts(ledger: Ledger, name: str = "") -> Facts:
     evaluations = ledger.evaluations()
     keys = (
         *("space", "sweep_id", "created_s", "options", "versions", "variants"),
-        *("manifest", "published", "former_plans", "space_own"),
+        *("manifest", "published", "former_plans", "space_own", "forecast"),
     )
     said = {key: value for key in keys if (value := ledger.get(key)) is not None}
     plan = ledger.get("plan")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from tests.trainables.image_grid import AUGMENTATIONS, config_with, real_images, write_grid
 from trainables import augment as module
+from trainables import forward
 from trainables.augment import augment, mix
+from trainables.data import Manifest
 from trainables.randaugment import GEOMETRIC, OPERATIONS, PHOTOMETRIC, photometric, randaugment
 
 EVERYTHING: dict[str, Any] = {
@@ -256,9 +259,52 @@ def test_every_image_keeps_its_own_pixels_under_flip_and_crop():
 def test_copying_and_sampling_agree_on_flips_and_crops():
     images = noise_images(64, 3, 16, 32)
     config = config_with(hflip=True, vflip=True, crop_padding_px=3)
-    copied = module._flip_and_crop(images, config, seeded())
+    copied = augment(images, config, seeded())
     sampled = module._warp(images, config, [], seeded())
     assert (copied - sampled).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flips_and_crops_of_stored_bytes_are_those_of_their_intensities(channels):
+    stored = torch.randint(0, 256, (64, 16, 24, channels), dtype=torch.uint8, generator=seeded(1))
+    config = config_with(hflip=True, vflip=True, crop_padding_px=3)
+    moved = module.flip_and_crop(stored, config, seeded())
+    images = augment(stored.permute(0, 3, 1, 2).float() / 255, config, seeded())
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved.permute(0, 3, 1, 2).float() / 255, images)
+
+
+@pytest.mark.parametrize("side", [16, 24])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["nothing", *WITHIN_IMAGE])
+def test_the_network_s_input_is_augmented_resized_and_normalised_intensities(
+    name, channels_last, side
+):
+    stored = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=seeded(1))
+    fields = WITHIN_IMAGE.get(name, {})
+    config = replace(config_with(**fields), side_px=side, channels_last=channels_last)
+    mean, std = (0.1, 0.4, 0.5), (0.2, 0.25, 0.3)
+    manifest = Manifest(
+        name="noise",
+        fingerprint="f",
+        class_names=("a", "b"),
+        height_px=16,
+        width_px=16,
+        channels=3,
+        mean=mean,
+        std=std,
+        images={"train": 8},
+    )
+    before = stored.clone()
+    found = forward.preparation(config, manifest, torch.device("cpu"))(stored, seeded())
+    images = augment(stored.permute(0, 3, 1, 2).float() / 255, config, seeded())
+    if side != 16:
+        images = torch.nn.functional.interpolate(images, (side, side), mode="bicubic").clamp(0, 1)
+    shift, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    assert torch.equal(stored, before)
+    assert (found - (images - shift) / spread).abs().max() < 1e-5
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)
 
 
 # --- rotation, shear, zoom -----------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""The way of decisions: which trial is next, which stops. Trials of ten reports train nothing.
+
+Both run under Ray with two trials at a time, early stopping by successive halving and TPE. Ours
+also stores every report durably. `facts` of ours have the conductor alone, without Ray: trials per
+second, the longest that a suggestion kept the driver, and the driver's memory, for 1,000 trials of
+ten variants (`--full`: 10,000).
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from typing import Any
+
+from benchmarks import documented, played
+from benchmarks.harness import Benchmark, Measure, scratch
+
+EPOCHS = 10
+
+
+def ours(full: bool) -> Measure:
+    facts = _conductor_alone(10_000 if full else 1_000)
+    trials = 1_000 if full else 200
+    plan = played.plan(trials=trials, variants=("cnn3",), epochs=EPOCHS)
+    ledger = played.run(plan, scratch(), epoch_s=0, concurrent=2, address="local")
+    ends = sorted(a.ended_s for a in ledger.attempts() if a.ended_s)
+    assert len(ends) == trials
+    return Measure(values=_gaps(ends), facts=facts)
+
+
+def _conductor_alone(trials: int) -> dict[str, float | str]:
+    from orchestrator.conductor import Conductor
+
+    plan = played.plan(trials=trials // 10, variants=played.VARIANTS, epochs=EPOCHS)
+    folder = scratch() / "alone"
+    conductor = Conductor(played.new_ledger(folder, plan), plan)
+    longest_s, began_s = 0.0, time.perf_counter()
+    for _ in range(trials):
+        asked_s = time.perf_counter()
+        start = conductor.next_start()
+        longest_s = max(longest_s, time.perf_counter() - asked_s)
+        assert start is not None
+        config = start.config.to_dict()
+        for epoch in range(EPOCHS):
+            row = played.metrics(config, epoch)
+            if conductor.on_epoch(start.signature, start.attempt, epoch, row, None):
+                break
+        else:
+            conductor.on_end(start.signature, start.attempt, outcome="complete")
+    return {
+        "conductor_trials": trials,
+        "conductor_trials_per_s": trials / (time.perf_counter() - began_s),
+        "conductor_longest_suggestion_s": longest_s,
+        "conductor_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def ray_tune(full: bool) -> Measure:
+    """Ray Tune with OptunaSearch and ASHAScheduler, a function that reports ten times."""
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=False)
+
+    def trainable(config: dict[str, Any]) -> None:
+        for epoch in range(EPOCHS):
+            values = {"val_top1": played.curve(config, epoch)}
+            if epoch + 1 == EPOCHS:
+                values["done_s"] = time.time()
+            tune.report(values)
+
+    results = documented.tune(
+        trainable,
+        {
+            "lr": tune.loguniform(1e-4, 1e-1),
+            "dropout": tune.uniform(0.0, 0.5),
+            "batch_size": tune.choice([32, 64, 128]),
+            "optimizer": tune.choice(["sgd", "adamw"]),
+        },
+        trials=200 if full else 24,
+        concurrent=2,
+        storage=scratch() / "tune",
+        metric="val_top1",
+        mode="max",
+        scheduler=ASHAScheduler(
+            time_attr="training_iteration", max_t=EPOCHS + 1, grace_period=1, reduction_factor=3
+        ),
+    )
+    return Measure(values=_gaps(sorted(result.metrics["timestamp"] for result in results)))
+
+
+def _gaps(ends: list[float]) -> list[float]:
+    """Return the mean time per trial, from the first end to the last."""
+    return [(ends[-1] - ends[0]) / (len(list(itertools.pairwise(ends))))]
+
+
+BENCHMARK = Benchmark(
+    name="decisions",
+    title="decision path: trials of ten reports, no training",
+    unit="trial",
+    contenders={"ours": ours, "Ray Tune + OptunaSearch + ASHA": ray_tune},
+    goals={"Ray Tune + OptunaSearch + ASHA": 3},
+)

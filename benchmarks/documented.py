@@ -1,0 +1,187 @@
+"""What the rows compare with: scripts as Ray's, Optuna's and MLflow's documentation has them.
+
+Ray 2.60: a Tune function that starts a `TorchTrainer` and hands its reports on
+(docs.ray.io, "Hyperparameter Tuning with Ray Tune", Train V2); Optuna: `study.optimize`; MLflow:
+`MLflowLoggerCallback`. Model, data and batches are the same as ours.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def build(variant: str, *, classes: int, channels: int, side_px: int, dropout: float = 0.0) -> Any:
+    """Return the same network as ours, freshly initialised."""
+    from trainables import models
+    from trainables.config import TrainConfig
+
+    config = TrainConfig(
+        variant=variant,
+        dataset="any",
+        dataset_fingerprint="any",
+        epochs=1,
+        seed=0,
+        side_px=side_px,
+        dropout=dropout,
+    )
+    return models.build_model(
+        config, num_classes=classes, in_channels=channels, image_side_px=side_px
+    )
+
+
+def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
+    """Train one batch of the digits and validate on 144 images, as a trial of ours does.
+
+    Returns:
+        `loss`, `first_step_s` and `done_s`: the times of day of the first optimizer step's end
+        and of the end of all.
+    """
+    images, labels = _digits()
+    torch.manual_seed(0)
+    model = build("cnn3", classes=10, channels=1, side_px=32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
+    model.train()
+    loss = F.cross_entropy(model(images[:32]), labels[:32])
+    loss.backward()
+    optimizer.step()
+    first_step_s = time.time()
+    model.eval()
+    with torch.inference_mode():
+        F.cross_entropy(model(images[32:176]), labels[32:176]).item()
+    return {"loss": loss.item(), "first_step_s": first_step_s, "done_s": time.time()}
+
+
+def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    images = F.interpolate(images[:176], size=(32, 32), mode="bicubic")
+    return images, torch.from_numpy(digits.target[:176])
+
+
+def start_torch_trainer(config: dict[str, Any]) -> None:
+    """Run one trial as documented for Ray Train V2 under Tune: a worker group of its own."""
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    TorchTrainer(
+        train_loop_of_torch_trainer,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(num_workers=1),
+        run_config=train.RunConfig(
+            name=f"trial-{time.time_ns()}",
+            storage_path=config["storage"],
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def train_loop_of_torch_trainer(config: dict[str, Any]) -> None:
+    from ray import train
+
+    for metrics in _loop(config):
+        train.report(metrics)
+
+
+def train_function(config: dict[str, Any]) -> None:
+    """Run one trial as a plain Tune function."""
+    from ray import tune
+
+    for metrics in _loop(config):
+        tune.report(metrics)
+
+
+def _loop(config: dict[str, Any]) -> Any:
+    if config.get("epochs"):
+        yield from train_epochs(config)
+    else:
+        yield train_one_batch(config)
+
+
+def train_epochs(config: dict[str, Any]) -> Any:
+    """Train a small CNN on 64 px images as scripts do: DataLoader, eager, float32, channels first.
+
+    Args:
+        config: `lr`, `dropout`, `batch_size`, `epochs`, `variant`, and `images`, the path of a
+            tensor file with `train` and `val`, each uint8 images (n, h, w, c) and labels.
+    """
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.set_num_threads(1)
+    parts = torch.load(config["images"], mmap=True, weights_only=True)
+    sets = {}
+    for name in ("train", "val"):
+        pixels, labels = parts[name]
+        images = pixels.permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
+        sets[name] = TensorDataset(images, labels)
+    loader = DataLoader(sets["train"], config["batch_size"], shuffle=True, drop_last=True)
+    judged = DataLoader(sets["val"], 256)
+    classes = 200
+    model: nn.Module = build(
+        config["variant"], classes=classes, channels=3, side_px=64, dropout=config["dropout"]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
+    for _ in range(config["epochs"]):
+        model.train()
+        for images, labels in loader:
+            if torch.rand(()) < 0.5:
+                images = images.flip(-1)  # noqa: PLW2901
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        correct = 0
+        with torch.inference_mode():
+            for images, labels in judged:
+                correct += int((model(images).argmax(1) == labels).sum())
+        yield {"loss": loss.item(), "val_top1": correct / len(sets["val"])}
+
+
+def tune(  # noqa: PLR0913 - Tune's own
+    trainable: Any,
+    space: dict[str, Any],
+    *,
+    trials: int,
+    concurrent: int,
+    storage: Path,
+    metric: str = "loss",
+    mode: str = "min",
+    scheduler: Any = None,
+    callbacks: list[Any] | None = None,
+    actor_cpus: float = 1,
+) -> Any:
+    """Run Ray Tune with OptunaSearch; returns its result grid.
+
+    Raises:
+        RuntimeError: a trial failed.
+    """
+    from ray import tune as ray_tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    results = ray_tune.Tuner(
+        ray_tune.with_resources(trainable, {"CPU": actor_cpus}),
+        param_space=space,
+        tune_config=ray_tune.TuneConfig(
+            metric=metric,
+            mode=mode,
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            search_alg=OptunaSearch(),
+            scheduler=scheduler,
+        ),
+        run_config=ray_tune.RunConfig(
+            name="documented", storage_path=str(storage), verbose=0, callbacks=callbacks
+        ),
+    ).fit()
+    if results.errors:
+        raise RuntimeError(str(results.errors[0]))
+    return results

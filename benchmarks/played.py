@@ -1,0 +1,115 @@
+"""Sweeps of ours whose trials are played, not trained: everything else is the real thing."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from orchestrator.ledger import Ledger, create_ledger
+from orchestrator.plan import Plan
+from search_spaces.space import SearchSpace
+from trainables.metrics import METRIC_NAMES
+
+PARAMS = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "dropout": FloatDistribution(0.0, 0.5),
+    "batch_size": CategoricalDistribution([32, 64, 128]),
+    "optimizer": CategoricalDistribution(["sgd", "adamw"]),
+}
+VARIANTS = ("cnn2", "cnn3", "resnet50", *(f"efficientnet_b{n}" for n in range(7)))
+
+
+def plan(*, trials: int, variants: Sequence[str], epochs: int) -> Plan:
+    """Return a plan with `trials` per variant, of which early stopping looks at epochs 1, 3, 9."""
+    space = SearchSpace(
+        name="played",
+        dataset="digits",
+        variants=tuple(variants),
+        trials=trials,
+        side=64,
+        base={"epochs": epochs},
+        params=PARAMS,
+        first_rung_epochs=1,
+        rung_factor=3,
+    )
+    return Plan(
+        space=space,
+        seed=0,
+        trials=trials,
+        variants=space.variants,
+        side_px=dict.fromkeys(space.variants, 64),
+        dataset="digits",
+        fingerprint="f" * 8,
+        overrides={},
+    )
+
+
+def new_ledger(folder: Path, of_plan: Plan) -> Ledger:
+    """Return an empty ledger with what the tracker and the retention read of it."""
+    facts = {
+        "sweep_id": "0123456789ab",
+        "created_s": time.time(),
+        "plan": of_plan.identity(),
+        "keep_best": of_plan.space.keep_best,
+        "options": {},
+        "dataset": "digits",
+        "versions": {},
+    }
+    return create_ledger(folder / "ledger.sqlite", facts)
+
+
+def metrics(config: Mapping[str, Any], epoch: int) -> dict[str, float]:
+    """Return an epoch's row; trials near lr 0.01 and dropout 0.2 are the better ones."""
+    return dict.fromkeys(METRIC_NAMES, 1.0) | {"val_top1": curve(config, epoch)}
+
+
+def curve(config: Mapping[str, Any], epoch: int) -> float:
+    """Return the accuracy that a played trial has after an epoch."""
+    miss = abs(math.log10(config["lr"]) + 2) / 4 + abs(config["dropout"] - 0.2)
+    return (1 - miss) * (1 - 0.5 ** (epoch + 1))
+
+
+def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
+    """Return what stands for `trainables.worker.run_trial`: it sleeps and reports every epoch."""
+
+    def play(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        job = json.loads(config["job"])
+        address = {"signature": job["signature"], "attempt": job["attempt"]}
+        for epoch in range(job["config"]["epochs"]):
+            time.sleep(epoch_s)
+            row = {"epoch": epoch, "checkpoint": None, **metrics(job["config"], epoch)}
+            tune.report({**address, "kind": "epoch", **row})
+        tune.report({**address, "kind": "end", "outcome": "complete"})
+
+    return play
+
+
+def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
+    """Run a whole plan under Ray as the command does, and return its ledger."""
+    from orchestrator import cluster, launch
+    from orchestrator.conductor import Conductor
+    from orchestrator.paths import SweepPaths
+
+    ledger = new_ledger(folder, of_plan)
+    conductor = Conductor(ledger, of_plan)
+    launch.run_trial = trial(epoch_s)
+    launch.run(
+        conductor,
+        cluster.connect(address, needs_state_api=False),
+        paths=SweepPaths(folder, "played"),
+        dataset_dir=folder,
+        max_concurrent=concurrent,
+        gpus_per_trial=None,
+        hang_timeout_s=600,
+        keep_all=False,
+    )
+    cluster.disconnect()
+    return ledger

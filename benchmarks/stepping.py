@@ -1,0 +1,116 @@
+"""One optimizer step at 64 px: ours against the loop that most scripts have.
+
+Same network, batch of 128, AdamW. Ours is `loop.fit` on real images, timed between the ends of its
+steps, so gathering and preparing its batches counts. The opponents train one batch that lies ready.
+"stock" is float32, channels first, eager; "compiled" is channels-last with `torch.compile`, on
+CUDA with bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import documented, images
+from benchmarks.harness import Benchmark, Measure
+
+BATCH = 128
+
+
+def ours(variant: str, full: bool) -> Measure:
+    from trainables import data, forward, loop
+    from trainables.config import TrainConfig
+
+    folder = images.prepared()
+    device = forward.default_device()
+    steps = _steps(variant, full)
+    config = TrainConfig(
+        variant=variant,
+        dataset="tinyimagenet",
+        dataset_fingerprint=data.load_manifest(folder).fingerprint,
+        epochs=1,
+        seed=0,
+        side_px=images.SIDE_PX,
+        batch_size=BATCH,
+        optimizer="adamw",
+        lr=1e-3,
+        threads=os.cpu_count() or 1,
+        steps_per_epoch=steps,
+        **OURS,
+    )
+    ends: list[float] = []
+
+    def on_step() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    for _ in loop.fit(config, folder, device=device, on_step=on_step):
+        break
+    return Measure(values=_settled(ends[:steps]))
+
+
+OURS: dict[str, Any] = {}
+
+
+def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    model = documented.build(variant, classes=200, channels=3, side_px=images.SIDE_PX)
+    model = model.to(device).train()
+    batch = torch.randn(BATCH, 3, images.SIDE_PX, images.SIDE_PX, device=device)
+    labels = torch.randint(0, 200, (BATCH,), device=device)
+    stepped = model
+    if compiled:
+        model = model.to(memory_format=torch.channels_last)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        stepped = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    amp = torch.autocast("cuda", torch.bfloat16, enabled=compiled and device.type == "cuda")
+    ends = []
+    for _ in range(_steps(variant, full)):
+        optimizer.zero_grad()
+        with amp:
+            loss = F.cross_entropy(stepped(batch).float(), labels)
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+    return Measure(values=_settled(ends))
+
+
+def _steps(variant: str, full: bool) -> int:
+    quick = 25 if variant == "cnn3" else 8
+    if torch.cuda.is_available():
+        return 200
+    return 4 * quick if full else quick
+
+
+def _settled(ends: list[float]) -> list[float]:
+    """Return the seconds between ends, without the first ones, which compile and warm up."""
+    return [after - before for before, after in itertools.pairwise(ends)][2:]
+
+
+def _benchmark(variant: str) -> Benchmark:
+    return Benchmark(
+        name="stepping",
+        title=f"training step, {variant} at 64 px",
+        unit="step",
+        contenders={
+            "ours": lambda full: ours(variant, full),
+            "stock": lambda full: stock(variant, full),
+            "compiled": lambda full: stock(variant, full, compiled=True),
+        },
+        goals={"stock": 3, "compiled": 1.2},
+        goals_cuda={"stock": 8, "compiled": 2.5},
+    )
+
+
+BENCHMARK = _benchmark("efficientnet_b0")

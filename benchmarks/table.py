@@ -1,0 +1,62 @@
+"""The README's table, from the last line of each benchmark in the results file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.harness import RESULTS, Benchmark, amount
+
+
+def table(benchmarks: Sequence[Benchmark]) -> str:
+    """Return Markdown: a row per benchmark and kind of machine that was measured."""
+    lines = [
+        "| what | ours | ratio to (least to most), goal | of what the machine allows | memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for benchmark in benchmarks:
+        found = latest(benchmark.name)
+        if not found:
+            lines.append(f"| {benchmark.title} | not measured | | | |")
+        lines += [_row(benchmark, line) for line in found]
+    return "\n".join(lines)
+
+
+def latest(name: str) -> list[dict[str, Any]]:
+    """Return the last result of a benchmark for each kind of machine, those with a GPU last."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        line = json.loads(text)
+        if line["benchmark"] == name:
+            found[line["machine"]["gpu"] or ""] = line
+    return [found[gpu] for gpu in sorted(found)]
+
+
+def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
+    gpu = line["machine"]["gpu"]
+    goals = benchmark.goals_cuda if gpu else benchmark.goals
+    ratios = []
+    for name, ratio in line["ratios"].items():
+        goal = goals.get(name)
+        said = f"{name}: {_x(ratio['median'])} ({_x(ratio['least'])} to {_x(ratio['most'])})"
+        if goal:
+            said += f", goal {_x(goal)}{'' if ratio['median'] >= goal else ': missed'}"
+        ratios.append(said)
+    value = f"{amount(line['ours'], line['quantity'])} per {line['unit']}"
+    if benchmark.at_most is not None:
+        missed = "" if line["ours"] <= benchmark.at_most else ": missed"
+        value += f", goal {amount(benchmark.at_most, line['quantity'])}{missed}"
+    share = "" if line["of_limit"] is None else f"{line['of_limit']:.0%}"
+    held = "; ".join(
+        f"{name} {max(one['peak_gib'] for one in each):.2g} GiB"
+        for name, each in line["measured"].items()
+    )
+    title = (
+        f"{benchmark.title}{f' ({gpu})' if gpu else ''}, `python -m benchmarks {benchmark.name}`"
+    )
+    return f"| {title} | {value} | {'; '.join(ratios)} | {share} | {held} |"
+
+
+def _x(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2g}x"

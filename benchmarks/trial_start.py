@@ -1,0 +1,116 @@
+"""From "the previous trial is done" to the next one's first optimizer step.
+
+Trials of one batch of a small CNN, one at a time. Ours is the real command, whose trials are
+planned, checkpointed, recorded and tracked; it is timed by its ledger: from the arrival of a
+trial's last epoch at the driver to the end of the next one's first step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks import documented
+from benchmarks.harness import Benchmark, Measure, scratch
+
+SPACE = """
+from optuna.distributions import FloatDistribution
+from search_spaces.space import SearchSpace
+
+SPACE = SearchSpace(
+    name="start", dataset="digits", variants=("cnn3",), trials={trials}, side=32,
+    base={{"epochs": 1, "steps_per_epoch": 1, "batch_size": 32, "optimizer": "adamw"}},
+    params={{"lr": FloatDistribution(5e-4, 1e-2, log=True)}},
+    final_seeds=0,
+)
+"""
+
+
+def ours(full: bool) -> Measure:
+    from orchestrator.ledger import open_ledger
+    from orchestrator.paths import SweepPaths
+
+    trials = 200
+    folder = scratch()
+    (folder / "start.py").write_text(SPACE.format(trials=trials))
+    command = [sys.executable, "-m", "orchestrator.sweep", "start.py", "--max-concurrent", "1"]
+    subprocess.run(command, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    ledger = open_ledger(SweepPaths(folder / "results", "start").ledger, read_only=True)
+    rows = sorted(
+        (row for trial in ledger.trials() for row in ledger.epochs(trial.signature)),
+        key=lambda row: row.seq,
+    )
+    assert len(rows) == trials
+    seconds = [
+        row.arrived_s - row.metrics["val_s"] - row.metrics["checkpoint_s"] - before.arrived_s
+        for before, row in itertools.pairwise(rows)
+    ]
+    whole_s = (rows[-1].arrived_s - rows[0].arrived_s) / (len(rows) - 1)
+    return Measure(values=seconds, facts={"whole_trial_s": whole_s})
+
+
+def torch_trainer(full: bool) -> Measure:
+    """Ray Tune, and a TorchTrainer with one worker for every trial."""
+    return _under_tune(documented.start_torch_trainer, trials=10 if full else 4, actor_cpus=0)
+
+
+def tune_function(full: bool) -> Measure:
+    """Ray Tune with a plain function."""
+    return _under_tune(documented.train_function, trials=50 if full else 8, actor_cpus=1)
+
+
+def optuna_alone(full: bool) -> Measure:
+    """Optuna's `study.optimize` in this process: no process, checkpoint or record of a trial."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ends: list[dict[str, float]] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        ends.append(
+            documented.train_one_batch({"lr": trial.suggest_float("lr", 5e-4, 1e-2, log=True)})
+        )
+        return ends[-1]["loss"]
+
+    optuna.create_study().optimize(objective, n_trials=200)
+    return Measure(values=_gaps(ends))
+
+
+def _under_tune(trainable: Any, *, trials: int, actor_cpus: float) -> Measure:
+    import ray
+    from ray import tune
+
+    ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=True)
+    results = documented.tune(
+        trainable,
+        {"lr": tune.loguniform(5e-4, 1e-2), "storage": str(scratch() / "train")},
+        trials=trials,
+        concurrent=1,
+        storage=scratch() / "tune",
+        actor_cpus=actor_cpus,
+    )
+    ends = sorted((result.metrics for result in results), key=lambda m: m["first_step_s"])
+    return Measure(values=_gaps(ends))
+
+
+def _gaps(ends: list[dict[str, float]]) -> list[float]:
+    return [after["first_step_s"] - before["done_s"] for before, after in itertools.pairwise(ends)]
+
+
+BENCHMARK = Benchmark(
+    name="trial_start",
+    title="trial start: from the previous trial's end to the first optimizer step",
+    unit="trial",
+    contenders={
+        "ours": ours,
+        "Ray Tune + TorchTrainer": torch_trainer,
+        "Ray Tune function": tune_function,
+        "Optuna alone": optuna_alone,
+    },
+    goals={"Ray Tune + TorchTrainer": 300, "Ray Tune function": 10},
+    goals_cuda={"Ray Tune + TorchTrainer": 300, "Ray Tune function": 10},
+    at_most=0.05,
+)

@@ -1,0 +1,127 @@
+"""A whole sweep from the command to its end, to the same number of trial-epochs.
+
+Small CNN on the real images, TPE, two trials at a time with one thread each, metrics in an MLflow
+SQLite store. Ours also saves a checkpoint of every epoch, keeps a ledger and writes its report.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import documented, images
+from benchmarks.harness import Benchmark, Measure, scratch
+
+SPACE = """
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from search_spaces.space import SearchSpace
+
+SPACE = SearchSpace(
+    name="whole", dataset="tinyimagenet", variants=("cnn3",), trials={trials}, side="native",
+    base={{"epochs": {epochs}, "hflip": True, "optimizer": "adamw", "schedule": "constant"}},
+    params={{
+        "lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "dropout": FloatDistribution(0.0, 0.5),
+        "batch_size": CategoricalDistribution([64, 128]),
+    }},
+    final_seeds=0,
+)
+"""
+
+
+def run_ours(*, trials: int, concurrent: int, epochs: int, cpus: int) -> float:
+    """Run our command; return how long it took, in seconds."""
+    data_dir = images.prepared().parent
+    folder = scratch() / f"ours-{trials}"
+    folder.mkdir()
+    (folder / "whole.py").write_text(SPACE.format(trials=trials, epochs=epochs))
+    command = [sys.executable, "-m", "orchestrator.sweep", "whole.py"]
+    command += ["--max-concurrent", str(concurrent), "--data-dir", str(data_dir)]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    began_s = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, env=env)
+    took_s = time.perf_counter() - began_s
+    shutil.rmtree(folder)
+    return took_s
+
+
+def run_documented(*, trials: int, concurrent: int, epochs: int, cpus: int) -> float:
+    """Run Ray Tune, a TorchTrainer per trial, OptunaSearch and MLflow's callback; seconds."""
+    parts = _tensors()
+    began_s = time.perf_counter()
+    import ray
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    folder = scratch() / f"documented-{trials}"
+    ray.init(num_cpus=cpus, logging_level="ERROR", include_dashboard=True)
+    documented.tune(
+        documented.start_torch_trainer,
+        {
+            "lr": tune.loguniform(1e-4, 1e-2),
+            "dropout": tune.uniform(0.0, 0.5),
+            "batch_size": tune.choice([64, 128]),
+            "epochs": epochs,
+            "variant": "cnn3",
+            "images": str(parts),
+            "storage": str(folder / "train"),
+        },
+        trials=trials,
+        concurrent=concurrent,
+        storage=folder / "tune",
+        metric="val_top1",
+        mode="max",
+        callbacks=[
+            MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder}.db", experiment_name="whole")
+        ],
+        actor_cpus=0,
+    )
+    ray.shutdown()
+    return time.perf_counter() - began_s
+
+
+def _tensors() -> Path:
+    """Return the file with the same images as ours, decoded already, split as ours are."""
+    import torch
+
+    from trainables import data
+
+    path = scratch() / "images.pt"
+    if not path.exists():
+        pixels, labels = data.open_split(images.prepared(), "train")
+        rows = dict(zip(("train", "val"), data.split_indices(labels, 0.1, 0), strict=True))
+        parts = {
+            name: (torch.from_numpy(pixels[chosen]), torch.from_numpy(labels[chosen]))
+            for name, chosen in rows.items()
+        }
+        torch.save(parts, path)
+    return path
+
+
+def ours(full: bool) -> Measure:
+    return _per_epoch(run_ours, full)
+
+
+def torch_trainer(full: bool) -> Measure:
+    """Ray Tune, a TorchTrainer per trial, OptunaSearch, MLflowLoggerCallback."""
+    return _per_epoch(run_documented, full)
+
+
+def _per_epoch(run: object, full: bool) -> Measure:
+    trials, epochs = (20, 5) if full else (4, 1)
+    took_s = run(trials=trials, concurrent=2, epochs=epochs, cpus=2)  # type: ignore[operator]
+    return Measure(values=[took_s / (trials * epochs)], facts={"trial_epochs": trials * epochs})
+
+
+BENCHMARK = Benchmark(
+    name="whole_sweep",
+    title="whole sweep, small CNN on real images",
+    unit="trial-epoch",
+    contenders={"ours": ours, "Ray Tune + TorchTrainer + OptunaSearch + MLflow": torch_trainer},
+    goals={"Ray Tune + TorchTrainer + OptunaSearch + MLflow": 5},
+    goals_cuda={"Ray Tune + TorchTrainer + OptunaSearch + MLflow": 20},
+)
