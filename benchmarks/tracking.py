@@ -26,6 +26,9 @@ def _cost_of_reports(epochs: int) -> list[float]:
     """Return the seconds per metric that reports of epochs took in a trial's process."""
     from orchestrator import cluster
 
+    cluster.connect("local", needs_state_api=False)  # first: it sets what Ray reads at import
+    from ray import tune
+
     out = scratch() / "seconds.txt"
 
     def trial(config: dict[str, Any]) -> None:
@@ -39,9 +42,6 @@ def _cost_of_reports(epochs: int) -> list[float]:
             took.append((time.perf_counter() - began_s) / len(METRIC_NAMES))
         out.write_text("\n".join(map(str, took[5:])))
 
-    from ray import tune
-
-    cluster.connect("local", needs_state_api=False)
     tune.Tuner(
         trial, run_config=tune.RunConfig(storage_path=str(scratch() / "tune"), verbose=0)
     ).fit()

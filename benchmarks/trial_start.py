@@ -54,7 +54,7 @@ def ours(full: bool) -> Measure:
 
 def torch_trainer(full: bool) -> Measure:
     """Ray Tune, and a TorchTrainer with one worker for every trial."""
-    return _under_tune(documented.start_torch_trainer, trials=10 if full else 4, actor_cpus=0)
+    return _under_tune(documented.start_torch_trainer, trials=10 if full else 4, actor_cpus=0.01)
 
 
 def tune_function(full: bool) -> Measure:

@@ -78,7 +78,7 @@ def run_documented(*, trials: int, concurrent: int, epochs: int, cpus: int) -> f
         callbacks=[
             MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder}.db", experiment_name="whole")
         ],
-        actor_cpus=0,
+        actor_cpus=0.01,
     )
     ray.shutdown()
     return time.perf_counter() - began_s

@@ -24,6 +24,7 @@ from orchestrator.paths import SweepPaths, is_sweep_name, sweep_names
 # The command line's contract: a change here is a change for every user.
 FLAGS = (
     "--address",
+    "--budget",
     "--data-dir",
     "--dataset",
     "--dry-run",
@@ -37,6 +38,8 @@ FLAGS = (
     "--help",
     "--keep",
     "--max-concurrent",
+    "--max-device-hours",
+    "--measure",
     "--name",
     "--no-final-on-all",
     "--no-retry-failed",
@@ -88,6 +91,7 @@ def test_every_flag_is_read() -> None:
             *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
             *("--final-seeds", "2", "--final-on-all", "--weights", "none"),
             *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
+            *("--budget", "1h30m", "--max-device-hours", "2.5", "--measure"),
         ]
     )
     assert config == SweepConfig(
@@ -113,6 +117,9 @@ def test_every_flag_is_read() -> None:
         dry_run=True,
         verbose=True,
         keep="best-2",
+        budget_s=5400.0,
+        max_device_hours=2.5,
+        measure=True,
         hang_timeout_s=60.0,
         from_scratch=True,
         force=True,
@@ -121,6 +128,21 @@ def test_every_flag_is_read() -> None:
     unset = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) in (None, False)]
     assert unset == []
     assert config.paths == SweepPaths(Path("out"), "my-sweep.2")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("0.5h", 1800)]
+)
+def test_a_budget_is_written_in_hours_minutes_and_seconds(text: str, seconds: float) -> None:
+    assert parse_args(["--budget", text]).budget_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "2d", "h", "30m2h", "-2h"])
+def test_other_budgets_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_args([f"--budget={text}"])
+    assert ended.value.code == 2
+    assert "a time is written as 90m, 2h or 1h30m" in capsys.readouterr().err
 
 
 def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
@@ -139,6 +161,8 @@ def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
         (["--gpus-per-trial", "-1"], "must be 0 to 1, or a whole number; got -1."),
         (["--gpus-per-trial", "nan"], "must be 0 to 1, or a whole number; got nan."),
         (["--gpus-per-trial", "inf"], "must be 0 to 1, or a whole number; got inf."),
+        (["--budget", "0m"], "`--budget` must be above 0; got 0."),
+        (["--max-device-hours", "-1"], "`--max-device-hours` must be above 0; got -1."),
         (["--side", "big"], "`--side` must be native, paper or pixels; got 'big'."),
         (["--side", "0"], "`--side` must be native, paper or pixels; got '0'."),
         (["--side", "²"], "`--side` must be native, paper or pixels; got '²'."),

@@ -167,13 +167,13 @@ def test_the_time_left_is_what_the_epochs_left_take(tmp_path: Path) -> None:
 
     add(ledger, "a", "cnn2", 0)
     assert said() == "0:00:00 passed"
-    spans = {"epoch_s": 8.0, "val_s": 1.5, "checkpoint_s": 0.5}
+    spans = {"epoch_s": 9.5, "val_s": 1.5, "checkpoint_s": 0.5}  # validation is part of an epoch
     ledger.record_epoch("a", 1, 0, metrics(**spans), None)
     # 26 epochs of 10 s and 27 of 40 s.
     assert said() == "0:00:00 passed, about 0:22:20 left"
     end(ledger, "a", "stopped", (0, 0.5))
     add(ledger, "b", "cnn3", 0)
-    ledger.record_epoch("b", 1, 2, metrics(**{**spans, "epoch_s": 28.0}), None)
+    ledger.record_epoch("b", 1, 2, metrics(**{**spans, "epoch_s": 29.5}), None)
     # What was measured counts: 18 epochs of 10 s, 24 of 30 s.
     assert said() == "0:00:00 passed, about 0:15:00 left"
     add(ledger, "c", "cnn3", 1)  # two at a time
