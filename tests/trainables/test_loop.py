@@ -5,6 +5,7 @@ import math
 import pickle
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,7 @@ def one_step(images: Tensor, targets: Tensor, **values: Any) -> tuple[nn.Linear,
         side_px=32,
         lr=0.1,
         momentum=0.0,
+        precision="float32",
         **values,
     )
     tally = Tally(CPU)
@@ -456,12 +458,40 @@ def test_bfloat16_runs_on_a_cpu_and_stays_near_float32(digits_dir, tmp_path):
     }
 
 
-def test_auto_precision_is_float32_on_a_cpu(digits_dir):
-    auto, exact = (
-        train(digits_config(digits_dir, epochs=1, precision=precision), digits_dir)
-        for precision in ("auto", "float32")
+@pytest.fixture
+def cpu_that_can(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Make the processor one that can do just this."""
+
+    def can(what: str) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {what: True})
+        forward.is_faster_in_bfloat16.cache_clear()
+
+    yield can
+    monkeypatch.undo()
+    forward.is_faster_in_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variant", "what", "precision"),
+    [
+        ("cnn3", "avx2", "float32"),
+        ("cnn3", "avx512_bf16", "bfloat16"),
+        ("cnn3", "amx_bf16", "bfloat16"),
+        ("efficientnet_b0", "avx512_bf16", "float32"),
+    ],
+)
+def test_auto_precision_on_a_cpu_is_bfloat16_where_that_is_faster(
+    digits_dir, cpu_that_can, variant, what, precision
+):
+    cpu_that_can(what)
+    auto, chosen, other = (
+        learned(
+            train(digits_config(digits_dir, variant=variant, epochs=1, precision=p), digits_dir)
+        )
+        for p in ("auto", precision, {"float32": "bfloat16"}.get(precision, "float32"))
     )
-    assert learned(auto) == learned(exact)
+    assert auto == chosen
+    assert auto != other
 
 
 @pytest.mark.parametrize("augmentation", [{}, {"rotation_deg": 10.0}, {"hflip": True}])
