@@ -27,7 +27,6 @@ def ours(full: bool) -> Measure:
     from trainables import data, forward
     from trainables.config import TrainConfig
 
-    torch.set_num_threads(os.cpu_count() or 1)
     folder, device = images.prepared(), forward.default_device()
     manifest = data.load_manifest(folder)
     config = TrainConfig(
@@ -40,7 +39,9 @@ def ours(full: bool) -> Measure:
         batch_size=BATCH,
         hflip=True,
         crop_padding_px=PADDING_PX,
+        threads=os.cpu_count() or 1,
     )
+    forward.set_up_numerics(config, device)
     store = data.open_store(folder, "train", device)
     prepare = forward.preparation(config, manifest, device)
     draws = torch.Generator(device).manual_seed(0)

@@ -15,13 +15,14 @@ from pathlib import Path
 from benchmarks import images
 from benchmarks.harness import Benchmark, Measure, scratch
 
-FULL_REPEATS = 8  # of the sample's training images: about as many as the whole dataset has
+# Of the sample's training images: eight are about as many as the whole dataset has.
+REPEATS, FULL_REPEATS = 3, 8
 
 
 def ours(full: bool) -> Measure:
     from orchestrator.data import prepare
 
-    repeats = FULL_REPEATS if full else 1
+    repeats = FULL_REPEATS if full else REPEATS
     source = _repeated(images.archive(), repeats)
     data_dir = scratch() / "data"
     data_dir.mkdir()
@@ -40,7 +41,7 @@ def image_folder(full: bool) -> Measure:
     from torchvision import datasets, transforms
 
     dataset = datasets.ImageFolder(str(images.extracted() / "train"), transforms.PILToTensor())
-    number = len(dataset) * (FULL_REPEATS if full else 1)
+    number = len(dataset) * (FULL_REPEATS if full else REPEATS)
     began_s = time.perf_counter()
     torch.stack([dataset[row % len(dataset)][0] for row in range(number)])
     return Measure(values=[(time.perf_counter() - began_s) / number], facts={"images": number})
@@ -48,8 +49,6 @@ def image_folder(full: bool) -> Measure:
 
 def _repeated(source: Path, repeats: int) -> Path:
     """Return an archive with each training image `repeats` times, under names of their own."""
-    if repeats == 1:
-        return source
     path = scratch() / "tiny-imagenet-200.zip"
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for member in old.infolist():
