@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
 
 from benchmarks import harness
@@ -60,4 +59,4 @@ def _benchmark(name: str) -> harness.Benchmark:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,6 +9,7 @@ ten variants (`--full`: 10,000).
 from __future__ import annotations
 
 import itertools
+import logging
 import resource
 import time
 from typing import Any
@@ -62,7 +63,7 @@ def ray_tune(full: bool) -> Measure:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=False)
+    ray.init(num_cpus=2, logging_level=logging.ERROR, include_dashboard=False)
 
     def trainable(config: dict[str, Any]) -> None:
         for epoch in range(EPOCHS):

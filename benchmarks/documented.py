@@ -79,7 +79,7 @@ def start_torch_trainer(config: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=f"trial-{time.time_ns()}",
             storage_path=config["storage"],
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     ).fit()
 

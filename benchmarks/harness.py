@@ -103,7 +103,7 @@ def run(benchmark: Benchmark, *, full: bool, repetitions: int, say: Callable[[st
         },
         "measured": measured,
     }
-    for name, ratio in line["ratios"].items():  # type: ignore[attr-defined]
+    for name, ratio in line["ratios"].items():
         goal = benchmark.goals.get(name)
         say(
             f"  {ratio['median']:.3g}x against {name} ({ratio['least']:.3g} to "

@@ -72,7 +72,8 @@ def metrics(config: Mapping[str, Any], epoch: int) -> dict[str, float]:
 def curve(config: Mapping[str, Any], epoch: int) -> float:
     """Return the accuracy that a played trial has after an epoch."""
     miss = abs(math.log10(config["lr"]) + 2) / 4 + abs(config["dropout"] - 0.2)
-    return (1 - miss) * (1 - 0.5 ** (epoch + 1))
+    reached: float = (1 - miss) * (1 - 0.5 ** (epoch + 1))
+    return reached
 
 
 def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
@@ -100,7 +101,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
 
     ledger = new_ledger(folder, of_plan)
     conductor = Conductor(ledger, of_plan)
-    launch.run_trial = trial(epoch_s)
+    launch.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
     launch.run(
         conductor,
         cluster.connect(address, needs_state_api=False),

@@ -12,13 +12,13 @@ from benchmarks.harness import RESULTS, Benchmark, amount
 def table(benchmarks: Sequence[Benchmark]) -> str:
     """Return Markdown: a row per benchmark and kind of machine that was measured."""
     lines = [
-        "| what | ours | ratio to (least to most), goal | of what the machine allows | memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| what | ours | ratio to (least to most), goal | of what the machine allows |",
+        "| --- | --- | --- | --- |",
     ]
     for benchmark in benchmarks:
         found = latest(benchmark.name)
         if not found:
-            lines.append(f"| {benchmark.title} | not measured | | | |")
+            lines.append(f"| {benchmark.title} | not measured | | |")
         lines += [_row(benchmark, line) for line in found]
     return "\n".join(lines)
 
@@ -37,7 +37,8 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     gpu = line["machine"]["gpu"]
     goals = benchmark.goals_cuda if gpu else benchmark.goals
     ratios = []
-    for name, ratio in line["ratios"].items():
+    for name in list(benchmark.contenders)[1:]:
+        ratio = line["ratios"][name]
         goal = goals.get(name)
         said = f"{name}: {_x(ratio['median'])} ({_x(ratio['least'])} to {_x(ratio['most'])})"
         if goal:
@@ -48,15 +49,21 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
         missed = "" if line["ours"] <= benchmark.at_most else ": missed"
         value += f", goal {amount(benchmark.at_most, line['quantity'])}{missed}"
     share = "" if line["of_limit"] is None else f"{line['of_limit']:.0%}"
-    held = "; ".join(
-        f"{name} {max(one['peak_gib'] for one in each):.2g} GiB"
-        for name, each in line["measured"].items()
-    )
+    ours = line["measured"][next(iter(benchmark.contenders))]
+    facts = [f"{name} {_number(fact)}" for name, fact in ours[-1]["facts"].items()]
+    if facts:
+        value += f" ({', '.join(facts)})"
     title = (
         f"{benchmark.title}{f' ({gpu})' if gpu else ''}, `python -m benchmarks {benchmark.name}`"
     )
-    return f"| {title} | {value} | {'; '.join(ratios)} | {share} | {held} |"
+    return f"| {title} | {value} | {'; '.join(ratios)} | {share} |"
 
 
 def _x(ratio: float) -> str:
     return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2g}x"
+
+
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

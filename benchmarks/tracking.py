@@ -74,9 +74,10 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
     tracker.sync(last=True)
     took_s = time.perf_counter() - began_s
     client = mlflow.MlflowClient(paths.default_tracking_uri)
-    experiment = client.get_experiment_by_name("written").experiment_id
+    experiment = client.get_experiment_by_name("written")
+    assert experiment is not None
     number = 0
-    for run in client.search_runs([experiment], max_results=1000):
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
         for name in METRIC_NAMES:
             if name in run.data.metrics:
                 number += len(client.get_metric_history(run.info.run_id, name))

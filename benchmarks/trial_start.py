@@ -8,6 +8,7 @@ trial's last epoch at the driver to the end of the next one's first step.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def _under_tune(trainable: Any, *, trials: int, actor_cpus: float) -> Measure:
     import ray
     from ray import tune
 
-    ray.init(num_cpus=2, logging_level="ERROR", include_dashboard=True)
+    ray.init(num_cpus=2, logging_level=logging.ERROR, include_dashboard=True)
     results = documented.tune(
         trainable,
         {"lr": tune.loguniform(5e-4, 1e-2), "storage": str(scratch() / "train")},

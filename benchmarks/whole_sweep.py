@@ -6,6 +6,7 @@ SQLite store. Ours also saves a checkpoint of every epoch, keeps a ledger and wr
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def run_documented(*, trials: int, concurrent: int, epochs: int, cpus: int) -> f
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     folder = scratch() / f"documented-{trials}"
-    ray.init(num_cpus=cpus, logging_level="ERROR", include_dashboard=True)
+    ray.init(num_cpus=cpus, logging_level=logging.ERROR, include_dashboard=True)
     documented.tune(
         documented.start_torch_trainer,
         {
