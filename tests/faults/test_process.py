@@ -94,7 +94,7 @@ def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
             time.sleep(0.2)
         output, _ = process.communicate(timeout=60)
         assert time.monotonic() - begun_s < 30
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 15)
+        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     if times < 3:
@@ -130,7 +130,7 @@ def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
                 shown += os.read(ours, 65536)
         os.close(ours)
         assert process.wait(timeout=60) == 130
-        wait_for(lambda: is_gone(mark), "the end of every process", 15)
+        wait_for(lambda: is_gone(mark), "the end of every process", 40)
     finally:
         for pid in members(mark):
             os.kill(pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(
         (pid,) = titled(process.mark, *TRIAL)
         os.kill(pid, signal.SIGSTOP)
         output, _ = process.communicate(timeout=120)
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 15)
+        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
     assert process.returncode == 0, output
     assert attempts_of_first(paths) == [(1, "failed", "hung"), (2, "complete", None)]
     assert table(paths) == unbroken
@@ -225,7 +225,7 @@ def test_killed_ranks_and_controllers_of_a_worker_group_cost_an_attempt_and_no_p
                 lambda n=number: len(ledger_of(paths).attempts()) > n, f"attempt {number + 1}", 60
             )
         output, _ = process.communicate(timeout=200)
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 15)
+        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
     assert process.returncode == 0, output
     assert [a.outcome for a in ledger_of(paths).attempts()] == [*["failed"] * 3, "complete"]
     assert {a.failure_class for a in ledger_of(paths).attempts()[:3]} == {"killed"}
