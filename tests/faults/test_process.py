@@ -53,8 +53,12 @@ def runs_of(paths: SweepPaths) -> list[Any]:
     return client.search_runs([client.get_experiment_by_name(paths.name).experiment_id])
 
 
-def is_gone(mark: str) -> bool:
-    return not members(mark)
+def wait_for_the_end(mark: str, limit_s: float = 40) -> None:
+    """Wait until no process of a sweep is left; of those that are, say which."""
+    try:
+        wait_for(lambda: not members(mark), "the end of every process", limit_s)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {members(mark)}") from error
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,7 @@ def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
             time.sleep(0.2)
         output, _ = process.communicate(timeout=60)
         assert time.monotonic() - begun_s < 30
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
+        wait_for_the_end(process.mark)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     if times < 3:
@@ -130,7 +134,7 @@ def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
                 shown += os.read(ours, 65536)
         os.close(ours)
         assert process.wait(timeout=60) == 130
-        wait_for(lambda: is_gone(mark), "the end of every process", 40)
+        wait_for_the_end(mark)
     finally:
         for pid in members(mark):
             os.kill(pid, signal.SIGKILL)
@@ -194,7 +198,7 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(
         (pid,) = titled(process.mark, *TRIAL)
         os.kill(pid, signal.SIGSTOP)
         output, _ = process.communicate(timeout=120)
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
+        wait_for_the_end(process.mark)
     assert process.returncode == 0, output
     assert attempts_of_first(paths) == [(1, "failed", "hung"), (2, "complete", None)]
     assert table(paths) == unbroken
@@ -225,7 +229,7 @@ def test_killed_ranks_and_controllers_of_a_worker_group_cost_an_attempt_and_no_p
                 lambda n=number: len(ledger_of(paths).attempts()) > n, f"attempt {number + 1}", 60
             )
         output, _ = process.communicate(timeout=200)
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 40)
+        wait_for_the_end(process.mark)
     assert process.returncode == 0, output
     assert [a.outcome for a in ledger_of(paths).attempts()] == [*["failed"] * 3, "complete"]
     assert {a.failure_class for a in ledger_of(paths).attempts()[:3]} == {"killed"}
@@ -266,6 +270,6 @@ def test_workers_of_a_killed_driver_cannot_write_and_end(
         assert again.returncode == 0, again.stdout + again.stderr
         assert not titled(process.mark, *TRIAL)
         # Ray's own processes notice the driver's death by their own timers: 74 s were measured.
-        wait_for(lambda: is_gone(process.mark), "the end of every process", 90)
+        wait_for_the_end(process.mark, 90)
     assert table(paths) == unbroken
     assert attempts_of_first(paths)[0][1] == "lost"
