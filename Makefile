@@ -2,18 +2,17 @@
 # make test                                        everything but what needs a GPU
 # make test-faults                                 kills, freezes and fills things; long
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
-# make bench [NAMES="loading stepping"]             ours beside what else there is; 20 minutes
-# make bench-full                                  the same at full size; hours
+# make bench [NAMES="loading stepping"]             ours beside what a user would write instead
+# make bench-full                                  the same at full size; long
 # Each sets up .venv first if need be.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SPACE ?= digits
 ARGS ?=
+NAMES ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
-
-NAMES ?=
 
 .PHONY: setup sweep test unit test-faults soak bench bench-full lint types clean
 

@@ -37,13 +37,13 @@ def main() -> None:
     if arguments.table:
         from benchmarks.table import table
 
-        print(table([_benchmark(name) for name in NAMES]))
+        print(table([benchmark_of(name) for name in NAMES]))
         return
     unknown = set(arguments.names) - set(NAMES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(NAMES)}.")
     for name in arguments.names or NAMES:
-        benchmark = _benchmark(name)
+        benchmark = benchmark_of(name)
         print(f"{name}: {benchmark.title}", flush=True)
         harness.run(
             benchmark,
@@ -53,7 +53,8 @@ def main() -> None:
         )
 
 
-def _benchmark(name: str) -> harness.Benchmark:
+def benchmark_of(name: str) -> harness.Benchmark:
+    """Return a benchmark by its name."""
     found: harness.Benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
     return found
 

@@ -7,6 +7,7 @@ metric), as the ratio theirs / ours of the same repetition: above 1, ours takes 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -140,13 +141,15 @@ def _in_own_process(benchmark: str, contender: str, full: bool) -> dict[str, Any
             peak = PeakMemory(process.pid)
             try:
                 process.wait(LIMIT_S)
+            except subprocess.TimeoutExpired as error:
+                raise SystemExit(
+                    f"{benchmark}, {contender}: it took more than {LIMIT_S} s and was ended."
+                ) from error
             finally:
                 peak.stop()
-                for pid in [*peak.seen, process.pid]:  # what it may have left running
-                    try:
+                for pid in _started_with(f"BENCHMARK_FOLDER={folder}"):  # what is left running
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
         if process.returncode or not out.exists():
             raise SystemExit(
                 f"{benchmark}, {contender}: it ended with {process.returncode}.\n"
@@ -164,6 +167,16 @@ def _in_own_process(benchmark: str, contender: str, full: bool) -> dict[str, Any
     }
 
 
+def _started_with(variable: str) -> list[int]:
+    """Return the processes that inherited a variable of the environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
 def measure_one(benchmark: str, contender: str, out: Path, full: bool) -> None:
     """Measure one contender in this process and write what it says."""
     module = importlib.import_module(f"benchmarks.{benchmark}")
@@ -179,7 +192,6 @@ class PeakMemory:
 
     def __init__(self, pid: int) -> None:
         self.pid, self.gib = pid, 0.0
-        self.seen: set[int] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -187,7 +199,6 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._ended.wait(0.5):
             pids = {self.pid, *children(self.pid)}
-            self.seen |= pids
             self.gib = max(self.gib, sum(map(pss_gib, pids)))
 
     def stop(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,6 @@ def ours(variant: str, full: bool) -> Measure:
         lr=1e-3,
         threads=os.cpu_count() or 1,
         steps_per_epoch=steps,
-        **OURS,
     )
     ends: list[float] = []
 
@@ -53,9 +51,6 @@ def ours(variant: str, full: bool) -> Measure:
     for _ in loop.fit(config, folder, device=device, on_step=on_step):
         break
     return Measure(values=_settled(ends[:steps]))
-
-
-OURS: dict[str, Any] = {}
 
 
 def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
@@ -98,7 +93,8 @@ def _settled(ends: list[float]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)][2:]
 
 
-def _benchmark(variant: str) -> Benchmark:
+def benchmark(variant: str) -> Benchmark:
+    """Return the row of one network."""
     return Benchmark(
         name="stepping",
         title=f"training step, {variant} at 64 px",
@@ -113,4 +109,4 @@ def _benchmark(variant: str) -> Benchmark:
     )
 
 
-BENCHMARK = _benchmark("efficientnet_b0")
+BENCHMARK = benchmark("efficientnet_b0")

@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator import failures, finals
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial, TrialStatus
 from orchestrator.plan import Plan
-from orchestrator.study import Study, is_stopped
+from orchestrator.study import is_stopped, new_study
 from search_spaces.space import is_better
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
@@ -87,7 +87,7 @@ class Conductor:
         self._planned: collections.Counter[str] = collections.Counter()
         # By variant whose search is over: its best trial.
         self._winners: dict[str, Trial | None] = {}
-        self._studies = {variant: self._new_study(variant) for variant in plan.variants}
+        self._studies = {variant: new_study(plan, variant) for variant in plan.variants}
         self._rebuild()
 
     # What launch asks.
@@ -558,17 +558,6 @@ class Conductor:
             if decision.retry:
                 return decision.micro_batch_size
         return attempts[-1].micro_batch_size
-
-    def _new_study(self, variant: str) -> Study:
-        space = self.plan.space
-        return Study(
-            variant,
-            space.params_for(variant),
-            mode=space.mode,
-            startup_trials=space.startup_trials,
-            sweep_seed=self.plan.seed,
-            enqueued=space.enqueued if space.params_for(variant) else (),
-        )
 
     def _is_given_up(self, variant: str) -> bool:
         alike = self._failures[variant].values()

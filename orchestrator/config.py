@@ -230,7 +230,7 @@ def _add_how(add: Callable[..., Any]) -> None:
     add(
         "--measure",
         action="store_true",
-        help="first train a few steps of each model here and forecast time, memory and disk; with "
+        help="first train a few steps of each model here and forecast time and memory; with "
         "--dry-run that is all",
     )
     add("--verify", action="store_true", help="check what the sweep of that name has left")

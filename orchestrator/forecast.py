@@ -1,15 +1,13 @@
-"""How long a sweep will still take, from its epochs so far, and whether that is allowed."""
+"""How long a sweep will still take, from what its epochs have taken so far."""
 
 from __future__ import annotations
 
 import collections
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
-from orchestrator.ledger import ENDED, EpochRow, Ledger, Trial
+from orchestrator.ledger import ENDED, EpochRow, Trial
 from orchestrator.plan import Plan
 
 
@@ -66,57 +64,6 @@ def epochs_s(
         variant: epoch_s.get(variant, per_operation_s * multiply_accumulates.get(variant, 1))
         for variant in plan.variants
     }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What a sweep may take; nothing is started that is not expected to end within it.
-
-    Attributes:
-        until_s: time of day by which trials end; None: no end.
-        device_s: seconds that all trials may take of their devices, a share of one counting as
-            such and a trial without one as its workers; None: no limit.
-        shares: devices that a trial takes, by variant.
-    """
-
-    until_s: float | None = None
-    device_s: float | None = None
-    shares: Mapping[str, float] = field(default_factory=dict)
-
-    def allows(
-        self,
-        ledger: Ledger,
-        plan: Plan,
-        multiply_accumulates: Mapping[str, int],
-        variant: str,
-        epochs: int,
-    ) -> bool:
-        """Return whether so many more epochs of a variant are expected to fit.
-
-        While nothing is known of how long epochs take, whatever can begin at all may.
-        """
-        trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
-        latest = ledger.latest_epochs()
-        epoch_s = epochs_s(plan, trials, latest, multiply_accumulates)
-        needed_s = epochs * epoch_s.get(variant, 0.0)
-        now_s = time.time()
-        if self.until_s is not None and now_s + needed_s >= self.until_s:
-            return False
-        if self.device_s is None:
-            return True
-        shares = {trial.signature: self.shares.get(trial.variant, 1.0) for trial in trials}
-        used_s = sum(
-            shares.get(attempt.signature, 1.0) * ((attempt.ended_s or now_s) - attempt.started_s)
-            for attempt in ledger.attempts()
-        )
-        # What runs takes its part as well before it ends.
-        under_way = {a.signature for a in ledger.attempts() if a.outcome is None}
-        for trial in trials:
-            if trial.signature in under_way:
-                row = latest.get(trial.signature)
-                left = int(trial.config["epochs"]) - (row.epoch + 1 if row else 0)
-                used_s += shares[trial.signature] * left * epoch_s.get(trial.variant, 0.0)
-        return used_s + self.shares.get(variant, 1.0) * needed_s < self.device_s
 
 
 def _epochs_left(

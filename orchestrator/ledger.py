@@ -15,7 +15,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,21 @@ class Attempt:
     outcome: str | None
     failure_class: str | None
     failure_text: str | None
+
+    def span_s(self, rows: Sequence[EpochRow]) -> tuple[float, float]:
+        """Return when it began and ended, in seconds since 1970.
+
+        One that was cut off with its driver is closed much later, so it counts to its last epoch;
+        so does one that runs now.
+
+        Args:
+            rows: of its trial.
+        """
+        end = self.ended_s
+        if end is None or self.outcome == "lost":
+            arrived = [row.arrived_s for row in rows if row.attempt == self.attempt]
+            end = max(arrived, default=self.started_s)
+        return self.started_s, max(end, self.started_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

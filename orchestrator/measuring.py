@@ -6,57 +6,73 @@ parameters of its first suggestion. What early stopping will save is not foresee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.config import SweepConfig
     from orchestrator.plan import Plan
     from trainables.timing import TrainingTime
 
 
-def measure(plan: Plan, dataset: Path, console: Console) -> dict[str, TrainingTime]:
-    """Measure every variant of a plan, saying how it goes.
+def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict[str, float]]:
+    """Measure every variant here, saying how it goes, and print what the sweep will take.
 
-    Args:
-        plan: what will be trained.
-        dataset: folder of the prepared dataset.
-        console: where progress is printed.
+    Returns:
+        the fields of `TrainingTime`, by variant.
 
     Raises:
-        OrchestratorError: a variant cannot be trained here; the message has its error.
+        UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    from orchestrator.study import Study
-    from trainables.timing import training_time
+    from orchestrator import launch
+    from orchestrator.cluster import Cluster
+    from trainables import forward
 
-    found: dict[str, TrainingTime] = {}
+    folder = config.data_dir / plan.dataset
+    if not (folder / "manifest.json").is_file():
+        raise UsageError(
+            f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
+            f"`python -m orchestrator.data prepare {plan.dataset}`."
+        )
+    here = Cluster(
+        address="",
+        is_local=True,
+        nodes=1,
+        cpus=float(os.cpu_count() or 1),
+        gpus=float(forward.num_gpus()),
+    )
+    fits = launch.check_fit(plan, here, config.gpus_per_trial)
+    measured = {}
     for number, variant in enumerate(plan.variants, start=1):
         console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
-        study = Study(
-            variant,
-            plan.space.params_for(variant),
-            mode=plan.space.mode,
-            startup_trials=plan.space.startup_trials,
-            sweep_seed=plan.seed,
-            enqueued=plan.space.enqueued if plan.space.params_for(variant) else (),
-        )
-        config = plan.train_config(variant, 0, study.ask(0))
-        # Spawned: what this process holds is no trial's, and CUDA does not survive a fork.
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            try:
-                found[variant] = pool.submit(training_time, config, dataset).result()
-            except Exception as error:
-                raise OrchestratorError(
-                    f"{variant} cannot be measured: {type(error).__name__}: {error} Its trials "
-                    "would most likely fail as well; try it alone with --variants."
-                ) from error
-    return found
+        measured[variant] = _measured(plan, variant, folder)
+    print_forecast(console, plan, measured, min(config.max_concurrent or fits, fits))
+    return {variant: asdict(own) for variant, own in measured.items()}
+
+
+def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
+    from orchestrator.study import new_study
+    from trainables.timing import training_time
+
+    trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))
+    # Spawned: what this process holds is no trial's, and CUDA does not survive a fork.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(training_time, trial, dataset).result()
+        except Exception as error:
+            raise UsageError(
+                f"{variant} cannot be measured: {type(error).__name__}: {error} Its trials would "
+                "most likely fail as well; leave it out with --variants, or --measure."
+            ) from error
 
 
 def print_forecast(

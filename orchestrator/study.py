@@ -26,6 +26,8 @@ from search_spaces.space import is_better, trial_seed
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from orchestrator.plan import Plan
+
 
 class Study:
     """One variant's study. Trial numbers here are the ledger's, in the order they were planned."""
@@ -136,6 +138,19 @@ class Study:
             n_startup_trials=self.startup_trials,
             multivariate=True,
         )
+
+
+def new_study(plan: Plan, variant: str) -> Study:
+    """Return a variant's study before its first suggestion."""
+    space = plan.space
+    return Study(
+        variant,
+        space.params_for(variant),
+        mode=space.mode,
+        startup_trials=space.startup_trials,
+        sweep_seed=plan.seed,
+        enqueued=space.enqueued if space.params_for(variant) else (),
+    )
 
 
 def read_params(stored: Mapping[str, Any]) -> dict[str, BaseDistribution]:

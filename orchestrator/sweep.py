@@ -25,7 +25,6 @@ from trainables.redaction import redacted
 from trainables.storage import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from rich.console import Console
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from orchestrator import disk, planning, summary
+    from orchestrator import disk, measuring, planning, summary
 
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
@@ -80,26 +79,8 @@ def dry_run(config: SweepConfig) -> int:
         f"{disk.gib(free)} are free."
     )
     if config.measure:
-        _measure(config, plan, console)
+        measuring.measure(config, plan, console)
     return COMPLETE
-
-
-def _measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, Any]:
-    """Measure every variant on this machine, print the forecast and return it."""
-    from orchestrator import measuring
-
-    folder = config.data_dir / plan.dataset
-    if not (folder / "manifest.json").is_file():
-        raise UsageError(
-            f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
-            f"`python -m orchestrator.data prepare {plan.dataset}`."
-        )
-    measured = measuring.measure(plan, folder, console)
-    threads = max(int(plan.space.fixed_for(name).get("threads", 1)) for name in plan.variants)
-    fits = max((os.cpu_count() or 1) // threads, 1)
-    concurrent = min(config.max_concurrent or fits, fits)
-    measuring.print_forecast(console, plan, measured, concurrent)
-    return {variant: asdict(own) for variant, own in measured.items()}
 
 
 def verify(config: SweepConfig) -> int:
@@ -128,7 +109,7 @@ def sweep(config: SweepConfig) -> int:
                 durable.begin(ledger)
             with process.terminal(None if config.verbose else config.paths.log) as console:
                 return _run(config, console, ledger, plan, facts, manifest, durable)
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             is_new = is_new and not ledger.attempts()
             if durable and is_new:
                 durable.forget()
@@ -192,14 +173,14 @@ def _run(
     durable: Durable | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
-    from orchestrator import cluster, summary
+    from orchestrator import cluster, measuring, summary
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
 
     conductor = _conductor(config, ledger, plan, facts)
     if config.measure and conductor.has_work():
-        ledger.put("forecast", _measure(config, plan, console))
+        ledger.put("forecast", measuring.measure(config, plan, console))
     if conductor.has_work() and not config.force:
         _check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
@@ -279,7 +260,7 @@ def _check_cluster(
 def _conductor(
     config: SweepConfig, ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]
 ) -> Conductor:
-    from orchestrator import disk
+    from orchestrator import budget, disk
     from orchestrator.conductor import Conductor
 
     root = config.paths.root
@@ -288,33 +269,10 @@ def _conductor(
         plan,
         is_whole=_checkpoint_check(config.paths),
         has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
-        is_allowed=_budget(config, ledger, plan, facts),
+        is_allowed=budget.asked_for(config, ledger, plan, facts),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
     )
-
-
-def _budget(
-    config: SweepConfig, ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]
-) -> Callable[[str, int], bool] | None:
-    """Return what says whether so many epochs of a variant fit; None without a budget."""
-    from orchestrator.forecast import Budget
-
-    if config.budget_s is None and config.max_device_hours is None:
-        return None
-    share = ledger.get("options").get("gpus_per_trial")
-    workers = int(plan.overrides.get("workers", 1))
-    hours = config.max_device_hours
-    budget = Budget(
-        until_s=None if config.budget_s is None else time.time() + config.budget_s,
-        device_s=None if hours is None else 3600 * hours,
-        shares={
-            variant: workers * ((plan.space.gpus_for(variant) if share is None else share) or 1)
-            for variant in plan.variants
-        },
-    )
-    operations = {name: own.multiply_accumulates for name, own in facts.items()}
-    return lambda variant, epochs: budget.allows(ledger, plan, operations, variant, epochs)
 
 
 def _start_trials(

@@ -22,10 +22,19 @@ from torch import Tensor
 from trainables import augment, data, models
 from trainables.config import TrainConfig
 
+# Of glibc's malloc.h and its largest threshold for blocks that go back to the system at once.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MAX_MMAP_BYTES = -1, -3, 32 * 2**20
+_KEPT_BYTES = 512 * 2**20
+
 
 def default_device() -> torch.device:
     """Return the CUDA device Ray (or the user) gave this process, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def num_gpus() -> int:
+    """Return how many CUDA devices this machine has."""
+    return torch.cuda.device_count()
 
 
 def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
@@ -39,18 +48,13 @@ def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
 
 
-# Of glibc's malloc.h and its largest threshold for blocks that go back to the system at once.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MAX_MMAP_BYTES = -1, -3, 32 * 2**20
-_KEPT_BYTES = 512 * 2**20
-
-
 @functools.cache
 def _keep_freed_memory() -> None:
     """Let the C library keep up to half a GiB of what was freed, for the next step to take.
 
     Otherwise every step gives most of its memory back to the system and has each page cleared for
     it again. Measured on 1 core of an AMD EPYC at 64 px: 1.2 to 1.3 times as fast for
-    EfficientNet-B0 (batch 64), 1.1 to 1.4 for `cnn3` (batch 256), 1.4 for loading alone.
+    EfficientNet-B0 (batch 64), 1.1 to 1.4 for `cnn3` (batch 256).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         library = ctypes.CDLL(None)
@@ -113,9 +117,10 @@ def is_faster_in_bfloat16(variant: str, device: torch.device) -> bool:
     """Return whether a network trains faster in bfloat16 than in float32 on a device.
 
     On a CUDA device every one does. On a CPU whose instructions multiply bfloat16, networks of
-    plain convolutions do: 1.3 to 2.2 times for the CNNs, 1.3 to 1.8 for ResNet-50, batches of 32
-    and 64 at 64 px on 1 and 2 cores of an AMD EPYC with AVX-512 BF16. Depthwise convolutions do
-    not: EfficientNet-B0 took 1.7 times as long there, and longer too on a Xeon with AMX.
+    plain convolutions do: 1.4 to 2.3 times for `cnn2`, `cnn3`, `cnn3_bn` and `cnn6`, 1.3 to 1.8 for
+    ResNet-50, batches of 32 and 64 at 64 px on 1 and 2 cores of an AMD EPYC with AVX-512 BF16.
+    Depthwise convolutions do not: EfficientNet-B0 took 1.7 times as long there, and longer too on
+    a Xeon with AMX.
     """
     if device.type == "cuda":
         return True

@@ -49,16 +49,8 @@ class Record:
         return workers * sum(end - start for start, end in map(self.span_s, self.attempts))
 
     def span_s(self, attempt: Attempt) -> tuple[float, float]:
-        """Return when an attempt began and ended, in seconds since 1970.
-
-        One that was cut off with its driver is closed much later, so it counts to its last epoch;
-        so does one that runs now.
-        """
-        end = attempt.ended_s
-        if end is None or attempt.outcome == "lost":
-            arrived = [row.arrived_s for row in self.rows if row.attempt == attempt.attempt]
-            end = max(arrived, default=attempt.started_s)
-        return attempt.started_s, max(end, attempt.started_s)
+        """Return when an attempt began and ended, in seconds since 1970."""
+        return attempt.span_s(self.rows)
 
     @property
     def has_validation(self) -> bool:

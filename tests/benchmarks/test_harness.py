@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import harness, scale, table
-from benchmarks.__main__ import NAMES, _benchmark
+from benchmarks.__main__ import NAMES, benchmark_of
 from benchmarks.harness import Benchmark, Measure, amount
 
 
@@ -92,7 +92,7 @@ def test_a_contender_runs_in_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_has_goals_for_opponents_that_it_measures(name: str) -> None:
-    found = _benchmark(name)
+    found = benchmark_of(name)
     assert found.name == name
     ours, *opponents = found.contenders
     assert ours == "ours"

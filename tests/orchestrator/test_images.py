@@ -206,3 +206,30 @@ def test_new_split_takes_no_disk_and_no_memory_for_its_pixels(tmp_path: Path) ->
     assert (opened.labels == labels).all()
     assert pixels.shape == (40_000, 64, 64, 3)
     assert pixels[39_999, 63, 63].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("as_path", [False, True])
+def test_jpegs_of_the_right_size_have_pillow_s_pixels(mode: str, as_path: bool, tmp_path: Path):
+    noise = np.random.RandomState(0).randint(0, 256, (48, 64, 3), np.uint8)
+    content = sources.encoded(Image.fromarray(noise).convert(mode), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(content)
+    fast = images._jpeg_as_it_is(tmp_path / "a.jpg" if as_path else content, (48, 64))
+    assert fast is not None
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.array_equal(fast, expected)
+
+
+def test_what_is_no_whole_jpeg_of_the_right_size_and_kind_is_left_to_pillow():
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    content = sources.encoded(picture, "JPEG")
+    for other in (
+        sources.encoded(picture, "PNG"),
+        sources.encoded(picture.convert("CMYK"), "JPEG"),
+        content[:-20],
+        content[: len(content) // 2],
+        b"\xff\xd8 and nothing",
+        b"",
+    ):
+        assert images._jpeg_as_it_is(other, (8, 8)) is None
+    assert images._jpeg_as_it_is(content, (8, 9)) is None

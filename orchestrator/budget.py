@@ -1,0 +1,111 @@
+"""What a sweep may take, `--budget` and `--max-device-hours`: whether more of it still fits."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator import forecast
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+
+if TYPE_CHECKING:
+    from orchestrator.planning import VariantFacts
+
+# Says of a variant whether so many more epochs of it fit.
+Allowance = Callable[[str, int], bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Nothing is started that is not expected to end within it.
+
+    Attributes:
+        until_s: time of day by which trials end; None: no end.
+        device_s: seconds that all trials may take of their devices in all; None: no limit.
+        shares: devices that a trial counts as, by variant; 1 where it is not given.
+    """
+
+    until_s: float | None = None
+    device_s: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+def asked_for(
+    config: SweepConfig, ledger: Ledger, plan: Plan, facts: Mapping[str, VariantFacts]
+) -> Allowance | None:
+    """Return what the command line allows; None where it sets no limit.
+
+    A trial counts with the share of a GPU that it asks for, or as one device if it asks for none,
+    times its workers.
+    """
+    if config.budget_s is None and config.max_device_hours is None:
+        return None
+    share = ledger.get("options").get("gpus_per_trial")
+    workers = int(plan.overrides.get("workers", 1))
+    hours = config.max_device_hours
+    budget = Budget(
+        until_s=None if config.budget_s is None else time.time() + config.budget_s,
+        device_s=None if hours is None else 3600 * hours,
+        shares={
+            variant: workers * ((plan.space.gpus_for(variant) if share is None else share) or 1)
+            for variant in plan.variants
+        },
+    )
+    operations = {name: own.multiply_accumulates for name, own in facts.items()}
+    return allowance(budget, ledger, plan, operations)
+
+
+def allowance(
+    budget: Budget, ledger: Ledger, plan: Plan, multiply_accumulates: Mapping[str, int]
+) -> Allowance:
+    """Return what says whether more epochs of a variant are expected to fit into a budget.
+
+    While nothing is known of how long epochs take, whatever can begin at all may.
+
+    Args:
+        budget: the limits.
+        ledger: the sweep's.
+        plan: what is to be done.
+        multiply_accumulates: of one image forward, by variant.
+    """
+
+    @functools.lru_cache(maxsize=1)  # asked often between two changes, and on Tune's event loop
+    def known(seq: int) -> tuple[dict[str, float], float]:
+        trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
+        epoch_s = forecast.epochs_s(plan, trials, ledger.latest_epochs(), multiply_accumulates)
+        taken_s = _taken_s(budget, ledger, epoch_s) if budget.device_s is not None else 0.0
+        return epoch_s, taken_s
+
+    def allows(variant: str, epochs: int) -> bool:
+        epoch_s, taken_s = known(ledger.seq)
+        needed_s = epochs * epoch_s.get(variant, 0.0)
+        if budget.until_s is not None and time.time() + needed_s >= budget.until_s:
+            return False
+        if budget.device_s is None:
+            return True
+        return taken_s + budget.shares.get(variant, 1.0) * needed_s < budget.device_s
+
+    return allows
+
+
+def _taken_s(budget: Budget, ledger: Ledger, epoch_s: Mapping[str, float]) -> float:
+    """Return the device-seconds that were used, and that what is under way will still take."""
+    trials = {trial.signature: trial for trial in ledger.trials()}
+    taken_s = 0.0
+    for attempt in ledger.attempts():
+        trial = trials[attempt.signature]
+        is_open = attempt.outcome is None
+        # What ended in order needs no rows.
+        rows = ledger.epochs(trial.signature) if is_open or attempt.outcome == "lost" else []
+        began_s, ended_s = attempt.span_s(rows)
+        left = 0
+        if is_open:
+            left = int(trial.config["epochs"]) - (rows[-1].epoch + 1 if rows else 0)
+        span_s = ended_s - began_s + left * epoch_s.get(trial.variant, 0.0)
+        taken_s += budget.shares.get(trial.variant, 1.0) * span_s
+    return taken_s
