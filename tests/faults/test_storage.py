@@ -225,7 +225,7 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
     options = (*options, "--storage", bucket.uri())
     machine(monkeypatch, tmp_path / "one")
     paths = place(bucket.uri(), "digits")
-    with started(tmp_path, "digits", *options, "--epochs", 60) as first:
+    with started(tmp_path, "digits", *options, "--epochs", 600) as first:
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
         machine(monkeypatch, tmp_path / "two")
         second = sweep(tmp_path, "digits", *options, "--resume")
@@ -235,7 +235,7 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
         )
         assert first.poll() is None
         lose(first)
-    with started(tmp_path, "digits", *options, "--resume", "--epochs", 60) as third:
+    with started(tmp_path, "digits", *options, "--resume", "--epochs", 600) as third:
         paths = place(bucket.uri(), "digits")
         wait_for(lambda: count_epochs(paths) >= 2, "more epochs", 60)
         third.send_signal(signal.SIGINT)

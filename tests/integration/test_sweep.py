@@ -232,7 +232,7 @@ def test_two_sweeps_at_once_each_have_a_ray_of_their_own(
 ) -> None:
     options = ("--variants", "cnn3", "--data-dir", digits_data_dir)
     paths = SweepPaths(tmp_path / "results", "digits")
-    with started(tmp_path, "digits", "--trials", 4, "--epochs", 60, *options) as first:
+    with started(tmp_path, "digits", "--trials", 4, "--epochs", 2000, *options) as first:
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
         other = sweep(
             tmp_path,

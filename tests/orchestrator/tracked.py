@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ class Sweep:
             if item.is_dir:
                 found |= self.files(key, item.path)
             else:
-                path = self.client.download_artifacts(run_id, item.path)
-                found[item.path] = Path(path).read_text()
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = self.client.download_artifacts(run_id, item.path, scratch)
+                    found[item.path] = Path(path).read_text()
         return found
 
     def content(self) -> dict[str, Any]:
