@@ -15,11 +15,14 @@ import os
 import pickle
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,7 +36,65 @@ MAX_MEMBER_BYTES = 256 * 2**20
 MAX_RATIO = 200  # uncompressed over compressed; real images are near 1, deflate's limit is 1032
 RATIO_EXEMPT_BYTES = 2**20  # below this a high ratio is harmless, and small text has one
 
+# A zip's local header: its mark, 22 bytes that the directory says too, lengths of name and extra.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_DEFLATE_WINDOW = -15  # raw, without zlib's own header
+
 _READ_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZipMember:
+    """Where a member of a zip lies whose entry has passed the checks; any process can read it.
+
+    `zipfile` could too, but reads the whole directory first, which takes each worker as long as
+    thousands of images.
+    """
+
+    archive: Path
+    name: str
+    at: int  # of its local header
+    packed_bytes: int
+    bytes: int
+    crc: int
+    deflated: bool
+
+    def read(self) -> bytes:
+        """Return its content.
+
+        Raises:
+            ValueError: it is not what the archive's directory says; the message begins with a verb.
+        """
+        raw = name = b""
+        with self.archive.open("rb", buffering=0) as file:
+            file.seek(self.at)
+            header = file.read(_LOCAL_HEADER.size)
+            if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
+                _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+                wanted = name_bytes + extra_bytes + self.packed_bytes
+                content = file.read(wanted)
+                while 0 < len(content) < wanted and (more := file.read(wanted - len(content))):
+                    content += more
+                name, raw = content[:name_bytes], content[name_bytes + extra_bytes :]
+        if name not in (self.name.encode(), self.name.encode("cp437", "replace")):
+            raise ValueError("is damaged (the directory and the member differ)")
+        if self.deflated:
+            try:
+                # Exactly the stated size: an unbounded read would unpack a stream that lies.
+                unpacked = zlib.decompressobj(_DEFLATE_WINDOW).decompress(raw, self.bytes or 1)
+            except zlib.error as error:
+                raise ValueError(f"is damaged ({error})") from error
+        else:
+            unpacked = raw
+        if len(unpacked) != self.bytes:
+            raise ValueError("is cut off")
+        if zlib.crc32(unpacked) != self.crc:
+            raise ValueError("is damaged (bad CRC-32)")
+        return unpacked
+
+
+# What `read_members` yields: bytes, or where they can be read.
+Content = bytes | Path | ZipMember
 
 
 def member_names(source: Path) -> list[str]:
@@ -47,10 +108,10 @@ def member_names(source: Path) -> list[str]:
     """
     if source.is_dir():
         return sorted(_walk(source))
-    with _opened(source) as archive:
-        if isinstance(archive, zipfile.ZipFile):
-            names = [info.filename for info in _checked_zip(source, archive)]
-        else:
+    if (zipped := _zip_members(source)) is not None:
+        names = [member.name for member in zipped]
+    else:
+        with _opened_tar(source) as archive:
             names = [info.name.removeprefix("./") for info in _checked_tar(source, archive)]
     seen: set[str] = set()
     for name in names:
@@ -60,8 +121,8 @@ def member_names(source: Path) -> list[str]:
     return sorted(names)
 
 
-def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes | Path]]:
-    """Yield each wanted member's name with its bytes, or its path where the source is a folder.
+def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, Content]]:
+    """Yield each wanted member's name with its bytes, or with what it can be read from.
 
     The order is the source's own: a tar is read once from front to back.
 
@@ -76,17 +137,17 @@ def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, byt
                 raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
             yield name, path
         return
-    with _opened(source) as archive:
-        if isinstance(archive, zipfile.ZipFile):
-            for info in _checked_zip(source, archive):
-                if info.filename in missing:
-                    yield info.filename, _zip_bytes(source, archive, info)
-                    del missing[info.filename]
-        else:
-            for member in _checked_tar(source, archive):
-                name = member.name.removeprefix("./")
+    if (zipped := _zip_members(source)) is not None:
+        for member in zipped:
+            if member.name in missing:
+                yield member.name, member
+                del missing[member.name]
+    else:
+        with _opened_tar(source) as archive:
+            for info in _checked_tar(source, archive):
+                name = info.name.removeprefix("./")
                 if name in missing:
-                    yield name, _tar_bytes(source, archive, member)
+                    yield name, _tar_bytes(source, archive, info)
                     del missing[name]
     if missing:
         raise _refused(source, next(iter(missing)), "is missing")
@@ -94,10 +155,20 @@ def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, byt
 
 def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
     """Return the bytes of a few members by name. Raises as `read_members`."""
-    return {
-        name: content.read_bytes() if isinstance(content, Path) else content
-        for name, content in read_members(source, wanted)
-    }
+    found: dict[str, bytes] = {}
+    for name, content in read_members(source, wanted):
+        try:
+            found[name] = bytes_of(content)
+        except ValueError as error:
+            raise _refused(source, name, str(error)) from error
+    return found
+
+
+def bytes_of(content: Content) -> bytes:
+    """Return the bytes of what `read_members` yields. Raises as `ZipMember.read`."""
+    if isinstance(content, ZipMember):
+        return content.read()
+    return content.read_bytes() if isinstance(content, Path) else content
 
 
 def sha256_of(source: Path) -> str:
@@ -130,25 +201,55 @@ def _walk(folder: Path) -> Iterator[str]:
             yield name
 
 
+def _zip_members(source: Path) -> tuple[ZipMember, ...] | None:
+    """Return the regular files of a zip once all its entries passed; None: it is no zip."""
+    with _explained(source):
+        if not zipfile.is_zipfile(source):
+            return None
+        status = source.stat()
+        return _listed(source, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+# One archive is listed by several readers in turn, and its directory can be half of all the work.
+@lru_cache(maxsize=1)
+def _listed(source: Path, state: tuple[int, int, int]) -> tuple[ZipMember, ...]:
+    """List a zip of a state; another state is another archive."""
+    _check_entries(source)
+    with zipfile.ZipFile(source) as archive:
+        return tuple(
+            ZipMember(
+                archive=source,
+                name=info.filename,
+                at=info.header_offset,
+                packed_bytes=info.compress_size,
+                bytes=info.file_size,
+                crc=info.CRC,
+                deflated=info.compress_type == zipfile.ZIP_DEFLATED,
+            )
+            for info in _checked_zip(source, archive)
+        )
+
+
 @contextmanager
-def _opened(source: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
-    """Open an archive by its content, and turn what can go wrong in reading into a sentence."""
+def _opened_tar(source: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar or tar.gz by its content."""
+    with _explained(source), source.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        inner = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
+        ceiling = max(MAX_RATIO * source.stat().st_size, 64 * RATIO_EXEMPT_BYTES)
+        stream = _CappedStream(inner, source, min(ceiling, MAX_TOTAL_BYTES))
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+            yield tar
+
+
+@contextmanager
+def _explained(source: Path) -> Iterator[None]:
+    """Turn what can go wrong in reading an archive into a sentence."""
     if not source.is_file():
         raise UsageError(f"The source must be a file or a folder that exists; got {source}.")
     try:
-        if zipfile.is_zipfile(source):
-            _check_entries(source)
-            with zipfile.ZipFile(source) as archive:
-                yield archive
-            return
-        with source.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            inner = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
-            ceiling = max(MAX_RATIO * source.stat().st_size, 64 * RATIO_EXEMPT_BYTES)
-            stream = _CappedStream(inner, source, min(ceiling, MAX_TOTAL_BYTES))
-            with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
-                yield tar
+        yield
     except _READ_ERRORS as error:
         raise UsageError(
             f"{source} cannot be read as a whole zip, tar or tar.gz archive "
@@ -259,18 +360,6 @@ def _check_size(source: Path, name: str, size: int, total: int) -> int:
     if total + size > MAX_TOTAL_BYTES:
         raise _refused(source, name, f"brings the total to more than {MAX_TOTAL_BYTES:,} bytes")
     return total + size
-
-
-def _zip_bytes(source: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    try:
-        with archive.open(info) as handle:
-            # Exactly the stated size: an unbounded read would unpack a stream that lies about it.
-            content = handle.read(info.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _refused(source, info.filename, f"is damaged ({error})") from error
-    if len(content) != info.file_size:
-        raise _refused(source, info.filename, "is cut off")
-    return content
 
 
 def _tar_bytes(source: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

@@ -1,8 +1,9 @@
 """Decoding of image files into a split's file, on all cores.
 
-The parent reads members and hands them out in chunks; each worker decodes its chunk and writes the
-pixels to their place in the file, so that no pixel travels between processes and memory stays
-bounded by the chunks under way. It knows nothing of datasets and holds no state.
+The parent hands members out in chunks; each worker reads what can be read by anyone (files, members
+of a zip), decodes its chunk and writes the pixels to their place in the file, so that no pixel
+travels between processes and memory stays bounded by the chunks under way. It knows nothing of
+datasets and holds no state.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from orchestrator.archives import Content, ZipMember
 from orchestrator.arrow_files import Histogram, SplitFile, histogram
 from orchestrator.errors import OrchestratorError, UsageError
 
@@ -34,7 +37,7 @@ _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 2**24
 _IN_PROCESS_IMAGES = 512  # below this, starting workers takes longer than decoding
 
-Member = tuple[str, bytes | Path]
+Member = tuple[str, Content]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,16 +56,18 @@ def decode_split(
     row_of: Mapping[str, int],
     *,
     resize: bool,
+    pool: ProcessPoolExecutor | None = None,
     update: Callable[[int], None] = lambda done: None,
 ) -> Histogram:
     """Decode members to RGB and write each to its row.
 
     Args:
         split: the file made by `create_split`; three channels.
-        members: names with bytes, or with the path to read, in any order.
+        members: as `archives.read_members` yields them, in any order.
         row_of: the row of each member.
         resize: True: centre crop to a square and resize to the split's side; False: an image of
             another size is an error.
+        pool: of `decoders`; None: they are decoded here.
         update: called with the number of images done so far.
 
     Returns:
@@ -75,7 +80,7 @@ def decode_split(
     total: Histogram = np.zeros((split.shape[2], 256), np.int64)
     problems: list[str] = []
     done = 0
-    for counts, found, images in _run(_chunks(split, members, row_of, resize), len(row_of)):
+    for counts, found, images in _run(_chunks(split, members, row_of, resize), pool):
         total += counts
         problems += found
         done += images
@@ -105,23 +110,21 @@ def _chunks(
         yield _Chunk(split=split, rows=rows, members=batch, resize=resize)
 
 
-def _run(chunks: Iterator[_Chunk], images: int) -> Iterator[tuple[Histogram, list[str], int]]:
-    """Decode chunks here if they are few, else in processes, with few of them under way."""
+def _workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if images < _IN_PROCESS_IMAGES or cores == 1:
-        yield from map(_decode_chunk, chunks)
+    return min(cores or 1, 16)
+
+
+@contextmanager
+def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Start processes that decode, one per core, or none where there are few images to decode."""
+    if images < _IN_PROCESS_IMAGES or _workers() == 1:
+        yield None
         return
-    workers = min(cores or 1, 16)
     # Spawned, not forked: the parent has threads (Arrow's, a progress bar's).
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
-    under_way: set[Future[tuple[Histogram, list[str], int]]] = set()
+    pool = ProcessPoolExecutor(_workers(), get_context("spawn"), initializer=_follow_parent)
     try:
-        for chunk in chunks:
-            under_way.add(pool.submit(_decode_chunk, chunk))
-            if len(under_way) >= 3 * workers:
-                finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-        yield from (future.result() for future in under_way)
+        yield pool
     except BrokenProcessPool as error:
         raise OrchestratorError(
             "A decoding process ended without a word, most often for lack of memory. Free some "
@@ -129,6 +132,22 @@ def _run(chunks: Iterator[_Chunk], images: int) -> Iterator[tuple[Histogram, lis
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(
+    chunks: Iterator[_Chunk], pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[Histogram, list[str], int]]:
+    """Decode chunks here, or in processes with few of them under way."""
+    if pool is None:
+        yield from map(_decode_chunk, chunks)
+        return
+    under_way: set[Future[tuple[Histogram, list[str], int]]] = set()
+    for chunk in chunks:
+        under_way.add(pool.submit(_decode_chunk, chunk))
+        if len(under_way) >= 3 * _workers():
+            finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    yield from (future.result() for future in under_way)
 
 
 def _follow_parent() -> None:
@@ -156,6 +175,8 @@ def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for index, (row, (name, content)) in enumerate(zip(chunk.rows, chunk.members, strict=True)):
             try:
+                if isinstance(content, ZipMember):
+                    content = content.read()  # noqa: PLW2901
                 pixels[index] = decode(content, (height, width), resize=chunk.resize)
             except Exception as error:  # decoders raise nearly anything on broken files
                 problems.append(f"The image {name!r} cannot be used: {_reason(error)}.")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
     import numpy as np
     import numpy.typing as npt
 
@@ -172,6 +174,7 @@ def write_prepared(
         UsageError: an image cannot be used, or the disk is too full.
     """
     from orchestrator.arrow_files import create_split, digests, mean_and_std
+    from orchestrator.images import decoders
 
     needed = sum(len(part.labels) for part in contents.splits.values())
     needed *= contents.shape[0] * contents.shape[1] * contents.shape[2]
@@ -183,15 +186,17 @@ def write_prepared(
         )
     splits: dict[str, SplitFile] = {}
     counts: dict[str, Histogram] = {}
-    for name, part in contents.splits.items():
-        splits[name] = create_split(
-            folder / f"{name}.arrow",
-            shape=contents.shape,
-            labels=part.labels,
-            coarse_labels=part.coarse_labels,
-        )
-        counts[name] = _fill(splits[name], source, contents, name, shown)
-        fsync(splits[name].path)
+    to_decode = sum(len(part.members) for part in contents.splits.values())
+    with decoders(to_decode) as pool:
+        for name, part in contents.splits.items():
+            splits[name] = create_split(
+                folder / f"{name}.arrow",
+                shape=contents.shape,
+                labels=part.labels,
+                coarse_labels=part.coarse_labels,
+            )
+            counts[name] = _fill(splits[name], source, contents, name, pool, shown)
+            fsync(splits[name].path)
     mean, std = mean_and_std(counts["train"])
     fingerprint, sums = digests(splits, contents.class_names)
     manifest = {
@@ -218,7 +223,14 @@ def write_prepared(
     fsync(folder)
 
 
-def _fill(split: SplitFile, source: Path, contents: Contents, name: str, shown: bool) -> Histogram:
+def _fill(
+    split: SplitFile,
+    source: Path,
+    contents: Contents,
+    name: str,
+    pool: ProcessPoolExecutor | None,
+    shown: bool,
+) -> Histogram:
     """Write the pixels of one split; returns its histogram."""
     from orchestrator.arrow_files import histogram, write_pixels
 
@@ -237,6 +249,7 @@ def _fill(split: SplitFile, source: Path, contents: Contents, name: str, shown: 
             read_members(source, part.members),
             row_of,
             resize=contents.resize,
+            pool=pool,
             update=update,
         )
 

@@ -164,7 +164,11 @@ def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path)
     ]
     seen: list[int] = []
     row_of = {str(row): row for row in range(count)}
-    counts = images.decode_split(split, members, row_of, resize=False, update=seen.append)
+    with images.decoders(count) as pool:
+        assert pool is not None
+        counts = images.decode_split(
+            split, members, row_of, resize=False, pool=pool, update=seen.append
+        )
     _, pixels = open_split(split.path, split.shape)
     assert pixels[:, 7, 7, 0].tolist() == [row % 256 for row in range(count)]
     assert pixels[:, 0, 0, 1].tolist() == [row // 256 for row in range(count)]
