@@ -1,6 +1,7 @@
 # make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
 # make test                                        everything but what needs a GPU
 # make test-faults                                 kills, freezes and fills things; long
+# make test-cluster                                three hosts, brought up by `ray up` over SSH; long
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
 # make bench [NAMES="loading stepping"]             ours beside what a user would write instead
 # make bench-full                                  the same at full size; long
@@ -14,7 +15,7 @@ NAMES ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
 
-.PHONY: setup sweep test unit test-faults soak bench bench-full lint types clean
+.PHONY: setup sweep test unit test-faults test-cluster soak bench bench-full lint types clean
 
 setup: .venv/.installed
 
@@ -34,14 +35,18 @@ sweep: setup
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: unit
-	$(PYTEST) -m "(ray or browser) and not faults"
+	$(PYTEST) -m "(ray or browser) and not (faults or cluster)"
 
 unit: setup
-	$(PYTEST) -m "not ray and not browser and not faults"
+	$(PYTEST) -m "not (ray or browser or faults or cluster)"
 
 test-faults: setup
-	$(PYTEST) -n 3 --dist loadgroup -v -m "faults and not alone" tests/faults
+	$(PYTEST) -n 3 --dist loadgroup -v --durations 15 -m "faults and not alone" tests/faults
 	$(BIN)/python -m pytest -v -m "faults and alone" tests/faults
+
+# Hosts, a network and their sshds, made of Linux namespaces: takes root.
+test-cluster: setup
+	$(BIN)/python -m pytest -v -m cluster tests/cluster
 
 KILLS ?= 100
 soak: setup

@@ -97,7 +97,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     """Run a whole plan under Ray as the command does, and return its ledger."""
     from orchestrator import cluster, launch
     from orchestrator.conductor import Conductor
-    from orchestrator.paths import SweepPaths
+    from orchestrator.paths import DataPlace, SweepPaths
 
     ledger = new_ledger(folder, of_plan)
     conductor = Conductor(ledger, of_plan)
@@ -106,7 +106,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
         conductor,
         cluster.connect(address, needs_state_api=False),
         paths=SweepPaths(folder, "played"),
-        dataset_dir=folder,
+        dataset=DataPlace(folder),
         max_concurrent=concurrent,
         gpus_per_trial=None,
         hang_timeout_s=600,

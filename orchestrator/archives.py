@@ -55,7 +55,7 @@ class ZipMember:
     name: str
     at: int  # of its local header
     packed_bytes: int
-    bytes: int
+    size_bytes: int
     crc: int
     deflated: bool
 
@@ -81,12 +81,12 @@ class ZipMember:
         if self.deflated:
             try:
                 # Exactly the stated size: an unbounded read would unpack a stream that lies.
-                unpacked = zlib.decompressobj(_DEFLATE_WINDOW).decompress(raw, self.bytes or 1)
+                unpacked = zlib.decompressobj(_DEFLATE_WINDOW).decompress(raw, self.size_bytes or 1)
             except zlib.error as error:
                 raise ValueError(f"is damaged ({error})") from error
         else:
             unpacked = raw
-        if len(unpacked) != self.bytes:
+        if len(unpacked) != self.size_bytes:
             raise ValueError("is cut off")
         if zlib.crc32(unpacked) != self.crc:
             raise ValueError("is damaged (bad CRC-32)")
@@ -222,7 +222,7 @@ def _listed(source: Path, state: tuple[int, int, int]) -> tuple[ZipMember, ...]:
                 name=info.filename,
                 at=info.header_offset,
                 packed_bytes=info.compress_size,
-                bytes=info.file_size,
+                size_bytes=info.file_size,
                 crc=info.CRC,
                 deflated=info.compress_type == zipfile.ZIP_DEFLATED,
             )

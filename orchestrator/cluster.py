@@ -7,11 +7,12 @@ import logging
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import OrchestratorError, UsageError
 
 # Set before ray is imported; each has its reason.
 _ENVIRONMENT = {
@@ -32,19 +33,32 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """What Ray said about where trials will run. `is_local` means this process started it."""
+    """What Ray said about where trials will run. `is_local` means this process started it.
+
+    `most_cpus` and `most_gpus` are what there may be once its autoscaler has added all it may.
+    """
 
     address: str
     is_local: bool
     nodes: int
     cpus: float
     gpus: float
+    most_cpus: float
+    most_gpus: float
+
+    @property
+    def may_have_many_nodes(self) -> bool:
+        """Whether trials run on other machines than this one, or may once some are added."""
+        return self.nodes > 1 or (self.most_cpus, self.most_gpus) != (self.cpus, self.gpus)
 
     def describe(self) -> str:
         """Return one line for the user."""
         where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
         hosts = "" if self.is_local else f" on {self.nodes} nodes"
-        return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}."
+        more = ""
+        if (self.most_cpus, self.most_gpus) != (self.cpus, self.gpus):
+            more = f", up to {self.most_cpus:g} and {self.most_gpus:g} as trials ask for them"
+        return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}{more}."
 
 
 def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
@@ -102,13 +116,16 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
             "one with `ray start --head` or `ray up cluster.yaml`, or leave `--address` out to use "
             "this machine."
         ) from error
-    resources = ray.cluster_resources()
+    now = ray.cluster_resources()
+    cpus, gpus = resources()
     return Cluster(
         address=ray.get_runtime_context().gcs_address,
         is_local=is_local,
-        nodes=len(ray.nodes()),
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
+        nodes=sum(node["Alive"] for node in ray.nodes()),
+        cpus=now.get("CPU", 0.0),
+        gpus=now.get("GPU", 0.0),
+        most_cpus=cpus,
+        most_gpus=gpus,
     )
 
 
@@ -122,6 +139,80 @@ def _stay_on_loopback() -> None:
 
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def resources() -> tuple[float, float]:
+    """Return the CPUs and GPUs of the cluster, with those that its autoscaler may add."""
+    import ray
+    from ray._private.state import state
+
+    now = ray.cluster_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = (max(now.get(key, 0.0), float(most.get(key, 0))) for key in ("CPU", "GPU"))
+    return cpus, gpus
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are about to go: preempted, or idle and to be ended."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def nodes_of_place(place: str) -> set[str]:
+    """Return the ids of the nodes that a placement group, named by its id in hex, lies on."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    if not place:
+        return set()
+    table = placement_group_table(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
+    return set(table.get("bundles_to_node_id", {}).values())
+
+
+def drain(address: str, node_ip: str, left_s: float, why: str) -> str:
+    """Tell Ray that a node is about to go.
+
+    Args:
+        address: of the cluster, host:port.
+        node_ip: of the node.
+        left_s: seconds until it goes, 0 or more.
+        why: for Ray's log.
+
+    Returns:
+        The node's id.
+
+    Raises:
+        OrchestratorError: the cluster has no such node, or refuses.
+    """
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+    # Both are compiled, so their types are not known.
+    raylet, gcs_types, reasons = cast(Any, _raylet), cast(Any, gcs_pb2), cast(Any, autoscaler_pb2)
+    gcs = raylet.GcsClient(address=address)
+    ids = [
+        str(node_id.hex())
+        for node_id, info in gcs.get_all_node_info(timeout=10).items()
+        if info.node_manager_address == node_ip and info.state == gcs_types.GcsNodeInfo.ALIVE
+    ]
+    if not ids:
+        raise OrchestratorError(f"The cluster at {address} has no living node at {node_ip}.")
+    reason = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + max(left_s, 0)) * 1000)
+    # What the hidden `ray drain-node` does.
+    is_accepted, refusal = gcs.drain_node(ids[0], reason, why, deadline_ms)
+    if not is_accepted:
+        raise OrchestratorError(f"Ray refused to drain the node: {refusal}")
+    return ids[0]
+
+
+def this_node() -> tuple[str | None, str]:
+    """Return the address of the cluster that this host has joined, if any, and the host's own."""
+    from ray._private.services import find_bootstrap_address
+    from ray.util import get_node_ip_address
+
+    return find_bootstrap_address(None), get_node_ip_address()
 
 
 def disconnect() -> None:

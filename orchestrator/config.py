@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import search_spaces
 from orchestrator.errors import UsageError
-from orchestrator.paths import SweepPaths, is_sweep_name, place
+from orchestrator.paths import DataPlace, SweepPaths, data_place, is_sweep_name, place
 from trainables.storage import is_uri
 
 
@@ -32,7 +33,7 @@ class SweepConfig:
     max_concurrent: int | None = None
     gpus_per_trial: float | None = None
     workers_per_trial: int | None = None
-    data_dir: Path = Path("data")
+    data_dir: Path | str = Path("data")  # a text is an address
     storage: Path | str = Path("results")  # a text is an address
     tracking_uri: str | None = None
     address: str | None = None
@@ -106,6 +107,11 @@ class SweepConfig:
         return problems
 
     @property
+    def data(self) -> DataPlace:
+        """Where prepared datasets lie."""
+        return data_place(self.data_dir)
+
+    @property
     def paths(self) -> SweepPaths:
         """Where the sweep lives."""
         return place(str(self.storage), self.name)
@@ -177,19 +183,29 @@ def _add_where(add: Callable[..., Any]) -> None:
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: what fits)")
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
     add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")
-    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="prepared datasets")
+    add(
+        "--data-dir",
+        type=path_or_address,
+        default=default_data_dir(),
+        metavar="PLACE",
+        help="prepared datasets: a folder, or an address that every host fetches them from once "
+        "(default: SWEEP_DATA_DIR, else data)",
+    )
     add(
         "--storage",
-        type=lambda text: text if is_uri(text) else Path(text),
-        default=Path("results"),
+        type=path_or_address,
+        default=path_or_address(os.environ.get("SWEEP_STORAGE") or "results"),
         metavar="PLACE",
-        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: results)",
+        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: "
+        "SWEEP_STORAGE, else results)",
     )
     add(
         "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
         metavar="URI",
-        help="MLflow (default: a SQLite file in the storage folder; for a storage that is not on a "
-        "local disk, in this machine's cache folder, ~/.cache/sweep-orchestrator)",
+        help="MLflow (default: MLFLOW_TRACKING_URI, else a SQLite file in the storage folder; for "
+        "a storage that is not on a local disk, in this machine's cache folder, "
+        "~/.cache/sweep-orchestrator)",
     )
     add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
     add("--keep", metavar="WHAT", help="checkpoints of ended trials: best-K, last or all")
@@ -235,6 +251,16 @@ def _add_how(add: Callable[..., Any]) -> None:
     )
     add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
+
+
+def default_data_dir() -> Path | str:
+    """Return where prepared datasets lie unless a command says so: `SWEEP_DATA_DIR`, or `data`."""
+    return path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data")
+
+
+def path_or_address(text: str) -> Path | str:
+    """Return a text that is an address as it is, any other as a path."""
+    return text if is_uri(text) else Path(text)
 
 
 def _duration_s(text: str) -> float:

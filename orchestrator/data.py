@@ -1,11 +1,13 @@
 """`python -m orchestrator.data`: datasets from their archives to Arrow files; verify and list.
 
-    prepare NAME [--source PATH|URL] [--data-dir DIR] [--side N] [--as NAME]
+    prepare NAME [--source PATH|URL] [--data-dir PLACE] [--side N] [--as NAME]
     verify NAME
     list
 
-A prepared dataset is a folder `<data-dir>/<name>` with `manifest.json` and one Arrow file per
-split. The folder appears in one step, whole; its presence is the only state.
+Where `--data-dir` is an address, a dataset is prepared in this machine's cache and put there,
+whole, for every host of a cluster to fetch once. A prepared dataset is a folder `<data-dir>/<name>`
+with `manifest.json` and one Arrow file per split. The folder appears in one step, whole; its
+presence is the only state.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.config import default_data_dir, path_or_address
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+from orchestrator.paths import data_place
 from orchestrator.prepared import (
     PreparedDataset,
     fsync,
@@ -33,6 +37,7 @@ from orchestrator.prepared import (
     verify,
     write_prepared,
 )
+from trainables.redaction import redacted
 
 if TYPE_CHECKING:
     from orchestrator.layouts import Contents
@@ -156,13 +161,26 @@ def _prepare(
     return folder
 
 
-def ensure_prepared(name: str, data_dir: Path) -> Path:
+def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Path:
     """Return the folder of a dataset, preparing a known one if it is not there yet.
 
+    Args:
+        name: the dataset's.
+        data_dir: where prepared datasets lie on this host.
+        address: where they are fetched from and put once prepared, or None.
+
     Raises:
-        UsageError: the name is neither prepared nor known, or preparing failed.
+        UsageError: the name is neither prepared nor known, or preparing failed, or what lies at
+            the address is damaged.
+        StorageError: the address cannot be used.
     """
     folder = data_dir / name
+    if address is not None:
+        if _fetched(folder, address):
+            return folder
+        ensure_prepared(name, data_dir)
+        _publish(folder, address)
+        return folder
     if (folder / "manifest.json").exists():
         return read_prepared(folder).folder
     if name in KNOWN:
@@ -173,6 +191,28 @@ def ensure_prepared(name: str, data_dir: Path) -> Path:
             f"orchestrator.data prepare imagefolder --source FOLDER --data-dir {data_dir}`."
         )
     raise UsageError(unknown_name("dataset", name, {*KNOWN, *prepared_names(data_dir)}))
+
+
+def _fetched(folder: Path, address: str) -> bool:
+    """Bring a dataset from its address to this host; returns whether there is one."""
+    from trainables import shared_data
+    from trainables.data import DatasetError
+
+    try:
+        return shared_data.fetch(address, folder) is not None
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
+
+
+def _publish(folder: Path, address: str) -> None:
+    from trainables import shared_data
+    from trainables.data import DatasetError
+
+    print(f"Putting {folder.name} to {redacted(address)}.", file=sys.stderr, flush=True)
+    try:
+        shared_data.publish(folder, address)
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
 
 
 def _check_options(kind: str, name: str, source: str | None, side_px: int | None) -> None:
@@ -307,32 +347,45 @@ def _parser() -> argparse.ArgumentParser:
     for command in (make, check, show):
         command.add_argument(
             "--data-dir",
-            type=Path,
-            default=Path("data"),
-            metavar="DIR",
-            help="where archives and prepared datasets lie (default: data)",
+            type=path_or_address,
+            default=default_data_dir(),
+            metavar="PLACE",
+            help="where archives and prepared datasets lie: a folder, or s3://bucket/prefix or "
+            "file:///folder for the hosts of a cluster (default: SWEEP_DATA_DIR, else data)",
         )
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    place = data_place(arguments.data_dir)
+    data_dir, address = place.folder, place.address
     if arguments.command == "prepare":
         folder = prepare(
             arguments.kind,
-            data_dir=arguments.data_dir,
+            data_dir=data_dir,
             source=arguments.source,
             side_px=arguments.side,
             name=arguments.name,
         )
+        if address is not None:
+            _publish(folder, address)
         item = read_prepared(folder)
         images = ", ".join(f"{number:,} {split}" for split, number in item.images.items())
-        print(f"{folder}: {images} images, fingerprint {item.fingerprint}.")
+        where = folder if address is None else f"{redacted(address).rstrip('/')}/{folder.name}"
+        print(f"{where}: {images} images, fingerprint {item.fingerprint}.")
         return 0
     if arguments.command == "verify":
-        problems = verify(arguments.name, arguments.data_dir)
-        print("\n".join(problems) or f"{arguments.data_dir / arguments.name} is as it should be.")
+        if address is not None:
+            _fetched(data_dir / arguments.name, address)
+        problems = verify(arguments.name, data_dir)
+        print("\n".join(problems) or f"{data_dir / arguments.name} is as it should be.")
         return 1 if problems else 0
-    _print_list(arguments.data_dir)
+    if address is not None:
+        from trainables.shared_data import names
+
+        for name in names(address):
+            _fetched(data_dir / name, address)
+    _print_list(data_dir)
     return 0
 
 
@@ -341,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return _run(arguments)
-    except (OrchestratorError, OSError) as error:
+    except (OrchestratorError, OSError) as error:  # a storage's error is an OSError
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,14 +11,16 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator import cluster as clusters
 from orchestrator import durability, failures
 from orchestrator.cluster import Cluster
 from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
-from orchestrator.paths import SweepPaths
+from orchestrator.paths import DataPlace, SweepPaths
 from orchestrator.plan import Plan
 from orchestrator.watchdog import Watchdog
 from trainables.group import group_resources, group_trial
@@ -26,13 +28,15 @@ from trainables.worker import Job, resources, run_trial
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY_S = 1.0  # at the cluster
+
 
 def run(
     conductor: Conductor,
     cluster: Cluster,
     *,
     paths: SweepPaths,
-    dataset_dir: Path,
+    dataset: DataPlace,
     max_concurrent: int | None,
     gpus_per_trial: float | None,
     hang_timeout_s: float,
@@ -44,7 +48,8 @@ def run(
         conductor: decides.
         cluster: from `connect`.
         paths: where logs and checkpoints go.
-        dataset_dir: folder of the prepared dataset.
+        dataset: the prepared one's folder, on every host, and where a host that lacks it
+            fetches it from.
         max_concurrent: attempts at a time; None: what the cluster holds.
         gpus_per_trial: share of a device per worker; None: as the space says.
         hang_timeout_s: a trial without a sign of life for so long is ended and tried again.
@@ -54,9 +59,8 @@ def run(
 
     workers = _workers(conductor.plan)
     shapes = _shapes(conductor.plan, cluster, gpus_per_trial)
-    fits = check_fit(conductor.plan, cluster, gpus_per_trial)
-    limit = min(max_concurrent or fits, fits)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
+    # Ours is the only limit; Tune's would not grow with the cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
     storage = durability.storage_of(paths)
     _let_tune_take_every_death()
@@ -64,8 +68,8 @@ def run(
         conductor,
         shapes,
         paths.root.absolute(),
-        dataset_dir.absolute(),
-        limit,
+        DataPlace(dataset.folder.absolute(), dataset.address),
+        max_concurrent,
         Watchdog(hang_timeout_s, by_step=workers == 1),
         keep_all,
         storage.uri if storage else None,
@@ -108,15 +112,16 @@ def check_fit(plan: Plan, cluster: Cluster, gpus_per_trial: float | None) -> int
         UsageError: of some variant not even one trial fits.
     """
     workers = _workers(plan)
+    there = (cluster.most_cpus, cluster.most_gpus)
     fits = {
-        variant: _capacity(cluster, cpus * workers, gpus * workers)
+        variant: _capacity(there, cpus * workers, gpus * workers)
         for variant, (cpus, gpus) in _shapes(plan, cluster, gpus_per_trial).items()
     }
     small = [variant for variant, number in fits.items() if not number]
     if small:
         raise UsageError(
-            f"No trial of {', '.join(small)} fits this cluster ({cluster.cpus:g} CPUs, "
-            f"{cluster.gpus:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
+            f"No trial of {', '.join(small)} fits this cluster ({there[0]:g} CPUs, "
+            f"{there[1]:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
             "`--workers-per-trial`, or use a larger cluster."
         )
     return max(fits.values())
@@ -137,18 +142,19 @@ def _shapes(
     return {
         variant: (
             float(plan.space.fixed_for(variant).get("threads", 1)),
-            gpus(variant) if cluster.gpus else 0.0,
+            gpus(variant) if cluster.most_gpus else 0.0,
         )
         for variant in plan.variants
     }
 
 
-def _capacity(cluster: Cluster, cpus: float, gpus: float) -> int:
-    by_cpu = int(cluster.cpus // cpus)
+def _capacity(there: tuple[float, float], cpus: float, gpus: float) -> int:
+    """Return how many trials of a size fit the CPUs and GPUs that are there."""
+    by_cpu = int(there[0] // cpus)
     if not gpus:
         return by_cpu
     # Shares of a device do not straddle two of them.
-    by_gpu = int(cluster.gpus * (1 // gpus)) if gpus <= 1 else int(cluster.gpus // gpus)
+    by_gpu = int(there[1] * (1 // gpus)) if gpus <= 1 else int(there[1] // gpus)
     return min(by_cpu, by_gpu)
 
 
@@ -160,18 +166,21 @@ class _Jobs:
         conductor: Conductor,
         shapes: dict[str, tuple[float, float]],
         sweep_dir: Path,
-        dataset_dir: Path,
-        limit: int,
+        dataset: DataPlace,
+        max_concurrent: int | None,
         watchdog: Watchdog,
         keep_all: bool,
         storage: str | None,
     ) -> None:
         self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
         self.conductor, self.shapes = conductor, shapes
-        self.sweep_dir, self.dataset_dir, self.limit = sweep_dir, dataset_dir, limit
+        self.sweep_dir, self.dataset, self.max_concurrent = sweep_dir, dataset, max_concurrent
         self.error: BaseException | None = None
         self.live: dict[str, Any] = {}  # Tune's trials, by their id
         self.places: dict[str, str] = {}  # of worker groups: their placement groups' ids in hex
+        self.nodes: dict[str, set[str]] = {}  # where trials run: ids of Ray's nodes
+        self.limit, self.draining = 0, set[str]()
+        self._looked_s: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher and scheduler at the start; nobody ever reads that."""
@@ -189,6 +198,7 @@ class _Jobs:
         # again. Offered earlier, the next trial would ask for a placement group only to cancel it,
         # and Ray 2.60 now and then leaks the resources of a group that is cancelled while it is
         # placed (seen once in 100 trials, with CPUs to spare).
+        self.look_around()
         if len(self.live) >= self.limit:
             return None
         start = self.conductor.next_start()
@@ -207,15 +217,22 @@ class _Jobs:
             return False
         address: tuple[str, int] = result["signature"], result["attempt"]
         self.watchdog.sign_of_life(tune_id, result.get("epoch_s"))
+        is_first = tune_id not in self.nodes
         if kind == "start":
             self.places[tune_id] = result["placement_group"]
-        if kind == "epoch":
-            return self.conductor.on_epoch(
-                *address,
-                result.get("epoch"),  # type: ignore[arg-type]
-                result,
-                result.get("checkpoint"),
-            )
+            self.nodes[tune_id] = clusters.nodes_of_place(result["placement_group"])
+        elif is_first:
+            self.nodes[tune_id] = {result.get("node", "")}
+        if kind == "epoch" and self.conductor.on_epoch(
+            *address,
+            result.get("epoch"),  # type: ignore[arg-type]
+            result,
+            result.get("checkpoint"),
+        ):
+            return True
+        # A node that is about to go is left at the end of an epoch, and at once by a new trial.
+        if kind == "epoch" or (is_first and kind in ("alive", "start")):
+            self._leave_draining(tune_id)
         if kind == "evaluation":
             return self.conductor.on_evaluation(*address, json.loads(result["result"]))
         if kind == "end":
@@ -236,25 +253,54 @@ class _Jobs:
 
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
 
-    def end_hanging(self) -> None:
-        """End the trials that give no sign of life; Tune sees it when their process is gone."""
+    def look_around(self) -> None:
+        """See every second how large the cluster is now and which of its nodes are to go."""
+        now_s = time.monotonic()
+        if self._looked_s is not None and now_s - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        there, workers = clusters.resources(), _workers(self.conductor.plan)
+        fits = max(_capacity(there, c * workers, g * workers) for c, g in self.shapes.values())
+        self.limit = min(self.max_concurrent or fits, fits)
+        self.draining = clusters.draining_nodes()
+
+    def _leave_draining(self, tune_id: str) -> None:
+        """End a trial whose node is about to go; it goes on elsewhere from its last checkpoint."""
+        leaving = self.draining & self.nodes[tune_id]
+        if leaving and tune_id in self.live:
+            self._end(
+                tune_id,
+                "preempted",
+                f"Its node {min(leaving)} is about to go, so it was ended after its epoch.",
+            )
+
+    def _end(self, tune_id: str, failure_class: str, text: str) -> None:
+        """End a trial together with its process; Tune sees it when that is gone."""
         import ray
 
-        running = {key: t for key, t in self.live.items() if t.status == "RUNNING"}
+        trial = self.live[tune_id]
+        self.conductor.on_end(
+            trial.config["signature"],
+            trial.config["attempt"],
+            outcome="failed",
+            failure_class=failure_class,
+            failure_text=text,
+        )
+        self.free_place(tune_id)
+        actor = trial.temporary_state.ray_actor
+        if actor is not None:
+            ray.kill(actor)
+
+    def end_hanging(self) -> None:
+        """End the trials that give no sign of life; Tune sees it when their process is gone."""
+        running = [key for key, trial in self.live.items() if trial.status == "RUNNING"]
         for tune_id, silent_s in self.watchdog.hanging(running).items():
-            trial = running[tune_id]
-            self.conductor.on_end(
-                trial.config["signature"],
-                trial.config["attempt"],
-                outcome="failed",
-                failure_class="hung",
-                failure_text=f"The trial gave no sign of life for {silent_s:.0f} s, so its process "
-                "was ended. If its steps or epochs take that long, raise --hang-timeout.",
+            self._end(
+                tune_id,
+                "hung",
+                f"The trial gave no sign of life for {silent_s:.0f} s, so its process was ended. "
+                "If its steps or epochs take that long, raise --hang-timeout.",
             )
-            self.free_place(tune_id)
-            actor = trial.temporary_state.ray_actor
-            if actor is not None:
-                ray.kill(actor)
 
     def on_death(self, config: dict[str, Any], text: str) -> None:
         """Take the end of an attempt whose process said nothing."""
@@ -272,7 +318,8 @@ class _Jobs:
             signature=start.signature,
             attempt=start.attempt,
             config=start.config.to_dict(),
-            dataset_dir=str(self.dataset_dir),
+            dataset_dir=str(self.dataset.folder),
+            data_address=self.dataset.address,
             sweep_dir=str(self.sweep_dir),
             storage=self.storage,
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
@@ -353,6 +400,7 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
             for trial in [t for t in jobs.live.values() if t.status == TuneTrial.ERROR]:
                 self._gone(trial, "A worker could not be reused for this trial.")
             try:
+                jobs.look_around()
                 jobs.end_hanging()
             except BaseException as error:
                 jobs.error = error
@@ -360,6 +408,7 @@ def _scheduler(jobs: _Jobs) -> Any:  # noqa: C901 - one class, six short hooks
 
         def _gone(self, trial: TuneTrial, text: str) -> None:
             jobs.live.pop(trial.trial_id, None)
+            jobs.nodes.pop(trial.trial_id, None)
             jobs.watchdog.forget(trial.trial_id)
             try:
                 jobs.free_place(trial.trial_id)

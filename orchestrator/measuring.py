@@ -37,18 +37,21 @@ def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict
     from orchestrator.cluster import Cluster
     from trainables import forward
 
-    folder = config.data_dir / plan.dataset
+    folder = config.data.folder / plan.dataset
     if not (folder / "manifest.json").is_file():
         raise UsageError(
             f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
             f"`python -m orchestrator.data prepare {plan.dataset}`."
         )
+    cpus, gpus = float(os.cpu_count() or 1), float(forward.num_gpus())
     here = Cluster(
         address="",
         is_local=True,
         nodes=1,
-        cpus=float(os.cpu_count() or 1),
-        gpus=float(forward.num_gpus()),
+        cpus=cpus,
+        gpus=gpus,
+        most_cpus=cpus,
+        most_gpus=gpus,
     )
     fits = launch.check_fit(plan, here, config.gpus_per_trial)
     measured = {}

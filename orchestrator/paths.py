@@ -71,10 +71,30 @@ def place(storage: str, name: str) -> SweepPaths:
     address = _address(storage)
     if address is None:
         return SweepPaths(Path(storage), name)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # The same store is the same folder, whoever's password it is opened with.
     key = hashlib.sha256(redacted(address).encode()).hexdigest()[:12]
-    return SweepPaths(cache.absolute() / "sweep-orchestrator" / key, name, address)
+    return SweepPaths(_cache() / key, name, address)
+
+
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache.absolute() / "sweep-orchestrator"
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlace:
+    """The folder of each host with prepared datasets, and the address they come from, or None."""
+
+    folder: Path
+    address: str | None = None
+
+
+def data_place(data_dir: Path | str) -> DataPlace:
+    """Return where datasets lie: a folder, or an address (a text) with a copy in each cache."""
+    if isinstance(data_dir, Path):
+        return DataPlace(data_dir)
+    key = hashlib.sha256(redacted(data_dir).encode()).hexdigest()[:12]
+    return DataPlace(_cache() / "data" / key, data_dir)
 
 
 def is_sweep_name(name: str) -> bool:

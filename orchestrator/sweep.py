@@ -20,13 +20,11 @@ from orchestrator.errors import (
     OrchestratorError,
     UsageError,
 )
-from orchestrator.paths import SweepPaths
+from orchestrator.paths import DataPlace, SweepPaths
 from trainables.redaction import redacted
 from trainables.storage import StorageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from orchestrator.cluster import Cluster
@@ -197,8 +195,7 @@ def _run(
             process.handle_signals(interruption)  # again: Ray installs its own
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
-            dataset_dir = config.data_dir / manifest.name
-            runner = _start_trials(config, conductor, ray_cluster, dataset_dir, errors)
+            runner = _start_trials(config, conductor, ray_cluster, manifest, errors)
             views.start()
             _watch(console, conductor, views, runner, durable, interrupted)
             try:
@@ -247,10 +244,10 @@ def _check_cluster(
     except UsageError:
         disconnect()
         raise
-    if cluster.nodes > 1 and not config.paths.durable:
+    if cluster.may_have_many_nodes and not config.paths.durable:
         console.print(
-            f"{config.paths.root} lies on this machine, but trials will run on {cluster.nodes} "
-            "nodes: unless all of them see this folder, a trial that moves starts anew, and its "
+            f"{config.paths.root} lies on this machine, but trials will run on others as well: "
+            "unless all of them see this folder, a trial that moves starts anew, and its "
             "weights stay where it ran. Give a --storage that all can reach, as s3://bucket/x.",
             soft_wrap=True,
             style="yellow",
@@ -279,7 +276,7 @@ def _start_trials(
     config: SweepConfig,
     conductor: Conductor,
     cluster: Cluster,
-    dataset_dir: Path,
+    manifest: Manifest,
     errors: list[BaseException],
 ) -> threading.Thread:
     """Start the thread that runs the trials; what ends it early is added to `errors`."""
@@ -293,7 +290,7 @@ def _start_trials(
                 conductor,
                 cluster,
                 paths=config.paths,
-                dataset_dir=dataset_dir,
+                dataset=DataPlace(config.data.folder / manifest.name, config.data.address),
                 max_concurrent=config.max_concurrent,
                 gpus_per_trial=options.get("gpus_per_trial"),
                 hang_timeout_s=config.hang_timeout_s,
@@ -445,7 +442,8 @@ def _prepared(config: SweepConfig, dataset: str) -> Manifest:
     from trainables.data import DatasetError, load_manifest
 
     try:
-        return load_manifest(data.ensure_prepared(dataset, config.data_dir))
+        folder = data.ensure_prepared(dataset, config.data.folder, config.data.address)
+        return load_manifest(folder)
     except DatasetError as error:
         raise UsageError(str(error)) from error
 
@@ -455,8 +453,8 @@ def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
     from orchestrator import planning
     from trainables.data import load_manifest
 
-    if (config.data_dir / dataset / "manifest.json").is_file():
-        return load_manifest(config.data_dir / dataset)
+    if (config.data.folder / dataset / "manifest.json").is_file():
+        return load_manifest(config.data.folder / dataset)
     return planning.expected_manifest(dataset)
 
 

@@ -36,6 +36,7 @@ DOORS = {
 MAY_PRINT = {
     *("orchestrator/sweep.py", "orchestrator/data.py", "orchestrator/progress.py"),
     "orchestrator/predict.py",
+    "orchestrator/spot.py",
     "orchestrator/report/__init__.py",
     "orchestrator/reading.py",  # says on stderr that a storage cannot be reached
     "orchestrator/download.py",  # says on stderr for whom it waits

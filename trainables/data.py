@@ -213,8 +213,10 @@ def open_store(
 
 
 def _memory_bytes(device: torch.device) -> int:
+    """Return how much memory this process may take of a device."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        whole = torch.cuda.get_device_properties(device).total_memory
+        return int(whole * torch.cuda.get_per_process_memory_fraction(device))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

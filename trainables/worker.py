@@ -8,12 +8,14 @@ flattens others), one of
     {"kind": "evaluation", "result": JSON}   of a trial that is judged by the test part
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
     {the same, with "failure_class" None and "death": what Ray says of a process that died}
-with the trial's signature and attempt number, which fence reports of attempts that were replaced.
+with the trial's signature and attempt number, which fence reports of attempts that were replaced,
+and the id of the node that it runs on.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import shutil
@@ -58,6 +60,7 @@ class Job:
     is_judged: bool  # by the test part, after the last epoch
     cpus: float  # of one worker
     gpus: float  # of one worker
+    data_address: str | None = None  # where to fetch the dataset from, should this host lack it
     storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
 
     def to_json(self) -> str:
@@ -142,6 +145,11 @@ def train(
     from trainables.config import TrainConfig
 
     config = TrainConfig.from_dict(job.config)
+    if job.data_address:
+        from trainables import shared_data
+
+        shared_data.ensure(job.data_address, Path(job.dataset_dir), str(config.dataset_fingerprint))
+    _cap_memory(job.gpus)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
     upload = _Uploads(job, folder) if job.storage else None
     on_step = _signs_of_life(job, report) if signs else None
@@ -180,6 +188,17 @@ def train(
             log.exception("failed")
             raise
     report({**address(job), "kind": "end", "outcome": "complete"})
+
+
+def _cap_memory(gpus: float) -> None:
+    """Let a trial that has a share of a GPU take that share of its memory and no more.
+
+    What goes beyond is out of memory for this trial alone, which then goes on in smaller parts.
+    """
+    import torch
+
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
 
 
 def _epoch_report(
@@ -349,8 +368,15 @@ def classify(error: BaseException) -> str:
 
 
 def address(job: Job) -> dict[str, Any]:
-    """Return what says whose report it is."""
-    return {"signature": job.signature, "attempt": job.attempt}
+    """Return what says whose report it is, and where it comes from: the id of Ray's node."""
+    return {"signature": job.signature, "attempt": job.attempt, "node": _node()}
+
+
+@functools.cache
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def _release_memory() -> None:

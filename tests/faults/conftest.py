@@ -1,14 +1,53 @@
-"""How fault tests are shared out: those of a file that need the same sweep stay together."""
+"""How fault tests are shared out, and what several of their files compare with."""
 
 from __future__ import annotations
 
+import collections
+import fcntl
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+from orchestrator.paths import SweepPaths
+from tests.integration.sweeps import sweep, table
+
+# One trial at a time, so that a broken sweep must end exactly as an unbroken one.
+SMALL = ("--variants", "cnn3", "--max-concurrent", 1, "--trials", 2, "--epochs", 4)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their file in one process; any process takes the rest."""
+    """Keep tests that share a fixture of their file in one process; any process takes the rest.
+
+    What stays together comes first, so that no process has a long row left when all else is done.
+    """
+    sizes: collections.Counter[str] = collections.Counter()
+    group: dict[str, str] = {}
     for item in items:
         known = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
         if any(definitions[-1].scope == "module" for definitions in known):
+            group[item.nodeid] = item.path.stem
+            sizes[item.path.stem] += 1
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: -sizes[group[item.nodeid]] if item.nodeid in group else 0)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> list[Any]:
+    """The table of the small sweep that nobody disturbed, made once for all processes of tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "unbroken.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = shared / "unbroken.pickle"
+        if not kept.exists():
+            cwd = tmp_path_factory.mktemp("unbroken")
+            process = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
+            assert process.returncode == 0, process.stdout + process.stderr
+            kept.write_bytes(pickle.dumps(table(SweepPaths(cwd / "results", "digits"))))
+        found = pickle.loads(kept.read_bytes())
+    assert isinstance(found, list)
+    return found

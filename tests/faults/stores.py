@@ -37,9 +37,9 @@ class Bucket:
 
 
 @contextmanager
-def s3_server() -> Iterator[tuple[str, int]]:
+def s3_server(address: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     try:
         yield server.get_host_and_port()

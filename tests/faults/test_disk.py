@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator.ledger import open_ledger
 from orchestrator.paths import SweepPaths
+from tests.faults.conftest import SMALL
 from tests.integration.sweeps import (
     TRIAL,
     count_epochs,
@@ -30,8 +31,6 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
 ]
-
-ONE = ("--variants", "cnn3", "--max-concurrent", 1, "--trials", 2, "--epochs", 4)
 
 
 @contextmanager
@@ -66,14 +65,6 @@ def failure_classes(paths: SweepPaths) -> list[Any]:
     return [attempt.failure_class for attempt in ledger_of(paths).attempts()]
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> list[Any]:
-    cwd = tmp_path_factory.mktemp("unbroken")
-    process = sweep(cwd, "digits", *ONE, "--data-dir", digits_data_dir)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return table(SweepPaths(cwd / "results", "digits"))
-
-
 def test_a_full_disk_is_waited_for_and_costs_no_trial_anything(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
@@ -82,7 +73,7 @@ def test_a_full_disk_is_waited_for_and_costs_no_trial_anything(
     trials = paths.root / "trials"
     with (
         small_disk(trials, 64),
-        started(tmp_path, "digits", *ONE, "--data-dir", digits_data_dir) as process,
+        started(tmp_path, "digits", *SMALL, "--data-dir", digits_data_dir) as process,
     ):
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
         filler = fill(trials)
@@ -101,7 +92,7 @@ def test_a_disk_that_stays_read_only_stops_the_sweep_which_goes_on_later(
     """Case 50."""
     paths = SweepPaths(tmp_path / "results", "digits")
     trials = paths.root / "trials"
-    options = (*ONE, "--data-dir", digits_data_dir)
+    options = (*SMALL, "--data-dir", digits_data_dir)
     with small_disk(trials, 64):
         with started(tmp_path, "digits", *options) as process:
             wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
@@ -123,7 +114,7 @@ def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
 ) -> None:
     """Case 43: ledger, log, MLflow and checkpoints are on one disk, and it is full."""
     paths = SweepPaths(tmp_path / "results", "digits")
-    options = (*ONE, "--data-dir", digits_data_dir)
+    options = (*SMALL, "--data-dir", digits_data_dir)
     with small_disk(paths.storage, 256):
         with started(tmp_path, "digits", *options) as process:
             wait_for(lambda: count_epochs(paths) >= 2, "two epochs")

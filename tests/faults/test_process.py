@@ -61,16 +61,6 @@ def wait_for_the_end(mark: str, limit_s: float = 40) -> None:
         raise AssertionError(f"{error}: {members(mark)}") from error
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> list[Any]:
-    """The table of two trials of four epochs that nobody disturbed."""
-    cwd = tmp_path_factory.mktemp("unbroken")
-    options = ("--trials", 2, "--epochs", 4, *ONE, "--data-dir", digits_data_dir)
-    process = sweep(cwd, "digits", *options)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return table(paths_of(cwd))
-
-
 @pytest.mark.parametrize(
     ("stop", "times"),
     [

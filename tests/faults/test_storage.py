@@ -18,6 +18,7 @@ import mlflow
 import pytest
 
 from orchestrator.paths import SweepPaths, place
+from tests.faults.conftest import SMALL
 from tests.faults.proxy import Proxy, proxied
 from tests.faults.stores import CREDENTIALS, Bucket, epochs_in, new_bucket, s3_server
 from tests.integration.sweeps import (
@@ -33,10 +34,8 @@ from trainables.metrics import METRIC_NAMES
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
-SMALL = ("--trials", 2, "--epochs", 4, "--variants", "cnn3", "--max-concurrent", 1)
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[tuple[str, int]]:
     with s3_server() as address:
         yield address
@@ -53,15 +52,6 @@ def bucket(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Bucket:
 def proxy(server: tuple[str, int]) -> Iterator[Proxy]:
     with proxied(*server) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path):
-    """The table of the small sweep, left in peace on a plain local disk."""
-    cwd = tmp_path_factory.mktemp("unbroken")
-    done = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return table(SweepPaths(cwd / "results", "digits"))
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

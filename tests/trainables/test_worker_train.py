@@ -50,7 +50,7 @@ def reports_of(made: Job) -> list[dict[str, Any]]:
 def test_an_attempt_reports_every_epoch_and_its_end(digits_dir, tmp_path):
     made = job(digits_dir, tmp_path)
     first, second, end = reports_of(made)
-    address = {"signature": made.signature, "attempt": 1}
+    address = {"signature": made.signature, "attempt": 1, "node": ""}
     assert set(first) == {*address, "kind", "epoch", "checkpoint", *METRIC_NAMES}
     for epoch, report in enumerate((first, second)):
         assert address.items() <= report.items()
@@ -111,7 +111,13 @@ def test_a_judged_trial_reports_what_the_test_part_says_of_its_best_epoch(digits
 def test_divergence_is_reported_and_not_raised(digits_dir, tmp_path):
     made = job(digits_dir, tmp_path, lr=1e9, schedule="constant", steps_per_epoch=4)
     assert reports_of(made) == [
-        {"signature": made.signature, "attempt": 1, "kind": "end", "outcome": "diverged"}
+        {
+            "signature": made.signature,
+            "attempt": 1,
+            "node": "",
+            "kind": "end",
+            "outcome": "diverged",
+        }
     ]
     assert "diverged: The training loss of epoch 0" in (tmp_path / made.log).read_text()
 
@@ -236,3 +242,14 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
 )
 def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memory(error, is_spent):
     assert worker._is_spent(error) is is_spent
+
+
+@pytest.mark.parametrize(("gpus", "shares"), [(0.25, [0.25]), (1.0, []), (2.0, []), (0.0, [])])
+def test_a_trial_with_a_share_of_a_gpu_has_that_share_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, shares: list[float]
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    worker._cap_memory(gpus)
+    assert asked == shares

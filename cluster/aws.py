@@ -1,0 +1,168 @@
+"""`python cluster/aws.py cluster.yaml`: makes once what the cluster's file names and Ray would not.
+
+The security group, which lets in SSH from the file's address and everything from the cluster's own
+machines (Ray, making it, would let SSH in from everywhere), and the roles of head and workers:
+both may read and write the file's bucket, the head may start and end machines. It prints what it
+makes and changes nothing that is there. AWS's usual credentials are used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from botocore.exceptions import ClientError
+
+# What Ray's autoscaler asks of EC2 from the head, for machines of its own region.
+EC2_ACTIONS = (
+    *("RunInstances", "TerminateInstances", "StopInstances", "StartInstances", "CreateTags"),
+    *("DescribeInstances", "DescribeInstanceStatus", "DescribeInstanceTypes", "DescribeImages"),
+    *("DescribeSubnets", "DescribeSecurityGroups", "DescribeKeyPairs", "DescribeVpcs"),
+)
+S3_OF_BUCKET = ("s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads")
+S3_OF_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit status, 2 where the file is not ready for it."""
+    if len(argv) != 1:
+        print(__doc__, file=sys.stderr)
+        return 2
+    config = yaml.safe_load(Path(argv[0]).read_text())
+    problems = unset(config)
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 2
+    region = config["provider"]["region"]
+    make_group(boto3.resource("ec2", region_name=region), config)
+    iam = boto3.client("iam", region_name=region)
+    worker = make_role(iam, profile_of(config, head=False), bucket_policy(bucket_of(config)))
+    policy = bucket_policy(bucket_of(config))
+    policy["Statement"] += [
+        {
+            "Effect": "Allow",
+            "Action": [f"ec2:{action}" for action in EC2_ACTIONS],
+            "Resource": "*",
+            "Condition": {"StringEquals": {"aws:RequestedRegion": region}},
+        },
+        {"Effect": "Allow", "Action": ["iam:PassRole"], "Resource": worker},
+    ]
+    make_role(iam, profile_of(config, head=True), policy)
+    return 0
+
+
+def unset(config: dict[str, Any]) -> list[str]:
+    """Return a sentence for each value that still is the one the file comes with."""
+    text = json.dumps(config)
+    marks = {
+        "MY-BUCKET": "the bucket's name in `setup_commands`",
+        "203.0.113.7/32": "your own address in `security_group`",
+        "0.0.0.0/0": "your own address in `security_group`, in place of everybody's",
+        "ami-00000000000000000": "the head's `ImageId`",
+        "ami-11111111111111111": "the GPU machines' `ImageId`",
+    }
+    return [f"Set {what}; it still is {mark}." for mark, what in marks.items() if mark in text]
+
+
+def bucket_of(config: dict[str, Any]) -> str:
+    """Return the one bucket that the file's commands name.
+
+    Raises:
+        SystemExit: they name none or several.
+    """
+    found = set(re.findall(r"s3://([^/\s?]+)", " ".join(config["setup_commands"])))
+    if len(found) != 1:
+        raise SystemExit(f"`setup_commands` must name one bucket; they name {sorted(found)}.")
+    return found.pop()
+
+
+def profile_of(config: dict[str, Any], *, head: bool) -> str:
+    """Return the name of the instance profile, and of its role, of the head or of the workers."""
+    names = {
+        kind["node_config"]["IamInstanceProfile"]["Name"]
+        for name, kind in config["available_node_types"].items()
+        if (name == config["head_node_type"]) == head
+    }
+    if len(names) != 1:
+        raise SystemExit(f"All workers must have one instance profile; they have {sorted(names)}.")
+    return str(names.pop())
+
+
+def make_group(ec2: Any, config: dict[str, Any]) -> None:
+    """Make the security group in the region's default VPC, which is where Ray looks for it."""
+    wanted = config["provider"]["security_group"]
+    vpcs = list(ec2.vpcs.filter(Filters=[{"Name": "is-default", "Values": ["true"]}]))
+    if not vpcs:
+        raise SystemExit(
+            "The region has no default VPC. Make one (`aws ec2 create-default-vpc`), or give the "
+            "node types `SubnetIds` and `SecurityGroupIds` of your own and leave this out."
+        )
+    name = wanted["GroupName"]
+    filters = [
+        {"Name": "group-name", "Values": [name]},
+        {"Name": "vpc-id", "Values": [vpcs[0].id]},
+    ]
+    found = list(ec2.security_groups.filter(Filters=filters))
+    group = (
+        found[0]
+        if found
+        else vpcs[0].create_security_group(
+            GroupName=name, Description="Sweeps: SSH from one address, all within the cluster"
+        )
+    )
+    if group.ip_permissions:
+        print(f"The security group {name} is there and stays as it is ({group.id}).")
+        return
+    within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
+    group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
+    print(f"The security group {name} lets in the file's address and itself ({group.id}).")
+
+
+def make_role(iam: Any, name: str, policy: dict[str, Any]) -> str:
+    """Make a role for machines, with the policy, and its instance profile; returns its ARN."""
+    trust = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "ec2.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+            }
+        ],
+    }
+    try:
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "EntityAlreadyExists":
+            raise
+    iam.put_role_policy(RoleName=name, PolicyName="sweeps", PolicyDocument=json.dumps(policy))
+    try:
+        iam.create_instance_profile(InstanceProfileName=name)
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "EntityAlreadyExists":
+            raise
+    arn: str = iam.get_role(RoleName=name)["Role"]["Arn"]
+    print(f"The role {name} has what it needs ({arn}).")
+    return arn
+
+
+def bucket_policy(bucket: str) -> dict[str, Any]:
+    """Return a policy that allows what a sweep does in one bucket."""
+    arn = f"arn:aws:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": list(S3_OF_BUCKET), "Resource": arn},
+            {"Effect": "Allow", "Action": list(S3_OF_OBJECTS), "Resource": f"{arn}/*"},
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Starts what runs beside Ray on a host of a cluster, once, and again whenever it ends:
+#     services.sh head    the MLflow server, on 127.0.0.1:5000
+#     services.sh spot    what drains this node before a spot machine is taken back
+# Both say what they do in ~/sweep-services/*.log.
+#
+# SWEEP_MLFLOW_HOST=ADDRESS: MLflow listens there as well as other hosts want to reach it. Then it asks for
+# a user and a password: admin's is in ~/sweep-services/mlflow-password.
+set -euo pipefail
+home=~/sweep-services
+mkdir -p "$home"
+chmod 700 "$home"
+
+keep_running() { # NAME COMMAND...
+  local name=$1
+  shift
+  # The lock goes with the last of these processes, so a second start is none.
+  setsid flock --nonblock "$home/$name.lock" bash -c 'while :; do "$@"; sleep 2; done' - "$@" \
+    </dev/null >>"$home/$name.log" 2>&1 &
+}
+
+case ${1:-} in
+head)
+  host=${SWEEP_MLFLOW_HOST:-127.0.0.1}
+  names="localhost,localhost:*,127.0.0.1,127.0.0.1:*"
+  options=()
+  if [ "$host" != 127.0.0.1 ]; then
+    # By every name and address of this machine; MLflow wants each with and without a port.
+    for name in "$host" $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true); do
+      names="$names,$name,$name:*"
+    done
+    password=$home/mlflow-password
+    [ -s "$password" ] || (umask 077 && python -c 'import secrets; print(secrets.token_urlsafe(24))' >"$password")
+    export MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
+    MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "$password")
+    MLFLOW_FLASK_SERVER_SECRET_KEY=$(python -c 'import secrets; print(secrets.token_hex(32))')
+    options+=(--app-name basic-auth)
+  fi
+  export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # eight more processes, for what no sweep uses
+  cd "$home" # where basic-auth keeps its users
+  keep_running mlflow mlflow server --host "$host" --port 5000 --workers 1 --allowed-hosts "$names" \
+    --backend-store-uri "sqlite:///$home/mlflow.db" --artifacts-destination "$home/mlflow-artifacts" \
+    "${options[@]}"
+  ;;
+spot)
+  cd "$(dirname "$0")/.."
+  keep_running spot python -m orchestrator.spot
+  ;;
+*)
+  echo "Usage: services.sh head|spot" >&2
+  exit 2
+  ;;
+esac

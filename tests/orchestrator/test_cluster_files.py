@@ -1,0 +1,131 @@
+"""The clusters' files: valid for Ray, safe, and in step with the program's own names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import cluster, config, mlflow_server, spot
+
+ROOT = Path(__file__).parents[2]
+FILES = ("cluster.yaml", "cluster-onprem.yaml")
+
+
+def read(name: str) -> dict[str, Any]:
+    found = yaml.safe_load((ROOT / name).read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def commands(name: str) -> list[str]:
+    found = read(name)
+    return [line for key, lines in found.items() if key.endswith("_commands") for line in lines]
+
+
+def aws() -> ModuleType:
+    spec = spec_from_file_location("aws", ROOT / "cluster" / "aws.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_accepts_the_file(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(read(name)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) -> None:
+    starts = [line for line in commands(name) if "ray start" in line]
+    assert len(starts) == 2
+    assert all(line.startswith(". ~/.sweep-env; ") for line in starts)
+    (settings,) = [line for line in commands(name) if "RAY_AUTH_MODE" in line]
+    assert "export RAY_AUTH_MODE=token " in settings
+    (head,) = [line for line in starts if "--head" in line]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert "0.0.0.0" not in (ROOT / name).read_text().replace("0.0.0.0/0 ", "")
+    mounts = read(name)["file_mounts"]
+    # Where `cluster.ensure_token` and Ray look for it.
+    assert "~/.ray/auth_token" in mounts
+    assert 'Path.home() / ".ray" / "auth_token"' in Path(cluster.__file__).read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\n".join(commands(name))
+    for variable, value, field in (
+        ("SWEEP_DATA_DIR", "s3://bucket/data", "data_dir"),
+        ("SWEEP_STORAGE", "s3://bucket/sweeps", "storage"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000", "tracking_uri"),
+    ):
+        assert f"{variable}=" in said
+        monkeypatch.setenv(variable, value)
+        assert getattr(config.parse_args([]), field) == value
+    # The page's address that a sweep prints is where the server of `services.sh` listens.
+    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?)'", said)
+    services = (ROOT / "cluster" / "services.sh").read_text()
+    assert uri == "http://127.0.0.1:5000"
+    assert "--port 5000" in services
+    assert mlflow_server.page_address("sqlite:///x", "1", "m", "max").startswith(uri)
+    for module in re.findall(r"python -m (\S+)", services + said):
+        assert find_spec(module) is not None
+    for script in re.findall(r"~/sweep-orchestrator/(\S+)", said.replace(".venv/bin", "")):
+        if not script.startswith(":"):
+            assert (ROOT / script).exists(), script
+
+
+def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -> None:
+    text = (ROOT / "cluster.yaml").read_text()
+    assert not re.search(r"AKIA|aws_secret|SECRET_ACCESS", text, re.IGNORECASE)
+    found = read("cluster.yaml")
+    for kind in found["available_node_types"].values():
+        node = kind["node_config"]
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+        assert "KeyName" not in node
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+    types = found["available_node_types"]
+    assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert types["on_demand"]["node_config"]["InstanceMarketOptions"] is None
+    assert types["spot"]["priority"] > types["on_demand"]["priority"]
+    assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert found["max_workers"] <= sum(
+        kind.get("max_workers", 0) for name, kind in types.items() if name != "head"
+    )
+    assert spot.METADATA == "http://169.254.169.254"
+
+
+def test_every_value_to_set_is_asked_for_before_anything_is_made() -> None:
+    """All marks of the file that cannot work as they are."""
+    unset = aws().unset(read("cluster.yaml"))
+    assert len(unset) == 4
+    ended = subprocess.run(
+        [sys.executable, ROOT / "cluster" / "aws.py", ROOT / "cluster.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == unset
+    assert "MY-BUCKET" in ended.stderr
+
+
+def test_roles_and_bucket_are_those_of_the_file() -> None:
+    module, found = aws(), read("cluster.yaml")
+    assert module.bucket_of(found) == "MY-BUCKET"
+    assert module.profile_of(found, head=True) == "sweep-orchestrator-head"
+    assert module.profile_of(found, head=False) == "sweep-orchestrator-worker"
+    policy = module.bucket_policy("b")
+    assert {s["Resource"] for s in policy["Statement"]} == {"arn:aws:s3:::b", "arn:aws:s3:::b/*"}

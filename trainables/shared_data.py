@@ -1,0 +1,134 @@
+"""Prepared datasets at an address: every host fetches one once, checks it and shares its copy.
+
+The copy lies where the driver says; trials of a host map the same files. `storage` is the door to
+the address; it holds no state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.data import DatasetError, Manifest, load_manifest
+from trainables.storage import open_storage
+
+MANIFEST = "manifest.json"
+
+
+def fetch(address: str, folder: Path) -> Manifest | None:
+    """Bring a dataset to this host, unless its copy here is the one that lies at the address.
+
+    Processes of one host wait for each other, so that one of them fetches. A copy that is another
+    dataset than the one at the address now is replaced.
+
+    Args:
+        address: of the folder that holds prepared datasets.
+        folder: the copy; its name is the dataset's.
+
+    Returns:
+        The dataset's manifest; None where there is no such dataset at the address.
+
+    Raises:
+        DatasetError: what was fetched is not what its manifest says.
+        StorageError: the address cannot be read, and there is no copy here.
+    """
+    storage = open_storage(address)
+    with _locked(folder):
+        there = storage.get(f"{folder.name}/{MANIFEST}")
+        if there is None:
+            return None
+        if not _is_copy_of(folder, there):
+            fetched = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                storage.get_folder(folder.name, fetched, mark=MANIFEST)
+                _check(fetched, storage.shown)
+                shutil.rmtree(folder, ignore_errors=True)
+                fetched.rename(folder)
+            finally:
+                shutil.rmtree(fetched, ignore_errors=True)
+        return load_manifest(folder)
+
+
+@functools.lru_cache(maxsize=8)
+def ensure(address: str, folder: Path, fingerprint: str) -> None:
+    """Have the dataset of a trial on this host; asked once in the life of a process.
+
+    A copy with the right fingerprint is taken without asking the address for it.
+
+    Raises:
+        DatasetError: there is none at the address, or it is damaged.
+        StorageError: the address cannot be read.
+    """
+    with _locked(folder):
+        if (folder / MANIFEST).is_file() and load_manifest(folder).fingerprint == fingerprint:
+            return
+    if fetch(address, folder) is None:
+        raise DatasetError(
+            f"{open_storage(address).shown} holds no prepared dataset {folder.name!r}. Put it "
+            f"there with `python -m orchestrator.data prepare {folder.name} --data-dir ...`."
+        )
+
+
+def names(address: str) -> list[str]:
+    """Return the names of the prepared datasets at an address, sorted."""
+    storage = open_storage(address)
+    return [name for name in storage.folders() if storage.exists(f"{name}/{MANIFEST}")]
+
+
+def publish(folder: Path, address: str) -> None:
+    """Put a prepared dataset at an address, its manifest last; what is there already stays.
+
+    Raises:
+        DatasetError: another dataset of that name is there.
+        StorageError: the address cannot be written.
+    """
+    storage = open_storage(address)
+    there = storage.get(f"{folder.name}/{MANIFEST}")
+    if there is None:
+        storage.put_folder(folder, folder.name, last=MANIFEST)
+    elif not _is_copy_of(folder, there):
+        raise DatasetError(
+            f"{storage.shown} holds another dataset {folder.name!r} already. Delete it there to "
+            "replace it, or give the new one its own name with `--as NAME`."
+        )
+
+
+def _is_copy_of(folder: Path, manifest: bytes) -> bool:
+    """Return whether a folder holds the dataset of a manifest, by their fingerprints."""
+    try:
+        wanted = json.loads(manifest)["fingerprint"]
+        return (folder / MANIFEST).is_file() and load_manifest(folder).fingerprint == wanted
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"The manifest of the dataset {folder.name!r} at its address is damaged ({error!r}). "
+            "Delete it there and prepare it again."
+        ) from error
+
+
+def _check(folder: Path, shown: str) -> None:
+    """Compare the files of a dataset that was fetched with what its manifest says of them."""
+    splits = json.loads((folder / MANIFEST).read_bytes())["splits"]
+    for entry in splits.values():
+        with (folder / Path(entry["file"]).name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry["sha256"]:
+            raise DatasetError(
+                f"{entry['file']} of the dataset at {shown} is not what its manifest says: its "
+                f"SHA-256 is {digest}, not {entry['sha256']}. Delete it there and prepare it again."
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process of this host at a time look after a dataset's copy."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.fetch").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
