@@ -2,8 +2,9 @@
 
 The security group, which lets in SSH from the file's address and everything from the cluster's own
 machines (Ray, making it, would let SSH in from everywhere), and the roles of head and workers:
-both may read and write the file's bucket, the head may start and end machines. It prints what it
-makes and changes nothing that is there. AWS's usual credentials are used.
+both may read and write the file's bucket, the head may start and end machines. Run again, it gives
+the roles what the file says now; a group that is there must be as the file says. It prints what it
+does. AWS's usual credentials are used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ EC2_ACTIONS = (
     *("DescribeInstances", "DescribeInstanceStatus", "DescribeInstanceTypes", "DescribeImages"),
     *("DescribeSubnets", "DescribeSecurityGroups", "DescribeKeyPairs", "DescribeVpcs"),
 )
+PROFILE_S = 15  # until a new instance profile is known everywhere; Ray waits as long
 S3_OF_BUCKET = ("s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads")
 S3_OF_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
@@ -39,9 +42,12 @@ def main(argv: list[str]) -> int:
         print("\n".join(problems), file=sys.stderr)
         return 2
     region = config["provider"]["region"]
-    make_group(boto3.resource("ec2", region_name=region), config)
     iam = boto3.client("iam", region_name=region)
-    worker = make_role(iam, profile_of(config, head=False), bucket_policy(bucket_of(config)))
+    # An account that never had a spot machine lacks the role with which EC2 starts them.
+    unless_there(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")
+    worker, is_new = make_role(
+        iam, profile_of(config, head=False), bucket_policy(bucket_of(config))
+    )
     policy = bucket_policy(bucket_of(config))
     policy["Statement"] += [
         {
@@ -53,6 +59,10 @@ def main(argv: list[str]) -> int:
         {"Effect": "Allow", "Action": ["iam:PassRole"], "Resource": worker},
     ]
     make_role(iam, profile_of(config, head=True), policy)
+    make_group(boto3.resource("ec2", region_name=region), config)
+    if is_new:
+        print(f"Waiting {PROFILE_S} s for AWS to know the roles everywhere.", flush=True)
+        time.sleep(PROFILE_S)
     return 0
 
 
@@ -94,37 +104,53 @@ def profile_of(config: dict[str, Any], *, head: bool) -> str:
 
 
 def make_group(ec2: Any, config: dict[str, Any]) -> None:
-    """Make the security group in the region's default VPC, which is where Ray looks for it."""
+    """Make the security group in each VPC whose subnets Ray could choose: those with public ones.
+
+    Raises:
+        SystemExit: there is no such VPC, or the group lets in others than the file says.
+    """
     wanted = config["provider"]["security_group"]
-    vpcs = list(ec2.vpcs.filter(Filters=[{"Name": "is-default", "Values": ["true"]}]))
+    name = wanted["GroupName"]
+    subnets = list(ec2.subnets.all())
+    vpcs = sorted({subnet.vpc_id for subnet in subnets if subnet.map_public_ip_on_launch})
     if not vpcs:
         raise SystemExit(
-            "The region has no default VPC. Make one (`aws ec2 create-default-vpc`), or give the "
-            "node types `SubnetIds` and `SecurityGroupIds` of your own and leave this out."
+            "The region has no VPC with public subnets. Make one (`aws ec2 create-default-vpc`)."
         )
-    name = wanted["GroupName"]
-    filters = [
-        {"Name": "group-name", "Values": [name]},
-        {"Name": "vpc-id", "Values": [vpcs[0].id]},
-    ]
-    found = list(ec2.security_groups.filter(Filters=filters))
-    group = (
-        found[0]
-        if found
-        else vpcs[0].create_security_group(
-            GroupName=name, Description="Sweeps: SSH from one address, all within the cluster"
+    allowed = {r["CidrIp"] for rule in wanted["IpPermissions"] for r in rule["IpRanges"]}
+    for vpc in vpcs:
+        filters = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]
+        found = list(ec2.security_groups.filter(Filters=filters))
+        if found and found[0].ip_permissions:
+            group = found[0]
+            let_in = {r["CidrIp"] for rule in group.ip_permissions for r in rule["IpRanges"]}
+            if let_in != allowed:
+                raise SystemExit(
+                    f"The security group {name} ({group.id}) lets in {sorted(let_in)}, the file "
+                    f"says {sorted(allowed)}. Change its rules, or delete it and run this again."
+                )
+            print(f"The security group {name} is there and stays as it is ({group.id}).")
+            continue
+        group = (
+            found[0]
+            if found
+            else ec2.create_security_group(
+                GroupName=name,
+                VpcId=vpc,
+                Description="Sweeps: SSH from one address, all within the cluster",
+            )
         )
-    )
-    if group.ip_permissions:
-        print(f"The security group {name} is there and stays as it is ({group.id}).")
-        return
-    within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
-    group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
-    print(f"The security group {name} lets in the file's address and itself ({group.id}).")
+        within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
+        group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
+        print(f"The security group {name} lets in the file's address and itself ({group.id}).")
 
 
-def make_role(iam: Any, name: str, policy: dict[str, Any]) -> str:
-    """Make a role for machines, with the policy, and its instance profile; returns its ARN."""
+def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
+    """Make a role for machines and its instance profile, and give it the policy.
+
+    Returns:
+        Its ARN, and whether the profile is new.
+    """
     trust = {
         "Version": "2012-10-17",
         "Statement": [
@@ -135,21 +161,26 @@ def make_role(iam: Any, name: str, policy: dict[str, Any]) -> str:
             }
         ],
     }
-    try:
-        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "EntityAlreadyExists":
-            raise
+    unless_there(iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
     iam.put_role_policy(RoleName=name, PolicyName="sweeps", PolicyDocument=json.dumps(policy))
-    try:
-        iam.create_instance_profile(InstanceProfileName=name)
+    is_new = unless_there(iam.create_instance_profile, InstanceProfileName=name)
+    profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+    if not profile["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "EntityAlreadyExists":
-            raise
     arn: str = iam.get_role(RoleName=name)["Role"]["Arn"]
-    print(f"The role {name} has what it needs ({arn}).")
-    return arn
+    print(f"The role {name} may do what the file needs ({arn}).")
+    return arn, is_new
+
+
+def unless_there(make: Any, **arguments: Any) -> bool:
+    """Make something of IAM's that may be there already; returns whether it was made."""
+    try:
+        make(**arguments)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("EntityAlreadyExists", "InvalidInput"):
+            raise
+        return False
+    return True
 
 
 def bucket_policy(bucket: str) -> dict[str, Any]:

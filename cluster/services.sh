@@ -4,8 +4,9 @@
 #     services.sh spot    what drains this node before a spot machine is taken back
 # Both say what they do in ~/sweep-services/*.log.
 #
-# SWEEP_MLFLOW_HOST=ADDRESS: MLflow listens there as well as other hosts want to reach it. Then it asks for
-# a user and a password: admin's is in ~/sweep-services/mlflow-password.
+# SWEEP_MLFLOW_HOST=ADDRESS: MLflow listens there, for other hosts to reach it, and asks for a user and a
+# password: admin's is in ~/sweep-services/mlflow-password. Sweeps on this host find both in
+# ~/sweep-services/env, which ~/.sweep-env reads.
 set -euo pipefail
 home=~/sweep-services
 mkdir -p "$home"
@@ -24,6 +25,7 @@ head)
   host=${SWEEP_MLFLOW_HOST:-127.0.0.1}
   names="localhost,localhost:*,127.0.0.1,127.0.0.1:*"
   options=()
+  rm -f "$home/env"
   if [ "$host" != 127.0.0.1 ]; then
     # By every name and address of this machine; MLflow wants each with and without a port.
     for name in "$host" $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true); do
@@ -35,6 +37,8 @@ head)
     MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "$password")
     MLFLOW_FLASK_SERVER_SECRET_KEY=$(python -c 'import secrets; print(secrets.token_hex(32))')
     options+=(--app-name basic-auth)
+    (umask 077 && echo "export MLFLOW_TRACKING_URI=http://$host:5000 MLFLOW_TRACKING_USERNAME=admin" \
+      "MLFLOW_TRACKING_PASSWORD=$MLFLOW_AUTH_ADMIN_PASSWORD" >"$home/env")
   fi
   export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # eight more processes, for what no sweep uses
   cd "$home" # where basic-auth keeps its users
@@ -44,7 +48,7 @@ head)
   ;;
 spot)
   cd "$(dirname "$0")/.."
-  keep_running spot python -m orchestrator.spot
+  keep_running spot python -m orchestrator.spot --stay
   ;;
 *)
   echo "Usage: services.sh head|spot" >&2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -31,11 +32,14 @@ _ENVIRONMENT = {
 }
 
 
+Machine = tuple[float, float]  # CPUs and GPUs
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """What Ray said about where trials will run. `is_local` means this process started it.
 
-    `most_cpus` and `most_gpus` are what there may be once its autoscaler has added all it may.
+    `machines` are those there are, or all there may be once its autoscaler has added what it may.
     """
 
     address: str
@@ -43,21 +47,21 @@ class Cluster:
     nodes: int
     cpus: float
     gpus: float
-    most_cpus: float
-    most_gpus: float
+    machines: tuple[Machine, ...]
 
     @property
     def may_have_many_nodes(self) -> bool:
         """Whether trials run on other machines than this one, or may once some are added."""
-        return self.nodes > 1 or (self.most_cpus, self.most_gpus) != (self.cpus, self.gpus)
+        return max(self.nodes, len(self.machines)) > 1
 
     def describe(self) -> str:
         """Return one line for the user."""
         where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
         hosts = "" if self.is_local else f" on {self.nodes} nodes"
+        cpus, gpus = (sum(each) for each in zip(*self.machines, strict=True))
         more = ""
-        if (self.most_cpus, self.most_gpus) != (self.cpus, self.gpus):
-            more = f", up to {self.most_cpus:g} and {self.most_gpus:g} as trials ask for them"
+        if (cpus, gpus) != (self.cpus, self.gpus):
+            more = f"; up to {cpus:g} and {gpus:g} as trials ask for them, which takes minutes"
         return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}{more}."
 
 
@@ -117,15 +121,13 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
             "this machine."
         ) from error
     now = ray.cluster_resources()
-    cpus, gpus = resources()
     return Cluster(
         address=ray.get_runtime_context().gcs_address,
         is_local=is_local,
         nodes=sum(node["Alive"] for node in ray.nodes()),
         cpus=now.get("CPU", 0.0),
         gpus=now.get("GPU", 0.0),
-        most_cpus=cpus,
-        most_gpus=gpus,
+        machines=machines(),
     )
 
 
@@ -141,15 +143,42 @@ def _stay_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs of the cluster, with those that its autoscaler may add."""
-    import ray
-    from ray._private.state import state
+def machines() -> tuple[Machine, ...]:
+    """Return the machines of the cluster, or those it may have once its autoscaler has added all.
 
-    now = ray.cluster_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
-    cpus, gpus = (max(now.get(key, 0.0), float(most.get(key, 0))) for key in ("CPU", "GPU"))
-    return cpus, gpus
+    Ray 2.60 itself knows its autoscaler's limits nowhere but in the file that `ray up` leaves on
+    the head, so they are known to a driver there.
+    """
+    import ray
+
+    now = tuple(
+        (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    planned: tuple[Machine, ...] = ()
+    file = Path.home() / "ray_bootstrap_config.yaml"
+    head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    if head == ray.util.get_node_ip_address() and file.is_file():
+        planned = planned_machines(file.read_text())
+    return max(now, planned, key=lambda each: (sum(m[1] for m in each), sum(m[0] for m in each)))
+
+
+@functools.lru_cache(maxsize=1)
+def planned_machines(text: str) -> tuple[Machine, ...]:
+    """Return the machines that a cluster's file allows, those of higher priority first."""
+    import yaml
+
+    config = yaml.safe_load(text)
+    kinds, head = config.get("available_node_types") or {}, config.get("head_node_type")
+    left = int(config.get("max_workers") or 0)
+    found = []
+    for name in sorted(kinds, key=lambda name: (name != head, -kinds[name].get("priority", 0))):
+        has = kinds[name].get("resources") or {}
+        number = 1 if name == head else min(int(kinds[name].get("max_workers", left)), left)
+        left -= number if name != head else 0
+        found += [(float(has.get("CPU", 0)), float(has.get("GPU", 0)))] * number
+    return tuple(found)
 
 
 def draining_nodes() -> set[str]:

@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator import cluster as clusters
 from orchestrator import durability, failures
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import Cluster, Machine
 from orchestrator.conductor import Conductor, Start
 from orchestrator.errors import UsageError
 from orchestrator.paths import DataPlace, SweepPaths
@@ -58,7 +59,6 @@ def run(
     from ray import tune
 
     workers = _workers(conductor.plan)
-    shapes = _shapes(conductor.plan, cluster, gpus_per_trial)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
@@ -66,7 +66,7 @@ def run(
     _let_tune_take_every_death()
     jobs = _Jobs(
         conductor,
-        shapes,
+        gpus_per_trial,
         paths.root.absolute(),
         DataPlace(dataset.folder.absolute(), dataset.address),
         max_concurrent,
@@ -112,16 +112,19 @@ def check_fit(plan: Plan, cluster: Cluster, gpus_per_trial: float | None) -> int
         UsageError: of some variant not even one trial fits.
     """
     workers = _workers(plan)
-    there = (cluster.most_cpus, cluster.most_gpus)
     fits = {
-        variant: _capacity(there, cpus * workers, gpus * workers)
-        for variant, (cpus, gpus) in _shapes(plan, cluster, gpus_per_trial).items()
+        variant: _capacity(cluster.machines, cpus, gpus) // workers
+        for variant, (cpus, gpus) in _shapes(
+            plan, _have_gpus(cluster.machines), gpus_per_trial
+        ).items()
     }
     small = [variant for variant, number in fits.items() if not number]
     if small:
+        cpus, gpus = (sum(each) for each in zip(*cluster.machines, strict=True))
+        apart = f" on {len(cluster.machines)} machines" if len(cluster.machines) > 1 else ""
         raise UsageError(
-            f"No trial of {', '.join(small)} fits this cluster ({there[0]:g} CPUs, "
-            f"{there[1]:g} GPUs). Lower `threads` in the space, `--gpus-per-trial` or "
+            f"No trial of {', '.join(small)} fits this cluster ({cpus:g} CPUs, "
+            f"{gpus:g} GPUs{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
             "`--workers-per-trial`, or use a larger cluster."
         )
     return max(fits.values())
@@ -132,7 +135,7 @@ def _workers(plan: Plan) -> int:
 
 
 def _shapes(
-    plan: Plan, cluster: Cluster, gpus_per_trial: float | None
+    plan: Plan, has_gpus: bool, gpus_per_trial: float | None
 ) -> dict[str, tuple[float, float]]:
     """Return, by variant, the CPUs and GPUs that one worker of its trials takes."""
 
@@ -142,19 +145,27 @@ def _shapes(
     return {
         variant: (
             float(plan.space.fixed_for(variant).get("threads", 1)),
-            gpus(variant) if cluster.most_gpus else 0.0,
+            gpus(variant) if has_gpus else 0.0,
         )
         for variant in plan.variants
     }
 
 
-def _capacity(there: tuple[float, float], cpus: float, gpus: float) -> int:
-    """Return how many trials of a size fit the CPUs and GPUs that are there."""
-    by_cpu = int(there[0] // cpus)
+def _capacity(machines: Sequence[Machine], cpus: float, gpus: float) -> int:
+    """Return how many workers of a size fit the machines; none lies on two of them."""
+    return sum(_fitting(machine, cpus, gpus) for machine in machines)
+
+
+def _have_gpus(machines: Sequence[Machine]) -> bool:
+    return any(gpus for _, gpus in machines)
+
+
+def _fitting(machine: Machine, cpus: float, gpus: float) -> int:
+    by_cpu = int(machine[0] // cpus)
     if not gpus:
         return by_cpu
-    # Shares of a device do not straddle two of them.
-    by_gpu = int(there[1] * (1 // gpus)) if gpus <= 1 else int(there[1] // gpus)
+    # Shares of a device do not straddle two of them. 1 / 0.1 is a little less than ten.
+    by_gpu = int(machine[1]) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine[1] // gpus)
     return min(by_cpu, by_gpu)
 
 
@@ -164,7 +175,7 @@ class _Jobs:
     def __init__(
         self,
         conductor: Conductor,
-        shapes: dict[str, tuple[float, float]],
+        gpus_per_trial: float | None,
         sweep_dir: Path,
         dataset: DataPlace,
         max_concurrent: int | None,
@@ -173,7 +184,9 @@ class _Jobs:
         storage: str | None,
     ) -> None:
         self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
-        self.conductor, self.shapes = conductor, shapes
+        self.conductor, self.gpus_per_trial = conductor, gpus_per_trial
+        self.shapes: dict[str, tuple[float, float]] = {}
+        self.has_gpus = False  # once there was one, trials wait for the next
         self.sweep_dir, self.dataset, self.max_concurrent = sweep_dir, dataset, max_concurrent
         self.error: BaseException | None = None
         self.live: dict[str, Any] = {}  # Tune's trials, by their id
@@ -259,9 +272,12 @@ class _Jobs:
         if self._looked_s is not None and now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        there, workers = clusters.resources(), _workers(self.conductor.plan)
-        fits = max(_capacity(there, c * workers, g * workers) for c, g in self.shapes.values())
-        self.limit = min(self.max_concurrent or fits, fits)
+        plan, machines = self.conductor.plan, clusters.machines()
+        self.has_gpus = self.has_gpus or _have_gpus(machines)
+        self.shapes = _shapes(plan, self.has_gpus, self.gpus_per_trial)
+        fits = max(_capacity(machines, *s) for s in self.shapes.values()) // _workers(plan)
+        # One may wait for a machine: that is what makes an autoscaler bring it.
+        self.limit = max(1, min(self.max_concurrent or fits, fits))
         self.draining = clusters.draining_nodes()
 
     def _leave_draining(self, tune_id: str) -> None:

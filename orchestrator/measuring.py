@@ -50,8 +50,7 @@ def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict
         nodes=1,
         cpus=cpus,
         gpus=gpus,
-        most_cpus=cpus,
-        most_gpus=gpus,
+        machines=((cpus, gpus),),
     )
     fits = launch.check_fit(plan, here, config.gpus_per_trial)
     measured = {}

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from orchestrator import cluster
-from orchestrator.errors import OrchestratorError
 
 METADATA = "http://169.254.169.254"  # EC2's instance metadata service, on every instance
 POLL_S = 5.0
@@ -81,7 +80,7 @@ def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
                 return cluster.drain(
                     address, node_ip, left_s, f"spot interruption at {when.isoformat()}"
                 )
-        except (OSError, OrchestratorError, RuntimeError) as error:
+        except Exception as error:  # Ray's own are of many kinds
             if str(error) != last_said:  # not every 5 s the same
                 last_said = str(error)
                 print(f"{datetime.now(UTC):%F %T} {last_said}", file=sys.stderr, flush=True)
@@ -89,11 +88,15 @@ def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; it ends with status 0 once the node is drained."""
+    """Run the command line; it ends with status 0 once the node is drained.
+
+    With `--stay` it does not end then: whoever starts it again would only drain again.
+    """
     parser = argparse.ArgumentParser(prog="python -m orchestrator.spot", description=__doc__)
     parser.add_argument("--metadata", default=METADATA, metavar="URL", help="of the service")
     parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster (default: joined)")
     parser.add_argument("--poll", type=float, default=POLL_S, metavar="S", help="between looks")
+    parser.add_argument("--stay", action="store_true", help="do not end after the drain")
     arguments = parser.parse_args(argv)
     joined, node_ip = cluster.this_node()
     address = arguments.address or joined
@@ -105,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(f"{datetime.now(UTC):%F %T} The machine is to go; node {node} is drained.", flush=True)
+    while arguments.stay:
+        time.sleep(POLL_S)
     return 0
 
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +44,12 @@ def fetch(address: str, folder: Path) -> Manifest | None:
         if there is None:
             return None
         if not _is_copy_of(folder, there):
-            fetched = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            for left in folder.parent.glob(f".*{folder.name}.fetching*"):  # of one that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            fetched = folder.with_name(f".{folder.name}.fetching")
             try:
-                storage.get_folder(folder.name, fetched, mark=MANIFEST)
+                if not storage.get_folder(folder.name, fetched, mark=MANIFEST):
+                    return None  # it was deleted meanwhile
                 _check(fetched, storage.shown)
                 shutil.rmtree(folder, ignore_errors=True)
                 fetched.rename(folder)
@@ -67,7 +69,7 @@ def ensure(address: str, folder: Path, fingerprint: str) -> None:
         StorageError: the address cannot be read.
     """
     with _locked(folder):
-        if (folder / MANIFEST).is_file() and load_manifest(folder).fingerprint == fingerprint:
+        if _fingerprint(folder) == fingerprint:
             return
     if fetch(address, folder) is None:
         raise DatasetError(
@@ -103,13 +105,20 @@ def publish(folder: Path, address: str) -> None:
 def _is_copy_of(folder: Path, manifest: bytes) -> bool:
     """Return whether a folder holds the dataset of a manifest, by their fingerprints."""
     try:
-        wanted = json.loads(manifest)["fingerprint"]
-        return (folder / MANIFEST).is_file() and load_manifest(folder).fingerprint == wanted
+        return bool(_fingerprint(folder) == json.loads(manifest)["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"The manifest of the dataset {folder.name!r} at its address is damaged ({error!r}). "
             "Delete it there and prepare it again."
         ) from error
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of a copy; None where there is none that can be read."""
+    try:
+        return load_manifest(folder).fingerprint
+    except DatasetError:
+        return None
 
 
 def _check(folder: Path, shown: str) -> None:

@@ -74,7 +74,7 @@ class Cluster:
         }
         exports = " ".join(f"{name}={value}" for name, value in settings.items())
         commands = config["setup_commands"]
-        assert commands[0].startswith("echo 'export SWEEP_DATA_DIR=")
+        assert commands[0].startswith("umask 077; echo 'export SWEEP_DATA_DIR=")
         commands[0] = f"echo 'export {exports}' > ~/.sweep-env"
         # The environment is this machine's: to set it up takes minutes, and CI does it.
         assert commands[-1] == "cd ~/sweep-orchestrator && make setup"

@@ -112,12 +112,14 @@ def test_mlflow_on_the_head_has_every_trial_and_is_started_again_when_it_dies(
     wanted = {row[1]: row[3][-1][1] for row in table(cluster, "three")}
     assert {run["signature"]: run["val_loss"] for run in runs if run["signature"]} == wanted
     assert all(run["status"] == "FINISHED" for run in runs)
-    cluster.head.ssh("pkill -KILL -f '[-]m uvicorn'; true")
+    server = uvicorn(cluster)
+    cluster.head.ssh("pkill -KILL -f '[-]m uvicorn'")
     cluster.wait_for(
         lambda: len(mlflow_runs(cluster, "http://127.0.0.1:5000", "three")) == len(runs),
         "MLflow again",
         60,
     )
+    assert uvicorn(cluster) != server
     # The command of the cluster's file again starts no second one.
     cluster.head.ssh("~/sweep-orchestrator/cluster/services.sh head; sleep 1")
     held = cluster.head.ssh("pgrep -fc '[f]lock --nonblock.*mlflow.lock'; true").stdout.split()
@@ -141,6 +143,11 @@ print("RUNS" + json.dumps([{{"signature": run.data.tags.get("sweep.signature"),
     )
     lines = [line for line in ended.stdout.splitlines() if line.startswith("RUNS")]
     return json.loads(lines[-1][4:]) if lines else []
+
+
+def uvicorn(cluster: Cluster) -> str:
+    """Return the process that serves MLflow."""
+    return cluster.head.ssh("pgrep -f '[-]m uvicorn'").stdout.split()[-1]
 
 
 def title(pid: int) -> str:
@@ -172,6 +179,8 @@ def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) ->
             f"import ray; ray.init(address={address!r}, log_to_driver=False); "
             "print('JO' + 'INED', ray.get(ray.remote(lambda: 1).remote()))"
         )
+        # With the right one the same command joins.
+        assert "JOINED" in cluster.hosts[1].ssh(f"timeout 40 python -c {shlex.quote(code)}").stdout
         for env in ("RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=" + "0" * 64):
             ended = cluster.hosts[1].ssh(
                 f"{env} timeout 20 python -c {shlex.quote(code)}; true", timeout_s=60
@@ -329,7 +338,7 @@ def test_a_host_that_was_cut_off_and_is_back_loses_nothing(
 
 
 def rejoin(cluster: Cluster) -> None:
-    """Have Ray on every host again, as the command in the README for it."""
+    """Have Ray on every host again."""
     for host in cluster.hosts[1:]:
         if host.address not in cluster.nodes():
             host.ssh(

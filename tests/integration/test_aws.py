@@ -12,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 
 from tests.faults.stores import CREDENTIALS
 
@@ -102,6 +103,18 @@ def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict
     assert all("bucket-of-mine" in one["Resource"] for one in allowed)
     assert not any(action.startswith("ec2:") for one in allowed for action in one["Action"])
 
+    types = yaml.safe_load(text)["available_node_types"]
+    for kind in ("spot", "on_demand"):  # what Ray hands to boto3 for a worker
+        node = types[kind]["node_config"]
+        ec2.run_instances(**node, MinCount=1, MaxCount=1, DryRun=False)
+    ec2.terminate_instances(
+        InstanceIds=[
+            one["InstanceId"]
+            for many in ec2.describe_instances()["Reservations"]
+            for one in many["Instances"]
+        ]
+    )
+
     up = subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "up", str(file), "-y", "--no-config-cache"],
         env=account,
@@ -125,6 +138,7 @@ def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict
         machine
         for group in ec2.describe_instances()["Reservations"]
         for machine in group["Instances"]
+        if machine["State"]["Name"] != "terminated"
     ]
     assert len(found) == 1, said
     (head,) = found
@@ -140,3 +154,25 @@ def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict
     assert [
         pair["GroupId"] for rule in rules["IpPermissions"] for pair in rule["UserIdGroupPairs"]
     ] == [group["GroupId"]]
+
+
+def test_a_group_that_lets_in_others_is_refused(tmp_path: Path, account: dict[str, str]) -> None:
+    """As Ray makes it: SSH from everywhere."""
+    ec2 = client(account, "ec2")
+    group = ec2.create_security_group(GroupName="sweep-orchestrator", Description="Ray's")
+    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    everybody = {**rule, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    ec2.authorize_security_group_ingress(GroupId=group["GroupId"], IpPermissions=[everybody])
+    text = (ROOT / "cluster.yaml").read_text().replace("MY-BUCKET", "b")
+    text = text.replace("ami-00000000000000000", "ami-1").replace("ami-11111111111111111", "ami-2")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text.replace("203.0.113.7/32", "198.51.100.4/32"))
+    ended = subprocess.run(
+        [sys.executable, ROOT / "cluster" / "aws.py", file],
+        env=account,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "lets in ['0.0.0.0/0'], the file says ['198.51.100.4/32']" in ended.stderr

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import cluster, config, mlflow_server, spot
+from orchestrator import cluster, config, launch, mlflow_server, spot
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
@@ -74,7 +74,7 @@ def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(variable, value)
         assert getattr(config.parse_args([]), field) == value
     # The page's address that a sweep prints is where the server of `services.sh` listens.
-    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?)'", said)
+    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", said)
     services = (ROOT / "cluster" / "services.sh").read_text()
     assert uri == "http://127.0.0.1:5000"
     assert "--port 5000" in services
@@ -94,12 +94,13 @@ def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -
         node = kind["node_config"]
         assert node["MetadataOptions"]["HttpTokens"] == "required"
         assert "KeyName" not in node
+        assert None not in node.values()  # which boto3 refuses
         assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
     types = found["available_node_types"]
     assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert types["on_demand"]["node_config"]["InstanceMarketOptions"] is None
     assert types["spot"]["priority"] > types["on_demand"]["priority"]
-    assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    for name in ("head", "on_demand"):
+        assert "InstanceMarketOptions" not in types[name]["node_config"]
     assert types["head"]["resources"] == {"CPU": 0}
     assert found["max_workers"] <= sum(
         kind.get("max_workers", 0) for name, kind in types.items() if name != "head"
@@ -129,3 +130,21 @@ def test_roles_and_bucket_are_those_of_the_file() -> None:
     assert module.profile_of(found, head=False) == "sweep-orchestrator-worker"
     policy = module.bucket_policy("b")
     assert {s["Resource"] for s in policy["Statement"]} == {"arn:aws:s3:::b", "arn:aws:s3:::b/*"}
+
+
+def test_a_driver_on_the_head_knows_what_its_autoscaler_may_add() -> None:
+    """Four machines in all, although the two kinds together could be six; the head has none."""
+    text = (ROOT / "cluster.yaml").read_text()
+    assert cluster.planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
+    assert set(cluster.planned_machines((ROOT / "cluster-onprem.yaml").read_text())) == set()
+
+
+def test_no_trial_lies_on_two_machines_and_shares_fill_a_device() -> None:
+    machines = ((0.0, 0.0), (8.0, 1.0), (8.0, 1.0))
+    assert launch._capacity(machines, 16, 0) == 0
+    assert launch._capacity(machines, 1, 1) == 2
+    assert launch._capacity(machines, 1, 0.25) == 8
+    assert launch._capacity(machines, 1, 0.2) == 10
+    assert launch._capacity(machines, 0.5, 0.1) == 20
+    assert launch._capacity(machines, 3, 0.25) == 4
+    assert launch._capacity(((8.0, 4.0),), 1, 2) == 2
