@@ -35,8 +35,15 @@ def missing() -> str | None:
         return (
             f"hosts need {', '.join(lacking)} (iproute2, util-linux, openssh-server, rsync, tmux)"
         )
-    probe = _run("unshare", "-m", "-n", "-p", "-u", "-f", "true", check=False)
-    return f"this machine makes no namespaces: {probe.stderr.strip()}" if probe.returncode else None
+    for probe in (
+        ("unshare", "-m", "-n", "-p", "-u", "-f", "true"),
+        ("ip", "link", "add", "sweep-probe", "type", "bridge"),
+        ("ip", "link", "del", "sweep-probe"),
+    ):
+        ended = _run(*probe, check=False)
+        if ended.returncode:
+            return f"this machine makes no hosts: {shlex.join(probe)} says {ended.stderr.strip()}"
+    return None
 
 
 @dataclass

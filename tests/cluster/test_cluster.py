@@ -177,7 +177,7 @@ def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) ->
     for address in (f"{cluster.head.address}:6379", f"ray://{cluster.head.address}:10001"):
         code = (
             f"import ray; ray.init(address={address!r}, log_to_driver=False); "
-            "print('JO' + 'INED', ray.get(ray.remote(lambda: 1).remote()))"
+            "print('JO' + 'INED', ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()))"
         )
         # With the right one the same command joins.
         assert "JOINED" in cluster.hosts[1].ssh(f"timeout 40 python -c {shlex.quote(code)}").stdout
