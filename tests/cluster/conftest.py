@@ -12,22 +12,21 @@ from tests.cluster.clusters import Cluster, new_cluster
 from tests.cluster.hosts import OUTSIDE, Host
 from tests.faults.stores import Bucket, new_bucket, s3_server
 
-WHY_NOT = namespaces.missing()
-
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder, and skip those that need hosts where none can be made."""
+    """Mark all tests of this folder."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.cluster)
-            if "cluster" in getattr(item, "fixturenames", ()) and WHY_NOT:
-                item.add_marker(pytest.mark.skip(reason=WHY_NOT))
 
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+    why_not = namespaces.missing()
+    if why_not:
+        pytest.skip(why_not)
     with namespaces.hosts(3, tmp_path_factory.mktemp("hosts")) as made:
         yield made
 
