@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import secrets
@@ -245,10 +246,21 @@ def this_node() -> tuple[str | None, str]:
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local Ray ends with all its processes."""
+    """Leave the cluster; a local Ray ends with all its processes.
+
+    Garbage that holds Ray's handles, as tracebacks of dead actors do, must go before: collected by
+    another thread while Ray shuts down, it makes Ray end this process without a word.
+    """
     import ray
 
-    ray.shutdown()
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def ensure_token() -> None:

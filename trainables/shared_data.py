@@ -7,11 +7,11 @@ the address; it holds no state.
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from trainables.data import DatasetError, Manifest, load_manifest
 from trainables.storage import open_storage
 
 MANIFEST = "manifest.json"
+_LOOK_EVERY_S = 0.2  # whether another process of this host has done its fetching
 
 
-def fetch(address: str, folder: Path) -> Manifest | None:
+def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -> Manifest | None:
     """Bring a dataset to this host, unless its copy here is the one that lies at the address.
 
     Processes of one host wait for each other, so that one of them fetches. A copy that is another
@@ -30,6 +31,7 @@ def fetch(address: str, folder: Path) -> Manifest | None:
     Args:
         address: of the folder that holds prepared datasets.
         folder: the copy; its name is the dataset's.
+        alive: called every few seconds meanwhile, also while another process fetches.
 
     Returns:
         The dataset's manifest; None where there is no such dataset at the address.
@@ -39,7 +41,7 @@ def fetch(address: str, folder: Path) -> Manifest | None:
         StorageError: the address cannot be read, and there is no copy here.
     """
     storage = open_storage(address)
-    with _locked(folder):
+    with _locked(folder, alive):
         there = storage.get(f"{folder.name}/{MANIFEST}")
         if there is None:
             return None
@@ -48,7 +50,7 @@ def fetch(address: str, folder: Path) -> Manifest | None:
                 shutil.rmtree(left, ignore_errors=True)
             fetched = folder.with_name(f".{folder.name}.fetching")
             try:
-                if not storage.get_folder(folder.name, fetched, mark=MANIFEST):
+                if not storage.get_folder(folder.name, fetched, mark=MANIFEST, alive=alive):
                     return None  # it was deleted meanwhile
                 _check(fetched, storage.shown)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -58,9 +60,10 @@ def fetch(address: str, folder: Path) -> Manifest | None:
         return load_manifest(folder)
 
 
-@functools.lru_cache(maxsize=8)
-def ensure(address: str, folder: Path, fingerprint: str) -> None:
-    """Have the dataset of a trial on this host; asked once in the life of a process.
+def ensure(
+    address: str, folder: Path, fingerprint: str, alive: Callable[[], None] | None = None
+) -> None:
+    """Have the dataset of a trial on this host.
 
     A copy with the right fingerprint is taken without asking the address for it.
 
@@ -68,10 +71,10 @@ def ensure(address: str, folder: Path, fingerprint: str) -> None:
         DatasetError: there is none at the address, or it is damaged.
         StorageError: the address cannot be read.
     """
-    with _locked(folder):
+    with _locked(folder, alive):
         if _fingerprint(folder) == fingerprint:
             return
-    if fetch(address, folder) is None:
+    if fetch(address, folder, alive) is None:
         raise DatasetError(
             f"{open_storage(address).shown} holds no prepared dataset {folder.name!r}. Put it "
             f"there with `python -m orchestrator.data prepare {folder.name} --data-dir ...`."
@@ -135,9 +138,16 @@ def _check(folder: Path, shown: str) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, alive: Callable[[], None] | None) -> Iterator[None]:
     """Let one process of this host at a time look after a dataset's copy."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.fetch").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if alive:
+                    alive()
+                time.sleep(_LOOK_EVERY_S)
         yield

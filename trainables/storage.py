@@ -19,7 +19,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -172,17 +172,19 @@ class Storage:
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
         first = [path for path in files if path.name != last]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            under_way = {pool.submit(self.put, f"{name}/{path.name}", path) for path in first}
-            while under_way:
-                done, under_way = wait(under_way, timeout=ALIVE_EVERY_S)
-                for one in done:
-                    one.result()
-                if alive:
-                    alive()
+            _all({pool.submit(self.put, f"{name}/{path.name}", path) for path in first}, alive)
         self.put(f"{name}/{last}", folder / last)
 
-    def get_folder(self, name: str, folder: Path, *, mark: str) -> bool:
+    def get_folder(
+        self, name: str, folder: Path, *, mark: str, alive: Callable[[], None] | None = None
+    ) -> bool:
         """Write a folder's files to the local disk, then rename it there, replacing what was.
+
+        Args:
+            name: below the storage's root.
+            folder: on the local disk.
+            mark: name of the file that says that it is whole.
+            alive: called every few seconds while files are on their way.
 
         Returns:
             whether there is such a folder with the named file in it, which says that it is whole.
@@ -198,8 +200,11 @@ class Storage:
         temporary.mkdir(parents=True)
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                found = pool.map(lambda one: self.get_file(f"{name}/{one}", temporary / one), names)
-                is_whole = all(found)  # one may have been deleted meanwhile
+                found = {
+                    pool.submit(self.get_file, f"{name}/{one}", temporary / one) for one in names
+                }
+                arrived = _all(found, alive)
+                is_whole = all(arrived)  # one may have been deleted meanwhile
             if is_whole:
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
@@ -328,6 +333,17 @@ class Storage:
         )
         new.errno = error.errno
         return new
+
+
+def _all(under_way: set[Future[Result]], alive: Callable[[], None] | None) -> list[Result]:
+    """Wait for files that are on their way, with signs of life; raises what one of them raised."""
+    results: list[Result] = []
+    while under_way:
+        done, under_way = wait(under_way, timeout=ALIVE_EVERY_S)
+        results += [one.result() for one in done]
+        if alive:
+            alive()
+    return results
 
 
 @functools.lru_cache(maxsize=32)

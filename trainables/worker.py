@@ -145,14 +145,16 @@ def train(
     from trainables.config import TrainConfig
 
     config = TrainConfig.from_dict(job.config)
+    on_step = _signs_of_life(job, report) if signs else None
     if job.data_address:
         from trainables import shared_data
 
-        shared_data.ensure(job.data_address, Path(job.dataset_dir), str(config.dataset_fingerprint))
+        shared_data.ensure(
+            job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step
+        )
     _cap_memory(job.gpus)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
     upload = _Uploads(job, folder) if job.storage else None
-    on_step = _signs_of_life(job, report) if signs else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,8 +55,22 @@ def test_a_copy_with_the_right_fingerprint_needs_no_address(
     fingerprint = load_manifest(digits_dir).fingerprint
     shared_data.ensure(address, folder, fingerprint)
     shutil.rmtree(tmp_path / "shared")
-    shared_data.ensure.cache_clear()
     shared_data.ensure(address, folder, fingerprint)
+
+
+def test_who_waits_for_another_ones_fetching_gives_signs_of_life(
+    tmp_path: Path, address: str
+) -> None:
+    folder = tmp_path / "host" / "digits"
+    folder.parent.mkdir()
+    signs = threading.Event()
+    with (folder.parent / ".digits.fetch").open("a") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = pool.submit(shared_data.fetch, address, folder, signs.set)
+        assert signs.wait(10)
+        assert not folder.exists()
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert waiting.result(20) is not None
 
 
 def test_a_copy_of_another_dataset_is_replaced(tmp_path: Path, address: str) -> None:
