@@ -160,7 +160,7 @@ def title(pid: int) -> str:
 
 def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) -> None:
     """Every listening socket of every host; what is open to the network is sshd, or Ray's."""
-    start(cluster, "ports", trials=3, epochs=200)
+    start(cluster, "ports", trials=3, epochs=20000)
     cluster.wait_for(lambda: epochs_done(cluster, "ports") >= 3, "epochs", 120, "ports")
     asked = 0
     for host in cluster.hosts:
