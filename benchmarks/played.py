@@ -102,9 +102,9 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     ledger = new_ledger(folder, of_plan)
     conductor = Conductor(ledger, of_plan)
     launch.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
+    cluster.connect(address, needs_state_api=False)
     launch.run(
         conductor,
-        cluster.connect(address, needs_state_api=False),
         paths=SweepPaths(folder, "played"),
         dataset=DataPlace(folder),
         max_concurrent=concurrent,

@@ -20,7 +20,7 @@ REPEATS, FULL_REPEATS = 3, 8
 
 
 def ours(full: bool) -> Measure:
-    from orchestrator.data import prepare
+    from orchestrator.preparing import prepare
 
     repeats = FULL_REPEATS if full else REPEATS
     source = _repeated(images.archive(), repeats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import logging
 import os
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator.capacity import Machine, planned_machines, total
 from orchestrator.errors import OrchestratorError, UsageError
 
 # Set before ray is imported; each has its reason.
@@ -31,9 +31,6 @@ _ENVIRONMENT = {
     # After an interrupt a late call of Tune's thread must not start a second Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
-
-
-Machine = tuple[float, float]  # CPUs and GPUs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +56,7 @@ class Cluster:
         """Return one line for the user."""
         where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
         hosts = "" if self.is_local else f" on {self.nodes} nodes"
-        cpus, gpus = (sum(each) for each in zip(*self.machines, strict=True))
+        cpus, gpus = total(self.machines)
         more = ""
         if (cpus, gpus) != (self.cpus, self.gpus):
             more = f"; up to {cpus:g} and {gpus:g} as trials ask for them, which takes minutes"
@@ -162,24 +159,7 @@ def machines() -> tuple[Machine, ...]:
     head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
     if head == ray.util.get_node_ip_address() and file.is_file():
         planned = planned_machines(file.read_text())
-    return max(now, planned, key=lambda each: (sum(m[1] for m in each), sum(m[0] for m in each)))
-
-
-@functools.lru_cache(maxsize=1)
-def planned_machines(text: str) -> tuple[Machine, ...]:
-    """Return the machines that a cluster's file allows, those of higher priority first."""
-    import yaml
-
-    config = yaml.safe_load(text)
-    kinds, head = config.get("available_node_types") or {}, config.get("head_node_type")
-    left = int(config.get("max_workers") or 0)
-    found = []
-    for name in sorted(kinds, key=lambda name: (name != head, -kinds[name].get("priority", 0))):
-        has = kinds[name].get("resources") or {}
-        number = 1 if name == head else min(int(kinds[name].get("max_workers", left)), left)
-        left -= number if name != head else 0
-        found += [(float(has.get("CPU", 0)), float(has.get("GPU", 0)))] * number
-    return tuple(found)
+    return max(now, planned, key=lambda each: total(each)[::-1])  # GPUs first
 
 
 def draining_nodes() -> set[str]:

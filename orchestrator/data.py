@@ -13,298 +13,30 @@ presence is the only state.
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-import re
-import shutil
 import sys
-import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.config import default_data_dir, path_or_address
-from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+from orchestrator.errors import OrchestratorError
 from orchestrator.paths import data_place
-from orchestrator.prepared import (
-    PreparedDataset,
-    fsync,
-    prepared,
-    prepared_names,
-    read_prepared,
-    verify,
-    write_prepared,
+from orchestrator.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
+from orchestrator.preparing import (
+    DEFAULT_SIDE_PX,
+    IMAGEFOLDER,
+    KNOWN,
+    fetched,
+    prepare,
+    publish,
 )
 from trainables.redaction import redacted
 
-if TYPE_CHECKING:
-    from orchestrator.layouts import Contents
 
-DEFAULT_SIDE_PX = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnownDataset:
-    """A dataset with a published archive; `file` is the archive's official name."""
-
-    summary: str
-    file: str = ""
-    address: str = ""
-    md5: str | None = None
-
-
-# To add one: a row here, a reader in `layouts.py` and its line in `_read`.
-KNOWN: dict[str, KnownDataset] = {
-    "digits": KnownDataset(summary="8 x 8 grey digits from scikit-learn, no download"),
-    "tinyimagenet": KnownDataset(
-        summary="64 x 64, 200 classes",
-        file="tiny-imagenet-200.zip",
-        address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
-    ),
-    "cifar10": KnownDataset(
-        summary="32 x 32, 10 classes",
-        file="cifar-10-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",  # as published there and in torchvision
-    ),
-    "cifar100": KnownDataset(
-        summary="32 x 32, 100 classes in 20 coarse ones",
-        file="cifar-100-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",  # as published there and in torchvision
-    ),
-}
-IMAGEFOLDER = "imagefolder"
-
-__all__ = ["KNOWN", "ensure_prepared", "main", "prepare", "prepared", "read_prepared", "verify"]
-
-
-def prepare(
-    kind: str,
-    *,
-    data_dir: Path,
-    source: str | None = None,
-    side_px: int | None = None,
-    name: str | None = None,
-    progress: bool = True,
-) -> Path:
-    """Prepare a dataset, or find that it is prepared from the same source already.
-
-    Args:
-        kind: one of `KNOWN`, or "imagefolder".
-        data_dir: where archives and prepared datasets lie; made if missing.
-        source: an archive, a folder or an http(s) address. None: the archive of the official name
-            in `data_dir`, else a download from the published address.
-        side_px: side to resize to, for "imagefolder" only; None: 64.
-        name: name of the result; None: the kind.
-        progress: whether to report on standard error.
-
-    Returns:
-        The prepared folder, `<data_dir>/<name>`.
-
-    Raises:
-        UsageError: wrong names or options, an unusable source, no network, or the name is taken
-            by a dataset from another source, or the disk is full or cannot be read or written.
-    """
-    name = name or kind
-    _check_options(kind, name, source, side_px)
-    try:
-        return _prepare(kind, name, data_dir, source, side_px, progress)
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "Free some space there or choose another `--data-dir`; t" if is_full else "T"
-        raise UsageError(
-            f"The dataset {name!r} could not be prepared in {data_dir}: {error}. {way_out}he same "
-            "command then does it again."
-        ) from error
-
-
-def _prepare(
-    kind: str, name: str, data_dir: Path, source: str | None, side_px: int | None, progress: bool
-) -> Path:
-    from orchestrator.archives import sha256_of
-    from orchestrator.download import locked
-
-    folder = data_dir / name
-    with locked(
-        data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."
-    ):
-        existing = read_prepared(folder) if folder.exists() else None
-        if existing and _same(existing, kind, source, None, side_px):
-            return folder
-        path, address = _locate(kind, data_dir, source, progress)
-        digest = sha256_of(path)
-        if existing:
-            if _same(existing, kind, source, digest, side_px):
-                return folder
-            raise UsageError(
-                f"{folder} was prepared as {existing.kind!r} with side {existing.shape[0]} from "
-                f"{existing.source}, not as asked for now. Delete the folder to replace it, or "
-                "give the new one its own name with `--as NAME`."
-            )
-        # Holding the lock, so whatever lies here is from a preparer that died.
-        for left in data_dir.glob(f".{name}.preparing-*"):
-            if left.name.removeprefix(f".{name}.preparing-").isdigit():
-                shutil.rmtree(left, ignore_errors=True)
-        building = data_dir / f".{name}.preparing-{os.getpid()}"
-        building.mkdir()
-        try:
-            contents = _read(kind, path, side_px or DEFAULT_SIDE_PX)
-            about = {"name": name, "kind": kind, "source": {"address": address, "sha256": digest}}
-            write_prepared(building, path, contents, about, shown=progress)
-            os.rename(building, folder)
-            fsync(data_dir)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return folder
-
-
-def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Path:
-    """Return the folder of a dataset, preparing a known one if it is not there yet.
-
-    Args:
-        name: the dataset's.
-        data_dir: where prepared datasets lie on this host.
-        address: where they are fetched from and put once prepared, or None.
-
-    Raises:
-        UsageError: the name is neither prepared nor known, or preparing failed, or what lies at
-            the address is damaged.
-        StorageError: the address cannot be used.
-    """
-    folder = data_dir / name
-    if address is not None:
-        if _fetched(folder, address):
-            return folder
-        ensure_prepared(name, data_dir)
-        _publish(folder, address)
-        return folder
-    if (folder / "manifest.json").exists():
-        return read_prepared(folder).folder
-    if name in KNOWN:
-        return prepare(name, data_dir=data_dir)
-    if name == IMAGEFOLDER:
-        raise UsageError(
-            f"{folder} holds no prepared dataset. Prepare your class folders with `python -m "
-            f"orchestrator.data prepare imagefolder --source FOLDER --data-dir {data_dir}`."
-        )
-    raise UsageError(unknown_name("dataset", name, {*KNOWN, *prepared_names(data_dir)}))
-
-
-def _fetched(folder: Path, address: str) -> bool:
-    """Bring a dataset from its address to this host; returns whether there is one."""
-    from trainables import shared_data
-    from trainables.data import DatasetError
-
-    try:
-        return shared_data.fetch(address, folder) is not None
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
-
-
-def _publish(folder: Path, address: str) -> None:
-    from trainables import shared_data
-    from trainables.data import DatasetError
-
-    print(f"Putting {folder.name} to {redacted(address)}.", file=sys.stderr, flush=True)
-    try:
-        shared_data.publish(folder, address)
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
-
-
-def _check_options(kind: str, name: str, source: str | None, side_px: int | None) -> None:
-    """Raise one error with everything that is wrong with the options."""
-    problems = []
-    if kind not in KNOWN and kind != IMAGEFOLDER:
-        problems.append(unknown_name("dataset", kind, {*KNOWN, IMAGEFOLDER}))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        problems.append(
-            "A dataset's name must be 1 to 64 letters, digits, dots, dashes or underscores and "
-            f"start with a letter or digit; got {name!r}."
-        )
-    elif name in KNOWN and name != kind:
-        problems.append(f"The name {name!r} belongs to a known dataset; choose another.")
-    if kind == IMAGEFOLDER and source is None:
-        problems.append("`imagefolder` needs `--source FOLDER`, the folder with the class folders.")
-    if kind == "digits" and source is not None:
-        problems.append("`digits` comes with scikit-learn; it takes no `--source`.")
-    if side_px is not None and kind != IMAGEFOLDER:
-        problems.append(f"`--side` is for `imagefolder`; the images of {kind!r} stay as they are.")
-    elif side_px is not None and not 4 <= side_px <= 4096:
-        problems.append(f"`--side` must be 4 to 4096 pixels; got {side_px}.")
-    if problems:
-        raise UsageError(" ".join(problems))
-
-
-def _same(
-    found: PreparedDataset, kind: str, source: str | None, digest: str | None, side_px: int | None
-) -> bool:
-    """Say whether a prepared dataset is what was asked for; the digest only if it is known."""
-    if found.kind != kind or (side_px or found.shape[0]) != found.shape[0]:
-        return False
-    if kind == IMAGEFOLDER and side_px is None and found.shape[0] != DEFAULT_SIDE_PX:
-        return False
-    from orchestrator.download import public_address
-
-    if source is None or (_is_address(source) and public_address(source) == found.source):
-        return True
-    return digest is not None and digest == found.source_sha256
-
-
-def _locate(kind: str, data_dir: Path, source: str | None, shown: bool) -> tuple[Path, str]:
-    """Return the archive or folder to read, downloading it if need be, and where it is from."""
-    from orchestrator.download import download, public_address
-
-    if kind == "digits":
-        package = find_spec("sklearn")
-        if package is None or package.origin is None:
-            raise UsageError("`digits` comes with scikit-learn, which is not installed.")
-        file_of_digits = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        return file_of_digits, "sklearn.datasets.load_digits"
-    if source is not None and not _is_address(source):
-        path = Path(source).expanduser().absolute()
-        if not path.exists():
-            raise UsageError(f"The source must be an existing file or folder; got {path}.")
-        return path, str(path)
-    known = KNOWN.get(kind) if source is None else None
-    address = known.address if known else str(source)
-    file = known.file if known else urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1]
-    file = urllib.parse.unquote(file)
-    if not re.fullmatch(r"[^./\\][^/\\]*", file):
-        raise UsageError(f"The address must end in a file name; got {public_address(address)}.")
-    path = (data_dir / file).absolute()
-    if path.exists():  # not known to be what lies at the address: it may be a part of it
-        return path, str(path)
-    download(address, path, md5=known.md5 if known else None, shown=shown)
-    return path, public_address(address)
-
-
-def _is_address(source: str) -> bool:
-    return "://" in source
-
-
-def _read(kind: str, path: Path, side_px: int) -> Contents:
-    from orchestrator import layouts
-
-    if kind == "digits":
-        return layouts.read_digits()
-    if kind == "tinyimagenet":
-        return layouts.read_tinyimagenet(path)
-    if kind == IMAGEFOLDER:
-        return layouts.read_imagefolder(path, side_px)
-    return layouts.read_cifar(path, coarse=kind == "cifar100")
-
-
-def _print_list(data_dir: Path) -> None:
+def _print_list(found: Sequence[PreparedDataset]) -> None:
     """Print a table of prepared datasets and of known ones that are not prepared."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("dataset", "images", "classes", "side", "fingerprint", "size", "from")
-    found = prepared(data_dir)
     for item in found:
         images = " + ".join(f"{number:,} {split}" for split, number in item.images.items())
         row = (item.folder.name, images, str(len(item.class_names)), f"{item.shape[0]} px")
@@ -368,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
             name=arguments.name,
         )
         if address is not None:
-            _publish(folder, address)
+            publish(folder, address)
         item = read_prepared(folder)
         images = ", ".join(f"{number:,} {split}" for split, number in item.images.items())
         where = folder if address is None else f"{redacted(address).rstrip('/')}/{folder.name}"
@@ -376,16 +108,11 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command == "verify":
         if address is not None:
-            _fetched(data_dir / arguments.name, address)
+            fetched(data_dir / arguments.name, address)
         problems = verify(arguments.name, data_dir)
         print("\n".join(problems) or f"{data_dir / arguments.name} is as it should be.")
         return 1 if problems else 0
-    if address is not None:
-        from trainables.shared_data import names
-
-        for name in names(address):
-            _fetched(data_dir / name, address)
-    _print_list(data_dir)
+    _print_list(prepared(data_dir) if address is None else prepared_at(address))
     return 0
 
 

@@ -12,17 +12,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster as clusters
-from orchestrator import durability, failures
-from orchestrator.cluster import Cluster, Machine
+from orchestrator import capacity, cluster, durability, failures
 from orchestrator.conductor import Conductor, Start
-from orchestrator.errors import UsageError
 from orchestrator.paths import DataPlace, SweepPaths
-from orchestrator.plan import Plan
 from orchestrator.watchdog import Watchdog
 from trainables.group import group_resources, group_trial
 from trainables.worker import Job, resources, run_trial
@@ -34,7 +29,6 @@ LOOK_EVERY_S = 1.0  # at the cluster
 
 def run(
     conductor: Conductor,
-    cluster: Cluster,
     *,
     paths: SweepPaths,
     dataset: DataPlace,
@@ -43,11 +37,10 @@ def run(
     hang_timeout_s: float,
     keep_all: bool,
 ) -> None:
-    """Run attempts until the conductor has none left.
+    """Run attempts on the cluster that was joined until the conductor has none left.
 
     Args:
         conductor: decides.
-        cluster: from `connect`.
         paths: where logs and checkpoints go.
         dataset: the prepared one's folder, on every host, and where a host that lacks it
             fetches it from.
@@ -58,7 +51,7 @@ def run(
     """
     from ray import tune
 
-    workers = _workers(conductor.plan)
+    workers = capacity.workers_per_trial(conductor.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
@@ -100,75 +93,6 @@ def run(
         raise jobs.error
 
 
-def check_fit(plan: Plan, cluster: Cluster, gpus_per_trial: float | None) -> int:
-    """Return how many trials fit a cluster at a time, of the variant of which the most do.
-
-    Args:
-        plan: what to do.
-        cluster: from `connect`.
-        gpus_per_trial: share of a device per worker; None: as the space says.
-
-    Raises:
-        UsageError: of some variant not even one trial fits.
-    """
-    workers = _workers(plan)
-    fits = {
-        variant: _capacity(cluster.machines, cpus, gpus) // workers
-        for variant, (cpus, gpus) in _shapes(
-            plan, _have_gpus(cluster.machines), gpus_per_trial
-        ).items()
-    }
-    small = [variant for variant, number in fits.items() if not number]
-    if small:
-        cpus, gpus = (sum(each) for each in zip(*cluster.machines, strict=True))
-        apart = f" on {len(cluster.machines)} machines" if len(cluster.machines) > 1 else ""
-        raise UsageError(
-            f"No trial of {', '.join(small)} fits this cluster ({cpus:g} CPUs, "
-            f"{gpus:g} GPUs{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
-            "`--workers-per-trial`, or use a larger cluster."
-        )
-    return max(fits.values())
-
-
-def _workers(plan: Plan) -> int:
-    return int(plan.overrides.get("workers", 1))
-
-
-def _shapes(
-    plan: Plan, has_gpus: bool, gpus_per_trial: float | None
-) -> dict[str, tuple[float, float]]:
-    """Return, by variant, the CPUs and GPUs that one worker of its trials takes."""
-
-    def gpus(variant: str) -> float:
-        return plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
-
-    return {
-        variant: (
-            float(plan.space.fixed_for(variant).get("threads", 1)),
-            gpus(variant) if has_gpus else 0.0,
-        )
-        for variant in plan.variants
-    }
-
-
-def _capacity(machines: Sequence[Machine], cpus: float, gpus: float) -> int:
-    """Return how many workers of a size fit the machines; none lies on two of them."""
-    return sum(_fitting(machine, cpus, gpus) for machine in machines)
-
-
-def _have_gpus(machines: Sequence[Machine]) -> bool:
-    return any(gpus for _, gpus in machines)
-
-
-def _fitting(machine: Machine, cpus: float, gpus: float) -> int:
-    by_cpu = int(machine[0] // cpus)
-    if not gpus:
-        return by_cpu
-    # Shares of a device do not straddle two of them. 1 / 0.1 is a little less than ten.
-    by_gpu = int(machine[1]) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine[1] // gpus)
-    return min(by_cpu, by_gpu)
-
-
 class _Jobs:
     """What searcher and scheduler share: the conductor, and what an attempt needs to start."""
 
@@ -185,7 +109,7 @@ class _Jobs:
     ) -> None:
         self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
         self.conductor, self.gpus_per_trial = conductor, gpus_per_trial
-        self.shapes: dict[str, tuple[float, float]] = {}
+        self.shapes: dict[str, capacity.Shape] = {}
         self.has_gpus = False  # once there was one, trials wait for the next
         self.sweep_dir, self.dataset, self.max_concurrent = sweep_dir, dataset, max_concurrent
         self.error: BaseException | None = None
@@ -233,7 +157,7 @@ class _Jobs:
         is_first = tune_id not in self.nodes
         if kind == "start":
             self.places[tune_id] = result["placement_group"]
-            self.nodes[tune_id] = clusters.nodes_of_place(result["placement_group"])
+            self.nodes[tune_id] = cluster.nodes_of_place(result["placement_group"])
         elif is_first:
             self.nodes[tune_id] = {result.get("node", "")}
         if kind == "epoch" and self.conductor.on_epoch(
@@ -272,13 +196,15 @@ class _Jobs:
         if self._looked_s is not None and now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        plan, machines = self.conductor.plan, clusters.machines()
-        self.has_gpus = self.has_gpus or _have_gpus(machines)
-        self.shapes = _shapes(plan, self.has_gpus, self.gpus_per_trial)
-        fits = max(_capacity(machines, *s) for s in self.shapes.values()) // _workers(plan)
+        plan, machines = self.conductor.plan, cluster.machines()
+        self.has_gpus = self.has_gpus or capacity.have_gpus(machines)
+        self.shapes = capacity.shapes(
+            plan, has_gpus=self.has_gpus, gpus_per_trial=self.gpus_per_trial
+        )
+        fits = max(capacity.fitting(plan, machines, self.shapes).values())
         # One may wait for a machine: that is what makes an autoscaler bring it.
         self.limit = max(1, min(self.max_concurrent or fits, fits))
-        self.draining = clusters.draining_nodes()
+        self.draining = cluster.draining_nodes()
 
     def _leave_draining(self, tune_id: str) -> None:
         """End a trial whose node is about to go; it goes on elsewhere from its last checkpoint."""

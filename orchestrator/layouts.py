@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.archives import load_cifar_pickle, member_names, read_small
+from orchestrator.archives import member_names, read_small
+from orchestrator.cifar_pickle import load_cifar_pickle
 from orchestrator.errors import UsageError
 
 DIGITS_HELD_OUT = 0.2

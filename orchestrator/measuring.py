@@ -33,8 +33,7 @@ def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    from orchestrator import launch
-    from orchestrator.cluster import Cluster
+    from orchestrator import capacity
     from trainables import forward
 
     folder = config.data.folder / plan.dataset
@@ -44,15 +43,7 @@ def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict
             f"`python -m orchestrator.data prepare {plan.dataset}`."
         )
     cpus, gpus = float(os.cpu_count() or 1), float(forward.num_gpus())
-    here = Cluster(
-        address="",
-        is_local=True,
-        nodes=1,
-        cpus=cpus,
-        gpus=gpus,
-        machines=((cpus, gpus),),
-    )
-    fits = launch.check_fit(plan, here, config.gpus_per_trial)
+    fits = capacity.check_fit(plan, [(cpus, gpus)], config.gpus_per_trial)
     measured = {}
     for number, variant in enumerate(plan.variants, start=1):
         console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)

@@ -5,6 +5,7 @@ It knows the files and not where their contents come from, and holds no state.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,28 +57,50 @@ def read_prepared(folder: Path) -> PreparedDataset:
         UsageError: the folder holds no prepared dataset of this format, or a file of it is gone.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']!r} instead of {FORMAT}")
-        splits = manifest["splits"]
-        return PreparedDataset(
-            folder=folder,
-            name=manifest["name"],
-            kind=manifest["kind"],
-            fingerprint=manifest["fingerprint"],
-            class_names=tuple(manifest["class_names"]),
-            shape=(manifest["height_px"], manifest["width_px"], manifest["channels"]),
-            images={split: entry["images"] for split, entry in splits.items()},
-            source=manifest["source"]["address"],
-            source_sha256=manifest["source"]["sha256"],
-            disk_bytes=sum((folder / entry["file"]).stat().st_size for entry in splits.values()),
-            manifest=manifest,
-        )
+        content = (folder / "manifest.json").read_bytes()
+        entries = json.loads(content)["splits"].values()
+        size = sum((folder / entry["file"]).stat().st_size for entry in entries)
+        return _from_manifest(folder, content, size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{folder} is not a prepared dataset ({type(error).__name__}: {error}). Delete it and "
             "prepare it again, or choose another name with `--as NAME`."
         ) from error
+
+
+def _from_manifest(folder: Path, content: bytes, disk_bytes: int) -> PreparedDataset:
+    """Return what a manifest says; a value that is missing or wrong raises one of many errors."""
+    manifest = json.loads(content)
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']!r} instead of {FORMAT}")
+    return PreparedDataset(
+        folder=folder,
+        name=manifest["name"],
+        kind=manifest["kind"],
+        fingerprint=manifest["fingerprint"],
+        class_names=tuple(manifest["class_names"]),
+        shape=(manifest["height_px"], manifest["width_px"], manifest["channels"]),
+        images={split: entry["images"] for split, entry in manifest["splits"].items()},
+        source=manifest["source"]["address"],
+        source_sha256=manifest["source"]["sha256"],
+        disk_bytes=disk_bytes,
+        manifest=manifest,
+    )
+
+
+def prepared_at(address: str) -> list[PreparedDataset]:
+    """Return all prepared datasets at an address by name; nothing but manifests is fetched.
+
+    Raises:
+        StorageError: the address cannot be read.
+    """
+    from trainables.shared_data import manifests
+
+    found = []
+    for name, (content, size) in sorted(manifests(address).items()):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # as in a folder
+            found.append(_from_manifest(Path(name), content, size))
+    return found
 
 
 def prepared_names(data_dir: Path) -> list[str]:

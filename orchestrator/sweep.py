@@ -195,7 +195,7 @@ def _run(
             process.handle_signals(interruption)  # again: Ray installs its own
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
-            runner = _start_trials(config, conductor, ray_cluster, manifest, errors)
+            runner = _start_trials(config, conductor, manifest, errors)
             views.start()
             _watch(console, conductor, views, runner, durable, interrupted)
             try:
@@ -235,12 +235,12 @@ def _check_cluster(
     Raises:
         UsageError: of some variant not even one trial fits.
     """
-    from orchestrator import launch
+    from orchestrator import capacity
     from orchestrator.cluster import disconnect
 
     try:
         share = conductor.ledger.get("options").get("gpus_per_trial")
-        launch.check_fit(conductor.plan, cluster, share)
+        capacity.check_fit(conductor.plan, cluster.machines, share)
     except UsageError:
         disconnect()
         raise
@@ -275,7 +275,6 @@ def _conductor(
 def _start_trials(
     config: SweepConfig,
     conductor: Conductor,
-    cluster: Cluster,
     manifest: Manifest,
     errors: list[BaseException],
 ) -> threading.Thread:
@@ -288,7 +287,6 @@ def _start_trials(
         try:
             launch.run(
                 conductor,
-                cluster,
                 paths=config.paths,
                 dataset=DataPlace(config.data.folder / manifest.name, config.data.address),
                 max_concurrent=config.max_concurrent,
@@ -438,11 +436,11 @@ def _warn(text: str) -> None:
 
 
 def _prepared(config: SweepConfig, dataset: str) -> Manifest:
-    from orchestrator import data
+    from orchestrator import preparing
     from trainables.data import DatasetError, load_manifest
 
     try:
-        folder = data.ensure_prepared(dataset, config.data.folder, config.data.address)
+        folder = preparing.ensure_prepared(dataset, config.data.folder, config.data.address)
         return load_manifest(folder)
     except DatasetError as error:
         raise UsageError(str(error)) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data import prepare
+from orchestrator.preparing import prepare
 
 
 @pytest.fixture(scope="session")

@@ -81,10 +81,20 @@ def ensure(
         )
 
 
-def names(address: str) -> list[str]:
-    """Return the names of the prepared datasets at an address, sorted."""
+def manifests(address: str) -> dict[str, tuple[bytes, int]]:
+    """Return, by name, the manifest of each prepared dataset at an address, and its files' bytes.
+
+    Raises:
+        StorageError: the address cannot be read.
+    """
     storage = open_storage(address)
-    return [name for name in storage.folders() if storage.exists(f"{name}/{MANIFEST}")]
+    found = {}
+    for name in storage.folders():
+        manifest = storage.get(f"{name}/{MANIFEST}")
+        if manifest is not None:
+            files = [f"{name}/{file}" for file in storage.files(name) if file != MANIFEST]
+            found[name] = manifest, sum(storage.size(file) or 0 for file in files)
+    return found
 
 
 def publish(folder: Path, address: str) -> None:

@@ -130,7 +130,7 @@ class Storage:
             StorageError: it could not be read in time.
             OSError: the local disk cannot be written.
         """
-        size = self._size(name)
+        size = self.size(name)
         if size is None:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file of that name."""
-        return self._size(name) is not None
+        return self.size(name) is not None
 
     def files(self, name: str = "", *, recursive: bool = False) -> list[str]:
         """Return the names of the files in a folder, relative to it, sorted; none if none is."""
@@ -288,7 +288,8 @@ class Storage:
         )
         return info if info.type == FileType.File else None
 
-    def _size(self, name: str) -> int | None:
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file; None where there is none."""
         info = self._info(name)
         return None if info is None else int(info.size)
 

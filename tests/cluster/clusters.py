@@ -1,4 +1,4 @@
-"""The shipped `cluster-onprem.yaml` on test hosts: `ray up`, commands, `ray down`."""
+"""The shipped `cluster.onprem.yaml` on test hosts: `ray up`, commands, `ray down`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cluster:
 
     @property
     def file(self) -> Path:
-        return self.folder / "cluster-onprem.yaml"
+        return self.folder / "cluster.onprem.yaml"
 
     @property
     def dataset(self) -> str:
@@ -59,7 +59,7 @@ class Cluster:
 
     def write(self, workers: list[Host], extra: str = "") -> None:
         """Write the shipped file with this cluster's values where it says SET."""
-        text = (ROOT / "cluster-onprem.yaml").read_text()
+        text = (ROOT / "cluster.onprem.yaml").read_text()
         config = yaml.safe_load(text)
         config["provider"]["head_ip"] = self.head.address
         config["provider"]["worker_ips"] = [host.address for host in workers]

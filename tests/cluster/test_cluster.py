@@ -121,7 +121,7 @@ def test_mlflow_on_the_head_has_every_trial_and_is_started_again_when_it_dies(
     )
     assert uvicorn(cluster) != server
     # The command of the cluster's file again starts no second one.
-    cluster.head.ssh("~/sweep-orchestrator/cluster/services.sh head; sleep 1")
+    cluster.head.ssh("~/sweep-orchestrator/orchestrator/services.sh head; sleep 1")
     held = cluster.head.ssh("pgrep -fc '[f]lock --nonblock.*mlflow.lock'; true").stdout.split()
     assert held[-1] == "1"
 
@@ -439,7 +439,7 @@ def test_mlflow_beyond_loopback_asks_who_it_is(cluster: Cluster) -> None:
     """Reached by name and by address from another host, artifacts through the server."""
     head = cluster.head
     head.ssh("pkill -KILL -f '[m]lflow'; sleep 1; true")
-    head.ssh(f"SWEEP_MLFLOW_HOST={head.address} ~/sweep-orchestrator/cluster/services.sh head")
+    head.ssh(f"SWEEP_MLFLOW_HOST={head.address} ~/sweep-orchestrator/orchestrator/services.sh head")
     password = {}
 
     def ready() -> bool:

@@ -36,7 +36,9 @@ def _name(kind: str) -> str:
     return "mine" if kind == "imagefolder" else kind
 
 
-def _refused(folder: Path, source: Path, *sentences: str, kind: str = "imagefolder") -> Ended:
+def _assert_refused(
+    folder: Path, source: Path, *sentences: str, kind: str = "imagefolder"
+) -> Ended:
     """Assert that a source is refused in words, and that nothing anywhere was made of it."""
     before = tree(folder)
     ended = _prepare(folder, source, kind)
@@ -113,7 +115,7 @@ def test_a_member_that_leads_out_of_an_archive_or_is_no_file_is_refused_by_name(
     """Case 70: traversal, absolute path, symbolic and hard link, device; zip and tar."""
     (tmp_path / "work").mkdir()
     (tmp_path / "canary").write_text("as it was")
-    _refused(tmp_path / "work", make(tmp_path / "work" / "evil.archive"), f"'{member}'")
+    _assert_refused(tmp_path / "work", make(tmp_path / "work" / "evil.archive"), f"'{member}'")
     assert tree(tmp_path) == {"canary", "work", "work/data", "work/evil.archive"}
     assert (tmp_path / "canary").read_text() == "as it was"
 
@@ -126,7 +128,7 @@ def test_a_link_followed_by_a_member_below_it_writes_nothing_through_it(tmp_path
         archive.addfile(info)
         archive.addfile(tarfile.TarInfo("a/escaped"), io.BytesIO())
     (tmp_path / "outside").mkdir()
-    _refused(tmp_path, tmp_path / "a.tar", "'a' is a link")
+    _assert_refused(tmp_path, tmp_path / "a.tar", "'a' is a link")
     assert list((tmp_path / "outside").iterdir()) == []
 
 
@@ -169,7 +171,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     """Case 71: 200 MiB of zeros in 200 kB."""
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/0.png", bytes(200 * 2**20))
-    ended = _refused(tmp_path, tmp_path / "bomb.zip", "'a/0.png' unpacks to more than 200 times")
+    ended = _assert_refused(
+        tmp_path, tmp_path / "bomb.zip", "'a/0.png' unpacks to more than 200 times"
+    )
     assert ended.peak_mib < 150
     assert ended.cpu_s < 10
 
@@ -178,7 +182,7 @@ def test_a_zip_whose_members_share_their_bytes_is_refused(tmp_path: Path) -> Non
     """Case 71: 30,000 members of 1 MiB over one stream of 9 kB: 29 GiB in a file of 2 MB."""
     source = _overlapping_zip(tmp_path / "bomb.zip", 30_000)
     assert source.stat().st_size < 2**21
-    ended = _refused(tmp_path, source, "overlap")
+    ended = _assert_refused(tmp_path, source, "overlap")
     assert ended.peak_mib < 250
     assert ended.cpu_s < 10
 
@@ -189,7 +193,7 @@ def test_a_tar_bomb_is_refused_before_it_fills_anything(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a/0.png")
     info.size = 2**28
     (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(info.tobuf()) + 64 * block)
-    ended = _refused(tmp_path, tmp_path / "bomb.tar.gz", "was refused")
+    ended = _assert_refused(tmp_path, tmp_path / "bomb.tar.gz", "was refused")
     assert ended.peak_mib < 450
     assert ended.cpu_s < 30
 
@@ -201,7 +205,7 @@ def test_a_million_entries_are_answered_in_seconds(tmp_path: Path) -> None:
     )
     local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 33, 0, 0, 0, 7, 0) + b"0000000"
     _write_zip(tmp_path / "many.zip", local, [head + b"%07d" % n for n in range(1_000_000)])
-    ended = _refused(tmp_path, tmp_path / "many.zip", "many.zip was refused")
+    ended = _assert_refused(tmp_path, tmp_path / "many.zip", "many.zip was refused")
     assert ended.cpu_s < 60
     assert ended.peak_mib < 1500
 
@@ -212,7 +216,7 @@ def test_more_entries_than_the_cap_are_refused_before_they_are_listed(tmp_path: 
         "<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 33, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0
     )
     _write_zip(tmp_path / "many.zip", b"", [head + b"%07d" % n for n in range(2_100_000)])
-    ended = _refused(tmp_path, tmp_path / "many.zip", "more than 2,000,000 members")
+    ended = _assert_refused(tmp_path, tmp_path / "many.zip", "more than 2,000,000 members")
     assert ended.cpu_s < 10
     assert ended.peak_mib < 300
 
@@ -221,7 +225,7 @@ def test_a_tar_of_a_million_empty_members_is_refused_at_its_ratio(tmp_path: Path
     """Case 71: 512 MB of headers in 2 MB of gzip."""
     block = gzip.compress(10_000 * tarfile.TarInfo("a/0.png").tobuf(), 9)
     (tmp_path / "many.tar.gz").write_bytes(100 * block)
-    ended = _refused(tmp_path, tmp_path / "many.tar.gz", "at most 200 times its own size")
+    ended = _assert_refused(tmp_path, tmp_path / "many.tar.gz", "at most 200 times its own size")
     assert ended.cpu_s < 30
     assert ended.peak_mib < 600
 
@@ -236,7 +240,7 @@ def test_a_member_that_lies_about_its_size_is_refused(
     lie = content.replace(held.to_bytes(4, "little"), stated.to_bytes(4, "little"))
     assert lie != content
     source.write_bytes(lie)
-    _refused(tmp_path, source, "'b/9.png'")
+    _assert_refused(tmp_path, source, "'b/9.png'")
 
 
 def test_an_archive_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Path) -> None:
@@ -253,14 +257,14 @@ def test_an_archive_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Pat
         whole = write(tmp_path / "whole", photos).read_bytes()
         for length in (len(whole) // 3, len(whole) - 1):
             (tmp_path / "cut").write_bytes(whole[:length])
-            _refused_again(tmp_path, tmp_path / "cut")
+            _assert_refused_again(tmp_path, tmp_path / "cut")
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 0x55
         (tmp_path / "flipped").write_bytes(flipped)
-        _refused_again(tmp_path, tmp_path / "flipped")
+        _assert_refused_again(tmp_path, tmp_path / "flipped")
 
 
-def _refused_again(folder: Path, source: Path) -> None:
+def _assert_refused_again(folder: Path, source: Path) -> None:
     (folder / "data").mkdir(exist_ok=True)
     before = tree(folder)
     ended = _prepare(folder, source)
@@ -303,7 +307,9 @@ def test_every_unusable_image_is_named_with_its_reason(tmp_path: Path) -> None:
     }
     members = {f"{'ab'[n % 2]}/{n}.jpg": _photo(n) for n in range(600)}
     source = sources.write_folder(tmp_path / "photos", {**members, **broken})
-    ended = _refused(tmp_path, source, *(f"The image {name!r} cannot be used" for name in broken))
+    ended = _assert_refused(
+        tmp_path, source, *(f"The image {name!r} cannot be used" for name in broken)
+    )
     assert "more than the 64,000,000 pixels accepted" in ended.said
 
 
@@ -313,7 +319,7 @@ def test_more_unusable_images_than_are_listed_are_not_passed_over_in_silence(
     """Case 73: after the tenth the reading ends, and the message says that there may be more."""
     members = {f"{label}/{n}.jpg": b"" for label in "ab" for n in range(20)}
     source = sources.write_folder(tmp_path / "photos", members)
-    ended = _refused(tmp_path, source, "more")
+    ended = _assert_refused(tmp_path, source, "more")
     assert ended.said.count("cannot be used") == 10
 
 
@@ -331,7 +337,7 @@ def test_grey_and_cmyk_images_are_taken(tmp_path: Path) -> None:
 def test_names_with_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     """Case 73: an escape sequence in a member's name is printed as text."""
     source = sources.write_zip(tmp_path / "a.zip", {**_images(), "a/\x1b[2Jevil.png": b""})
-    ended = _refused(tmp_path, source, "a/\\x1b[2Jevil.png")
+    ended = _assert_refused(tmp_path, source, "a/\\x1b[2Jevil.png")
     assert "\x1b" not in ended.said
 
 

@@ -26,7 +26,7 @@ SOUND = (
 )
 
 
-def _refused(folder: Path, *arguments: str, sentences: tuple[str, ...]) -> None:
+def _assert_refused(folder: Path, *arguments: str, sentences: tuple[str, ...]) -> None:
     """Assert that the command ends with 2 and these sentences, and changes nothing."""
     before = tree(folder)
     ended = sweep(folder, *arguments)
@@ -62,7 +62,7 @@ def test_a_space_file_that_cannot_be_read_is_answered_with_its_line_and_reason(
 ) -> None:
     """Case 77: values that no range can have, a syntax error, a file that raises or exits."""
     (tmp_path / "mine.py").write_text(HEAD + source + "\n")
-    _refused(tmp_path, "./mine.py", sentences=sentences)
+    _assert_refused(tmp_path, "./mine.py", sentences=sentences)
 
 
 def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
         "`rung_factor` must be a whole number, 2 or more; got 1.",
         "resnet50, which `variants` does not list",
     )
-    _refused(tmp_path, "./mine.py", sentences=sentences)
-    _refused(tmp_path, "./mine.py", "--dry-run", sentences=sentences)
+    _assert_refused(tmp_path, "./mine.py", sentences=sentences)
+    _assert_refused(tmp_path, "./mine.py", "--dry-run", sentences=sentences)
 
 
 def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_p
         "`dropout` must be finite and 0.0 to 0.99; got 1.5.",
         "`epsilon` must be finite and 0.0 to 10.0; got nan.",
     )
-    _refused(tmp_path, "./mine.py", sentences=sentences)
+    _assert_refused(tmp_path, "./mine.py", sentences=sentences)
 
 
 def test_a_space_changed_within_the_same_second_is_read_anew(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_space_changed_within_the_same_second_is_read_anew(tmp_path: Path) -> 
     for number in (3, 4):
         file.write_text(f"{HEAD}raise ValueError('version {number}')\n")
         os.utime(file, (1_700_000_000, 1_700_000_000))
-        _refused(tmp_path, "./mine.py", sentences=(f"version {number}",))
+        _assert_refused(tmp_path, "./mine.py", sentences=(f"version {number}",))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_wrong_flag_is_answered_in_a_sentence(
     tmp_path: Path, arguments: tuple[str, ...], sentences: tuple[str, ...]
 ) -> None:
     """Case 77: the command line."""
-    _refused(tmp_path, "digits", *arguments, sentences=sentences)
+    _assert_refused(tmp_path, "digits", *arguments, sentences=sentences)
 
 
 @pytest.mark.parametrize("name", ["evil.safetensors", "evil.pth", "evil.pt"])
@@ -157,7 +157,9 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path, name: str) -> None:
         "SPACE = SearchSpace(**{**VALUES, 'variants': ('cnn3', 'efficientnet_b0')})\n"
     )
     reason = "not a whole safetensors file" if name.endswith("tensors") else "can run any code"
-    _refused(tmp_path, "./mine.py", "--dry-run", sentences=("cnn3: ", "efficientnet_b0: ", reason))
+    _assert_refused(
+        tmp_path, "./mine.py", "--dry-run", sentences=("cnn3: ", "efficientnet_b0: ", reason)
+    )
     assert not mark.exists()
 
 
@@ -168,4 +170,6 @@ def test_a_relative_path_of_weights_is_refused(tmp_path: Path) -> None:
         HEAD + SOUND + "VALUES['base']['weights'] = 'w.safetensors'\n"
         "SPACE = SearchSpace(**VALUES)\n"
     )
-    _refused(tmp_path, "./mine.py", "--dry-run", sentences=("must be absolute", "'w.safetensors'"))
+    _assert_refused(
+        tmp_path, "./mine.py", "--dry-run", sentences=("must be absolute", "'w.safetensors'")
+    )

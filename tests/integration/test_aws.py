@@ -1,4 +1,4 @@
-"""`cluster/aws.py` and `ray up cluster.yaml` against a server that speaks AWS's protocol."""
+"""`orchestrator.aws` and `ray up cluster.yaml` against a server that speaks AWS's protocol."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.faults.stores import CREDENTIALS
 
 ROOT = Path(__file__).parents[2]
 REGION = "us-west-2"
+ADDRESS = "198.51.100.4/32"  # the operator's
 pytestmark = pytest.mark.ray
 
 
@@ -72,74 +73,77 @@ def client(env: dict[str, str], kind: str) -> Any:
     )
 
 
-def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict[str, str]) -> None:
-    ec2, iam = client(account, "ec2"), client(account, "iam")
-    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+def write_file(folder: Path, env: dict[str, str]) -> Path:
+    """Write the shipped file with the values that are to be set."""
+    image = client(env, "ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     text = (ROOT / "cluster.yaml").read_text()
     for mark, value in (
         ("MY-BUCKET", "bucket-of-mine"),
-        ("203.0.113.7/32", "198.51.100.4/32"),
+        ("203.0.113.7/32", ADDRESS),
         ("ami-00000000000000000", image),
         ("ami-11111111111111111", image),
         ("~/sweep-orchestrator: .", f"~/sweep-orchestrator: {ROOT}"),
     ):
         assert mark in text
         text = text.replace(mark, value)
-    file = tmp_path / "cluster.yaml"
+    file = folder / "cluster.yaml"
     file.write_text(text)
+    return file
 
-    for _ in range(2):  # the second time all is there
-        made = subprocess.run(
-            [sys.executable, ROOT / "cluster" / "aws.py", file],
-            env=account,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert made.returncode == 0, made.stdout + made.stderr
-    assert "stays as it is" in made.stdout
-    policy = iam.get_role_policy(RoleName="sweep-orchestrator-worker", PolicyName="sweeps")
-    allowed = policy["PolicyDocument"]["Statement"]
-    assert all("bucket-of-mine" in one["Resource"] for one in allowed)
-    assert not any(action.startswith("ec2:") for one in allowed for action in one["Action"])
 
-    types = yaml.safe_load(text)["available_node_types"]
-    for kind in ("spot", "on_demand"):  # what Ray hands to boto3 for a worker
-        node = types[kind]["node_config"]
-        ec2.run_instances(**node, MinCount=1, MaxCount=1, DryRun=False)
-    ec2.terminate_instances(
-        InstanceIds=[
-            one["InstanceId"]
-            for many in ec2.describe_instances()["Reservations"]
-            for one in many["Instances"]
-        ]
+def make(file: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `orchestrator.aws`."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.aws", file],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
+
+def machines(ec2: Any) -> list[dict[str, Any]]:
+    """Return all machines that live."""
+    return [
+        machine
+        for many in ec2.describe_instances()["Reservations"]
+        for machine in many["Instances"]
+        if machine["State"]["Name"] != "terminated"
+    ]
+
+
+def up_until_it_dials(file: Path, env: dict[str, str]) -> str:
+    """Run `ray up` until it wants SSH; return what it said."""
     up = subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "up", str(file), "-y", "--no-config-cache"],
-        env=account,
-        cwd=tmp_path,
+        env=env,
+        cwd=file.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     try:
-        dialled = Path(account["HOME"]) / "dialled"
         until_s = time.monotonic() + 120
-        while not dialled.exists():  # it waits for SSH
+        while not (Path(env["HOME"]) / "dialled").exists():
             assert up.poll() is None, up.communicate()[0]
             assert time.monotonic() < until_s
             time.sleep(0.2)
     finally:
         up.kill()
         said, _ = up.communicate()
-    found = [
-        machine
-        for group in ec2.describe_instances()["Reservations"]
-        for machine in group["Instances"]
-        if machine["State"]["Name"] != "terminated"
-    ]
+    return said
+
+
+def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict[str, str]) -> None:
+    ec2, file = client(account, "ec2"), write_file(tmp_path, account)
+    for _ in range(2):  # the second time all is there
+        made = make(file, account)
+        assert made.returncode == 0, made.stdout + made.stderr
+    assert "stays as it is" in made.stdout
+    said = up_until_it_dials(file, account)
+    found = machines(ec2)
     assert len(found) == 1, said
     (head,) = found
     assert head["InstanceType"] == "m7i.xlarge"
@@ -150,10 +154,27 @@ def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict
     assert group["GroupName"] == "sweep-orchestrator"
     (rules,) = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
     let_in = [r["CidrIp"] for rule in rules["IpPermissions"] for r in rule["IpRanges"]]
-    assert let_in == ["198.51.100.4/32"]
+    assert let_in == [ADDRESS]
     assert [
         pair["GroupId"] for rule in rules["IpPermissions"] for pair in rule["UserIdGroupPairs"]
     ] == [group["GroupId"]]
+
+
+def test_workers_may_use_the_bucket_only_and_ec2_takes_what_ray_hands_over(
+    tmp_path: Path, account: dict[str, str]
+) -> None:
+    ec2, file = client(account, "ec2"), write_file(tmp_path, account)
+    assert make(file, account).returncode == 0
+    policy = client(account, "iam").get_role_policy(
+        RoleName="sweep-orchestrator-worker", PolicyName="sweeps"
+    )
+    allowed = policy["PolicyDocument"]["Statement"]
+    assert all("bucket-of-mine" in one["Resource"] for one in allowed)
+    assert not any(action.startswith("ec2:") for one in allowed for action in one["Action"])
+    types = yaml.safe_load(file.read_text())["available_node_types"]
+    for kind in ("spot", "on_demand"):
+        ec2.run_instances(**types[kind]["node_config"], MinCount=1, MaxCount=1)
+    assert [machine.get("InstanceLifecycle") for machine in machines(ec2)] == ["spot", None]
 
 
 def test_a_group_that_lets_in_others_is_refused(tmp_path: Path, account: dict[str, str]) -> None:
@@ -163,16 +184,7 @@ def test_a_group_that_lets_in_others_is_refused(tmp_path: Path, account: dict[st
     rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
     everybody = {**rule, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
     ec2.authorize_security_group_ingress(GroupId=group["GroupId"], IpPermissions=[everybody])
-    text = (ROOT / "cluster.yaml").read_text().replace("MY-BUCKET", "b")
-    text = text.replace("ami-00000000000000000", "ami-1").replace("ami-11111111111111111", "ami-2")
-    file = tmp_path / "cluster.yaml"
-    file.write_text(text.replace("203.0.113.7/32", "198.51.100.4/32"))
-    ended = subprocess.run(
-        [sys.executable, ROOT / "cluster" / "aws.py", file],
-        env=account,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert "lets in ['0.0.0.0/0'], the file says ['198.51.100.4/32']" in ended.stderr
+    refused = make(write_file(tmp_path, account), account)
+    assert refused.returncode == 2
+    assert f"lets in ['0.0.0.0/0'], the file says ['{ADDRESS}']" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -27,7 +27,7 @@ from PIL import Image
 
 from orchestrator import mlflow_model, predict
 from orchestrator.ledger import open_ledger
-from tests.orchestrator.trained import Trained, test_images, train_sweep
+from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 
 # MLflow warns of its own type hints when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:mlflow")
@@ -51,7 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path
 @pytest.fixture
 def posted(trained: Trained, tmp_path: Path) -> list[Path]:
     """Two stored digits, and one as a user's photograph might be: large, wide, JPEG."""
-    files, _ = test_images(trained.data_dir, tmp_path, 2)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 2)
     with Image.open(files[0]) as digit:
         photo = Image.new("RGB", (400, 240), "black")
         photo.paste(digit.resize((240, 240)).convert("RGB"), (80, 0))

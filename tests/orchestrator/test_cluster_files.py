@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 
-from orchestrator import cluster, config, launch, mlflow_server, spot
+from orchestrator import aws, capacity, cluster, config, mlflow_server, spot
 
 ROOT = Path(__file__).parents[2]
-FILES = ("cluster.yaml", "cluster-onprem.yaml")
+FILES = ("cluster.yaml", "cluster.onprem.yaml")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -30,20 +28,15 @@ def commands(name: str) -> list[str]:
     return [line for key, lines in found.items() if key.endswith("_commands") for line in lines]
 
 
-def aws() -> ModuleType:
-    spec = spec_from_file_location("aws", ROOT / "cluster" / "aws.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_ray_accepts_the_file(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(read(name)))
+    prepared = prepare_config(read(name))
+    validate_config(prepared)  # raises where its schema does not hold
+    assert prepared["cluster_name"] == "sweeps"
+    with pytest.raises(ValidationError, match="'wrong' was unexpected"):
+        validate_config(prepared | {"wrong": 1})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -75,7 +68,7 @@ def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert getattr(config.parse_args([]), field) == value
     # The page's address that a sweep prints is where the server of `services.sh` listens.
     (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", said)
-    services = (ROOT / "cluster" / "services.sh").read_text()
+    services = (ROOT / "orchestrator" / "services.sh").read_text()
     assert uri == "http://127.0.0.1:5000"
     assert "--port 5000" in services
     assert mlflow_server.page_address("sqlite:///x", "1", "m", "max").startswith(uri)
@@ -108,43 +101,39 @@ def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -
     assert spot.METADATA == "http://169.254.169.254"
 
 
-def test_every_value_to_set_is_asked_for_before_anything_is_made() -> None:
+def test_every_value_to_set_is_asked_for_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """All marks of the file that cannot work as they are."""
-    unset = aws().unset(read("cluster.yaml"))
+    unset = aws.unset(read("cluster.yaml"))
     assert len(unset) == 4
-    ended = subprocess.run(
-        [sys.executable, ROOT / "cluster" / "aws.py", ROOT / "cluster.yaml"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines() == unset
-    assert "MY-BUCKET" in ended.stderr
+    assert aws.main([str(ROOT / "cluster.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines() == unset
+    assert "MY-BUCKET" in said
 
 
 def test_roles_and_bucket_are_those_of_the_file() -> None:
-    module, found = aws(), read("cluster.yaml")
-    assert module.bucket_of(found) == "MY-BUCKET"
-    assert module.profile_of(found, head=True) == "sweep-orchestrator-head"
-    assert module.profile_of(found, head=False) == "sweep-orchestrator-worker"
-    policy = module.bucket_policy("b")
+    found = read("cluster.yaml")
+    assert aws.bucket_of(found) == "MY-BUCKET"
+    assert aws.profile_of(found, head=True) == "sweep-orchestrator-head"
+    assert aws.profile_of(found, head=False) == "sweep-orchestrator-worker"
+    policy = aws.bucket_policy("b")
     assert {s["Resource"] for s in policy["Statement"]} == {"arn:aws:s3:::b", "arn:aws:s3:::b/*"}
 
 
 def test_a_driver_on_the_head_knows_what_its_autoscaler_may_add() -> None:
     """Four machines in all, although the two kinds together could be six; the head has none."""
     text = (ROOT / "cluster.yaml").read_text()
-    assert cluster.planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
-    assert set(cluster.planned_machines((ROOT / "cluster-onprem.yaml").read_text())) == set()
+    assert capacity.planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
+    assert set(capacity.planned_machines((ROOT / "cluster.onprem.yaml").read_text())) == set()
 
 
-def test_no_trial_lies_on_two_machines_and_shares_fill_a_device() -> None:
+def test_no_worker_lies_on_two_machines_and_shares_fill_a_device() -> None:
     machines = ((0.0, 0.0), (8.0, 1.0), (8.0, 1.0))
-    assert launch._capacity(machines, 16, 0) == 0
-    assert launch._capacity(machines, 1, 1) == 2
-    assert launch._capacity(machines, 1, 0.25) == 8
-    assert launch._capacity(machines, 1, 0.2) == 10
-    assert launch._capacity(machines, 0.5, 0.1) == 20
-    assert launch._capacity(machines, 3, 0.25) == 4
-    assert launch._capacity(((8.0, 4.0),), 1, 2) == 2
+    for cpus, gpus, number in (
+        *((16, 0, 0), (1, 1, 2), (1, 0.25, 8), (1, 0.2, 10), (0.5, 0.1, 20), (3, 0.25, 4)),
+        (1, 2, 0),
+    ):
+        assert capacity.workers_fitting(machines, (cpus, gpus)) == number
+    assert capacity.workers_fitting([(8.0, 4.0)], (1, 2)) == 2

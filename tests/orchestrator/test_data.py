@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import data
+from orchestrator import data, preparing
 from orchestrator.errors import UsageError
 
 from . import sources
@@ -34,7 +34,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _prepare(kind: str, data_dir: Path, source: Path | None = None, **options: Any) -> Path:
     where = None if source is None else str(source)
-    return data.prepare(kind, data_dir=data_dir, source=where, progress=False, **options)
+    return preparing.prepare(kind, data_dir=data_dir, source=where, progress=False, **options)
 
 
 def _visible(folder: Path) -> list[str]:
@@ -299,7 +299,7 @@ def test_preparing_again_from_the_same_source_changes_nothing(tmp_path: Path) ->
     copy = sources.write_folder(tmp_path, {"copy.zip": archive.read_bytes()}) / "copy.zip"
     for source in (archive, copy, None):
         assert _prepare("tinyimagenet", tmp_path, source) == folder
-    assert data.ensure_prepared("tinyimagenet", tmp_path) == folder
+    assert preparing.ensure_prepared("tinyimagenet", tmp_path) == folder
     after = (folder / "manifest.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -341,14 +341,14 @@ def test_what_a_dead_preparer_left_is_removed(tmp_path: Path) -> None:
 
 def test_official_archive_in_the_data_folder_is_found_without_network(tmp_path: Path) -> None:
     path = sources.write_tar(tmp_path / "cifar-10-python.tar.gz", sources.cifar10())
-    folder = data.ensure_prepared("cifar10", tmp_path)
+    folder = preparing.ensure_prepared("cifar10", tmp_path)
     assert _manifest(folder)["source"]["address"] == str(path)
 
 
 def test_unknown_dataset_lists_known_and_prepared_ones(tmp_path: Path) -> None:
     _prepare("imagefolder", tmp_path, sources.write_folder(tmp_path / "m", _classes("a", "b")))
     with pytest.raises(UsageError) as caught:
-        data.ensure_prepared("tinyimagnet", tmp_path)
+        preparing.ensure_prepared("tinyimagnet", tmp_path)
     assert str(caught.value) == (
         "Unknown dataset 'tinyimagnet'. Known: cifar10, cifar100, digits, imagefolder, "
         "tinyimagenet. Did you mean 'tinyimagenet'?"
@@ -357,7 +357,7 @@ def test_unknown_dataset_lists_known_and_prepared_ones(tmp_path: Path) -> None:
 
 def test_unprepared_imagefolder_says_how_to_prepare_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="prepare imagefolder --source FOLDER"):
-        data.ensure_prepared("imagefolder", tmp_path)
+        preparing.ensure_prepared("imagefolder", tmp_path)
 
 
 def test_all_wrong_options_are_told_at_once(tmp_path: Path) -> None:
@@ -436,13 +436,30 @@ def test_command_line_ends_with_the_promised_status(
     )
 
 
+def test_datasets_at_an_address_are_put_listed_and_verified_and_a_list_fetches_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    where = ("--data-dir", (tmp_path / "shared").as_uri())
+    assert data.main(["prepare", "digits", *where]) == 0
+    assert f"{where[1]}/digits: 1,438 train, 359 test images" in capsys.readouterr().out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))  # another host
+    assert data.main(["list", *where]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if " digits " in line]
+    assert "1,438 train + 359 test" in row
+    assert "0.1 MiB" in row
+    assert not (tmp_path / "two").exists()
+    assert data.main(["verify", "digits", *where]) == 0
+    assert len(list((tmp_path / "two").rglob("*.arrow"))) == 2
+
+
 def test_interrupt_ends_with_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "write_prepared", interrupt)
+    monkeypatch.setattr(preparing, "write_prepared", interrupt)
     assert data.main(["prepare", "digits", "--data-dir", str(tmp_path)]) == 130
     assert "same command" in capsys.readouterr().err
     assert _visible(tmp_path) == []

@@ -22,7 +22,7 @@ from orchestrator import best_model, mlflow_model, predict, trained_model
 from orchestrator.errors import UsageError
 from orchestrator.images import read_image
 from orchestrator.ledger import Trial, open_ledger
-from tests.orchestrator.trained import Trained, test_images, train_sweep
+from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 from trainables import checkpoint, classifier, explain, forward, models
 from trainables.config import TrainConfig
 from trainables.data import open_split
@@ -72,7 +72,7 @@ def test_a_file_is_answered_as_the_stored_image_is(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     """The same probabilities as from the model built by hand, fed as validation feeds it."""
-    files, pixels = test_images(trained.data_dir, tmp_path, 5)
+    files, pixels = write_test_images(trained.data_dir, tmp_path, 5)
     answer = asked(capsys, trained, *files)
     weights, _, _ = checkpoint.load(trained.checkpoint)
     model = models.build_model(
@@ -127,7 +127,7 @@ def test_batches_of_large_images_are_small(trained: Trained) -> None:
 def test_any_size_and_format_is_answered(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path, kind: str
 ) -> None:
-    _, pixels = test_images(trained.data_dir, tmp_path, 1)
+    _, pixels = write_test_images(trained.data_dir, tmp_path, 1)
     large = Image.fromarray(pixels[0].squeeze(-1)).resize((200, 200), Image.Resampling.BICUBIC)
     wide = Image.new("RGB", (320, 200))
     wide.paste(large.convert("RGB"), (60, 0))
@@ -141,7 +141,7 @@ def test_any_size_and_format_is_answered(
 def test_the_best_trial_answers_or_the_best_of_a_variant(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, pixels = test_images(trained.data_dir, tmp_path, 1)
+    files, pixels = write_test_images(trained.data_dir, tmp_path, 1)
     best = asked(capsys, trained, *files)["model"]
     assert (best["variant"], best["trial"], best["sweep"]) == ("cnn3", "cnn3-000", "tiny")
     assert best["signature"] == trained.config.signature()
@@ -220,7 +220,7 @@ def test_finals_of_what_a_longer_search_has_beaten_do_not_answer() -> None:
 def test_the_table_shows_labels_and_percentages(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 2)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 2)
     answer = asked(capsys, trained, *files)["predictions"]
     assert predict.main(arguments(trained, *files)) == 0
     text = capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_the_table_shows_labels_and_percentages(
 def test_the_picture_is_drawn_whole(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 3)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 3)
     for ending in (".png", ".svg"):
         asked(capsys, trained, *files, picture=tmp_path / f"drawn{ending}")
     with Image.open(tmp_path / "drawn.png") as picture:
@@ -268,7 +268,7 @@ def test_a_model_without_a_map_has_a_picture_without_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     asked(capsys, trained, *files, picture=tmp_path / "with.png")
     monkeypatch.setattr(explain, "activation_maps", lambda *_: None)
     asked(capsys, trained, *files, picture=tmp_path / "without.png")
@@ -279,7 +279,7 @@ def test_a_model_without_a_map_has_a_picture_without_one(
 def test_all_bad_images_are_named_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 2)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 2)
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:60])
     bad = [tmp_path / "text.jpg", tmp_path / "gone.png", tmp_path / "cut.png", tmp_path]
@@ -304,7 +304,7 @@ def test_an_unknown_sweep_lists_the_known_ones(
     said = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
     assert "Known: none." in said
     assert not (tmp_path / "none").exists()
-    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     said = refused(capsys, *arguments(trained, *files, variant="cnn33"))
     assert "Unknown variant of this sweep 'cnn33'. Known: cnn2, cnn3." in said
 
@@ -337,7 +337,7 @@ def test_a_damaged_checkpoint_is_named(
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-9])
-    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     with untouched(copy.storage):
         said = refused(capsys, *arguments(copy, *files, picture=tmp_path / "p.png"))
     assert str(copy.checkpoint) in said
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_is_gone_is_named(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
     shutil.rmtree(copy.checkpoint)
-    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     said = refused(capsys, *arguments(copy, *files))
     assert f"cnn3-000 is not in {copy.paths.trial(copy.config.signature())}" in said
 
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_is_gone_is_named(
 def test_a_damaged_ledger_is_named(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     copy.paths.ledger.write_bytes(b"no database" * 100)
     with untouched(copy.storage):
         said = refused(capsys, *arguments(copy, *files))
@@ -366,7 +366,7 @@ def test_a_damaged_ledger_is_named(
 def test_a_sweep_without_an_ended_trial_says_so(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     ledger = open_ledger(copy.paths.ledger)
     for own in ledger.trials():
         ledger.start_attempt(own.signature, resumed_from=None, micro_batch_size=0)
@@ -378,7 +378,7 @@ def test_a_sweep_without_an_ended_trial_says_so(
 def test_another_dataset_than_the_trained_one_is_refused(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     other = tmp_path / "data" / "digits"
     shutil.copytree(trained.data_dir / "digits", other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -392,7 +392,7 @@ def test_another_dataset_than_the_trained_one_is_refused(
 def test_a_kept_manifest_needs_no_dataset(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(copy.data_dir, tmp_path, 1)
+    files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     ledger = open_ledger(copy.paths.ledger)
     ledger.put("manifest", asdict(copy.manifest))
     ledger.close()
@@ -414,7 +414,7 @@ def test_an_impossible_picture_is_refused_first(
 def test_a_picture_does_not_replace_an_image(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     with untouched(tmp_path):
         said = refused(capsys, *arguments(trained, *files, picture=files[0]))
     assert "would replace the image" in said
@@ -433,7 +433,7 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
 ) -> None:
     """What a machine without this sweep's cache brings here: ledger and one checkpoint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    files, _ = test_images(trained.data_dir, tmp_path, 1)
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     here = asked(capsys, trained, *files)
     store = tmp_path / "store"
     shutil.copytree(trained.paths.root, store / "tiny")

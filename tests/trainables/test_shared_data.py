@@ -30,7 +30,9 @@ def test_what_is_fetched_is_what_was_published(
     assert manifest == load_manifest(digits_dir)
     for file in ("train.arrow", "test.arrow", "manifest.json"):
         assert (folder / file).read_bytes() == (digits_dir / file).read_bytes()
-    assert shared_data.names(address) == ["digits"]
+    listed = shared_data.manifests(address)
+    assert list(listed) == ["digits"]
+    assert listed["digits"][1] == sum(file.stat().st_size for file in digits_dir.glob("*.arrow"))
 
 
 def test_many_trials_of_a_host_fetch_once(
@@ -56,6 +58,7 @@ def test_a_copy_with_the_right_fingerprint_needs_no_address(
     shared_data.ensure(address, folder, fingerprint)
     shutil.rmtree(tmp_path / "shared")
     shared_data.ensure(address, folder, fingerprint)
+    assert load_manifest(folder) == load_manifest(digits_dir)
 
 
 def test_who_waits_for_another_ones_fetching_gives_signs_of_life(

@@ -1,4 +1,4 @@
-"""`python cluster/aws.py cluster.yaml`: makes once what the cluster's file names and Ray would not.
+"""`python -m orchestrator.aws cluster.yaml`: makes in AWS what the file names and Ray would not.
 
 The security group, which lets in SSH from the file's address and everything from the cluster's own
 machines (Ray, making it, would let SSH in from everywhere), and the roles of head and workers:
@@ -9,16 +9,16 @@ does. AWS's usual credentials are used.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import boto3
-import yaml
-from botocore.exceptions import ClientError
+from orchestrator.errors import UsageError
 
 # What Ray's autoscaler asks of EC2 from the head, for machines of its own region.
 EC2_ACTIONS = (
@@ -31,24 +31,41 @@ S3_OF_BUCKET = ("s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipart
 S3_OF_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 where the file is not ready for it."""
-    if len(argv) != 1:
-        print(__doc__, file=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.aws", description=__doc__)
+    parser.add_argument("file", type=Path, help="the cluster's, such as cluster.yaml")
+    try:
+        make(parser.parse_args(argv).file)
+    except UsageError as error:
+        print(error, file=sys.stderr)
         return 2
-    config = yaml.safe_load(Path(argv[0]).read_text())
+    return 0
+
+
+def make(file: Path) -> None:
+    """Make roles and security group as a cluster's file says.
+
+    Raises:
+        UsageError: it cannot be read or has values that are to be set, or the group is there and
+            lets in others.
+    """
+    import boto3
+    import yaml
+
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{file} cannot be read as a cluster's file: {error}") from error
     problems = unset(config)
     if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 2
-    region = config["provider"]["region"]
+        raise UsageError("\n".join(problems))
+    region, bucket = config["provider"]["region"], bucket_of(config)
     iam = boto3.client("iam", region_name=region)
     # An account that never had a spot machine lacks the role with which EC2 starts them.
     unless_there(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")
-    worker, is_new = make_role(
-        iam, profile_of(config, head=False), bucket_policy(bucket_of(config))
-    )
-    policy = bucket_policy(bucket_of(config))
+    worker, is_new = make_role(iam, profile_of(config, head=False), bucket_policy(bucket))
+    policy = bucket_policy(bucket)
     policy["Statement"] += [
         {
             "Effect": "Allow",
@@ -63,7 +80,6 @@ def main(argv: list[str]) -> int:
     if is_new:
         print(f"Waiting {PROFILE_S} s for AWS to know the roles everywhere.", flush=True)
         time.sleep(PROFILE_S)
-    return 0
 
 
 def unset(config: dict[str, Any]) -> list[str]:
@@ -83,12 +99,12 @@ def bucket_of(config: dict[str, Any]) -> str:
     """Return the one bucket that the file's commands name.
 
     Raises:
-        SystemExit: they name none or several.
+        UsageError: they name none or several.
     """
     found = set(re.findall(r"s3://([^/\s?]+)", " ".join(config["setup_commands"])))
     if len(found) != 1:
-        raise SystemExit(f"`setup_commands` must name one bucket; they name {sorted(found)}.")
-    return found.pop()
+        raise UsageError(f"`setup_commands` must name one bucket; they name {sorted(found)}.")
+    return str(found.pop())
 
 
 def profile_of(config: dict[str, Any], *, head: bool) -> str:
@@ -99,7 +115,7 @@ def profile_of(config: dict[str, Any], *, head: bool) -> str:
         if (name == config["head_node_type"]) == head
     }
     if len(names) != 1:
-        raise SystemExit(f"All workers must have one instance profile; they have {sorted(names)}.")
+        raise UsageError(f"All workers must have one instance profile; they have {sorted(names)}.")
     return str(names.pop())
 
 
@@ -107,14 +123,14 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
     """Make the security group in each VPC whose subnets Ray could choose: those with public ones.
 
     Raises:
-        SystemExit: there is no such VPC, or the group lets in others than the file says.
+        UsageError: there is no such VPC, or the group lets in others than the file says.
     """
     wanted = config["provider"]["security_group"]
     name = wanted["GroupName"]
     subnets = list(ec2.subnets.all())
     vpcs = sorted({subnet.vpc_id for subnet in subnets if subnet.map_public_ip_on_launch})
     if not vpcs:
-        raise SystemExit(
+        raise UsageError(
             "The region has no VPC with public subnets. Make one (`aws ec2 create-default-vpc`)."
         )
     allowed = {r["CidrIp"] for rule in wanted["IpPermissions"] for r in rule["IpRanges"]}
@@ -125,7 +141,7 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
             group = found[0]
             let_in = {r["CidrIp"] for rule in group.ip_permissions for r in rule["IpRanges"]}
             if let_in != allowed:
-                raise SystemExit(
+                raise UsageError(
                     f"The security group {name} ({group.id}) lets in {sorted(let_in)}, the file "
                     f"says {sorted(allowed)}. Change its rules, or delete it and run this again."
                 )
@@ -174,6 +190,8 @@ def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
 
 def unless_there(make: Any, **arguments: Any) -> bool:
     """Make something of IAM's that may be there already; returns whether it was made."""
+    from botocore.exceptions import ClientError
+
     try:
         make(**arguments)
     except ClientError as error:
@@ -196,4 +214,4 @@ def bucket_policy(bucket: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

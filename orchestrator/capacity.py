@@ -1,0 +1,113 @@
+"""How many trials fit which machines; it knows nothing of Ray and holds no state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from orchestrator.errors import UsageError
+from orchestrator.plan import Plan
+
+Machine = tuple[float, float]  # CPUs and GPUs that it has
+Shape = tuple[float, float]  # CPUs and GPUs that one worker of a trial takes
+
+
+def check_fit(plan: Plan, machines: Sequence[Machine], gpus_per_trial: float | None) -> int:
+    """Return how many trials fit at a time, of the variant of which the most do.
+
+    Args:
+        plan: what to do.
+        machines: that there are or may be; at least one.
+        gpus_per_trial: share of a device per worker; None: as the space says.
+
+    Raises:
+        UsageError: of some variant not even one trial fits.
+    """
+    of_plan = shapes(plan, has_gpus=have_gpus(machines), gpus_per_trial=gpus_per_trial)
+    fits = fitting(plan, machines, of_plan)
+    small = [variant for variant, number in fits.items() if not number]
+    if small:
+        cpus, gpus = total(machines)
+        apart = f" on {len(machines)} machines" if len(machines) > 1 else ""
+        raise UsageError(
+            f"No trial of {', '.join(small)} fits this cluster ({cpus:g} CPUs, "
+            f"{gpus:g} GPUs{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
+            "`--workers-per-trial`, or use a larger cluster."
+        )
+    return max(fits.values())
+
+
+def workers_per_trial(plan: Plan) -> int:
+    """Return how many workers train one trial together."""
+    return int(plan.overrides.get("workers", 1))
+
+
+def shapes(plan: Plan, *, has_gpus: bool, gpus_per_trial: float | None) -> dict[str, Shape]:
+    """Return, by variant, what one worker of its trials takes."""
+
+    def gpus(variant: str) -> float:
+        return plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
+
+    return {
+        variant: (
+            float(plan.space.fixed_for(variant).get("threads", 1)),
+            gpus(variant) if has_gpus else 0.0,
+        )
+        for variant in plan.variants
+    }
+
+
+def fitting(
+    plan: Plan, machines: Sequence[Machine], of_plan: Mapping[str, Shape]
+) -> dict[str, int]:
+    """Return, by variant, how many of its trials fit the machines at a time."""
+    workers = workers_per_trial(plan)
+    return {
+        variant: workers_fitting(machines, shape) // workers for variant, shape in of_plan.items()
+    }
+
+
+def workers_fitting(machines: Sequence[Machine], shape: Shape) -> int:
+    """Return how many workers of a shape fit the machines; none lies on two of them."""
+    return sum(_workers_fitting_one(machine, shape) for machine in machines)
+
+
+def _workers_fitting_one(machine: Machine, shape: Shape) -> int:
+    cpus, gpus = shape
+    by_cpu = int(machine[0] // cpus)
+    if not gpus:
+        return by_cpu
+    # Shares of a device do not straddle two of them. 1 / 0.1 is a little less than ten.
+    by_gpu = int(machine[1]) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine[1] // gpus)
+    return min(by_cpu, by_gpu)
+
+
+def have_gpus(machines: Sequence[Machine]) -> bool:
+    """Return whether any machine has a GPU."""
+    return total(machines)[1] > 0
+
+
+def total(machines: Sequence[Machine]) -> Machine:
+    """Return the CPUs and GPUs of all machines together."""
+    return sum(cpus for cpus, _ in machines), sum(gpus for _, gpus in machines)
+
+
+@functools.lru_cache(maxsize=1)
+def planned_machines(text: str) -> tuple[Machine, ...]:
+    """Return the machines that a cluster's file for `ray up` allows, higher priorities first.
+
+    Args:
+        text: of the file; node types without `resources` count as having none.
+    """
+    import yaml
+
+    config = yaml.safe_load(text)
+    kinds, head = config.get("available_node_types") or {}, config.get("head_node_type")
+    left = int(config.get("max_workers") or 0)
+    found = []
+    for name in sorted(kinds, key=lambda name: (name != head, -kinds[name].get("priority", 0))):
+        has = kinds[name].get("resources") or {}
+        number = 1 if name == head else min(int(kinds[name].get("max_workers", left)), left)
+        left -= number if name != head else 0
+        found += [(float(has.get("CPU", 0)), float(has.get("GPU", 0)))] * number
+    return tuple(found)
