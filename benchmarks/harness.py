@@ -283,10 +283,16 @@ def best_time(work: Callable[[], object], device: Any, times: int = 7) -> float:
 
 def machine() -> dict[str, Any]:
     """Describe this machine: processor, cores, memory, GPU, versions."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
+    versions: dict[str, str | None] = {}
+    for name in ("torch", "ray", "mlflow", "optuna", "timm"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # the rows of plain training do without
+            versions[name] = None
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -295,18 +301,18 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "ray", "mlflow", "optuna", "timm")},
+        **versions,
     }
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import time
 
 import torch
@@ -19,6 +20,7 @@ from benchmarks import documented, images
 from benchmarks.harness import Benchmark, Measure
 
 BATCH = 128
+_WARM_UP_STEPS = 5
 
 
 def ours(variant: str, full: bool) -> Measure:
@@ -48,9 +50,10 @@ def ours(variant: str, full: bool) -> Measure:
             torch.cuda.synchronize()
         ends.append(time.perf_counter())
 
+    began_s = time.perf_counter()
     for _ in loop.fit(config, folder, device=device, on_step=on_step):
         break
-    return Measure(values=_settled(ends[:steps]))
+    return _measure(ends[:steps], began_s)
 
 
 def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
@@ -69,6 +72,7 @@ def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     amp = torch.autocast("cuda", torch.bfloat16, enabled=compiled and device.type == "cuda")
     ends = []
+    began_s = time.perf_counter()
     for _ in range(_steps(variant, full)):
         optimizer.zero_grad()
         with amp:
@@ -78,19 +82,26 @@ def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
         if device.type == "cuda":
             torch.cuda.synchronize()
         ends.append(time.perf_counter())
-    return Measure(values=_settled(ends))
+    return _measure(ends, began_s)
 
 
 def _steps(variant: str, full: bool) -> int:
-    quick = 25 if variant == "cnn3" else 8
+    quick = 25 if variant == "cnn3" else 10
     if torch.cuda.is_available():
         return 200
     return 4 * quick if full else quick
 
 
-def _settled(ends: list[float]) -> list[float]:
+def _measure(ends: list[float], began_s: float) -> Measure:
     """Return the seconds between ends, without the first ones, which compile and warm up."""
-    return [after - before for before, after in itertools.pairwise(ends)][2:]
+    settled = [after - before for before, after in itertools.pairwise(ends)][_WARM_UP_STEPS:]
+    return Measure(
+        values=settled,
+        facts={
+            "images_per_s": BATCH / statistics.median(settled),
+            "warm_up_s": ends[_WARM_UP_STEPS] - began_s,
+        },
+    )
 
 
 def benchmark(variant: str) -> Benchmark:

@@ -116,13 +116,30 @@ class Interruption:
     def on_signal(self, number: int, frame: object) -> None:
         """Take SIGINT, SIGTERM or SIGHUP; the third ends this process on the spot.
 
-        Even that loses nothing: the ledger is durable, and Ray's processes end with this one.
+        Even that loses nothing: the ledger is durable. A local Ray ends with this process: left to
+        themselves its agents would ask for up to a minute after a server that is gone.
         """
         if number == signal.SIGHUP:
             _leave_terminal()
         if self.urgent.is_set():
+            for pid in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have; Linux only."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = children.get(pid, [])
+    for one in found:  # grows meanwhile
+        found.extend(children.get(one, []))
+    return found
 
 
 def take_term_as_interrupt() -> None:

@@ -29,12 +29,13 @@ def averaging(average: nn.Module, model: nn.Module, decay: float) -> Callable[[i
     ]
     averaged = [ours for ours, _ in pairs if ours.is_floating_point()]
     followed = [theirs for _, theirs in pairs if theirs.is_floating_point()]
-    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    counts = [ours for ours, _ in pairs if not ours.is_floating_point()]
+    counted = [theirs for _, theirs in pairs if not theirs.is_floating_point()]
 
     def update(updates: int) -> None:
         kept = min(decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(averaged, followed, 1 - kept)
-        for ours, theirs in counts:
-            ours.copy_(theirs)
+        if counts:
+            torch._foreach_copy_(counts, counted)
 
     return update

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables import augment, checkpoint, data, forward, freezing, models, optim
+from trainables import augment, checkpoint, data, forward, freezing, models, optim, replay
 from trainables.averaging import averaging
 from trainables.config import TrainConfig
 from trainables.metrics import EpochMetrics
@@ -131,7 +131,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         model.load_state_dict(weights["model"])
         if average is not None:
             average.load_state_dict(weights["average"])
-        optimizer.load_state_dict(optimizer_state)
+        optim.restore(optimizer, optimizer_state)
         plateau = optim.Plateau(**state["plateau"])
         best_epoch, best_value = state["best_epoch"], state["best_value"]
         # What early stopping had ended is not continued.
@@ -140,8 +140,22 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     if average is not None:
         judged, update_average = average, averaging(average, model, config.ema_decay)
 
+    # What a step reads and writes stays where it is, so that a graph of the step finds it there.
+    draws, tally, data_s = torch.Generator(device), Tally(device), 0.0
+    stepped: Callable[[Tensor], Tensor] = model
+
+    def step(rows: Tensor) -> None:
+        nonlocal data_s
+        data_started = time.perf_counter()
+        pixels, labels = store.gather(rows)
+        images = prepare(pixels, draws)  # (n, c, side, side), normalised
+        images, targets = augment.mix(images, labels, num_classes, config, draws)
+        data_s += time.perf_counter() - data_started
+        _optimize(config, model, stepped, optimizer, tally, images, targets)
+
     steps = data.steps_in_epoch(len(train_rows), config.batch_size)
     steps = min(steps, config.steps_per_epoch or steps)
+    take_step: Callable[[Tensor], None] = step
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
         _reset_peak(device)
@@ -152,16 +166,16 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             if epoch == config.freeze_epochs:
                 optim.forget_idle_steps(optimizer)
             stepped = _ready(config, model, device)
+            if replay.can_replay(config, device, store.is_resident):
+                take_step = replay.Replayed(step, draws)
 
         # Train.
         model.train()
         if is_frozen:
             freezing.hold_statistics(model)
         torch.manual_seed(data.derived_seed(config.seed, "layers", epoch, rank))
-        draws = torch.Generator(device).manual_seed(
-            data.derived_seed(config.seed, "augment", epoch, rank)
-        )
-        tally = Tally(device)
+        draws.manual_seed(data.derived_seed(config.seed, "augment", epoch, rank))
+        tally.reset()
         lr, data_s = config.lr, 0.0
         batches = data.train_batches(
             train_rows,
@@ -171,17 +185,12 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             rank=rank,
             workers=workers,
         )
-        for step, rows in zip(range(steps), batches, strict=False):
-            lr = optim.learning_rate(config, epoch + (step + 0.5) / steps) * plateau.scale
+        for number, rows in zip(range(steps), batches, strict=False):
+            lr = optim.learning_rate(config, epoch + (number + 0.5) / steps) * plateau.scale
             optim.set_learning_rate(optimizer, lr)
-            data_started = time.perf_counter()
-            pixels, labels = store.gather(rows)
-            images = prepare(pixels, draws)  # (n, c, side, side), normalised
-            images, targets = augment.mix(images, labels, num_classes, config, draws)
-            data_s += time.perf_counter() - data_started
-            _step(config, model, stepped, optimizer, tally, images, targets)
+            take_step(rows)
             if average is not None:
-                update_average(epoch * steps + step)
+                update_average(epoch * steps + number)
             if on_step is not None:
                 on_step()
         train_loss, train_top1, _, seen = tally.read()
@@ -231,7 +240,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                 checkpoint.save(
                     checkpoints / name,
                     weights=parts,
-                    optimizer=optimizer.state_dict(),
+                    optimizer=optim.state(optimizer),
                     state={
                         "signature": config.signature(),
                         "config": config.to_dict(),
@@ -278,7 +287,7 @@ def evaluate(
     return loss, top1, top5
 
 
-def _step(
+def _optimize(
     config: TrainConfig,
     model: nn.Module,
     stepped: Callable[[Tensor], Tensor],

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables import freezing
 from trainables.config import TrainConfig
+
+# How a group is stepped, not what it has learned.
+_OF_THE_DEVICE = ("lr", "fused", "foreach", "capturable")
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -33,8 +36,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     )
     if config.freeze_epochs:
         groups = _split_off(groups, freezing.backbone(model))
+    optimizer = _over(groups, config)
+    if any(weight.is_cuda for weight in model.parameters()):
+        _keep_on_device(optimizer)
+    return optimizer
+
+
+def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     lr, betas, eps = config.lr, (config.beta1, config.beta2), config.epsilon
-    fused = True if any(weight.is_cuda for weight in model.parameters()) else None
+    fused = True if groups[0]["params"][0].is_cuda else None
     match config.optimizer:
         case "sgd" | "nesterov":
             # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
@@ -61,6 +71,35 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             for group in groups:
                 group["always_adapt"] = group["params"][0].ndim > 1
             return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
+
+
+def _keep_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """Let a step read from the device what changes between steps, so that a graph can repeat it."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+        if group.get("capturable") or group.get("fused"):
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+
+
+def state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what a checkpoint keeps of the optimizer; `restore` is the inverse."""
+    kept = optimizer.state_dict()
+    kept["param_groups"] = [{**group, "lr": float(group["lr"])} for group in kept["param_groups"]]
+    return kept
+
+
+def restore(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
+    """Give an optimizer the state of another one, which may have been of another device."""
+    own = [
+        {name: group[name] for name in _OF_THE_DEVICE if name in group}
+        for group in optimizer.param_groups
+    ]
+    # Before too, because where a step count goes depends on them.
+    groups = [{**group, **mine} for group, mine in zip(kept["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**kept, "param_groups": groups})
+    for group, mine in zip(optimizer.param_groups, own, strict=True):
+        group.update(mine)
 
 
 def _plain_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -156,7 +195,11 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group this learning rate, times its `lr_scale` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        scaled = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 @dataclass(slots=True)

@@ -13,6 +13,10 @@ class Tally:
         # loss, top-1 hits, top-5 hits, images; float64 so that 100,000 images lose nothing.
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
+    def reset(self) -> None:
+        """Begin anew, in the same memory."""
+        self.sums.zero_()
+
     def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch.
 
