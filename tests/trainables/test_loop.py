@@ -299,7 +299,7 @@ def one_step(images: Tensor, targets: Tensor, **values: Any) -> tuple[nn.Linear,
     )
     tally = Tally(CPU)
     optimizer = optim.build_optimizer(after, config)
-    loop._step(config, after, after, optimizer, tally, images, targets)
+    loop._optimize(config, after, after, optimizer, tally, images, targets)
     return before, after, tally
 
 
