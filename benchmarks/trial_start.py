@@ -55,12 +55,12 @@ def ours(full: bool) -> Measure:
 
 def torch_trainer(full: bool) -> Measure:
     """Ray Tune, and a TorchTrainer with one worker for every trial."""
-    return _under_tune(documented.start_torch_trainer, trials=10 if full else 4, actor_cpus=0.01)
+    return _under_tune(documented.start_torch_trainer, trials=10 if full else 3, actor_cpus=0.01)
 
 
 def tune_function(full: bool) -> Measure:
     """Ray Tune with a plain function."""
-    return _under_tune(documented.train_function, trials=50 if full else 8, actor_cpus=1)
+    return _under_tune(documented.train_function, trials=50 if full else 5, actor_cpus=1)
 
 
 def optuna_alone(full: bool) -> Measure:

@@ -44,6 +44,10 @@ LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its 
 # Full, over a quota or limit, read-only, broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
+# What a process takes of a GPU beside what torch allocates, for its context and the libraries'
+# kernels: 0.74 GiB on an H200 with torch 2.11.
+_CONTEXT_BYTES = 3 * 2**28
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
@@ -200,7 +204,10 @@ def _cap_memory(gpus: float) -> None:
     import torch
 
     if 0 < gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpus)
+        whole = torch.cuda.get_device_properties(0).total_memory
+        share = gpus * whole
+        own = max(share - _CONTEXT_BYTES, share / 2)
+        torch.cuda.set_per_process_memory_fraction(own / whole)
 
 
 def _epoch_report(

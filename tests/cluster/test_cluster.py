@@ -162,7 +162,7 @@ def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) ->
     """Every listening socket of every host; what is open to the network is sshd, or Ray's."""
     start(cluster, "ports", trials=3, epochs=20000)
     cluster.wait_for(lambda: epochs_done(cluster, "ports") >= 3, "epochs", 120, "ports")
-    asked = 0
+    asked, refused = 0, set[str]()
     for host in cluster.hosts:
         for address, port, owner in listening(host):
             if address.startswith("127.") or address == "[::1]":
@@ -173,7 +173,10 @@ def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) ->
                 answer = without_token(cluster, host.address, port)
                 # Prometheus's figures, which Ray shows to anyone, are to be read and no more.
                 assert answer in ("refused", "no HTTP", "metrics"), f"{owner}, {port}: {answer}"
+                if answer == "no HTTP":
+                    refused |= grpc_refused(cluster, host.address, port)
     assert asked >= 9  # at least the GCS, and two of each raylet
+    assert refused == set(GRPC)  # each of the services was met, and told the stranger so
     for address in (f"{cluster.head.address}:6379", f"ray://{cluster.head.address}:10001"):
         code = (
             f"import ray; ray.init(address={address!r}, log_to_driver=False); "
@@ -226,6 +229,48 @@ except http.client.HTTPException:
 """
     said = cluster.hosts[-1].ssh(f"python -c {shlex.quote(code)}").stdout.split("\n")
     return said[-2] if len(said) > 1 else said[-1]
+
+
+# Ray's services that hosts offer each other, with a method of each that would tell or do something.
+GRPC = (
+    "ray.rpc.NodeInfoGcsService/GetAllNodeInfo",  # the GCS
+    "ray.rpc.InternalKVGcsService/InternalKVKeys",
+    "ray.rpc.JobInfoGcsService/GetAllJobInfo",
+    "ray.rpc.NodeManagerService/GetNodeStats",  # raylets
+    "ray.rpc.NodeManagerService/ShutdownRaylet",
+    "ray.rpc.ObjectManagerService/Pull",
+    "ray.rpc.CoreWorkerService/GetCoreWorkerStats",  # the driver and the trials' processes
+    "ray.rpc.CoreWorkerService/PushTask",
+    "ray.rpc.LogService/ListLogs",  # the agents
+    "ray.rpc.ReporterService/GetTraceback",
+    "ray.rpc.RayletDriver/ClusterInfo",  # the server for Ray's client
+)
+
+
+def grpc_refused(cluster: Cluster, address: str, port: int) -> set[str]:
+    """Call the methods without a token; return those that said why not. None may do anything."""
+    code = f"""
+import grpc, json
+link, said = grpc.insecure_channel("{address}:{port}"), {{}}
+for method in {GRPC!r}:
+    try:
+        link.unary_unary("/" + method)(b"", timeout=5)
+        said[method] = "OK"
+    except grpc.RpcError as error:
+        said[method] = error.code().name
+        if said[method] in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            break  # no gRPC
+print("SAID" + json.dumps(said))
+"""
+    ended = cluster.hosts[-1].ssh(
+        f"PYTHONWARNINGS=ignore GRPC_VERBOSITY=NONE python -c {shlex.quote(code)}", timeout_s=120
+    )
+    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("SAID"))
+    said: dict[str, str] = json.loads(line[4:])
+    # A port of another service does not know the method; one that speaks no gRPC cannot be called.
+    known = {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    assert set(said.values()) <= known, f"{address}:{port}: {said}"
+    return {method for method, answer in said.items() if answer == "UNAUTHENTICATED"}
 
 
 def readme_commands() -> dict[str, str]:

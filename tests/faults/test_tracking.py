@@ -316,6 +316,7 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
     assert sweep.runs()[key].data.tags["sweep.weights"] == "epoch 1"
 
 
+@pytest.mark.alone
 def test_eight_trials_of_a_hundred_metrics_a_second_are_kept_up_with(
     server: Server, proxy: Proxy, sweep: Sweep
 ) -> None:

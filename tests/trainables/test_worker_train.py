@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,12 +245,23 @@ def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memo
     assert worker._is_spent(error) is is_spent
 
 
-@pytest.mark.parametrize(("gpus", "shares"), [(0.25, [0.25]), (1.0, []), (2.0, []), (0.0, [])])
+@pytest.mark.parametrize(
+    ("gpus", "gib", "shares"),
+    [
+        (0.25, 24, [5.25 / 24]),  # its share, less what CUDA takes for the process itself
+        (0.5, 2, [0.5 / 2]),  # of a share that is little more, half
+        (1.0, 24, []),
+        (2.0, 24, []),
+        (0.0, 24, []),
+    ],
+)
 def test_a_trial_with_a_share_of_a_gpu_has_that_share_of_its_memory(
-    monkeypatch: pytest.MonkeyPatch, gpus: float, shares: list[float]
+    monkeypatch: pytest.MonkeyPatch, gpus: float, gib: int, shares: list[float]
 ) -> None:
     asked: list[float] = []
+    properties = SimpleNamespace(total_memory=gib * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
     worker._cap_memory(gpus)
     assert asked == shares
