@@ -525,6 +525,7 @@ def test_a_head_that_is_lost_with_its_disk_is_gone_on_from_the_storage(
     cluster.head.lose_disk()
     cluster.head.boot()
     assert cluster.sweep_paths("lost").ledger.exists() is False
+    cluster.down()  # or Ray takes the head for set up: the operator's machine remembers that it was
     cluster.up(3)
     (cluster.head.home / "sweep-orchestrator" / "lost.py").write_text(space)
     cluster.start("lost", "./lost.py", "--final-seeds", 0, "--resume")
