@@ -6,6 +6,7 @@ import collections
 import fcntl
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -sizes[group[item.nodeid]] if item.nodeid in group else 0)
 
 
+def once_for_all(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Any:
+    """Return what `make` returns for a new folder, made once for all processes of tests."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / f"{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = shared / f"{name}.pickle"
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(make(factory.mktemp(name))))
+        return pickle.loads(kept.read_bytes())
+
+
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> list[Any]:
-    """The table of the small sweep that nobody disturbed, made once for all processes of tests."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (shared / "unbroken.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kept = shared / "unbroken.pickle"
-        if not kept.exists():
-            cwd = tmp_path_factory.mktemp("unbroken")
-            process = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
-            assert process.returncode == 0, process.stdout + process.stderr
-            kept.write_bytes(pickle.dumps(table(SweepPaths(cwd / "results", "digits"))))
-        found = pickle.loads(kept.read_bytes())
-    assert isinstance(found, list)
+    """The table of the small sweep that nobody disturbed."""
+
+    def make(cwd: Path) -> list[Any]:
+        process = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return table(SweepPaths(cwd / "results", "digits"))
+
+    found: list[Any] = once_for_all(tmp_path_factory, "unbroken", make)
     return found

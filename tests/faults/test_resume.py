@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 from orchestrator.paths import SweepPaths
+from tests.faults.conftest import once_for_all
 from tests.integration.sweeps import (
     command,
     count_epochs,
@@ -71,6 +72,20 @@ def write_space(cwd: Path, *, rung: int = 0, low: str = "1e-4") -> None:
     (cwd / "mine.py").write_text(SPACE.format(rung=rung, low=low))
 
 
+@pytest.fixture
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, options: tuple[Any, ...]
+) -> list[Any]:
+    """The table of the sweep of `options`, left in peace."""
+
+    def make(cwd: Path) -> list[Any]:
+        write_space(cwd)
+        return unbroken(cwd, options)
+
+    found: list[Any] = once_for_all(tmp_path_factory, "unbroken-mine", make)
+    return found
+
+
 def unbroken(cwd: Path, options: tuple[Any, ...], *more: Any) -> list[Any]:
     """The table of the same sweep, left in peace."""
     process = sweep(cwd, *options, *more, "--storage", "unbroken")
@@ -79,7 +94,7 @@ def unbroken(cwd: Path, options: tuple[Any, ...], *more: Any) -> list[Any]:
 
 
 def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
-    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
+    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths, whole: list[Any]
 ) -> None:
     """Cases 27, 28, 29, 36 and 37: trials fail in their third epoch, in every attempt, for now."""
     broken = sweep(tmp_path, *options, env=failing("epoch_0002"))
@@ -103,7 +118,6 @@ def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
     third = [a for a in ledger_of(paths).attempts() if a.attempt == 3]
     assert [str(a.resumed_from)[-20:] for a in third] == ["attempt_2/epoch_0002"] * 2
     assert [row.epoch for row in rows_of(paths, trials_of(paths)[0])] == [0, 1, 2, 3]
-    whole = unbroken(tmp_path, options)
     assert curves(table(paths)) == curves(whole)[: len(whole) // 2] + curves(table(paths))[4:]
     assert one_value_per_epoch(paths) == {4}
 
@@ -215,10 +229,9 @@ def test_another_user_goes_on_with_a_sweep_that_is_theirs_now(digits_data_dir: P
 
 
 def test_a_moved_sweep_goes_on_in_its_new_place(
-    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
+    tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths, whole: list[Any]
 ) -> None:
     """From another folder, with the old one gone: trials, checkpoints, MLflow's runs and files."""
-    whole = unbroken(tmp_path, options)
     with started(tmp_path, *options) as process:
         wait_for(lambda: count_epochs(paths) >= 3, "three epochs")
         process.kill()
