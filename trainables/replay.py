@@ -44,7 +44,7 @@ class Replayed:
     def __init__(self, work: Callable[[Tensor], None], draws: torch.Generator) -> None:
         self._work, self._draws = work, draws
         self._stream = _stream(draws.device)
-        self._left = _WARM_UP_STEPS
+        self._left = _WARM_UP_STEPS  # until the capture; below 0 it failed
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rows: Tensor | None = None
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.trainables.digits_trials import (
     CPU,
+    EVERY_DRAW,
     assert_same_tensors,
     digits_config,
     learned,
@@ -28,32 +29,18 @@ CUDA = torch.device("cuda", 0)
 
 # Everything that draws random numbers or keeps state between steps.
 EVERYTHING = {
-    "variant": "cnn3_bn",
+    **EVERY_DRAW,
     "epochs": 2,
     "steps_per_epoch": 8,
     "optimizer": "adamw",
     "lr": 0.002,
     "deterministic": True,
-    "dropout": 0.3,
-    "ema_decay": 0.9,
-    "mixup_alpha": 0.2,
-    "cutmix_alpha": 1.0,
-    "hflip": True,
-    "crop_padding_px": 1,
-    "rotation_deg": 10.0,
-    "brightness": 0.2,
-    "random_erasing": 0.3,
-    "label_smoothing": 0.1,
-    "clip_grad_norm": 1.0,
-    "l2": 1e-4,
-    "weight_decay": 1e-2,
-    "warmup_epochs": 0.5,
 }
 REPLAYABLE = ["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam"]
 
 
 @pytest.fixture
-def captures(monkeypatch, caplog) -> list[bool]:
+def captures(monkeypatch) -> list[bool]:
     """Whether each graph that was asked for was captured."""
     found: list[bool] = []
     original = replay.Replayed._capture

@@ -16,6 +16,25 @@ from trainables.loop import EpochEnd
 
 CPU = torch.device("cpu")
 
+# A network and a recipe in which everything draws random numbers or keeps state.
+EVERY_DRAW: dict[str, Any] = {
+    "variant": "cnn3_bn",
+    "dropout": 0.3,
+    "ema_decay": 0.9,
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "hflip": True,
+    "crop_padding_px": 1,
+    "rotation_deg": 10.0,
+    "brightness": 0.2,
+    "random_erasing": 0.3,
+    "label_smoothing": 0.1,
+    "clip_grad_norm": 1.0,
+    "l2": 1e-4,
+    "weight_decay": 1e-2,
+    "warmup_epochs": 0.5,
+}
+
 
 def digits_config(digits_dir: Path, **values: Any) -> TrainConfig:
     """A trial of `cnn3` at 32 px with batches of 32 and two steps per epoch, unless told else.

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.golden.make import LOSSES, losses
 from tests.trainables.digits_trials import (
     CPU,
+    EVERY_DRAW,
     assert_same_tensors,
     digits_config,
     learned,
@@ -32,26 +33,7 @@ from trainables.loop import DivergedError
 from trainables.tally import Tally
 
 # Everything that draws random numbers or keeps state between epochs.
-EVERYTHING = {
-    "variant": "cnn3_bn",
-    "epochs": 4,
-    "dropout": 0.3,
-    "ema_decay": 0.9,
-    "mixup_alpha": 0.2,
-    "cutmix_alpha": 1.0,
-    "hflip": True,
-    "crop_padding_px": 1,
-    "rotation_deg": 10.0,
-    "brightness": 0.2,
-    "random_erasing": 0.3,
-    "label_smoothing": 0.1,
-    "clip_grad_norm": 1.0,
-    "l2": 1e-4,
-    "weight_decay": 1e-2,
-    "schedule": "plateau",
-    "plateau_patience_epochs": 1,
-    "warmup_epochs": 0.5,
-}
+EVERYTHING = {**EVERY_DRAW, "epochs": 4, "schedule": "plateau", "plateau_patience_epochs": 1}
 
 
 def built(config: TrainConfig, weights: dict[str, Tensor] | None = None) -> nn.Module:
