@@ -6,6 +6,7 @@ trial's end, the start of its 16 processes included.
 
 from __future__ import annotations
 
+import os
 import time
 
 from benchmarks import played
@@ -19,12 +20,13 @@ def _size(full: bool) -> tuple[int, float]:
 
 
 def ours(full: bool) -> Measure:
-    from ray.cluster_utils import Cluster
-
     from orchestrator import cluster as joined
 
-    trials, epoch_s = _size(full)
     joined.ensure_token()
+    os.environ["RAY_AUTH_MODE"] = "token"  # or the cluster's head speaks to this driver without it
+    from ray.cluster_utils import Cluster
+
+    trials, epoch_s = _size(full)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS})
     for _ in range(NODES - 1):
         cluster.add_node(num_cpus=CPUS)

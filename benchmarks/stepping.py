@@ -1,9 +1,9 @@
 """One optimizer step at 64 px: ours against the loop that most scripts have.
 
-Same network, batch of 128, AdamW. Ours is `loop.fit` on real images, timed between the ends of its
-steps, so gathering and preparing its batches counts. The opponents train one batch that lies ready.
-"stock" is float32, channels first, eager; "compiled" is channels-last with `torch.compile`, on
-CUDA with bfloat16 autocast.
+Same network, batch of 128, AdamW. Ours is the first epoch of a long `loop.fit` on real images,
+timed between the ends of its steps, so gathering and preparing its batches counts. The opponents
+train one batch that lies ready. "stock" is float32, channels first, eager; "compiled" is
+channels-last with `torch.compile`, on CUDA with bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks import documented, images
 from benchmarks.harness import Benchmark, Measure
 
 BATCH = 128
+EPOCHS = 400  # of which one is begun: a training that is long enough to be compiled on a GPU
 _WARM_UP_STEPS = 5
 
 
@@ -34,7 +35,7 @@ def ours(variant: str, full: bool) -> Measure:
         variant=variant,
         dataset="tinyimagenet",
         dataset_fingerprint=data.load_manifest(folder).fingerprint,
-        epochs=1,
+        epochs=EPOCHS,
         seed=0,
         side_px=images.SIDE_PX,
         batch_size=BATCH,

@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 # Raised when the meaning of a field changes, so that old results are not mistaken for new.
-SIGNATURE_SCHEMA = 3
+SIGNATURE_SCHEMA = 4
 
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"]
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
@@ -96,7 +96,7 @@ class TrainConfig:
     # How it is computed; numerics depend on it.
     precision: Precision = "auto"  # auto: bfloat16 where it is faster, see forward.py
     channels_last: bool = True
-    compile: bool = False
+    compile: Literal["auto", True, False] = "auto"  # auto: see compiling.py
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
     threads: int = 1  # CPU threads of one worker
     workers: int = 1  # data-parallel workers

@@ -21,7 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables import augment, checkpoint, data, forward, freezing, models, optim, replay
+from trainables import (
+    augment,
+    checkpoint,
+    compiling,
+    data,
+    forward,
+    freezing,
+    models,
+    optim,
+    replay,
+)
 from trainables.averaging import averaging
 from trainables.config import TrainConfig
 from trainables.metrics import EpochMetrics
@@ -160,19 +170,21 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         started = time.perf_counter()
         _reset_peak(device)
         is_frozen = epoch < config.freeze_epochs
+        model.train()
+        if is_frozen:
+            freezing.hold_statistics(model)
         if epoch in (first_epoch, config.freeze_epochs):
             for weight in backbone:
                 weight.requires_grad_(not is_frozen)
             if epoch == config.freeze_epochs:
                 optim.forget_idle_steps(optimizer)
-            stepped = _ready(config, model, device)
-            if replay.can_replay(config, device, store.is_resident):
+            can_replay = replay.can_replay(config, device, store.is_resident)
+            is_compiled = compiling.is_repaid(config, steps, can_replay)
+            stepped = _ready(config, model, device, is_compiled, manifest.channels)
+            if can_replay:
                 take_step = replay.Replayed(step, draws)
 
         # Train.
-        model.train()
-        if is_frozen:
-            freezing.hold_statistics(model)
         torch.manual_seed(data.derived_seed(config.seed, "layers", epoch, rank))
         draws.manual_seed(data.derived_seed(config.seed, "augment", epoch, rank))
         tally.reset()
@@ -299,7 +311,7 @@ def _optimize(
     """One optimizer step on the whole batch, in micro-batches where the attempt asks for them."""
     optimizer.zero_grad(set_to_none=True)
     # Parts of nearly equal size: batch norm cannot train on a single image that is left over.
-    num_parts = math.ceil(len(images) / (config.micro_batch_size or len(images)))
+    num_parts = _num_parts(config, len(images))
     parts = zip(images.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True)
     for number, (part, wanted) in enumerate(parts, start=1):
         # Data-parallel workers add up their gradients once, with the last part.
@@ -320,6 +332,10 @@ def _optimize(
     if config.clip_grad_norm:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
     optimizer.step()
+
+
+def _num_parts(config: TrainConfig, num_images: int) -> int:
+    return math.ceil(num_images / (config.micro_batch_size or num_images))
 
 
 def _keep_only(folder: Path, epochs: set[int]) -> None:
@@ -345,22 +361,31 @@ def _workers() -> int:
 
 
 def _ready(
-    config: TrainConfig, model: nn.Module, device: torch.device
+    config: TrainConfig, model: nn.Module, device: torch.device, is_compiled: bool, channels: int
 ) -> Callable[[Tensor], Tensor]:
     """Return what is called in a training step: the model, its workers joined, compiled if asked.
 
     Anew after the backbone thaws, because joined workers exchange the gradients of those weights
     alone that were trainable when they were joined.
     """
-    stepped: Callable[[Tensor], Tensor] = model
     if config.workers > 1:
         devices = [device] if device.type == "cuda" else None
-        stepped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
-    if config.compile:
-        # Shapes are fixed and a warm process compiles for many models. Left to itself torch would
-        # make shapes dynamic and then stop compiling, so results would depend on earlier trials.
-        stepped = torch.compile(stepped, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]
-    return stepped
+        joined = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        return compiling.compiled(joined) if is_compiled else joined
+    if not is_compiled:
+        return model
+    if config.compile is True:
+        return compiling.compiled(model)
+    size = math.ceil(config.batch_size / _num_parts(config, config.batch_size))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    images = torch.zeros(size, channels, config.side_px, config.side_px, device=device)
+    images = images.contiguous(memory_format=layout)
+
+    def loss_of(stepped: Callable[[Tensor], Tensor]) -> Tensor:
+        with forward.autocast(config, device):
+            return stepped(images).float().sum()
+
+    return compiling.compiled_if_possible(model, loss_of)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -50,7 +50,19 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     from trainables import loop
 
     device = forward.default_device()
-    short = replace(config, epochs=1, steps_per_epoch=_STEPS, workers=1, freeze_epochs=0)
+    labels = data.open_split(dataset, "train")[1]
+    train, val = data.split_indices(labels, config.validation_fraction, config.split_seed)
+    steps = data.steps_in_epoch(len(train), config.batch_size)
+    trained = min(steps, _STEPS)
+    steps_in_all = config.epochs * min(steps, config.steps_per_epoch or steps)
+    short = replace(
+        config,
+        # Of as many steps in all, so that it is compiled where the whole training is.
+        epochs=max(config.epochs, math.ceil(steps_in_all / trained)),
+        steps_per_epoch=_STEPS,
+        workers=1,
+        freeze_epochs=0,
+    )
     ends: list[float] = []
 
     def on_step() -> None:
@@ -59,11 +71,7 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        (epoch,) = loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step)
-    labels = data.open_split(dataset, "train")[1]
-    train, val = data.split_indices(labels, config.validation_fraction, config.split_seed)
-    steps = data.steps_in_epoch(len(train), config.batch_size)
-    trained = min(steps, _STEPS)
+        epoch = next(loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step))
     gaps = [after - before for before, after in itertools.pairwise(ends)]
     training = gaps[: trained - 1]
     # With one step or two there is nothing but the epoch's own figure to go by.

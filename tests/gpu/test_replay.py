@@ -16,13 +16,15 @@ from tests.trainables.digits_trials import (
     learned,
     tensors_of,
 )
-from trainables import checkpoint, loop, replay, worker
+from trainables import checkpoint, compiling, loop, replay, worker
 from trainables.config import TrainConfig
 from trainables.loop import EpochEnd
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # What torch before 2.12 warns of when it compiles; a warning is a failure here.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
 
 CUDA = torch.device("cuda", 0)
@@ -87,6 +89,8 @@ def test_replayed_steps_equal_those_taken_one_by_one(
         {"freeze_epochs": 1, "variant": "efficientnet_b0"},
         {"layer_decay": 0.8, "variant": "efficientnet_b0"},
         {"channels_last": False},
+        {"compile": True},
+        {"compile": True, "precision": "bfloat16", "variant": "test_efficientnet"},
     ],
     ids="-".join,
 )
@@ -158,6 +162,22 @@ def test_a_step_of_every_kind_of_network_can_be_captured(digits_dir, captures, c
     assert caplog.records == []
 
 
+def test_a_long_training_is_compiled_and_learns_as_one_that_is_not(
+    digits_dir, monkeypatch, captures, caplog
+):
+    monkeypatch.setattr(compiling, "REPAID_AFTER_STEPS", 16)
+    options = {"variant": "test_efficientnet", "steps_per_epoch": 8, "optimizer": "adamw"}
+    with caplog.at_level(logging.INFO, "trainables"):
+        compiled, plain = (
+            train(digits_config(digits_dir, **options, lr=1e-3, compile=compile_), digits_dir)
+            for compile_ in ("auto", False)
+        )
+    assert caplog.text.count("Compiled in") == 1
+    assert captures == [True, True]
+    for mine, theirs in zip(learned(compiled), learned(plain), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2)
+
+
 def test_what_cannot_be_captured_goes_on_step_by_step(
     digits_dir, tmp_path, monkeypatch, captures, caplog
 ):
@@ -193,10 +213,12 @@ def test_the_host_does_not_wait_within_an_epoch(digits_dir):
     assert steps >= 12
 
 
-def test_trials_leave_no_memory_behind(digits_dir):
+@pytest.mark.parametrize("compile_", [False, True])
+def test_trials_leave_no_memory_behind(digits_dir, compile_):
     held = []
     for seed in range(6):
-        train(digits_config(digits_dir, **{**EVERYTHING, "seed": seed}), digits_dir)
+        options = {**EVERYTHING, "seed": seed, "compile": compile_}
+        train(digits_config(digits_dir, **options), digits_dir)
         gc.collect()
         torch.cuda.empty_cache()
         held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
