@@ -80,7 +80,7 @@ def ray_tune(full: bool) -> Measure:
             "batch_size": tune.choice([32, 64, 128]),
             "optimizer": tune.choice(["sgd", "adamw"]),
         },
-        trials=200 if full else 12,
+        trials=200 if full else 8,
         concurrent=2,
         storage=scratch() / "tune",
         metric="val_top1",

@@ -1,7 +1,7 @@
 """What each further trial beside a first one takes of the host's memory.
 
-Small CNN on the real images, one and then three trials at a time; half of the difference of what
-all processes held at most, shared pages counted once.
+Small CNN on the real images, ten steps each, one and then three trials at a time; half of the
+difference of what all processes held at most, shared pages counted once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _further(run: Callable[..., float]) -> Measure:
     held = {}
     for trials in (1, 1 + FURTHER):
         peak = PeakMemory(os.getpid())
-        run(trials=trials, concurrent=trials, epochs=1, cpus=1 + FURTHER)
+        run(trials=trials, concurrent=trials, steps=10, cpus=1 + FURTHER)
         peak.stop()
         held[trials] = peak.gib
     each = (held[1 + FURTHER] - held[1]) / FURTHER

@@ -16,7 +16,7 @@ NODES, CPUS = 4, 4
 
 
 def _size(full: bool) -> tuple[int, float]:
-    return (1_000, 10.0) if full else (160, 4.0)
+    return (1_000, 10.0) if full else (96, 4.0)
 
 
 def ours(full: bool) -> Measure:

@@ -12,25 +12,25 @@ from benchmarks.harness import RESULTS, Benchmark, amount
 def table(benchmarks: Sequence[Benchmark]) -> str:
     """Return Markdown: a row per benchmark and kind of machine that was measured."""
     lines = [
-        "| what | ours | ratio to (least to most), goal | of what the machine allows |",
-        "| --- | --- | --- | --- |",
+        "| what | ours | ratio to (least to most), goal | of what the machine allows | machine |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for benchmark in benchmarks:
         found = latest(benchmark.name)
         if not found:
-            lines.append(f"| {benchmark.title} | not measured | | |")
+            lines.append(f"| {benchmark.title} | not measured | | | |")
         lines += [_row(benchmark, line) for line in found]
     return "\n".join(lines)
 
 
 def latest(name: str) -> list[dict[str, Any]]:
-    """Return the last result of a benchmark for each kind of machine, those with a GPU last."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return a benchmark's last result for each GPU or none, at each size, those with a GPU last."""
+    found: dict[tuple[str, bool], dict[str, Any]] = {}
     for text in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
         line = json.loads(text)
         if line["benchmark"] == name:
-            found[line["machine"]["gpu"] or ""] = line
-    return [found[gpu] for gpu in sorted(found)]
+            found[line["machine"]["gpu"] or "", line["full"]] = line
+    return [found[key] for key in sorted(found)]
 
 
 def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
@@ -53,10 +53,9 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     facts = [f"{name} {_number(fact)}" for name, fact in ours[-1]["facts"].items()]
     if facts:
         value += f" ({', '.join(facts)})"
-    title = (
-        f"{benchmark.title}{f' ({gpu})' if gpu else ''}, `python -m benchmarks {benchmark.name}`"
-    )
-    return f"| {title} | {value} | {'; '.join(ratios)} | {share} |"
+    command = f"python -m benchmarks {benchmark.name}{' --full' if line['full'] else ''}"
+    where = gpu or f"{line['machine']['cores']} cores, {line['machine']['processor']}"
+    return f"| {benchmark.title}, `{command}` | {value} | {'; '.join(ratios)} | {share} | {where} |"
 
 
 def _x(ratio: float) -> str:

@@ -60,7 +60,7 @@ def torch_trainer(full: bool) -> Measure:
 
 def tune_function(full: bool) -> Measure:
     """Ray Tune with a plain function."""
-    return _under_tune(documented.train_function, trials=50 if full else 5, actor_cpus=1)
+    return _under_tune(documented.train_function, trials=50 if full else 3, actor_cpus=1)
 
 
 def optuna_alone(full: bool) -> Measure:

@@ -68,20 +68,22 @@ def test_ratios_are_of_the_same_repetition_and_their_median_counts(results: Path
 
 def test_the_table_says_which_goals_were_missed_and_what_was_not_measured(results: Path) -> None:
     mine = benchmark(at_most=1.5)
-    assert "| a title | not measured | | |" in table.table([mine])
+    assert "| a title | not measured | | | |" in table.table([mine])
     harness.run(mine, full=False, repetitions=3, say=lambda text: None)
     row = table.table([mine]).splitlines()[-1]
     assert "2 s per thing, goal 1.5 s: missed" in row
     assert "slow: 4x (3x to 5x), goal 3x; fast: 0.5x (0.5x to 1x), goal 2x: missed" in row
 
 
-def test_of_each_kind_of_machine_the_last_result_counts(results: Path) -> None:
+def test_of_each_kind_of_machine_and_size_the_last_result_counts(results: Path) -> None:
     lines = [
-        {"benchmark": "mine", "machine": {"gpu": gpu}, "ours": number}
-        for number, gpu in enumerate([None, "H200", None, "H200"])
+        {"benchmark": "mine", "machine": {"gpu": gpu}, "full": full, "ours": number}
+        for number, (gpu, full) in enumerate(
+            [(None, False), ("H200", False), (None, True), (None, False), ("H200", False)]
+        )
     ]
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [line["ours"] for line in table.latest("mine")] == [2, 3]
+    assert [line["ours"] for line in table.latest("mine")] == [3, 2, 4]
 
 
 def test_a_contender_runs_in_a_process_of_its_own() -> None:

@@ -23,7 +23,7 @@ from trainables.loop import EpochEnd
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    # What torch before 2.12 warns of when it compiles; a warning is a failure here.
+    # Older versions of torch warn of it when they compile, and a warning is a failure here.
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
 
