@@ -24,7 +24,7 @@ def table(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def latest(name: str) -> list[dict[str, Any]]:
-    """Return a benchmark's last result for each GPU or none, at each size, those with a GPU last."""
+    """Return a benchmark's last result for each GPU and size; those without a GPU come first."""
     found: dict[tuple[str, bool], dict[str, Any]] = {}
     for text in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
         line = json.loads(text)

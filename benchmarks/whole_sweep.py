@@ -1,7 +1,8 @@
 """A whole sweep from the command to its end, to the same number of trial-epochs.
 
 Small CNN on the real images, TPE, two trials at a time with one thread each, metrics in an MLflow
-SQLite store. An epoch is 30 steps, with `--full` all of the images. Ours also saves a checkpoint of every epoch, keeps a ledger and writes its report.
+SQLite store. An epoch is 30 steps, with `--full` all of the images. Ours also saves a checkpoint of
+every epoch, keeps a ledger and writes its report.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace(
     name="whole", dataset="tinyimagenet", variants=("cnn3",), trials={trials}, side="native",
-    base={{"epochs": 1, "steps_per_epoch": {steps}, "hflip": True, "optimizer": "adamw", "schedule": "constant"}},
+    base={{
+        "epochs": 1, "steps_per_epoch": {steps}, "hflip": True,
+        "optimizer": "adamw", "schedule": "constant",
+    }},
     params={{
         "lr": FloatDistribution(1e-4, 1e-2, log=True),
         "dropout": FloatDistribution(0.0, 0.5),
