@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--full", action="store_true", help="full sizes; hours")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="of each row")
     parser.add_argument("--table", action="store_true", help="print what was measured last")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
         harness.run(
             benchmark,
             full=arguments.full,
-            repetitions=arguments.repetitions,
+            repetitions=arguments.repetitions or benchmark.repetitions,
             say=lambda text: print(text, flush=True),
         )
 

@@ -42,4 +42,5 @@ BENCHMARK = Benchmark(
     quantity="GiB",
     contenders={"ours": ours, "Ray Tune + TorchTrainer": torch_trainer},
     goals={"Ray Tune + TorchTrainer": 10},
+    repetitions=1,
 )

@@ -24,13 +24,18 @@ def table(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def latest(name: str) -> list[dict[str, Any]]:
-    """Return a benchmark's last result for each GPU and size; those without a GPU come first."""
-    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    """Return a benchmark's last result for each machine and size; those with a GPU come last."""
+    found: dict[tuple[bool, str, bool], dict[str, Any]] = {}
     for text in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
         line = json.loads(text)
         if line["benchmark"] == name:
-            found[line["machine"]["gpu"] or "", line["full"]] = line
+            found[line["machine"]["gpu"] is not None, _machine(line), line["full"]] = line
     return [found[key] for key in sorted(found)]
+
+
+def _machine(line: dict[str, Any]) -> str:
+    machine = line["machine"]
+    return machine["gpu"] or f"{machine['cores']} cores, {machine['processor']}"
 
 
 def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
@@ -54,8 +59,8 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     if facts:
         value += f" ({', '.join(facts)})"
     command = f"python -m benchmarks {benchmark.name}{' --full' if line['full'] else ''}"
-    where = gpu or f"{line['machine']['cores']} cores, {line['machine']['processor']}"
-    return f"| {benchmark.title}, `{command}` | {value} | {'; '.join(ratios)} | {share} | {where} |"
+    cells = (f"{benchmark.title}, `{command}`", value, "; ".join(ratios), share, _machine(line))
+    return f"| {' | '.join(cells)} |"
 
 
 def _x(ratio: float) -> str:

@@ -76,7 +76,7 @@ def optuna_alone(full: bool) -> Measure:
         )
         return ends[-1]["loss"]
 
-    optuna.create_study().optimize(objective, n_trials=200)
+    optuna.create_study().optimize(objective, n_trials=50)
     return Measure(values=_gaps(ends))
 
 

@@ -179,6 +179,9 @@ class _Jobs:
                 failure_class=_failure_class(result),
                 failure_text=result.get("failure_text"),
             )
+            # Nothing follows: one round trip less until the next trial may have the process. What
+            # failed goes on, to raise where its process is spent.
+            return self.watchdog.by_step and result["outcome"] != "failed"
         return False
 
     def free_place(self, tune_id: str) -> None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,14 +117,22 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 def is_faster_in_bfloat16(variant: str, device: torch.device) -> bool:
     """Return whether a network trains faster in bfloat16 than in float32 on a device.
 
-    On a CUDA device every one does. On a CPU whose instructions multiply bfloat16, networks of
-    plain convolutions do: 1.4 to 2.3 times for `cnn2`, `cnn3`, `cnn3_bn` and `cnn6`, 1.3 to 1.8 for
-    ResNet-50, batches of 32 and 64 at 64 px on 1 and 2 cores of an AMD EPYC with AVX-512 BF16.
-    Depthwise convolutions do not: EfficientNet-B0 took 1.7 times as long there, and longer too on
-    a Xeon with AMX.
+    On a CUDA device every one does. On a CPU whose instructions multiply bfloat16 faster, networks
+    of plain convolutions do: 1.4 to 2.3 times for `cnn2`, `cnn3`, `cnn3_bn` and `cnn6`, 1.3 to 1.8
+    for ResNet-50, batches of 32 and 64 at 64 px on 1 and 2 cores of an AMD EPYC with AVX-512 BF16.
+    With the same instructions, but without AMX, an Intel Xeon (model 207, 2 cores, batches of 128)
+    took 1.2 times as long for `cnn2` and `cnn3`. Depthwise convolutions are slower everywhere:
+    EfficientNet-B0 took 1.7 times as long on the EPYC, and longer too on a Xeon with AMX.
     """
     if device.type == "cuda":
         return True
     able = torch.cpu.get_capabilities()
-    has_instructions = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-    return bool(has_instructions) and models.has_plain_convolutions(variant)
+    is_faster = able.get("amx_bf16", False) or (able.get("avx512_bf16", False) and _is_amd())
+    return bool(is_faster) and models.has_plain_convolutions(variant)
+
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False

@@ -75,15 +75,23 @@ def test_the_table_says_which_goals_were_missed_and_what_was_not_measured(result
     assert "slow: 4x (3x to 5x), goal 3x; fast: 0.5x (0.5x to 1x), goal 2x: missed" in row
 
 
-def test_of_each_kind_of_machine_and_size_the_last_result_counts(results: Path) -> None:
+def test_of_each_machine_and_size_the_last_result_counts(results: Path) -> None:
+    machines = [("EPYC", None), ("Xeon", "H200"), ("EPYC", None), ("Xeon", None), ("EPYC", "H200")]
     lines = [
-        {"benchmark": "mine", "machine": {"gpu": gpu}, "full": full, "ours": number}
-        for number, (gpu, full) in enumerate(
-            [(None, False), ("H200", False), (None, True), (None, False), ("H200", False)]
-        )
+        {
+            "benchmark": "mine",
+            "machine": {"processor": processor, "cores": 2, "gpu": gpu},
+            "full": number == 2,
+            "ours": number,
+        }
+        for number, (processor, gpu) in enumerate(machines)
     ]
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [line["ours"] for line in table.latest("mine")] == [3, 2, 4]
+    assert [line["ours"] for line in table.latest("mine")] == [0, 2, 3, 4]
+    results.write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | {"ours": 5}])
+    )
+    assert [line["ours"] for line in table.latest("mine")] == [5, 2, 3, 4]
 
 
 def test_a_contender_runs_in_a_process_of_its_own() -> None:

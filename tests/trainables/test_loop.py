@@ -441,10 +441,11 @@ def test_bfloat16_runs_on_a_cpu_and_stays_near_float32(digits_dir, tmp_path):
 
 
 @pytest.fixture
-def cpu_that_can(monkeypatch) -> Iterator[Callable[[str], None]]:
-    """Make the processor one that can do just this."""
+def cpu_that_can(monkeypatch) -> Iterator[Callable[[str, bool], None]]:
+    """Make the processor one that can do just this, of AMD or not."""
 
-    def can(what: str) -> None:
+    def can(what: str, is_amd: bool) -> None:
+        monkeypatch.setattr(forward, "_is_amd", lambda: is_amd)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {what: True})
         forward.is_faster_in_bfloat16.cache_clear()
 
@@ -454,18 +455,19 @@ def cpu_that_can(monkeypatch) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.parametrize(
-    ("variant", "what", "precision"),
+    ("variant", "what", "is_amd", "precision"),
     [
-        ("cnn3", "avx2", "float32"),
-        ("cnn3", "avx512_bf16", "bfloat16"),
-        ("cnn3", "amx_bf16", "bfloat16"),
-        ("efficientnet_b0", "avx512_bf16", "float32"),
+        ("cnn3", "avx2", True, "float32"),
+        ("cnn3", "avx512_bf16", True, "bfloat16"),
+        ("cnn3", "avx512_bf16", False, "float32"),
+        ("cnn3", "amx_bf16", False, "bfloat16"),
+        ("efficientnet_b0", "avx512_bf16", True, "float32"),
     ],
 )
 def test_auto_precision_on_a_cpu_is_bfloat16_where_that_is_faster(
-    digits_dir, cpu_that_can, variant, what, precision
+    digits_dir, cpu_that_can, variant, what, is_amd, precision
 ):
-    cpu_that_can(what)
+    cpu_that_can(what, is_amd)
     auto, chosen, other = (
         learned(
             train(digits_config(digits_dir, variant=variant, epochs=1, precision=p), digits_dir)
