@@ -24,7 +24,7 @@ from typing import Any, Literal
 from orchestrator.errors import OrchestratorError
 from trainables.metrics import METRIC_NAMES
 
-SCHEMA = 4
+SCHEMA = 5  # of the tables, and of the signatures in them
 
 TrialStatus = Literal["planned", "running", "complete", "stopped", "diverged", "failed"]
 # A final trial trains the best configuration of its variant's search again, with another seed.
