@@ -55,7 +55,8 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
         value += f", goal {amount(benchmark.at_most, line['quantity'])}{missed}"
     share = "" if line["of_limit"] is None else f"{line['of_limit']:.0%}"
     ours = line["measured"][next(iter(benchmark.contenders))]
-    facts = [f"{name} {_number(fact)}" for name, fact in ours[-1]["facts"].items()]
+    usual = sorted(ours, key=lambda one: one["median"])[len(ours) // 2]
+    facts = [f"{name} {_number(fact)}" for name, fact in usual["facts"].items()]
     if facts:
         value += f" ({', '.join(facts)})"
     command = f"python -m benchmarks {benchmark.name}{' --full' if line['full'] else ''}"

@@ -179,9 +179,10 @@ class _Jobs:
                 failure_class=_failure_class(result),
                 failure_text=result.get("failure_text"),
             )
-            # Nothing follows: one round trip less until the next trial may have the process. What
-            # failed goes on, to raise where its process is spent.
-            return self.watchdog.by_step and result["outcome"] != "failed"
+            # Nothing follows: one round trip less until the next trial may have the process. Other
+            # ends go on: a diverged trial's log is not stored yet, a failed one's process may be
+            # spent.
+            return self.watchdog.by_step and result["outcome"] == "complete"
         return False
 
     def free_place(self, tune_id: str) -> None:

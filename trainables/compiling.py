@@ -1,9 +1,9 @@
 """`torch.compile` for trainings that are long enough to repay it; holds no state of its own.
 
-Compiled is what comes before a network's head, because no hyperparameter that trials usually differ
-in is part of it: dropout is in the head, learning rate, weight decay and label smoothing are in
-the optimizer and the loss. A process compiles once for all its trials of one network and batch
-size, and torch keeps the result on disk for the next process.
+Compiled is what comes before a network's head. Of what trials usually differ in, `drop_path` alone is
+part of it: dropout is in the head, learning rate, weight decay and label smoothing are in the
+optimizer and the loss. A process compiles once for all its trials of one network and batch size, and
+torch keeps the result on disk for the next process.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ log = logging.getLogger(__name__)
 def is_repaid(config: TrainConfig, steps: int, can_replay: bool) -> bool:
     """Return whether a training of `steps` steps per epoch is to be compiled.
 
-    "auto" compiles long trainings whose steps are replayed as CUDA graphs, unless they must be
-    deterministic: how a compiled sum is split is chosen by timing.
+    "auto" compiles long trainings whose steps are replayed as CUDA graphs, with exceptions. Those
+    that must be deterministic: how a compiled sum is split is chosen by timing. Those with
+    `drop_path`: its rate is part of the graph, so that every rate would be compiled anew. Those
+    with mixup or CutMix: their images come in another memory format, which is another graph.
     """
     if config.compile == "auto":
         is_long = config.epochs * steps >= REPAID_AFTER_STEPS
-        return can_replay and is_long and not config.deterministic
+        has_one_graph = not (config.drop_path or config.mixup_alpha or config.cutmix_alpha)
+        return can_replay and is_long and has_one_graph and not config.deterministic
     return config.compile
 
 
