@@ -1,9 +1,9 @@
 """`torch.compile` for trainings that are long enough to repay it; holds no state of its own.
 
-Compiled is what comes before a network's head. Of what trials usually differ in, `drop_path` alone is
-part of it: dropout is in the head, learning rate, weight decay and label smoothing are in the
-optimizer and the loss. A process compiles once for all its trials of one network and batch size, and
-torch keeps the result on disk for the next process.
+Compiled is what comes before a network's head. Of what trials usually differ in, `drop_path`
+alone is part of it: dropout is in the head, learning rate, weight decay and label smoothing are in
+the optimizer and the loss. A process compiles once for all its trials of one network and batch
+size, and torch keeps the result on disk for the next process.
 """
 
 from __future__ import annotations
