@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from trainables.config import TrainConfig
 
-# On an H200 EfficientNet-B0 at 64 px, batch 128, took 70 s to compile, and 4.0 ms per step instead
-# of 5.9 ms, both replayed as CUDA graphs: repaid after 37,000 steps, and after some 3,000 where
-# the cache on disk had it. Larger networks take longer to compile and save more per step. Usually
-# several trials share what was compiled.
+# EfficientNet-B0 at 64 px, batch 128, on an H200: its first step came after 81 s, 27 s where the
+# cache on disk had it and 22 s uncompiled; a step, replayed as a CUDA graph, took 4.0 ms instead of
+# 5.9 ms. That is repaid after 31,000 and 2,600 steps. Larger networks take longer to compile and
+# save more per step.
 REPAID_AFTER_STEPS = 30_000
 
 # Networks and batch sizes that one process may compile, and one network frozen and thawed.

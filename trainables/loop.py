@@ -179,6 +179,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             if epoch == config.freeze_epochs:
                 optim.forget_idle_steps(optimizer)
             can_replay = replay.can_replay(config, device, store.is_resident)
+            take_step = step  # a graph of the frozen network would keep its memory
             is_compiled = compiling.is_repaid(config, steps, can_replay)
             stepped = _ready(config, model, device, is_compiled, manifest.channels)
             if can_replay:
