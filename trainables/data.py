@@ -7,6 +7,7 @@ trial on a warm worker finds its data in place.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -143,11 +144,11 @@ def split_indices(
     Raises:
         DatasetError: no class has two images, so there is nothing to split.
     """
-    from sklearn.model_selection import train_test_split
-
     everything = np.arange(len(labels))
     if fraction == 0:
         return everything, everything[:0]
+    from sklearn.model_selection import train_test_split
+
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     (rows,) = np.nonzero(counts[classes] > 1)
     if not len(rows):
@@ -159,6 +160,41 @@ def split_indices(
     size = max(round(fraction * len(rows)), int(np.sum(counts > 1)))
     _, val = train_test_split(rows, test_size=size, random_state=seed, stratify=labels[rows])
     return np.setdiff1d(everything, val), np.sort(val)
+
+
+@functools.lru_cache(maxsize=8)
+def training_and_validation_rows(
+    folder: Path, fingerprint: str, fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return `split_indices` of a prepared dataset's training part, found once per machine.
+
+    It is kept beside the dataset, where that can be written: scikit-learn takes every new process
+    a second and 50 MB.
+
+    Args:
+        folder: of the prepared dataset.
+        fingerprint: the dataset's; a split of another one is not taken.
+        fraction: share of the images that validate, 0 to 0.5.
+        seed: of the split.
+
+    Raises:
+        DatasetError: as `open_split` and `split_indices`.
+    """
+    labels = open_split(folder, "train")[1]
+    path = folder / f"validation-{fraction}-{seed}.{fingerprint}.npy"
+    try:
+        val = np.load(path, allow_pickle=False)
+        if val.dtype == np.int64 and val.ndim == 1 and np.isin(val, np.arange(len(labels))).all():
+            return np.setdiff1d(np.arange(len(labels)), val), val
+    except (EOFError, OSError, ValueError):
+        pass  # not there yet, or damaged
+    train, val = split_indices(labels, fraction, seed)
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    with contextlib.suppress(OSError):  # read-only, or full: the next process finds it again
+        with temporary.open("wb") as file:
+            np.save(file, val)
+        temporary.replace(path)
+    return train, val
 
 
 @dataclass(frozen=True, slots=True)

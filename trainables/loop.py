@@ -109,8 +109,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     store = data.open_store(dataset, "train", device, resident_share)
     train_rows, val_rows = (
         torch.from_numpy(rows).to(store.images.device)
-        for rows in data.split_indices(
-            data.open_split(dataset, "train")[1], config.validation_fraction, config.split_seed
+        for rows in data.training_and_validation_rows(
+            dataset, manifest.fingerprint, config.validation_fraction, config.split_seed
         )
     )
     num_classes = len(manifest.class_names)

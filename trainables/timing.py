@@ -50,8 +50,9 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     from trainables import loop
 
     device = forward.default_device()
-    labels = data.open_split(dataset, "train")[1]
-    train, val = data.split_indices(labels, config.validation_fraction, config.split_seed)
+    train, val = data.training_and_validation_rows(
+        dataset, config.dataset_fingerprint, config.validation_fraction, config.split_seed
+    )
     steps = data.steps_in_epoch(len(train), config.batch_size)
     trained = min(steps, _STEPS)
     steps_in_all = config.epochs * min(steps, config.steps_per_epoch or steps)

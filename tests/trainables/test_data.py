@@ -1,8 +1,11 @@
 """Reading prepared datasets: views without copies, splits, orders, batches, and damaged folders."""
 
+import errno
+import io
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,13 @@ ORDER = {"seed": 3, "epoch": 2}
 def batches(rows, **values):
     options = {"batch_size": 8, **ORDER, "rank": 0, "workers": 1, **values}
     return [batch.tolist() for batch in data.train_batches(rows, **options)]
+
+
+def of_rows(*rows) -> bytes:
+    """Return a NumPy file with these row numbers."""
+    file = io.BytesIO()
+    np.save(file, np.array(rows))
+    return file.getvalue()
 
 
 def copied(digits_dir: Path, folder: Path) -> Path:
@@ -188,6 +198,41 @@ def test_tiny_classes_can_be_split(sizes, fraction):
 def test_classes_of_one_image_each_cannot_be_split():
     with pytest.raises(data.DatasetError, match="needs a class with two images or more"):
         data.split_indices(np.arange(5), 0.1, 0)
+
+
+def test_a_split_that_was_found_once_is_read_by_other_processes(digits_dir, tmp_path, monkeypatch):
+    folder = copied(digits_dir, tmp_path)
+    fingerprint = data.load_manifest(folder).fingerprint
+    labels = data.open_split(folder, "train")[1]
+
+    def rows(fraction=0.1):
+        data.training_and_validation_rows.cache_clear()  # as in a new process
+        return data.training_and_validation_rows(folder, fingerprint, fraction, 3)
+
+    expected = data.split_indices(labels, 0.1, 3)
+    for _ in range(2):  # found, then read
+        for part, same in zip(rows(), expected, strict=True):
+            assert np.array_equal(part, same)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "split_indices", None)
+        assert np.array_equal(rows()[1], expected[1])
+        with pytest.raises(TypeError):
+            rows(0.2)  # another split
+    (file,) = folder.glob("validation-*.npy")
+    for damaged in (b"", file.read_bytes()[:200], of_rows(9_999_999), of_rows(0.5)):
+        file.write_bytes(damaged)
+        assert np.array_equal(rows()[1], expected[1])
+    assert [path.name for path in folder.glob("*validation-*")] == [file.name]
+
+
+def test_a_split_is_found_where_nothing_can_be_written(digits_dir, tmp_path, monkeypatch):
+    folder = copied(digits_dir, tmp_path)
+    fingerprint = data.load_manifest(folder).fingerprint
+    monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.EROFS, "read-only")))
+    val = data.training_and_validation_rows(folder, fingerprint, 0.1, 4)[1]
+    monkeypatch.undo()
+    assert np.array_equal(val, data.split_indices(data.open_split(folder, "train")[1], 0.1, 4)[1])
+    assert not list(folder.glob("*validation-*"))
 
 
 # --- orders --------------------------------------------------------------------------------------
