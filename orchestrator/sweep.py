@@ -480,4 +480,4 @@ def _outcome(conductor: Conductor, interrupted: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run_and_leave(main)

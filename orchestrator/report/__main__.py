@@ -1,8 +1,7 @@
 """`python -m orchestrator.report`."""
 
-import sys
-
+from orchestrator.process import run_and_leave
 from orchestrator.report import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(main)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 DRIVER = """
 import subprocess, time
 from orchestrator.process import Interruption, signals_set
@@ -45,3 +47,42 @@ def test_the_third_signal_ends_the_driver_and_all_that_it_started():
         time.sleep(0.05)
     assert [is_alive(pid) for pid in started] == [False, False]
     driver.stdout.close()
+
+
+COMMAND = """
+import atexit, sys
+from orchestrator.process import run_and_leave
+
+class Kept:
+    def __del__(self):
+        sys.__stdout__.write("taken apart")
+
+def main():
+    global kept
+    kept = Kept()
+    print("half a line", end="")
+    atexit.register(print, ", the end")
+    {end}
+
+run_and_leave(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "is_taken_apart", "error"),
+    [
+        ("return 0", 0, False, ""),
+        ("return 3", 3, False, ""),
+        ("sys.exit(2)", 2, True, ""),  # as argparse has it
+        ("raise ValueError('why')", 1, True, "ValueError: why\n"),
+    ],
+)
+def test_a_command_leaves_with_its_status_all_it_printed_and_no_teardown(
+    end, status, is_taken_apart, error
+):
+    command = [sys.executable, "-c", COMMAND.format(end=end)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert ended.stdout == "half a line, the end\n" + "taken apart" * is_taken_apart
+    assert ended.stderr.endswith(error)
+    assert bool(ended.stderr) == bool(error)
