@@ -19,7 +19,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,14 +58,17 @@ class ZipMember:
     crc: int
     deflated: bool
 
-    def read(self) -> bytes:
+    def read(self, archive: IO[bytes] | None = None) -> bytes:
         """Return its content.
+
+        Args:
+            archive: the open archive, where many members are read; None opens it.
 
         Raises:
             ValueError: it is not what the archive's directory says; the message begins with a verb.
         """
         raw = name = b""
-        with self.archive.open("rb", buffering=0) as file:
+        with nullcontext(archive) if archive else self.archive.open("rb", buffering=0) as file:
             file.seek(self.at)
             header = file.read(_LOCAL_HEADER.size)
             if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):

@@ -103,7 +103,7 @@ def read_tinyimagenet(source: Path) -> Contents:
         UsageError: an unknown class, a missing or unlisted file, or another layout.
     """
     names = member_names(source)
-    lists = [name for name in names if PurePosixPath(name).name == "wnids.txt"]
+    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
     if not lists:
         raise _layout(source, "Tiny ImageNet", "wnids.txt")
     root = min(lists, key=len).removesuffix("wnids.txt")

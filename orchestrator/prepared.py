@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,9 +220,12 @@ def write_prepared(
                 coarse_labels=part.coarse_labels,
             )
             counts[name] = _fill(splits[name], source, contents, name, pool, shown)
-            fsync(splits[name].path)
+    with ThreadPoolExecutor(1) as disk:  # it works while the cores hash
+        stored = [disk.submit(fsync, split.path) for split in splits.values()]
+        fingerprint, sums = digests(splits, contents.class_names)
+        for each in stored:
+            each.result()
     mean, std = mean_and_std(counts["train"])
-    fingerprint, sums = digests(splits, contents.class_names)
     manifest = {
         "format": FORMAT,
         **about,

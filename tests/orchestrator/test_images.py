@@ -176,6 +176,29 @@ def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path)
     assert seen[-1] == count
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_histogram_counts_every_value_of_every_channel(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 7, 5, channels), dtype=np.uint8)
+    pixels[pixels == 9] = 10
+    counts = histogram(pixels, channels)
+    assert counts.shape == (channels, 256)
+    for channel in range(channels):
+        expected = [int((pixels[..., channel] == value).sum()) for value in range(256)]
+        assert counts[channel].tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [[4, 5, 6, 0, 1, 3], [5, 4, 3, 2, 1, 0], [0], [0, 1, 2, 3, 4, 5]])
+def test_members_reach_their_rows_in_whatever_order_they_come(
+    rows: list[int], tmp_path: Path
+) -> None:
+    split = _split(tmp_path, 7)
+    members = [(str(row), sources.encoded(sources.image((row, 0, 9), size=(8, 8)))) for row in rows]
+    images.decode_split(split, members, {str(row): row for row in range(7)}, resize=False)
+    _, pixels = open_split(split.path, split.shape)
+    expected = [[row, 0, 9] if row in rows else [0, 0, 0] for row in range(7)]
+    assert pixels[:, 3, 4].tolist() == expected
+
+
 def test_mean_and_std_are_those_of_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 7, 7, 3), dtype=np.uint8)
     mean, std = mean_and_std(histogram(pixels, 3))
