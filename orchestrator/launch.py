@@ -160,13 +160,13 @@ class _Jobs:
             self.nodes[tune_id] = cluster.nodes_of_place(result["placement_group"])
         elif is_first:
             self.nodes[tune_id] = {result.get("node", "")}
-        if kind == "epoch" and self.conductor.on_epoch(
-            *address,
-            result.get("epoch"),  # type: ignore[arg-type]
-            result,
-            result.get("checkpoint"),
-        ):
-            return True
+        if kind == "epoch":
+            epoch: Any = result.get("epoch")
+            if self.conductor.on_epoch(*address, epoch, result, result.get("checkpoint")):
+                return True
+            if result.get("outcome") == "complete":
+                self.conductor.on_end(*address, outcome="complete")
+                return True
         # A node that is about to go is left at the end of an epoch, and at once by a new trial.
         if kind == "epoch" or (is_first and kind in ("alive", "start")):
             self._leave_draining(tune_id)
@@ -272,6 +272,7 @@ class _Jobs:
             resume_from=start.resume_from,
             keep_all=self.keep_all,
             is_judged=start.is_judged,
+            says_where=bool(self.draining),
             cpus=cpus,
             gpus=gpus,
         )

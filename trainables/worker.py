@@ -4,7 +4,8 @@ Only it and `group.py`, for several devices, import ray. A report is a flat dict
 flattens others), one of
     {"kind": "alive"}                        now and then between epochs
     {"kind": "start", "placement_group"}     only of a worker group, once it has its place
-    {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics}
+    {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics;
+     "outcome": "complete" where it is the last word}
     {"kind": "evaluation", "result": JSON}   of a trial that is judged by the test part
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
     {the same, with "failure_class" None and "death": what Ray says of a process that died}
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # A training process says at least so often that it is alive.
 SIGN_EVERY_S = 30.0
+_is_warm = False  # whether a trial has run in this process before
 LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
 # Full, over a quota or limit, read-only, broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -64,6 +66,7 @@ class Job:
     is_judged: bool  # by the test part, after the last epoch
     cpus: float  # of one worker
     gpus: float  # of one worker
+    says_where: bool = False  # at its first step: a node is about to go, and it may be this one's
     data_address: str | None = None  # where to fetch the dataset from, should this host lack it
     storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
 
@@ -180,6 +183,10 @@ def train(
                 if end.checkpoint:
                     checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
                 epoch_report = _epoch_report(job, config, end, checkpoint)
+                # A round trip less until the next trial may have this process. A group's last word
+                # is that its workers are done.
+                if end.is_last and signs and not job.is_judged:
+                    epoch_report["outcome"] = "complete"
                 if upload and checkpoint and is_first:
                     upload.checkpoint(checkpoint, on_step)
                 report(epoch_report)
@@ -329,8 +336,15 @@ class _Uploads:
 
 
 def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
-    """Return a function to call at every step, which now and then reports that training lives."""
-    last_s = 0.0
+    """Return a function to call at every step, which now and then reports that training lives.
+
+    The first time at the first step of a new process, whose start may take long, and wherever the
+    driver has to know at once which node this is; each report is a round trip.
+    """
+    global _is_warm  # noqa: PLW0603 - it is this process that is
+    now_s = time.monotonic()
+    last_s = now_s if _is_warm and not job.says_where else now_s - SIGN_EVERY_S
+    _is_warm = True
 
     def on_step() -> None:
         nonlocal last_s

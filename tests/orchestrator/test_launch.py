@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,11 +14,28 @@ from orchestrator.watchdog import Watchdog
 class Ends:
     """Stands for the conductor: keeps the outcomes that it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stops: bool = False) -> None:
         self.outcomes: list[str] = []
+        self.stops = stops
+
+    def on_epoch(self, *_: Any) -> bool:
+        return self.stops
 
     def on_end(self, signature: str, attempt: int, *, outcome: str, **_: Any) -> None:
         self.outcomes.append(outcome)
+
+
+def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> launch._Jobs:
+    return launch._Jobs(
+        conductor,  # type: ignore[arg-type]
+        None,
+        tmp_path,
+        DataPlace(tmp_path),
+        None,
+        Watchdog(600, by_step=by_step),
+        False,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,16 +51,35 @@ def test_the_last_report_of_a_complete_trial_frees_its_process(
     tmp_path: Path, by_step: bool, outcome: str, is_stopped: bool
 ) -> None:
     conductor = Ends()
-    jobs = launch._Jobs(
-        conductor,  # type: ignore[arg-type]
-        None,
-        tmp_path,
-        DataPlace(tmp_path),
-        None,
-        Watchdog(600, by_step=by_step),
-        False,
-        None,
-    )
+    jobs = jobs_of(conductor, tmp_path, by_step=by_step)
     end = {"kind": "end", "signature": "s", "attempt": 1, "outcome": outcome}
     assert jobs.on_report("trial", end) is is_stopped
     assert conductor.outcomes == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stops", "is_stopped", "outcomes"),
+    [
+        (None, False, False, []),
+        ("complete", False, True, ["complete"]),
+        ("complete", True, True, []),  # early stopping was first, and has ended it
+    ],
+)
+def test_a_last_epoch_ends_its_trial_where_nothing_follows(
+    tmp_path: Path, outcome: str | None, stops: bool, is_stopped: bool, outcomes: list[str]
+) -> None:
+    conductor = Ends(stops=stops)
+    report = {"kind": "epoch", "epoch": 3, "signature": "s", "attempt": 1, "node": "n"}
+    said = report | ({"outcome": outcome} if outcome else {})
+    assert jobs_of(conductor, tmp_path).on_report("trial", said) is is_stopped
+    assert conductor.outcomes == outcomes
+
+
+def test_a_new_trial_is_asked_where_it_is_once_a_node_is_about_to_go(tmp_path: Path) -> None:
+    jobs = jobs_of(Ends(), tmp_path)
+    jobs.shapes = {"cnn3": (1.0, 0.0)}
+    start = Mock(variant="cnn3", signature="s", attempt=1, resume_from=None, is_judged=False)
+    start.config.to_dict.return_value = {}
+    assert jobs._job(start).says_where is False
+    jobs.draining = {"a node"}
+    assert jobs._job(start).says_where is True

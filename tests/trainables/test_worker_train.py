@@ -64,6 +64,36 @@ def test_an_attempt_reports_every_epoch_and_its_end(digits_dir, tmp_path):
     assert json.loads(json.dumps([first, second, end])) == [first, second, end]
 
 
+def test_a_last_epoch_s_report_is_the_last_word_of_a_trial_on_one_device(digits_dir, tmp_path):
+    def outcomes(**values: Any) -> list[str | None]:
+        reports: list[dict[str, Any]] = []
+        train(job(digits_dir, tmp_path, **values), reports.append, signs=True)
+        return [one.get("outcome") for one in reports if one["kind"] == "epoch"]
+
+    assert outcomes() == [None, "complete"]
+    assert outcomes(epochs=1) == ["complete"]
+    assert outcomes(is_judged=True) == [None, None]  # the test part is still to judge it
+    # Ended early: nothing gets better at rate 0.
+    assert outcomes(lr=0.0, epochs=9, early_stop_patience_epochs=1) == [None, "complete"]
+
+
+def test_a_new_process_and_one_that_may_have_to_leave_speak_at_their_first_step(
+    digits_dir, tmp_path, monkeypatch
+):
+    def first(**values: Any) -> str:
+        reports: list[dict[str, Any]] = []
+        train(job(digits_dir, tmp_path, **values), reports.append, signs=True)
+        return str(reports[0]["kind"])
+
+    monkeypatch.setattr(worker, "_is_warm", False)
+    assert first() == "alive"
+    assert first() == "epoch"
+    assert first(says_where=True) == "alive"
+    assert first() == "epoch"
+    monkeypatch.setattr(worker, "SIGN_EVERY_S", 0.0)
+    assert first() == "alive"
+
+
 def test_the_log_has_a_line_for_each_epoch(digits_dir, tmp_path):
     made = job(digits_dir, tmp_path)
     first, _, _ = reports_of(made)
