@@ -171,6 +171,11 @@ class Ledger:
             " coalesce((SELECT max(seq) FROM epochs), 0)) AS seq"
         ).fetchone()
         self._seq = int(row["seq"])
+        # What was read of trials and epochs, so that only what is new has to be read again: a
+        # display and its like look twice a second at thousands of trials.
+        self._trials: dict[str, Trial] = {}
+        self._latest: dict[str, EpochRow] = {}
+        self._trials_seq = self._latest_seq = -1
 
     def close(self) -> None:
         """Close the file; the journal is folded back into it."""
@@ -372,20 +377,28 @@ class Ledger:
             stage: only those of one; None: all.
             changed_after: only those that changed since this number.
         """
-        rows = self._all(
-            "SELECT * FROM trials WHERE changed_seq > ?1 AND (?2 IS NULL OR stage = ?2)"
-            " ORDER BY planned_seq",
-            changed_after,
-            stage,
-        )
-        return [_trial(row) for row in rows]
+        with self._lock:
+            self._read_trials()
+            return [
+                trial
+                for trial in self._trials.values()
+                if trial.changed_seq > changed_after and stage in (None, trial.stage)
+            ]
 
     def trial(self, signature: str) -> Trial:
         """Return one trial; KeyError when there is none of that signature."""
-        row = self._one("SELECT * FROM trials WHERE signature = ?", signature)
-        if row is None:
-            raise KeyError(signature)
-        return _trial(row)
+        with self._lock:
+            self._read_trials()
+            return self._trials[signature]
+
+    def _read_trials(self) -> None:
+        """Read what has changed; whoever is planned later comes later, so the order is kept."""
+        rows = self._all(
+            "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", self._trials_seq
+        )
+        for row in rows:
+            self._trials[row["signature"]] = _trial(row)
+            self._trials_seq = max(self._trials_seq, row["changed_seq"])
 
     def attempts(self, signature: str | None = None) -> list[Attempt]:
         """Return all attempts, or one trial's; each trial's in their order, whatever the clock."""
@@ -425,11 +438,18 @@ class Ledger:
 
     def latest_epochs(self) -> dict[str, EpochRow]:
         """Return the last epoch's row of every trial that has one, by signature."""
-        rows = self._all(
-            "SELECT e.* FROM epochs e JOIN (SELECT signature, max(epoch) AS epoch FROM epochs"
-            " GROUP BY signature) USING (signature, epoch)"
-        )
-        return {row["signature"]: _epoch(row) for row in rows}
+        with self._lock:
+            newest = self._one("SELECT max(seq) AS seq FROM epochs")
+            rows = self._all(
+                "SELECT e.* FROM epochs e JOIN (SELECT signature, max(epoch) AS epoch FROM epochs"
+                " WHERE seq > ? GROUP BY signature) USING (signature, epoch)",
+                self._latest_seq,
+            )
+            for row in map(_epoch, rows):
+                known = self._latest.get(row.signature, row)
+                self._latest[row.signature] = max(row, known, key=lambda each: each.epoch)
+            self._latest_seq = newest["seq"] or 0 if newest else 0
+            return dict(self._latest)
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Return what the test part said, by signature of the trials that were judged by it."""

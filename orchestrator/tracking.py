@@ -477,8 +477,8 @@ class Tracker:
             if key not in self._runs:
                 continue
             if self._weights.get(key, _NONE) == wanted:
-                if self._written.get(key) == self._mark(trial):
-                    self.behind.pop(key, None)  # what failed had been done
+                if key in self.behind and self._written.get(key) == self._mark(trial):
+                    del self.behind[key]  # what failed had been done
                 continue
             if last or self._is_due(key):
                 write = self._log_weights if key in best else self._delete_weights

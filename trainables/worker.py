@@ -179,14 +179,10 @@ def train(
             best_epoch = None
             for end in epochs:
                 best_epoch = end.best_epoch
-                checkpoint = None
-                if end.checkpoint:
-                    checkpoint = str((folder / end.checkpoint).relative_to(job.sweep_dir))
-                epoch_report = _epoch_report(job, config, end, checkpoint)
-                # A round trip less until the next trial may have this process. A group's last word
-                # is that its workers are done.
-                if end.is_last and signs and not job.is_judged:
-                    epoch_report["outcome"] = "complete"
+                here = checkpoint_path(job.signature, job.attempt, end.epoch)
+                checkpoint = here if end.checkpoint else None
+                is_last_word = end.is_last and signs and not job.is_judged
+                epoch_report = _epoch_report(job, config, end, checkpoint, is_last_word)
                 if upload and checkpoint and is_first:
                     upload.checkpoint(checkpoint, on_step)
                 report(epoch_report)
@@ -218,9 +214,13 @@ def _cap_memory(gpus: float) -> None:
 
 
 def _epoch_report(
-    job: Job, config: TrainConfig, end: EpochEnd, checkpoint: str | None
+    job: Job, config: TrainConfig, end: EpochEnd, checkpoint: str | None, is_last_word: bool
 ) -> dict[str, Any]:
-    """Return the report of an epoch, and log it: what is stored of the log then has it too."""
+    """Return the report of an epoch, and log it: what is stored of the log then has it too.
+
+    That it is the last word spares a round trip until the next trial may have this process. Of a
+    worker group it never is: that the workers are done is said when they are.
+    """
     values = end.metrics.to_dict()
     log.info(
         "epoch %d/%d  %s",
@@ -229,7 +229,8 @@ def _epoch_report(
         "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
     )
     where = {"epoch": end.epoch, "checkpoint": checkpoint}
-    return {**address(job), "kind": "epoch", **where, **values}
+    last = {"outcome": "complete"} if is_last_word else {}
+    return {**address(job), "kind": "epoch", **where, **values, **last}
 
 
 def _resume_point(job: Job) -> Path | None:

@@ -68,6 +68,47 @@ def test_what_is_written_is_read_back(ledger: Ledger) -> None:
     assert (attempt.outcome, attempt.log) == ("complete", "trials/a/attempt_1.log")
 
 
+def test_an_open_ledger_says_what_one_that_is_opened_anew_says(ledger: Ledger, path: Path) -> None:
+    """Whatever is done, in whatever order, by this process or another, or is not done."""
+    reader, draw = open_ledger(path, read_only=True), random.Random(0)
+    running: dict[str, int] = {}
+    epochs = dict.fromkeys("abcdefgh", 0)
+    [pages] = ledger._connection.execute("PRAGMA page_count").fetchone()
+    for step in range(200):
+        signature = draw.choice("abcdefgh")
+        is_full = draw.random() < 0.1
+        ledger._connection.execute(f"PRAGMA max_page_count = {pages if is_full else 10**6}")
+        with contextlib.suppress(LedgerError):
+            if signature not in {trial.signature for trial in ledger.trials()}:
+                plan(ledger, signature, number=ord(signature))
+            elif signature not in running:
+                running[signature] = start(ledger, signature)
+            elif draw.random() < 0.7:
+                value = metrics(val_top1=step / 200)
+                ledger.record_epoch(signature, running[signature], epochs[signature], value, None)
+                epochs[signature] += 1
+            else:
+                status = draw.choice(["running", "complete", "failed"])
+                attempt = running.pop(signature)
+                ledger.end_attempt(signature, attempt, outcome="failed", trial_status=status)
+        if draw.random() < 0.5:
+            new = open_ledger(path, read_only=True)
+            for one in (ledger, reader):
+                assert one.trials() == new.trials()
+                assert one.trials("final") == []
+                assert one.latest_epochs() == new.latest_epochs()
+                half = ledger.seq // 2
+                assert one.trials(changed_after=half) == new.trials(changed_after=half)
+            assert [t.signature for t in new.trials()] == [
+                trial.signature for trial in sorted(new.trials(), key=lambda t: t.planned_seq)
+            ]
+            new.close()
+    latest = {signature: row.epoch + 1 for signature, row in ledger.latest_epochs().items()}
+    assert latest == {signature: len(ledger.epochs(signature)) for signature in "abcdefgh"}
+    assert sum(latest.values()) > 50
+    reader.close()
+
+
 def test_an_epoch_trained_again_keeps_its_first_values(ledger: Ledger) -> None:
     plan(ledger, "a")
     start(ledger, "a")

@@ -33,6 +33,13 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return read(path)
 
 
+def change(ledger: Ledger, statement: str) -> None:
+    """Change rows of trials as no sweep does: without giving the change a number."""
+    ledger._connection.execute(statement)
+    ledger._trials.clear()
+    ledger._trials_seq = -1
+
+
 def test_the_leaderboard_has_means_over_the_final_seeds(facts: Facts) -> None:
     section = leaderboard(facts)
     rows = table(section, "leaderboard")
@@ -156,9 +163,7 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
     late = [t for t in ledger.trials("search") if t.variant == "cnn3" and t.status == "complete"]
     final = ledger.trials("final")[-1]
     assert late[0].params != final.params
-    ledger._connection.execute(
-        "DELETE FROM trials WHERE variant = 'cnn2' AND number > 1 AND stage = 'search'"
-    )
+    change(ledger, "DELETE FROM trials WHERE variant = 'cnn2' AND number > 1 AND stage = 'search'")
     facts = read_facts(ledger)
     by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
     assert by_trials.budget == 2
@@ -237,10 +242,10 @@ def test_a_suggestion_is_adaptive_by_what_had_ended_when_it_was_made(tmp_path: P
     """Trials 3 and 4 were suggested side by side with those before, trial 5 after all of them."""
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=3, adaptive=3)
-    ledger._connection.execute("UPDATE trials SET seen_seq = 0 WHERE number IN (3, 4)")
+    change(ledger, "UPDATE trials SET seen_seq = 0 WHERE number IN (3, 4)")
     assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=5, adaptive=1)
     # A failed trial tells the sampler nothing.
-    ledger._connection.execute("UPDATE trials SET status = 'failed' WHERE number IN (0, 1, 2)")
+    change(ledger, "UPDATE trials SET status = 'failed' WHERE number IN (0, 1, 2)")
     assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=6, adaptive=0)
     ledger.close()
 
