@@ -7,6 +7,7 @@ Ray 2.60: a Tune function that starts a `TorchTrainer` and hands its reports on
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -58,6 +59,7 @@ def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
     return {"loss": loss.item(), "first_step_s": first_step_s, "done_s": time.time()}
 
 
+@functools.cache
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
     from sklearn.datasets import load_digits
 

@@ -1,7 +1,7 @@
 """A whole sweep from the command to its end, to the same number of trial-epochs.
 
 Small CNN on the real images, TPE, two trials at a time with one thread each, metrics in an MLflow
-SQLite store. An epoch is 30 steps, with `--full` all of the images. Ours also saves a checkpoint of
+SQLite store. An epoch is 10 steps, with `--full` all of the images. Ours also saves a checkpoint of
 every epoch, keeps a ledger and writes its report.
 """
 
@@ -118,7 +118,7 @@ def torch_trainer(full: bool) -> Measure:
 
 
 def _per_epoch(run: object, full: bool) -> Measure:
-    trials, steps = (6, None) if full else (3, 30)
+    trials, steps = (6, None) if full else (3, 10)
     took_s = run(trials=trials, concurrent=2, steps=steps, cpus=2)  # type: ignore[operator]
     return Measure(values=[took_s / trials], facts={"trial_epochs": trials})
 
