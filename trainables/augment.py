@@ -81,57 +81,6 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     return images
 
 
-def mix(
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    config: TrainConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Blend every image with the one before it in the batch: mixup, cutmix, or either at random.
-
-    The share of the image itself is drawn per image from Beta(alpha, alpha). With both alphas
-    above 0 each image takes one of the two with equal probability. Cutmix' share is that of the
-    box as it was cut. Batches are shuffled, so the neighbour is a random partner.
-
-    Args:
-        images: (n, c, h, w); not modified.
-        labels: (n,) integers below `num_classes`.
-        num_classes: k.
-        config: `mixup_alpha` and `cutmix_alpha` are used; label smoothing is the loss's affair.
-        generator: on the device of `images`.
-
-    Returns:
-        Images (n, c, h, w) and targets (n, k) float32 that sum to 1, or both arguments unchanged
-        when both alphas are 0.
-
-    Source:
-        Zhang et al., mixup, arXiv 1710.09412; Yun et al., CutMix, arXiv 1905.04899, with timm's
-        box (mixup.py, `rand_bbox`). Deviation: shares and boxes per image, not per batch.
-    """
-    if not (config.mixup_alpha or config.cutmix_alpha):
-        return images, labels
-    n, _, height, width = images.shape
-    if config.cutmix_alpha:
-        own = _draw_beta(images, config.cutmix_alpha, generator)
-        outside = ~_cutmix_boxes(images, own, generator)  # (n, 1, h, w): where the image stays
-        share = outside.sum(dim=(1, 2, 3)).float() / (height * width)
-        weight = outside.float()
-    if config.mixup_alpha:
-        blend = _draw_beta(images, config.mixup_alpha, generator)
-        if config.cutmix_alpha:
-            cuts = torch.rand(n, generator=generator, device=images.device) < 0.5
-            share = torch.where(cuts, share, blend)
-            weight = torch.where(cuts.view(-1, 1, 1, 1), weight, blend.view(-1, 1, 1, 1))
-        else:
-            share, weight = blend, blend.view(-1, 1, 1, 1)
-    # `lerp` returns its ends exactly at weights 0 and 1, so cutmix copies pixels.
-    mixed = torch.lerp(images.roll(1, 0), images, weight)
-    one_hot = (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device)).float()
-    targets = torch.lerp(one_hot.roll(1, 0), one_hot, share.unsqueeze(1))
-    return mixed, targets
-
-
 # --- draws ---------------------------------------------------------------------------------------
 
 
@@ -167,20 +116,6 @@ def _draw_flips_and_offsets(
             -padding, padding + 1, (2, n), generator=generator, device=images.device
         )
     return hflip, vflip, offsets
-
-
-def _draw_beta(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Return (n,) from Beta(alpha, alpha), exact and finite for every alpha above 0.
-
-    G / (G + G') of two Gamma(alpha) draws, each as Gamma(alpha + 1) * U^(1 / alpha) in logarithms
-    (Marsaglia and Tsang, 2000): for small alpha Gamma draws underflow to 0, their logarithms do
-    not. `torch.distributions` takes no generator; `torch._standard_gamma`, which it calls, does.
-    """
-    shape = images.new_full((2, len(images)), alpha + 1)
-    gamma = torch._standard_gamma(shape, generator=generator)
-    uniform = 1 - torch.rand(2, len(images), generator=generator, device=images.device)  # (0, 1]
-    log_gamma = gamma.log() + uniform.log() / alpha
-    return torch.sigmoid(log_gamma[0] - log_gamma[1])
 
 
 def _changes(config: TrainConfig) -> bool:
@@ -379,26 +314,22 @@ def _smoothing(images: Tensor, size: int) -> Tensor:
 # --- boxes ---------------------------------------------------------------------------------------
 
 
-def _boxes(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return (n, 1, h, w) bool, true inside; the limits are (n,), lower in and upper out."""
+def boxes(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return (n, 1, h, w) bool, true inside a box of each image.
+
+    Args:
+        images: (n, c, h, w).
+        top: (n,) in pixels, inside, as left.
+        bottom: (n,) the first row that is outside, as right the first column.
+        left: see top.
+        right: see bottom.
+    """
     _, _, height, width = images.shape
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device)
     rows = (y >= top.unsqueeze(1)) & (y < bottom.unsqueeze(1))
     columns = (x >= left.unsqueeze(1)) & (x < right.unsqueeze(1))
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
-
-
-def _cutmix_boxes(images: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (n, 1, h, w) bool: boxes of area 1 - own about a random centre, cut at the border."""
-    n, _, height, width = images.shape
-    side = torch.sqrt(1 - own)
-    limits = []
-    for size in (height, width):
-        length = (size * side).long()
-        centre = torch.randint(0, size, (n,), generator=generator, device=images.device)
-        limits += [centre - length // 2, centre + (length + 1) // 2]
-    return _boxes(images, *limits)
 
 
 def _erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -428,6 +359,6 @@ def _erase(images: Tensor, probability: float, generator: torch.Generator) -> Te
     # `rand` may round up to the number of places when multiplied, hence the limit.
     top = torch.minimum((place[0] * (height - tall + 1)).long(), height - tall)
     left = torch.minimum((place[1] * (width - wide + 1)).long(), width - wide)
-    box = _boxes(images, top, top + tall, left, left + wide) & happens.view(-1, 1, 1, 1)
+    box = boxes(images, top, top + tall, left, left + wide) & happens.view(-1, 1, 1, 1)
     noise = torch.rand(images.shape, generator=generator, device=images.device)
     return torch.where(box, noise, images)

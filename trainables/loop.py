@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables import (
-    augment,
     checkpoint,
     compiling,
     data,
     forward,
     freezing,
+    mixing,
     models,
     optim,
     replay,
@@ -159,7 +159,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         data_started = time.perf_counter()
         pixels, labels = store.gather(rows)
         images = prepare(pixels, draws)  # (n, c, side, side), normalised
-        images, targets = augment.mix(images, labels, num_classes, config, draws)
+        images, targets = mixing.mix(images, labels, num_classes, config, draws)
         data_s += time.perf_counter() - data_started
         _optimize(config, model, stepped, optimizer, tally, images, targets)
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from timm.data import auto_augment as timm_ops
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,11 +23,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from tests.trainables.image_grid import AUGMENTATIONS, config_with, real_images, write_grid
+from tests.trainables.noise import is_equal, noise_images, seeded
 from trainables import augment as module
 from trainables import forward
-from trainables.augment import augment, mix
+from trainables.augment import augment
 from trainables.data import Manifest
-from trainables.randaugment import GEOMETRIC, OPERATIONS, PHOTOMETRIC, photometric, randaugment
+from trainables.mixing import mix
 
 EVERYTHING: dict[str, Any] = {
     "hflip": True,
@@ -48,27 +48,6 @@ WITHIN_IMAGE = {
     for name, fields in AUGMENTATIONS.items()
     if not fields.keys() & {"mixup_alpha", "cutmix_alpha"}
 } | {"everything": EVERYTHING}
-MIXES: dict[str, dict[str, Any]] = {
-    "mixup": {"mixup_alpha": 0.4},
-    "cutmix": {"cutmix_alpha": 1.0},
-    "either": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0},
-}
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise_images(n: int, c: int = 3, h: int = 16, w: int = 16) -> Tensor:
-    """Return 8-bit noise in 0 to 1, as a stored image is."""
-    return torch.randint(0, 256, (n, c, h, w), generator=seeded(9)).float() / 255
-
-
-def is_equal(left: Tensor, right: Tensor) -> Tensor:
-    """Return (n,) bool: which images of two batches are the same in every pixel."""
-    return (left == right).flatten(1).all(dim=1)
-
-
 # --- what holds for every augmentation -----------------------------------------------------------
 
 
@@ -121,19 +100,6 @@ def test_images_of_one_batch_get_different_draws(name):
     assert distinct >= least
 
 
-@pytest.mark.parametrize("name", MIXES)
-def test_mixing_is_deterministic_and_leaves_its_input(name):
-    images, labels = noise_images(12), torch.arange(12) % 5
-    kept = images.clone()
-    config = config_with(**MIXES[name])
-    first = mix(images, labels, 5, config, seeded(1))
-    again = mix(images, labels, 5, config, seeded(1))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert torch.equal(images, kept)
-    assert not torch.equal(first[0], mix(images, labels, 5, config, seeded(2))[0])
-
-
 class Recorder(TorchDispatchMode):
     """Notes what would make the host wait for the device, or break a capture of the step."""
 
@@ -171,7 +137,7 @@ def test_no_operation_makes_the_host_wait():
     with Recorder() as recorder:
         augment(images, config_with(**EVERYTHING), generator)
         augment(images, config_with(**WITHIN_IMAGE["flip_and_crop"]), generator)
-        mix(images, labels, 30, config_with(**MIXES["either"]), generator)
+        mix(images, labels, 30, config_with(mixup_alpha=0.4, cutmix_alpha=1.0), generator)
     assert recorder.count > 200
     assert recorder.waiting == []
 
@@ -380,6 +346,22 @@ def test_shear_moves_rows_sideways_by_a_uniform_angle():
     assert stats.kstest(degrees / limit, "uniform", args=(-1, 2)).pvalue > 0.001
 
 
+def test_geometry_comes_in_order_flips_then_the_slots():
+    n = 40
+    shift = torch.tensor([[1.0, 0.0, 6.0], [0.0, 1.0, 0.0]]).expand(n, -1, -1)  # 6 px to the left
+    turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0]]).expand(n, -1, -1)
+    images = blob(51, 10).expand(n, -1, -1, -1)
+    x, y = centroid(module._warp(images, config_with(hflip=True), [shift, turn], seeded()))
+    radius = torch.hypot(x, y)
+    # 10 px to the right of the centre, or to the left after a flip; then the shift; then the turn.
+    right, left = (radius - 4).abs() < 0.05, (radius - 16).abs() < 0.05
+    assert (right ^ left).all()
+    assert right.any()
+    assert left.any()
+    assert torch.allclose(x[right], torch.tensor(4 * 0.6), atol=0.05)
+    assert torch.allclose(y[right], torch.tensor(-4 * 0.8), atol=0.05)
+
+
 # --- grid distortion and elastic transform -------------------------------------------------------
 
 
@@ -486,287 +468,6 @@ def test_erased_boxes_are_rectangles_with_the_areas_shapes_and_places_of_timm():
         assert stats.ks_2samp(ours.numpy(), other.numpy()).pvalue > 0.001
     noise = results[erased]
     assert abs(noise.mean() - 0.5) < 4 / math.sqrt(12 * len(noise))
-
-
-# --- RandAugment ---------------------------------------------------------------------------------
-
-
-def test_every_image_gets_every_operation_equally_often():
-    n, rounds, side = 50, 120, 8
-    images = noise_images(n, 3, side, side)
-    # The photometric operations at magnitude 5 all differ from each other on noise.
-    candidates = torch.stack(
-        [images]
-        + [photometric(name, images, 5.0, sign=sign) for name in PHOTOMETRIC for sign in (1, -1)]
-    )
-    draws = seeded()
-    counts = dict.fromkeys(OPERATIONS, 0)
-    of_first_image = dict.fromkeys(OPERATIONS, 0)
-    for _ in range(rounds):
-        results, (matrix,) = randaugment(images, 1, 5.0, draws)
-        distance = (candidates - results).abs().flatten(2).amax(dim=2)  # (candidates, n)
-        assert distance.amin(dim=0).max() < 1e-6  # each result is an operation on its own image
-        for i, found in enumerate(distance.argmin(dim=0).tolist()):
-            name = PHOTOMETRIC[(found - 1) // 2] if found else geometric_name(matrix[i], side)
-            counts[name] += 1
-            of_first_image[name] += i == 0
-    expected = n * rounds / len(OPERATIONS)
-    for name, count in counts.items():  # dealing from a deck varies less than the binomial
-        assert abs(count - expected) < 4 * math.sqrt(expected), name
-    assert stats.chisquare(list(of_first_image.values())).pvalue > 0.001
-
-
-def geometric_name(matrix: Tensor, side: int) -> str:
-    """Return the operation at magnitude 5 that the matrix (2, 3) stands for."""
-    identity = torch.eye(2, 3)
-    difference = (matrix - identity).abs() > 1e-6
-    changed = {(int(row), int(column)) for row, column in difference.nonzero()}
-    return {
-        frozenset(): "identity",
-        frozenset({(0, 0), (0, 1), (1, 0), (1, 1)}): "rotate",
-        frozenset({(0, 1), (0, 2)}): "shear_x",
-        frozenset({(1, 0), (1, 2)}): "shear_y",
-        frozenset({(0, 2)}): "translate_x",
-        frozenset({(1, 2)}): "translate_y",
-    }[frozenset(changed)]
-
-
-def on_one_image(name: str, image: Tensor, magnitude: float, sign: int) -> Tensor:
-    """Return torchvision's result for one image (c, h, w)."""
-    level = magnitude / 10
-    factor = max(0.1, 1 + sign * 0.9 * level)
-    match name:
-        case "autocontrast":
-            return tv.autocontrast(image)
-        case "equalize":
-            return tv.equalize(image)
-        case "solarize":
-            return tv.solarize(image, (256 - int(level * 256)) / 255)
-        case "posterize":
-            return tv.posterize(image, 4 - int(level * 4))
-        case "color":
-            return tv.adjust_saturation(image, factor)
-        case "contrast":
-            return tv.adjust_contrast(image, factor)
-        case "brightness":
-            return tv.adjust_brightness(image, factor)
-        case _:
-            return tv.adjust_sharpness(image, factor)
-
-
-@pytest.mark.parametrize("name", PHOTOMETRIC)
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("magnitude", [5.0, 9.0])
-def test_photometric_operation_equals_torchvision_on_single_images(name, sign, magnitude):
-    images = real_images(6)
-    images[0] = 0.5  # nothing to stretch
-    results = photometric(name, images, magnitude, sign=sign)
-    for image, result in zip(images, results, strict=True):
-        theirs = on_one_image(name, image, magnitude, sign)
-        assert (result - theirs).abs().max() < 1e-6
-
-
-TIMM_NAMES = {
-    "autocontrast": "AutoContrast",
-    "equalize": "Equalize",
-    "solarize": "SolarizeIncreasing",
-    "posterize": "PosterizeIncreasing",
-    "color": "ColorIncreasing",
-    "contrast": "ContrastIncreasing",
-    "brightness": "BrightnessIncreasing",
-    "sharpness": "SharpnessIncreasing",
-    "rotate": "Rotate",
-    "shear_x": "ShearX",
-    "shear_y": "ShearY",
-    "translate_x": "TranslateXRel",
-    "translate_y": "TranslateYRel",
-}
-
-
-def timm_arguments(name: str, magnitude: float, sign: int, monkeypatch: pytest.MonkeyPatch):
-    """Return timm's arguments at a magnitude, in a fixed direction."""
-    level_to_argument = timm_ops.LEVEL_TO_ARG[TIMM_NAMES[name]]
-    monkeypatch.setattr(timm_ops, "_randomly_negate", lambda value: sign * value)
-    return level_to_argument(magnitude, {}) if level_to_argument else ()
-
-
-def as_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-@pytest.mark.parametrize("name", PHOTOMETRIC)
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("magnitude", [0.0, 5.0, 9.0])
-def test_photometric_operation_equals_timm_on_pillow(name, sign, magnitude, monkeypatch):
-    """Within two grey levels: Pillow rounds after each step, we never do."""
-    images = real_images(6)
-    results = photometric(name, images, magnitude, sign=sign)
-    arguments = timm_arguments(name, magnitude, sign, monkeypatch)
-    operation = timm_ops.NAME_TO_OP[TIMM_NAMES[name]]
-    for image, result in zip(images, results, strict=True):
-        theirs = torch.from_numpy(np.array(operation(as_pillow(image), *arguments)))
-        difference = (result - theirs.permute(2, 0, 1) / 255).abs().max()
-        assert difference < 2.01 / 255
-
-
-@pytest.mark.parametrize("name", GEOMETRIC)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_geometric_operation_equals_timm_on_pillow(name, sign, monkeypatch):
-    """Inside, that is where all four neighbours are pixels: the fill and the rim differ."""
-    magnitude, side = 9.0, 64
-    images = real_images(28 * 2)
-    _, (matrix,) = randaugment(images, 1, magnitude, seeded())
-    row, column = {
-        "rotate": (1, 0),
-        "shear_x": (0, 1),
-        "shear_y": (1, 0),
-        "translate_x": (0, 2),
-        "translate_y": (1, 2),
-    }[name]  # the entry that has the direction's sign
-    wanted = [
-        i
-        for i in range(len(images))
-        if geometric_name(matrix[i], side) == name and float(matrix[i, row, column]) * sign > 0
-    ]
-    assert len(wanted) == 2  # two of 56 per operation and direction
-    at = module._centred(images, side)
-    x, y = at.view(1, 1, -1), at.view(1, -1, 1)
-    ours = module._sample(images[wanted], matrix[wanted], x, y)
-    inside = module._sample(torch.ones_like(ours), matrix[wanted], x, y) > 1 - 1e-4
-    arguments = timm_arguments(name, magnitude, sign, monkeypatch)
-    operation = timm_ops.NAME_TO_OP[TIMM_NAMES[name]]
-    for i, result, valid in zip(wanted, ours, inside, strict=True):
-        changed = operation(
-            as_pillow(images[i]), *arguments, resample=Image.Resampling.BILINEAR, fillcolor=0
-        )
-        theirs = torch.from_numpy(np.array(changed)).permute(2, 0, 1) / 255
-        assert valid.float().mean() > 0.5
-        assert (result - theirs)[valid].abs().max() < 1.5 / 255
-
-
-def test_all_geometry_of_randaugment_is_in_the_result():
-    """The matrices of two slots compose to the second's, then the first's, from output to input."""
-    n, side = 28, 16
-    images = torch.rand(1, 1, side, side, generator=seeded()).expand(n, -1, -1, -1)
-    _, turns = randaugment(images, 2, 3.0, seeded(4))
-    composed = module._compose(turns[0], turns[1])
-    point = torch.tensor([3.0, -5.0, 1.0])
-    for i in range(n):
-        inner = torch.cat((turns[1][i] @ point, torch.ones(1)))
-        assert torch.allclose(composed[i] @ point, turns[0][i] @ inner, atol=1e-5)
-    assert not torch.equal(turns[0], turns[1])
-
-
-def test_geometry_comes_in_order_flips_then_the_slots():
-    n = 40
-    shift = torch.tensor([[1.0, 0.0, 6.0], [0.0, 1.0, 0.0]]).expand(n, -1, -1)  # 6 px to the left
-    turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0]]).expand(n, -1, -1)
-    images = blob(51, 10).expand(n, -1, -1, -1)
-    x, y = centroid(module._warp(images, config_with(hflip=True), [shift, turn], seeded()))
-    radius = torch.hypot(x, y)
-    # 10 px to the right of the centre, or to the left after a flip; then the shift; then the turn.
-    right, left = (radius - 4).abs() < 0.05, (radius - 16).abs() < 0.05
-    assert (right ^ left).all()
-    assert right.any()
-    assert left.any()
-    assert torch.allclose(x[right], torch.tensor(4 * 0.6), atol=0.05)
-    assert torch.allclose(y[right], torch.tensor(-4 * 0.8), atol=0.05)
-
-
-def test_black_stays_black_and_outside_is_black_under_randaugment():
-    """Solarize and the like come before the geometry, so the fill is always zero."""
-    white = torch.ones(280, 3, 16, 16)
-    results = augment(white, config_with(randaugment_ops=1, randaugment_magnitude=9.0), seeded())
-    moved = ((results > 0) & (results < 1)).sum() + (results == 0).sum()
-    assert moved > 0
-    translated = [r for r in results if (r[:, :, :6] == 0).all() and (r[:, :, 8:] == 1).all()]
-    assert len(translated) == 10  # of 280: one direction of translate_x, 6.48 px
-
-
-# --- mixup and cutmix ----------------------------------------------------------------------------
-
-
-def mixed_levels(n: int, side: int = 1, **fields: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images of one grey level per index, mixed; and targets over one class per index."""
-    levels = torch.arange(n) / n
-    images = levels.view(-1, 1, 1, 1).expand(n, 1, side, side)
-    mixed, targets = mix(images, torch.arange(n), n, config_with(**fields), seeded())
-    return levels, mixed, targets
-
-
-@pytest.mark.parametrize("name", MIXES)
-def test_targets_sum_to_one_and_weigh_as_the_pixels_do(name):
-    levels, mixed, targets = mixed_levels(200, side=16, **MIXES[name])
-    assert targets.shape == (200, 200)
-    assert targets.dtype == torch.float32
-    assert (targets.sum(dim=1) - 1).abs().max() < 1e-6
-    assert ((targets > 0).sum(dim=1) <= 2).all()
-    # The mean pixel is the levels' mean, weighted by the target.
-    assert (mixed.mean(dim=(1, 2, 3)) - targets @ levels).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 3.0])
-def test_mixup_shares_follow_the_beta_distribution_per_image(alpha):
-    n = 3000
-    shares = module._draw_beta(torch.zeros(n, 1, 1, 1), alpha, seeded()).double().numpy()
-    assert np.isfinite(shares).all()
-    assert abs(shares.mean() - 0.5) < 4 * math.sqrt(1 / (4 * (2 * alpha + 1)) / n)
-    # Of shares below 1e-6 or above 1 - 1e-6 float32 keeps too little for a test of the shape.
-    kept = np.clip(shares, 1e-6, 1 - 1e-6)
-    grid = np.linspace(0.001, 0.999, 999)
-    ours = np.searchsorted(np.sort(kept), grid) / n
-    theirs = stats.beta(alpha, alpha).cdf(grid)
-    assert np.abs(ours - theirs).max() < stats.kstwobign.ppf(0.999) / math.sqrt(n)
-
-
-def test_cutmix_copies_one_box_and_its_share_is_the_target():
-    n, h, w = 300, 12, 20
-    images = noise_images(n, 3, h, w)
-    mixed, targets = mix(images, torch.arange(n), n, config_with(cutmix_alpha=1.0), seeded())
-    partner = images.roll(1, 0)
-    own = (mixed == images).all(dim=1)
-    foreign = (mixed == partner).all(dim=1)
-    assert (own | foreign).all()  # every pixel is a copy
-    box = ~own
-    rows, columns = box.any(dim=2).sum(dim=1), box.any(dim=1).sum(dim=1)
-    assert torch.equal(box.sum(dim=(1, 2)), rows * columns)
-    share = own.float().mean(dim=(1, 2))
-    assert (targets.diagonal() - share).abs().max() < 1e-6
-    assert (targets.roll(1, 1).diagonal() + share - 1).abs().max() < 1e-6
-    assert share.unique().numel() > 50  # boxes are drawn per image
-
-
-def test_cutmix_boxes_have_the_area_of_timm():
-    """Mean share against timm's own function on the same distribution."""
-    from timm.data.mixup import cutmix_bbox_and_lam
-
-    n, side = 3000, 32
-    images = torch.zeros(n, 1, side, side)
-    draws = seeded()
-    own = module._draw_beta(images, 1.0, draws)
-    ours = 1 - module._cutmix_boxes(images, own, draws).float().mean(dim=(1, 2, 3)).numpy()
-    np.random.seed(0)
-    theirs = [
-        cutmix_bbox_and_lam((side, side), share)[1] for share in np.random.beta(1.0, 1.0, size=n)
-    ]
-    assert stats.ks_2samp(ours, np.array(theirs)).pvalue > 0.001
-
-
-def test_with_both_alphas_each_image_takes_one_of_the_two_equally_often():
-    n = 1500
-    levels, mixed, _ = mixed_levels(n, side=8, mixup_alpha=1.0, cutmix_alpha=1.0)
-    own, partner = levels.view(-1, 1, 1), levels.roll(1, 0).view(-1, 1, 1)
-    pixels = mixed[:, 0]
-    blended = ((pixels != own) & (pixels != partner)).flatten(1).all(dim=1)
-    copied = ((pixels == own) | (pixels == partner)).flatten(1).all(dim=1)
-    assert (blended ^ copied).float().mean() > 0.99
-    assert abs(int(blended.sum()) - n / 2) < 4 * math.sqrt(n / 4)
-
-
-def test_equal_labels_keep_a_hard_target():
-    labels = torch.full((6,), 2)
-    _, targets = mix(noise_images(6), labels, 4, config_with(mixup_alpha=1.0), seeded())
-    assert torch.allclose(targets, torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(6, 4))
 
 
 # --- for the eye ---------------------------------------------------------------------------------
