@@ -52,12 +52,13 @@ def _conductor_alone(trials: int) -> dict[str, float | str]:
         else:
             conductor.on_end(start.signature, start.attempt, outcome="complete")
     took_s = time.perf_counter() - began_s
+    held_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "conductor_trials": trials,
         "conductor_trials_per_s": trials / took_s,
         "conductor_longest_suggestion_s": longest_s,
         "conductor_looking_s": _looking_s(conductor),
-        "conductor_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "conductor_gib": held_gib,
     }
 
 
@@ -71,13 +72,13 @@ def _looking_s(conductor: Any) -> float:
 
     ledger, clean = conductor.ledger, set[str]()
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    display = Display(console, ledger, conductor.plan)
-    for _ in range(2):  # the first time they read all that there is
-        began_s = time.perf_counter()
-        display.show()
-        display.show()  # twice a second
-        retention.collect(ledger, SweepPaths(scratch(), "alone"), clean)
-        took_s = time.perf_counter() - began_s
+    with Display(console, ledger, conductor.plan) as display:
+        for _ in range(2):  # the first time they read all that there is
+            began_s = time.perf_counter()
+            display.show()
+            display.show()  # twice a second
+            retention.collect(ledger, SweepPaths(scratch(), "alone"), clean)
+            took_s = time.perf_counter() - began_s
     return took_s
 
 

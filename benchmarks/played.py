@@ -84,11 +84,12 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
 
         job = json.loads(config["job"])
         address = {"signature": job["signature"], "attempt": job["attempt"]}
-        for epoch in range(job["config"]["epochs"]):
+        epochs = job["config"]["epochs"]
+        for epoch in range(epochs):
             time.sleep(epoch_s)
             row = {"epoch": epoch, "checkpoint": None, **metrics(job["config"], epoch)}
-            tune.report({**address, "kind": "epoch", **row})
-        tune.report({**address, "kind": "end", "outcome": "complete"})
+            last = {"outcome": "complete"} if epoch + 1 == epochs else {}
+            tune.report({**address, "kind": "epoch", **row, **last})
 
     return play
 

@@ -50,7 +50,10 @@ def run(
         keep_all: whether trials keep every epoch's checkpoint.
     """
     from ray import tune
+    from ray.tune.execution import class_cache
 
+    # Letting go of a trial may take longer than the 2 s that a joined cluster's processes give it.
+    class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
     workers = capacity.workers_per_trial(conductor.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"

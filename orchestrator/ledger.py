@@ -396,9 +396,9 @@ class Ledger:
         rows = self._all(
             "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", self._trials_seq
         )
-        for row in rows:
-            self._trials[row["signature"]] = _trial(row)
-            self._trials_seq = max(self._trials_seq, row["changed_seq"])
+        changed = [_trial(row) for row in rows]
+        self._trials |= {trial.signature: trial for trial in changed}
+        self._trials_seq = max([self._trials_seq, *(trial.changed_seq for trial in changed)])
 
     def attempts(self, signature: str | None = None) -> list[Attempt]:
         """Return all attempts, or one trial's; each trial's in their order, whatever the clock."""

@@ -152,11 +152,14 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     ended_with = None
 
     def end() -> None:
-        if ended_with is not None:  # else an exception ends it, and Python says which
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError):  # whoever read it has gone
-                    stream.flush()
-            os._exit(ended_with)
+        if ended_with is None:  # an exception ends it, and Python says which
+            return
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:  # a full disk; Python says so, with a status of its own
+                return
+        os._exit(ended_with)
 
     atexit.register(end)  # the first to be registered is the last to run
     ended_with = main()

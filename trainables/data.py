@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,20 +181,32 @@ def training_and_validation_rows(
     Raises:
         DatasetError: as `open_split` and `split_indices`.
     """
+    from importlib.metadata import version
+
     labels = open_split(folder, "train")[1]
-    path = folder / f"validation-{fraction}-{seed}.{fingerprint}.npy"
-    try:
+    if fraction == 0:
+        return split_indices(labels, fraction, seed)
+    # Apart from the dataset's own files, which are all that is copied from host to host.
+    path = (
+        folder
+        / "validation"
+        / (f"{fraction}-{seed}-{fingerprint}-sklearn-{version('scikit-learn')}.npy")
+    )
+    with contextlib.suppress(Exception):  # not there yet, or damaged, of which NumPy raises a lot
         val = np.load(path, allow_pickle=False)
-        if val.dtype == np.int64 and val.ndim == 1 and np.isin(val, np.arange(len(labels))).all():
+        is_split = val.dtype == np.int64 and val.ndim == 1 and bool((np.diff(val) > 0).all())
+        if is_split and len(val) and val[0] >= 0 and val[-1] < len(labels):
             return np.setdiff1d(np.arange(len(labels)), val), val
-    except (EOFError, OSError, ValueError):
-        pass  # not there yet, or damaged
     train, val = split_indices(labels, fraction, seed)
-    temporary = folder / f".{path.name}.{os.getpid()}"
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):  # read-only, or full: the next process finds it again
-        with temporary.open("wb") as file:
-            np.save(file, val)
-        temporary.replace(path)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, val)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return train, val
 
 

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # A training process says at least so often that it is alive.
 SIGN_EVERY_S = 30.0
+_WARM_SIGN_S = 5.0  # when the first sign of a trial is due that need not wait for its process
 _is_warm = False  # whether a trial has run in this process before
 LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
 # Full, over a quota or limit, read-only, broken.
@@ -181,7 +182,7 @@ def train(
                 best_epoch = end.best_epoch
                 here = checkpoint_path(job.signature, job.attempt, end.epoch)
                 checkpoint = here if end.checkpoint else None
-                is_last_word = end.is_last and signs and not job.is_judged
+                is_last_word = end.is_last and signs and not (job.is_judged or upload)
                 epoch_report = _epoch_report(job, config, end, checkpoint, is_last_word)
                 if upload and checkpoint and is_first:
                     upload.checkpoint(checkpoint, on_step)
@@ -218,8 +219,8 @@ def _epoch_report(
 ) -> dict[str, Any]:
     """Return the report of an epoch, and log it: what is stored of the log then has it too.
 
-    That it is the last word spares a round trip until the next trial may have this process. Of a
-    worker group it never is: that the workers are done is said when they are.
+    That it is the last word spares a round trip until the next trial may have this process. It is
+    not where something follows: the test part, storing the log, the end of a group's workers.
     """
     values = end.metrics.to_dict()
     log.info(
@@ -344,7 +345,9 @@ def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
     """
     global _is_warm  # noqa: PLW0603 - it is this process that is
     now_s = time.monotonic()
-    last_s = now_s if _is_warm and not job.says_where else now_s - SIGN_EVERY_S
+    last_s = now_s - SIGN_EVERY_S
+    if _is_warm and not job.says_where:
+        last_s += _WARM_SIGN_S
     _is_warm = True
 
     def on_step() -> None:

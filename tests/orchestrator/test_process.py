@@ -86,3 +86,17 @@ def test_a_command_leaves_with_its_status_all_it_printed_and_no_teardown(
     assert ended.stdout == "half a line, the end\n" + "taken apart" * is_taken_apart
     assert ended.stderr.endswith(error)
     assert bool(ended.stderr) == bool(error)
+
+
+def test_a_command_whose_output_could_not_be_written_does_not_end_well():
+    script = "from orchestrator.process import run_and_leave; run_and_leave(lambda: print(1) or 0)"
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script], stdout=full, env=env, check=False)
+    assert ended.returncode == 120  # Python's own
+
+
+def test_a_command_without_an_output_leaves_with_its_status():
+    script = "from orchestrator.process import run_and_leave; run_and_leave(lambda: 3)"
+    shell = ["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
+    assert subprocess.run(shell, check=False).returncode == 3

@@ -218,21 +218,29 @@ def test_a_split_that_was_found_once_is_read_by_other_processes(digits_dir, tmp_
         assert np.array_equal(rows()[1], expected[1])
         with pytest.raises(TypeError):
             rows(0.2)  # another split
-    (file,) = folder.glob("validation-*.npy")
-    for damaged in (b"", file.read_bytes()[:200], of_rows(9_999_999), of_rows(0.5)):
-        file.write_bytes(damaged)
+    (file,) = (folder / "validation").iterdir()
+    whole = file.read_bytes()
+    damaged = [
+        *(b"", whole[:200], whole[:60], b"PK" + whole[2:], whole.replace(b"shape", b"sh(pe")),
+        *(of_rows(9_999_999), of_rows(-1), of_rows(0.5), of_rows(3, 3), of_rows(4, 3), of_rows()),
+    ]
+    for content in damaged:
+        file.write_bytes(content)
         assert np.array_equal(rows()[1], expected[1])
-    assert [path.name for path in folder.glob("*validation-*")] == [file.name]
+        assert file.read_bytes() == whole
+    assert list((folder / "validation").iterdir()) == [file]
+    assert rows(0.0)[0].tolist() == list(range(1438))
+    assert list((folder / "validation").iterdir()) == [file]
 
 
 def test_a_split_is_found_where_nothing_can_be_written(digits_dir, tmp_path, monkeypatch):
     folder = copied(digits_dir, tmp_path)
     fingerprint = data.load_manifest(folder).fingerprint
-    monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.EROFS, "read-only")))
+    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=OSError(errno.EROFS, "read-only")))
     val = data.training_and_validation_rows(folder, fingerprint, 0.1, 4)[1]
     monkeypatch.undo()
     assert np.array_equal(val, data.split_indices(data.open_split(folder, "train")[1], 0.1, 4)[1])
-    assert not list(folder.glob("*validation-*"))
+    assert not list(folder.glob("validation/*"))
 
 
 # --- orders --------------------------------------------------------------------------------------

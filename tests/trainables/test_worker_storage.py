@@ -31,6 +31,12 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
     assert [values["kind"] for values in reports] == ["epoch", "epoch", "end"]
     assert not list((tmp_path / "one").rglob("epoch_*"))  # no driver cleans up here
 
+    # Its log is stored after the last epoch, so that epoch is not the last word.
+    signed: list[dict[str, Any]] = []
+    worker.train(job(digits_dir, tmp_path / "one", storage=place.uri), signed.append, signs=True)
+    said = [one for one in signed if one["kind"] != "alive"]
+    assert [one.get("outcome") for one in said] == [None, None, "complete"]
+
     # Another machine goes on from there, and ends with the same figures.
     first, second, _ = reports
     shutil.rmtree(tmp_path / "one")

@@ -90,7 +90,7 @@ def test_a_new_process_and_one_that_may_have_to_leave_speak_at_their_first_step(
     assert first() == "epoch"
     assert first(says_where=True) == "alive"
     assert first() == "epoch"
-    monkeypatch.setattr(worker, "SIGN_EVERY_S", 0.0)
+    monkeypatch.setattr(worker, "_WARM_SIGN_S", 0.0)
     assert first() == "alive"
 
 
