@@ -11,7 +11,6 @@ import collections
 import math
 import numbers
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,16 +73,13 @@ class Conductor:
         self._is_allowed = is_allowed or (lambda variant, epochs: True)
         self._retry_failed, self._from_scratch = retry_failed, from_scratch
         self._fresh: set[str] = set()  # signatures that start anew
-        self._paused_until = -math.inf  # on the monotonic clock
-        self._pauses = 0  # in a row, without an epoch between them
-        self._halted: str | None = None
+        self._disk = failures.DiskPauses()
         self._lock = threading.RLock()
         self._retries: collections.deque[str] = collections.deque()
         self._micro_batch_size: dict[str, int] = {}
         self._running: dict[str, int] = {}  # signature: attempt
         self._is_interrupted = False
-        # By variant and traceback: the trials whose last word it is so far.
-        self._failures: dict[str, dict[str, set[str]]] = {v: {} for v in plan.variants}
+        self._alike = {variant: failures.Alike() for variant in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()
         # By variant whose search is over: its best trial.
         self._winners: dict[str, Trial | None] = {}
@@ -99,13 +95,13 @@ class Conductor:
         the final trials of those whose search is over.
         """
         with self._lock:
-            if self._is_interrupted or self._halted or self.is_paused():
+            if self._is_interrupted or self._disk.halted or self._disk.is_on():
                 return None
             following = self._following()
             if following is None:
                 return None
             if not self._has_room(following[0]):
-                self._pause("There is too little room left on the disk for another trial.")
+                self._disk.begin("There is too little room left on the disk for another trial.")
                 return None
             variant, origin, waiting = following
             if waiting is not None:
@@ -127,12 +123,12 @@ class Conductor:
     def is_paused(self) -> bool:
         """Return whether nothing starts for now, because the disk failed a moment ago."""
         with self._lock:
-            return not self._halted and time.monotonic() < self._paused_until
+            return self._disk.is_on()
 
     def halted(self) -> str | None:
         """Return why nothing starts any more, None when that is not so."""
         with self._lock:
-            return self._halted
+            return self._disk.halted
 
     def given_up(self) -> tuple[str, ...]:
         """Return the variants that were stopped because the same traceback came again and again."""
@@ -177,9 +173,9 @@ class Conductor:
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
-            self._pauses = 0  # its checkpoint could be written
+            self._disk.end_count()
             if is_new:
-                self._forget_failure(signature)  # it got past that
+                self._alike[self._variant(signature)].forget(signature)
             if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
                 self._end(signature, attempt, outcome="stopped", status="stopped")
                 return True
@@ -225,8 +221,8 @@ class Conductor:
             )
             decision = self._decide(trial, self.ledger.attempts(signature))
             if failure_class == "disk":
-                self._pause(failures.last_line(text))
-            self._note_failure(self.ledger.attempts(signature)[-1])
+                self._disk.begin(failures.last_line(text))
+            self._alike[trial.variant].note(self.ledger.attempts(signature)[-1])
             if decision.retry and not self._is_given_up(trial.variant):
                 del self._running[signature]
                 self._micro_batch_size[signature] = decision.micro_batch_size
@@ -298,19 +294,6 @@ class Conductor:
             if config.signature() not in planned:
                 return config
         return None
-
-    def _pause(self, reason: str) -> None:
-        """Start nothing for a while; after the last pause in a row, nothing any more.
-
-        Every trial would meet the same disk, so none of them is charged for it.
-        """
-        if self._halted or self.is_paused():
-            return  # others that ran when it began
-        if self._pauses == len(failures.DISK_PAUSES_S):
-            self._halted = reason
-            return
-        self._paused_until = time.monotonic() + failures.DISK_PAUSES_S[self._pauses]
-        self._pauses += 1
 
     def _resume_point(self, signature: str) -> str | None:
         """Return the newest whole checkpoint of a trial whose epoch is in the ledger.
@@ -395,7 +378,7 @@ class Conductor:
     ) -> None:
         self._running.pop(signature, None)
         if status != "failed":
-            self._forget_failure(signature)
+            self._alike[self._variant(signature)].forget(signature)
         self.ledger.end_attempt(
             signature,
             attempt,
@@ -406,17 +389,6 @@ class Conductor:
             best=None if status in ("diverged", "failed") else self._best(signature),
         )
         self._tell(self.ledger.trial(signature))
-
-    def _note_failure(self, attempt: Attempt) -> None:
-        """Remember the error of a trial's last attempt, where it is one in the code."""
-        if attempt.outcome == "failed" and attempt.failure_class == "bug":
-            alike = self._failures[self._variant(attempt.signature)]
-            same = alike.setdefault(failures.fingerprint(attempt.failure_text or ""), set())
-            same.add(attempt.signature)
-
-    def _forget_failure(self, signature: str) -> None:
-        for same in self._failures[self._variant(signature)].values():
-            same.discard(signature)
 
     def _fail_waiting(self, variant: str) -> None:
         """Give up the trials that wait to be tried again, where their variant is given up.
@@ -524,7 +496,7 @@ class Conductor:
         self._close(attempts)
         has_failed = trial.status == "failed"
         if attempts and not (has_failed and self._retry_failed):
-            self._note_failure(attempts[-1])
+            self._alike[trial.variant].note(attempts[-1])
         is_beyond = trial.stage == "search" and trial.number >= self.plan.trials
         if is_beyond or (has_failed and not self._retry_failed):
             if has_failed:
@@ -560,8 +532,7 @@ class Conductor:
         return attempts[-1].micro_batch_size
 
     def _is_given_up(self, variant: str) -> bool:
-        alike = self._failures[variant].values()
-        return max(map(len, alike), default=0) >= failures.IDENTICAL_FAILURES
+        return self._alike[variant].are_enough()
 
 
 def _unusable(epoch: object, metrics: Mapping[str, Any]) -> str | None:

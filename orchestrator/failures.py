@@ -1,8 +1,15 @@
-"""Classes of failure and what is done about each: policy as data, one decision function."""
+"""Classes of failure and what is done about each: policy as data, one decision function.
+
+Beside it the two things that failures of several trials say together: that a variant cannot be
+trained, and that the disk takes no more. Each belongs to one conductor, which has the lock.
+"""
 
 from __future__ import annotations
 
+import collections
+import math
 import re
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,6 +71,58 @@ def decide(
     failed = [attempt.failure_class for attempt in attempts if attempt.outcome == "failed"]
     counted = sum(each not in (*UNCOUNTED, "out_of_memory") for each in failed)
     return Decision(counted < max_attempts, last.micro_batch_size)
+
+
+class Alike:
+    """The errors in the code that trials of one variant have in common."""
+
+    def __init__(self) -> None:
+        # By traceback: the trials whose last word it is so far.
+        self._trials: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
+
+    def note(self, attempt: Attempt) -> None:
+        """Remember the error of a trial's last attempt, where it is one in the code."""
+        if attempt.outcome == "failed" and attempt.failure_class == "bug":
+            self._trials[fingerprint(attempt.failure_text or "")].add(attempt.signature)
+
+    def forget(self, signature: str) -> None:
+        """Forget the errors of a trial that got past them."""
+        for same in self._trials.values():
+            same.discard(signature)
+
+    def are_enough(self) -> bool:
+        """Return whether the same one is the last word of so many that none will get past it."""
+        return max(map(len, self._trials.values()), default=0) >= IDENTICAL_FAILURES
+
+
+class DiskPauses:
+    """Pauses of a sweep whose disk fails: each longer, and after the last one an end.
+
+    Every trial would meet the same disk, so none of them is charged for it.
+    """
+
+    def __init__(self) -> None:
+        self.halted: str | None = None  # why nothing starts any more
+        self._until_s = -math.inf  # on the monotonic clock
+        self._number = 0  # in a row, without an epoch between them
+
+    def begin(self, reason: str) -> None:
+        """Start nothing for a while; after the last pause in a row, nothing any more."""
+        if self.halted or self.is_on():
+            return  # others that ran when it began
+        if self._number == len(DISK_PAUSES_S):
+            self.halted = reason
+            return
+        self._until_s = time.monotonic() + DISK_PAUSES_S[self._number]
+        self._number += 1
+
+    def is_on(self) -> bool:
+        """Return whether nothing starts for now."""
+        return not self.halted and time.monotonic() < self._until_s
+
+    def end_count(self) -> None:
+        """Take it that the disk works again: a checkpoint could be written."""
+        self._number = 0
 
 
 def classify_death(text: str) -> FailureClass:
