@@ -55,8 +55,8 @@ class Benchmark:
         repetitions: how often it is measured, unless the command says; once if it hardly varies.
         goals_cuda: the same with one H200-class GPU.
         at_most: what ours should take per unit, None: nothing is said of it.
-        limit: from the probes, the least that a unit can take on this machine; None: no such
-            limit is known.
+        limit: from the probes or one of its own, the least that a unit can take on this machine;
+            None: no such limit is known.
     """
 
     name: str
