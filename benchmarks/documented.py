@@ -44,19 +44,31 @@ def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
         `loss`, `first_step_s` and `done_s`: the times of day of the first optimizer step's end
         and of the end of all.
     """
-    images, labels = _digits()
+    device = _device()
+    images, labels = (part.to(device) for part in _digits())
     torch.manual_seed(0)
-    model = build("cnn3", classes=10, channels=1, side_px=32)
+    model = build("cnn3", classes=10, channels=1, side_px=32).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     model.train()
     loss = F.cross_entropy(model(images[:32]), labels[:32])
     loss.backward()
     optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     first_step_s = time.time()
     model.eval()
     with torch.inference_mode():
         F.cross_entropy(model(images[32:176]), labels[32:176]).item()
     return {"loss": loss.item(), "first_step_s": first_step_s, "done_s": time.time()}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_share(concurrent: int) -> float:
+    """Return the share of this machine's GPU that each of so many trials gets; 0 without one."""
+    return 1 / concurrent if torch.cuda.is_available() else 0.0
 
 
 @functools.cache
@@ -70,7 +82,11 @@ def _digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def start_torch_trainer(config: dict[str, Any]) -> None:
-    """Run one trial as documented for Ray Train V2 under Tune: a worker group of its own."""
+    """Run one trial as documented for Ray Train V2 under Tune: a worker group of its own.
+
+    Args:
+        config: the trial's, with `storage`, a folder, and `gpus`, the worker's share of a GPU.
+    """
     from ray import train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -78,7 +94,11 @@ def start_torch_trainer(config: dict[str, Any]) -> None:
     TorchTrainer(
         train_loop_of_torch_trainer,
         train_loop_config=config,
-        scaling_config=train.ScalingConfig(num_workers=1),
+        scaling_config=train.ScalingConfig(
+            num_workers=1,
+            use_gpu=config["gpus"] > 0,
+            resources_per_worker={"CPU": 1, "GPU": config["gpus"]} if config["gpus"] else None,
+        ),
         run_config=train.RunConfig(
             name=f"trial-{time.time_ns()}",
             storage_path=config["storage"],
@@ -128,16 +148,17 @@ def train_epochs(config: dict[str, Any]) -> Any:
         sets[name] = TensorDataset(images, labels)
     loader = DataLoader(sets["train"], config["batch_size"], shuffle=True, drop_last=True)
     judged = DataLoader(sets["val"], 256)
-    classes = 200
+    device = _device()
     model: nn.Module = build(
-        config["variant"], classes=classes, channels=3, side_px=64, dropout=config["dropout"]
-    )
+        config["variant"], classes=200, channels=3, side_px=64, dropout=config["dropout"]
+    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     for _ in range(config["epochs"]):
         model.train()
-        for images, labels in itertools.islice(loader, config["steps"]):
+        for batch in itertools.islice(loader, config["steps"]):
+            images, labels = (part.to(device) for part in batch)
             if torch.rand(()) < 0.5:
-                images = images.flip(-1)  # noqa: PLW2901
+                images = images.flip(-1)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
@@ -145,7 +166,8 @@ def train_epochs(config: dict[str, Any]) -> Any:
         model.eval()
         correct = seen = 0
         with torch.inference_mode():
-            for images, labels in itertools.islice(judged, config["steps"]):
+            for batch in itertools.islice(judged, config["steps"]):
+                images, labels = (part.to(device) for part in batch)
                 correct += int((model(images).argmax(1) == labels).sum())
                 seen += len(labels)
         yield {"loss": loss.item(), "val_top1": correct / seen}
@@ -163,6 +185,7 @@ def tune(  # noqa: PLR0913 - Tune's own
     scheduler: Any = None,
     callbacks: list[Any] | None = None,
     actor_cpus: float = 1,
+    actor_gpus: float = 0,
 ) -> Any:
     """Run Ray Tune with OptunaSearch; returns its result grid.
 
@@ -173,7 +196,7 @@ def tune(  # noqa: PLR0913 - Tune's own
     from ray.tune.search.optuna import OptunaSearch
 
     results = ray_tune.Tuner(
-        ray_tune.with_resources(trainable, {"CPU": actor_cpus}),
+        ray_tune.with_resources(trainable, {"CPU": actor_cpus, "GPU": actor_gpus}),
         param_space=space,
         tune_config=ray_tune.TuneConfig(
             metric=metric,

@@ -60,7 +60,10 @@ def torch_trainer(full: bool) -> Measure:
 
 def tune_function(full: bool) -> Measure:
     """Ray Tune with a plain function."""
-    return _under_tune(documented.train_function, trials=50 if full else 3, actor_cpus=1)
+    gpus = documented.gpu_share(1)
+    return _under_tune(
+        documented.train_function, trials=50 if full else 3, actor_cpus=1, actor_gpus=gpus
+    )
 
 
 def optuna_alone(full: bool) -> Measure:
@@ -80,18 +83,25 @@ def optuna_alone(full: bool) -> Measure:
     return Measure(values=_gaps(ends))
 
 
-def _under_tune(trainable: Any, *, trials: int, actor_cpus: float) -> Measure:
+def _under_tune(
+    trainable: Any, *, trials: int, actor_cpus: float, actor_gpus: float = 0
+) -> Measure:
     import ray
     from ray import tune
 
     ray.init(num_cpus=2, logging_level=logging.ERROR, include_dashboard=True)
     results = documented.tune(
         trainable,
-        {"lr": tune.loguniform(5e-4, 1e-2), "storage": str(scratch() / "train")},
+        {
+            "lr": tune.loguniform(5e-4, 1e-2),
+            "storage": str(scratch() / "train"),
+            "gpus": documented.gpu_share(1),
+        },
         trials=trials,
         concurrent=1,
         storage=scratch() / "tune",
         actor_cpus=actor_cpus,
+        actor_gpus=actor_gpus,
     )
     ends = sorted((result.metrics for result in results), key=lambda m: m["first_step_s"])
     return Measure(values=_gaps(ends))

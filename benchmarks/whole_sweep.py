@@ -46,6 +46,8 @@ def run_ours(*, trials: int, concurrent: int, steps: int | None, cpus: int) -> f
     (folder / "whole.py").write_text(SPACE.format(trials=trials, steps=steps or 0))
     command = [sys.executable, "-m", "orchestrator.sweep", "whole.py"]
     command += ["--max-concurrent", str(concurrent), "--data-dir", str(data_dir)]
+    if gpus := documented.gpu_share(concurrent):
+        command += ["--gpus-per-trial", str(gpus)]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
     began_s = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, env=env)
@@ -75,6 +77,7 @@ def run_documented(*, trials: int, concurrent: int, steps: int | None, cpus: int
             "variant": "cnn3",
             "images": str(parts),
             "storage": str(folder / "train"),
+            "gpus": documented.gpu_share(concurrent),
         },
         trials=trials,
         concurrent=concurrent,
