@@ -52,7 +52,7 @@ class Benchmark:
         quantity: what is measured, "s" or "GiB".
         contenders: by name; the first is ours.
         goals: by opponent, the ratio to reach without a GPU.
-        repetitions: how often it is measured, unless the command says; once if it hardly varies.
+        repetitions: how often it is measured, unless the command says; 1 where that takes long.
         goals_cuda: the same with one H200-class GPU.
         at_most: what ours should take per unit, None: nothing is said of it.
         limit: from the probes or one of its own, the least that a unit can take on this machine;

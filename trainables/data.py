@@ -187,11 +187,8 @@ def training_and_validation_rows(
     if fraction == 0:
         return split_indices(labels, fraction, seed)
     # Apart from the dataset's own files, which are all that is copied from host to host.
-    path = (
-        folder
-        / "validation"
-        / (f"{fraction}-{seed}-{fingerprint}-sklearn-{version('scikit-learn')}.npy")
-    )
+    name = f"{fraction}-{seed}-{fingerprint}-sklearn-{version('scikit-learn')}.npy"
+    path = folder / "validation" / name
     with contextlib.suppress(Exception):  # not there yet, or damaged, of which NumPy raises a lot
         val = np.load(path, allow_pickle=False)
         is_split = val.dtype == np.int64 and val.ndim == 1 and bool((np.diff(val) > 0).all())
