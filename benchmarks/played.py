@@ -103,7 +103,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     ledger = new_ledger(folder, of_plan)
     conductor = Conductor(ledger, of_plan)
     launch.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
-    cluster.connect(address, needs_state_api=False)
+    joined = cluster.connect(address, needs_state_api=False)
     launch.run(
         conductor,
         paths=SweepPaths(folder, "played"),
@@ -112,6 +112,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
         gpus_per_trial=None,
         hang_timeout_s=600,
         keep_all=False,
+        is_local=joined.is_local,
     )
     cluster.disconnect()
     return ledger

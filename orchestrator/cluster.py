@@ -8,7 +8,9 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -226,7 +228,14 @@ def this_node() -> tuple[str | None, str]:
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local Ray ends with all its processes.
+    """Leave the cluster; a local Ray ends with all its processes."""
+    with leaving():
+        pass
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Leave the cluster while the block runs, which must not use it; Ray mostly waits for it.
 
     Garbage that holds Ray's handles, as tracebacks of dead actors do, must go before: collected by
     another thread while Ray shuts down, it makes Ray end this process without a word.
@@ -236,9 +245,12 @@ def disconnect() -> None:
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
+    thread = threading.Thread(target=ray.shutdown, name="leaving")
+    thread.start()
     try:
-        ray.shutdown()
+        yield
     finally:
+        thread.join()
         if was_enabled:
             gc.enable()
 

@@ -36,6 +36,7 @@ def run(
     gpus_per_trial: float | None,
     hang_timeout_s: float,
     keep_all: bool,
+    is_local: bool,
 ) -> None:
     """Run attempts on the cluster that was joined until the conductor has none left.
 
@@ -48,12 +49,11 @@ def run(
         gpus_per_trial: share of a device per worker; None: as the space says.
         hang_timeout_s: a trial without a sign of life for so long is ended and tried again.
         keep_all: whether trials keep every epoch's checkpoint.
+        is_local: whether Ray was started by this process, and so has its environment.
     """
     from ray import tune
-    from ray.tune.execution import class_cache
 
-    # Letting go of a trial may take longer than the 2 s that a joined cluster's processes give it.
-    class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
+    _set_environment(is_local)
     workers = capacity.workers_per_trial(conductor.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
@@ -94,6 +94,22 @@ def run(
         shutil.rmtree(temporary, ignore_errors=True)
     if jobs.error is not None:
         raise jobs.error
+
+
+def _set_environment(is_local: bool) -> None:
+    """Choose what of this process's environment Tune gives the trials' processes.
+
+    To a local Ray nothing, as its processes have it: an environment of their own would keep them
+    from being those that Ray has started in advance, one per CPU (2 s of each trial's first start).
+    """
+    from ray.tune.execution import class_cache
+
+    if is_local:
+        class_cache.DEFAULT_ENV_VARS.clear()
+        class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    else:
+        # Letting go of a trial may take longer than the 2 s that a joined cluster's give it.
+        class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
 
 
 class _Jobs:

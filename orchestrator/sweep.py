@@ -6,6 +6,7 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import sys
 import threading
@@ -188,30 +189,31 @@ def _run(
     errors: list[BaseException] = []
     with process.signals_set(interruption):
         views = Views(tracker, config.paths)
-        if conductor.has_work():
+        has_work = conductor.has_work()
+        if has_work:
             ray_cluster = cluster.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
             process.handle_signals(interruption)  # again: Ray installs its own
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
-            runner = _start_trials(config, conductor, manifest, errors)
+            runner = _start_trials(config, conductor, manifest, errors, ray_cluster.is_local)
             views.start()
             _watch(console, conductor, views, runner, durable, interrupted)
             try:
                 conductor.interrupt()  # nothing, after an end of its own
             except LedgerError as error:  # `--resume` closes what is open then
                 errors.append(error)
-            cluster.disconnect()
         else:
             views.start()
             console.print("Every trial of this sweep has ended already.")
-        if durable and durable.lost:
-            console.print(durable.lost, soft_wrap=True, style="red")
-            return FAILED
-        outcome = _outcome(conductor, interrupted.is_set() or bool(errors))
-        if outcome != "interrupted":
-            tracker.products = _hand_over(console, config.paths, ledger, manifest)
+        with cluster.leaving() if has_work else contextlib.nullcontext():
+            if durable and durable.lost:
+                console.print(durable.lost, soft_wrap=True, style="red")
+                return FAILED
+            outcome = _outcome(conductor, interrupted.is_set() or bool(errors))
+            if outcome != "interrupted":
+                tracker.products = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
     summary.print_end(console, config, plan, conductor, tracker)
     if conductor.halted():
@@ -277,6 +279,7 @@ def _start_trials(
     conductor: Conductor,
     manifest: Manifest,
     errors: list[BaseException],
+    is_local: bool,
 ) -> threading.Thread:
     """Start the thread that runs the trials; what ends it early is added to `errors`."""
     from orchestrator import launch
@@ -293,6 +296,7 @@ def _start_trials(
                 gpus_per_trial=options.get("gpus_per_trial"),
                 hang_timeout_s=config.hang_timeout_s,
                 keep_all=options.get("keep") == "all",
+                is_local=is_local,
             )
         except BaseException as error:
             errors.append(error)

@@ -6,6 +6,7 @@ disk fill up.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 _TELL_AFTER_S = 10.0
 # Whoever stops a sweep waits half a minute for its end, not longer.
 _INTERRUPTED_LIMIT_S, _LIMIT_S = 15.0, 300.0
+# MLflow is told of the first epoch, or of what there is after so long: importing it and making its
+# database keep a core busy for 3 s, which the first trials need more, to start.
+_FIRST_AFTER_S = 10.0
 # How long a pass that failed is waited with, at most.
 _LONGEST_PAUSE_S = 10.0
 # Before the end, what failed is tried again after these pauses.
@@ -151,7 +155,17 @@ class Views:
         self._in_line_s = time.monotonic()
         return True
 
+    def _await_first(self) -> None:
+        """Wait until there is something to tell MLflow."""
+        until_s = time.monotonic() + _FIRST_AFTER_S
+        with contextlib.suppress(Exception):  # what is wrong with the ledger, the trials will tell
+            while time.monotonic() < until_s and not self.tracker.ledger.latest_epochs():
+                if self._stop.wait(0.2):
+                    break
+        self._in_line_s = time.monotonic()
+
     def _keep_mlflow(self) -> None:
+        self._await_first()
         pause_s = 1.0
         while not self._stop.wait(pause_s):
             is_up = self._sync() or self._error is None

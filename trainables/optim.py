@@ -6,7 +6,10 @@ restart needs no scheduler state; reduce-on-plateau keeps the three numbers it d
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +52,19 @@ def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
         case "sgd" | "nesterov":
             # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
             nesterov = config.optimizer == "nesterov" and config.momentum > 0
-            return torch.optim.SGD(
+            return _uncompiled(torch.optim.SGD)(
                 groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=fused
             )
         case "rmsprop":
-            return torch.optim.RMSprop(
+            return _uncompiled(torch.optim.RMSprop)(
                 groups, lr=lr, alpha=config.rmsprop_alpha, eps=eps, momentum=config.momentum
             )
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+            return _uncompiled(torch.optim.Adam)(groups, lr=lr, betas=betas, eps=eps, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+            return _uncompiled(torch.optim.AdamW)(groups, lr=lr, betas=betas, eps=eps, fused=fused)
         case "radam":
-            return torch.optim.RAdam(groups, lr=lr, betas=betas, eps=eps)
+            return _uncompiled(torch.optim.RAdam)(groups, lr=lr, betas=betas, eps=eps)
         case "lamb":
             from timm.optim.lamb import Lamb
 
@@ -70,7 +73,21 @@ def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
             # which here is `clip_grad_norm`'s affair.
             for group in groups:
                 group["always_adapt"] = group["params"][0].ndim > 1
-            return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
+            return _uncompiled(Lamb)(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
+
+
+@functools.cache
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer's class without what its methods have for torch's compiler.
+
+    Their first call otherwise imports that compiler, only to be left out of what it compiles: 2 s
+    and 180 MB of every training process. Nothing here compiles an optimizer.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    # What is left of its decoration, as no optimizer here is differentiable.
+    bare["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), bare)
 
 
 def _keep_on_device(optimizer: torch.optim.Optimizer) -> None:
