@@ -166,7 +166,7 @@ class Views:
 
     def _keep_mlflow(self) -> None:
         self._await_first()
-        pause_s = 1.0
+        pause_s = 0.0
         while not self._stop.wait(pause_s):
             is_up = self._sync() or self._error is None
             pause_s = 1.0 if is_up else min(2 * pause_s, _LONGEST_PAUSE_S)

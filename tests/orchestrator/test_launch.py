@@ -83,3 +83,29 @@ def test_a_new_trial_is_asked_where_it_is_once_a_node_is_about_to_go(tmp_path: P
     assert jobs._job(start).says_where is False
     jobs.draining = {"a node"}
     assert jobs._job(start).says_where is True
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_only_a_joined_clusters_trials_get_an_environment_of_their_own(
+    is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With none they run in the processes that Ray has started in advance, as this one's children.
+
+    What matters of ours is how long a trial may take to let go of its model.
+    """
+    from ray.tune.execution import class_cache
+
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
+    for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"):
+        monkeypatch.setattr(class_cache, name, getattr(class_cache, name).copy())
+    launch._set_environment(is_local)
+
+    class Trainable:
+        pass
+
+    cache = class_cache._ActorClassCache()  # type: ignore[no-untyped-call]
+    options = cache.get(Trainable)._default_options  # type: ignore[no-untyped-call]
+    if is_local:
+        assert not options["runtime_env"]
+    else:
+        assert options["runtime_env"]["env_vars"]["TUNE_FUNCTION_THREAD_TIMEOUT_S"] == "30"

@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -407,6 +409,23 @@ def test_the_average_follows_the_weights_and_is_what_is_judged(digits_dir, tmp_p
     loss, _, _ = judged(config, digits_dir, weights["average"])
     assert end.metrics.val_loss == pytest.approx(loss, rel=1e-4)
     assert judged(config, digits_dir, weights["model"])[0] != pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_cnns_training_imports_no_compiler(digits_dir, tmp_path, optimizer):
+    """Which takes 2 s and 180 MB of every process, and which its optimizer would have imported."""
+    config = digits_config(digits_dir, **{**EVERYTHING, "epochs": 1, "optimizer": optimizer})
+    code = (
+        "import json, sys; from pathlib import Path; from trainables import loop;"
+        "from trainables.config import TrainConfig;"
+        "config = TrainConfig.from_dict(json.loads(sys.argv[1]));"
+        "ends = list(loop.fit(config, Path(sys.argv[2]), checkpoints=Path(sys.argv[3])));"
+        "assert len(ends) == 1;"
+        "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(config.to_dict()), digits_dir, tmp_path]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "[]\n"
 
 
 def test_figures_of_an_epoch_are_those_of_the_machine(digits_dir):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -145,11 +146,47 @@ def test_lamb_scales_adams_step_to_each_weights_norm(decay):
 
 def test_lamb_is_timms_and_clips_no_gradient_by_itself():
     optimizer = build_optimizer(Tiny(), config(optimizer="lamb"))
-    assert type(optimizer).__module__ == "timm.optim.lamb"
+    assert isinstance(optimizer, timm.optim.Lamb)
     assert optimizer.defaults["max_grad_norm"] is None
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"])
+KINDS = {
+    "sgd": torch.optim.SGD,
+    "nesterov": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+    "lamb": timm.optim.Lamb,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_are_those_of_the_librarys_own_class_and_record_no_gradient(name):
+    """Ours lack what torch's have for its compiler."""
+    model = Tiny()
+    ours = build_optimizer(model, config(optimizer=name, lr=0.1, weight_decay=0.25))
+    assert isinstance(ours, KINDS[name])
+    twin = Tiny()
+    groups = [
+        {**group, "params": [twin.weight if group["params"][0].ndim > 1 else twin.bias]}
+        for group in ours.param_groups
+    ]
+    theirs = KINDS[name](groups, **({"max_grad_norm": None} if name == "lamb" else {}))
+    for gradient in GRADIENTS:
+        for one in (model, twin):
+            one.weight.grad = torch.tensor([gradient], dtype=torch.float64)
+            one.bias.grad = torch.tensor(gradient, dtype=torch.float64)
+        ours.step()
+        theirs.step()
+        assert torch.equal(model.weight, twin.weight)
+        assert torch.equal(model.bias, twin.bias)
+    assert model.weight.is_leaf
+    ours.zero_grad()
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_biases_and_norms_are_not_decayed(name):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
     optimizer = build_optimizer(model, config(optimizer=name, weight_decay=0.25))
