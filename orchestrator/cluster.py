@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -228,20 +229,21 @@ def this_node() -> tuple[str | None, str]:
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local Ray ends with all its processes."""
+    """Leave the cluster, if one was joined; a local Ray ends with all its processes."""
     with leaving():
         pass
 
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Leave the cluster while the block runs, which must not use it; Ray mostly waits for it.
+    """Leave the cluster while the block runs, which must not use it: it takes Ray a second.
 
     Garbage that holds Ray's handles, as tracebacks of dead actors do, must go before: collected by
     another thread while Ray shuts down, it makes Ray end this process without a word.
     """
-    import ray
-
+    if "ray" not in sys.modules or not (ray := sys.modules["ray"]).is_initialized():
+        yield
+        return
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -20,6 +20,8 @@ from orchestrator.paths import SweepPaths
 if TYPE_CHECKING:
     from rich.console import Console
 
+_ends_children = False  # whether what this process has started ends with it, unasked
+
 
 @contextlib.contextmanager
 def locked(paths: SweepPaths) -> Iterator[None]:
@@ -123,11 +125,21 @@ class Interruption:
         if number == signal.SIGHUP:
             _leave_terminal()
         if self.urgent.is_set():
-            for pid in _descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _end_children()
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
+
+
+def end_children_at_end() -> None:
+    """Let this process, at its end, end those it has started instead of waiting for them."""
+    global _ends_children  # noqa: PLW0603 - it is this process that does
+    _ends_children = True
+
+
+def _end_children() -> None:
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -163,6 +175,9 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
 
     atexit.register(end)  # the first to be registered is the last to run
     ended_with = main()
+    if _ends_children:
+        _end_children()
+        end()
     sys.exit(ended_with)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from trainables import models
 from trainables.config import TrainConfig
 
@@ -16,6 +14,8 @@ def model_cost(config: TrainConfig, *, num_classes: int, in_channels: int) -> tu
     Raises:
         ValueError: the model cannot be built with these choices.
     """
+    import torch
+
     with torch.device("meta"):
         model = models.build_model(
             config,

@@ -2,7 +2,8 @@
 
 `orchestrator.data` writes the folder this module reads: `manifest.json` and one uncompressed Arrow
 IPC file per split. Opened splits stay open for the life of the process, so that every further
-trial on a warm worker finds its data in place.
+trial on a warm worker finds its data in place. Torch is imported by what trains alone: a command
+that reads a manifest starts without it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # The share of a device's memory that resident images may take; beyond it they are streamed.
 RESIDENT_SHARE = 0.5
@@ -233,6 +237,8 @@ class ImageStore:
         return images, labels
 
     def _staged(self, column: Tensor, rows: Tensor) -> Tensor:
+        import torch
+
         staging = torch.empty(
             (len(rows), *column.shape[1:]),
             dtype=column.dtype,
@@ -250,6 +256,8 @@ def open_store(
 
     The result is kept for the process's life: the next trial on the same device gets the same one.
     """
+    import torch
+
     pixels, classes = open_split(folder, split)
     images, labels = _as_tensor(pixels), torch.from_numpy(classes)
     is_resident = images.nbytes <= resident_share * _memory_bytes(device)
@@ -261,6 +269,8 @@ def open_store(
 def _memory_bytes(device: torch.device) -> int:
     """Return how much memory this process may take of a device."""
     if device.type == "cuda":
+        import torch
+
         whole = torch.cuda.get_device_properties(device).total_memory
         return int(whole * torch.cuda.get_per_process_memory_fraction(device))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -269,6 +279,8 @@ def _memory_bytes(device: torch.device) -> int:
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     """Share the mapped memory with torch; nothing here ever writes to it."""
     import warnings
+
+    import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -301,6 +313,8 @@ def train_batches(
         rank: this worker's number.
         workers: how many there are; divides `batch_size`.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
     batch = min(batch_size, len(order) - len(order) % workers)

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -176,6 +175,8 @@ def _pixels(example: Mapping[str, Any]) -> Image.Image:
 
 def _overlay(example: Mapping[str, Any]) -> str:
     """Return the map over its image, as a data URI."""
+    import matplotlib
+
     size = (_SIDE_PX, _SIDE_PX)
     image = np.asarray(_pixels(example).resize(size, Image.Resampling.BICUBIC), np.float32) / 255
     stored = example["map"]

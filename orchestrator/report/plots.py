@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from matplotlib.colors import to_rgb
-from plotly.colors import qualitative
+from plotly.colors import hex_to_rgb, qualitative
 from plotly.io.json import to_json_plotly
 
 from orchestrator.report.blocks import Figure
@@ -31,7 +30,7 @@ def faint(colour: str, alpha: float) -> str:
     """Return a colour of ours with an opacity of 0 to 1."""
     if colour.startswith("rgb("):
         return f"rgba({colour[4:-1]},{alpha})"
-    r, g, b = (round(255 * part) for part in to_rgb(colour))
+    r, g, b = hex_to_rgb(colour)
     return f"rgba({r},{g},{b},{alpha})"
 
 

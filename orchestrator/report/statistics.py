@@ -1,6 +1,7 @@
 """The report's arithmetic: intervals over seeds, who beats whom, fronts, and the order of classes.
 
-Values in, values out; it knows neither the ledger nor the page.
+Values in, values out; it knows neither the ledger nor the page. SciPy is imported where it is
+needed: a second of a small sweep's end, which has none of this to compute.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 CONFIDENCE = 0.95
 # Ordering leaves optimally takes time in the cube of the classes: 1 s for a thousand.
@@ -58,6 +56,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(kept))
     if len(kept) < 2:
         return Estimate(1, mean, None, None, None)
+    from scipy import stats
+
     sd = float(np.std(kept, ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1)) * sd / math.sqrt(len(kept))
     return Estimate(len(kept), mean, sd, mean - half, mean + half)
@@ -71,6 +71,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
     """
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return None
+    from scipy import stats
+
     mean = float(np.mean(first) - np.mean(second))
     result: Any = stats.ttest_ind(first, second, equal_var=False)
     low, high = result.confidence_interval(CONFIDENCE)
@@ -97,6 +99,8 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] |
     """
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
+    from scipy import stats
+
     pearson: Any = stats.pearsonr(x, y)
     spearman: Any = stats.spearmanr(x, y)
     return float(pearson.statistic), float(spearman.statistic)
@@ -133,6 +137,9 @@ def class_order(confusion: np.ndarray) -> list[int]:
     top = alike.max()
     if top == 0:  # no error at all
         return list(range(k))
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
     distance = 1 - alike / top
     np.fill_diagonal(distance, 0)
     tree = hierarchy.linkage(
