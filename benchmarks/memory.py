@@ -6,11 +6,14 @@ difference of what all processes held at most, shared pages counted once.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 
 from benchmarks import whole_sweep
-from benchmarks.harness import Benchmark, Measure, PeakMemory
+from benchmarks.harness import Benchmark, Measure, PeakMemory, pss_gib
 
 FURTHER = 2
 
@@ -35,6 +38,23 @@ def _further(run: Callable[..., float]) -> Measure:
     return Measure(values=[each], facts={"first_gib": held[1]})
 
 
+def _torch_alone_gib(probes: Mapping[str, float]) -> float:
+    """Return what a process holds that has imported torch, beside another one that has too."""
+    code = "import sys, torch; print('imported', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            for _ in range(2)
+        ]
+        for process in both:
+            assert process.stdout is not None
+            process.stdout.readline()
+        return pss_gib(both[0].pid)
+
+
 BENCHMARK = Benchmark(
     name="memory",
     title="memory per further concurrent trial",
@@ -43,4 +63,5 @@ BENCHMARK = Benchmark(
     contenders={"ours": ours, "Ray Tune + TorchTrainer": torch_trainer},
     goals={"Ray Tune + TorchTrainer": 10},
     repetitions=1,
+    limit=_torch_alone_gib,
 )

@@ -100,6 +100,46 @@ def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
     assert len(runs_of(paths)) == 3
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "server", ["gcs_server", pytest.param("raylet/raylet", marks=pytest.mark.quick), "ray::"]
+)
+def test_a_sweep_that_is_stopped_while_ray_starts_ends_at_once_and_leaves_nothing(
+    tmp_path: Path, digits_data_dir: Path, stop: signal.Signals, server: str
+) -> None:
+    """Ray is started while the sweep is planned, before there is a ledger."""
+    options = ("--trials", 2, "--epochs", 4, *ONE, "--data-dir", digits_data_dir)
+    with started(tmp_path, "digits", *options) as process:
+        wait_for(
+            lambda: any(server in title for title in members(process.mark).values()), server, 60
+        )
+        begun_s = time.monotonic()
+        os.killpg(process.pid, stop)
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - begun_s < 30
+        wait_for_the_end(process.mark, 20)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    if "Interrupted before the sweep had started." in output:
+        assert not (tmp_path / "results").exists()
+    else:  # Ray was the faster one
+        assert server == "ray::"
+        assert "Nothing is lost" in output
+
+
+def test_a_mistake_that_the_plan_finds_is_told_without_waiting_for_ray(
+    tmp_path: Path, digits_data_dir: Path
+) -> None:
+    options = ("--side", 8, *ONE, "--data-dir", digits_data_dir)
+    with started(tmp_path, "digits", *options) as process:
+        output, _ = process.communicate(timeout=60)
+        wait_for_the_end(process.mark, 20)
+    assert process.returncode == 2, output
+    assert "These variants cannot be trained as asked:" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
