@@ -156,6 +156,7 @@ class Tracker:
 
         if self.uri == self.paths.default_tracking_uri:
             relocation.relocate(self.paths)
+        mlflow_server.create_database(self.uri)
         client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)

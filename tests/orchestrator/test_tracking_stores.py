@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from orchestrator import mlflow_server
 from orchestrator.ledger import open_ledger
 from orchestrator.paths import SweepPaths
 from orchestrator.relocation import relocate
@@ -39,6 +44,43 @@ def test_another_store_is_filled_from_the_beginning(told: Sweep, tmp_path: Path)
     told.tracker.finish("failed", {"trials": 3})
     check(told)
     assert {key: value[4] for key, value in told.content().items()}.keys() == before.keys()
+
+
+def test_a_store_whose_creator_is_killed_is_created_whole_by_the_next(
+    told: Sweep, tmp_path: Path
+) -> None:
+    """MLflow itself would leave a file that it can never open again."""
+    database = tmp_path / "a killed one's.db"
+    uri = f"sqlite:///{database}"
+    code = "import sys; from orchestrator import mlflow_server as s; s.create_database(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.DEVNULL) as creator:
+        end_s = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(f".{database.name}.*.new")):
+            assert creator.poll() is None
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        creator.kill()
+    assert not database.exists()
+    (left,) = tmp_path.glob(f".{database.name}.*.new")
+    told.uri = uri
+    told.tracker = told.new_tracker()
+    told.tracker.finish("failed", {"trials": 3})
+    check(told)
+    assert [file.name for file in tmp_path.glob(f".{database.name}.*.new")] == [left.name]
+    # Nobody will go on with it, but that is certain only after a while.
+    os.utime(left, (time.time() - 4000,) * 2)
+    database.unlink()
+    mlflow_server.create_database(uri)
+    assert database.exists()
+    assert not left.exists()
+
+
+def test_a_store_that_was_created_meanwhile_stays(tmp_path: Path) -> None:
+    new, there = tmp_path / "new", tmp_path / "there"
+    new.write_text("new")
+    there.write_text("there")
+    mlflow_server._put_in_place(new, there)
+    assert there.read_text() == "there"
 
 
 def test_an_older_copy_of_the_store_is_completed(told: Sweep, tmp_path: Path) -> None:
