@@ -39,7 +39,7 @@ def _further(run: Callable[..., float]) -> Measure:
 
 
 def _torch_alone_gib(probes: Mapping[str, float]) -> float:
-    """Return what a process holds that has imported torch, beside another one that has too."""
+    """Return what a process holds that has imported torch, beside others that have too."""
     code = "import sys, torch; print('imported', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code]
     with contextlib.ExitStack() as stack:

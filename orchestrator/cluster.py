@@ -247,14 +247,20 @@ def leaving() -> Iterator[None]:
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
-    thread = threading.Thread(target=ray.shutdown, name="leaving")
+
+    def leave() -> None:
+        try:
+            ray.shutdown()
+        finally:
+            if was_enabled:
+                gc.enable()
+
+    thread = threading.Thread(target=leave, name="leaving")
     thread.start()
     try:
         yield
     finally:
         thread.join()
-        if was_enabled:
-            gc.enable()
 
 
 def ensure_token() -> None:

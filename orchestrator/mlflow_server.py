@@ -5,6 +5,7 @@ Knows nothing of sweeps, and imports MLflow to create a database alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_ABANDONED_AFTER_S = 3600  # a database that nobody has finished
+_ABANDONED_AFTER_S = 600  # a database that nobody has finished, which takes seconds
 
 
 class Patient:
@@ -73,15 +74,16 @@ def create_database(uri: str) -> None:
     if not uri.startswith("sqlite:///") or "?" in uri:
         return
     path = Path(uri.removeprefix("sqlite:///"))
+    for left in path.parent.glob(f".{path.name}.*.new*"):
+        with contextlib.suppress(FileNotFoundError):  # another driver does the same
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                left.unlink()
     if path.exists():
         return
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what the tables are made of
     from mlflow.store.db import utils
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.new*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-            left.unlink(missing_ok=True)
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
     try:
@@ -133,6 +135,12 @@ def reason(error: Exception, uri: str) -> str:
         return "it does not answer in time."
     if "database is locked" in text:
         return "another program holds its database locked."
+    if "_alembic_tmp_" in text:
+        return (
+            "its database was left unfinished by a program that was killed while it created or "
+            "upgraded it, and MLflow cannot go on with it. Put it aside: what the ledger has is "
+            "written to a new one."
+        )
     if status:
         return f"it answers with status {status[1]}."
     return f"{first_line(error)}."

@@ -1,4 +1,4 @@
-"""From the command line to a `Plan`, resolved and checked before a device is asked for."""
+"""From the command line to a `Plan`, resolved and checked before anything is written."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import fcntl
@@ -10,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -110,9 +113,13 @@ def remove_traces(paths: SweepPaths) -> None:
 
 
 class Interruption:
-    """How urgently the user wants out: an event for the first signal and one for the second."""
+    """How urgently the user wants out: an event for the first signal and one for the second.
 
-    def __init__(self) -> None:
+    While it `raises`, a signal is also a `KeyboardInterrupt` in the main thread.
+    """
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self.raises = raises
         self.wanted = threading.Event()
         self.urgent = threading.Event()
 
@@ -127,7 +134,36 @@ class Interruption:
         if self.urgent.is_set():
             _end_children()
             os._exit(130)
+        if self.raises:
+            self.wanted.set()
+            raise KeyboardInterrupt
         (self.urgent if self.wanted.is_set() else self.wanted).set()
+
+    @contextlib.contextmanager
+    def insisting(self) -> Iterator[None]:
+        """Interrupt the block, in the main thread, until it ends, from when that is wanted.
+
+        Once is not always enough: an exception that a signal raises in a callback from compiled
+        code is lost, and Ray has such.
+        """
+        lock = threading.Lock()  # held while interrupting, so that nothing after the block is
+
+        def insist() -> None:
+            self.wanted.wait()
+            while True:
+                with lock:
+                    if not self.raises:
+                        return
+                    _thread.interrupt_main()
+                time.sleep(0.5)
+
+        threading.Thread(target=insist, name="insist", daemon=True).start()
+        try:
+            yield
+        finally:
+            self.raises = False
+            with lock:
+                pass
 
 
 def end_children_at_end() -> None:
@@ -159,7 +195,8 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and end this process with the status it returns.
 
     As `sys.exit(main())`, without taking apart what was imported, which is two seconds of work
-    where that is torch, Ray and MLflow. What is registered with `atexit` runs.
+    where that is torch, Ray and MLflow. What is registered with `atexit` runs, unless children are
+    to end with it.
     """
     ended_with = None
 
@@ -174,7 +211,13 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
         os._exit(ended_with)
 
     atexit.register(end)  # the first to be registered is the last to run
-    ended_with = main()
+    try:
+        ended_with = main()
+    except Exception:
+        if not _ends_children:
+            raise
+        traceback.print_exc()
+        ended_with = 1
     if _ends_children:
         _end_children()
         end()

@@ -5,7 +5,6 @@ Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130
 
 from __future__ import annotations
 
-import _thread
 import collections
 import os
 import sys
@@ -168,27 +167,34 @@ def _plan(
     planned: list[tuple[Plan, dict[str, VariantFacts]]] = []
     failed: list[BaseException] = []
     has_ended = threading.Event()
+    interruption = process.Interruption(raises=True)
 
     def resolve() -> None:
         try:
             planned.append(plan())
         except BaseException as error:
             failed.append(error)
-            _thread.interrupt_main()  # no need to wait for Ray
+            interruption.wanted.set()  # no need to wait for Ray
         has_ended.set()
 
     threading.Thread(target=resolve, name="plan", daemon=True).start()
     try:
-        # In this thread, because Ray's servers end with the one that has started them.
-        joined = _join(config, config.workers_per_trial or 1)
-        has_ended.wait()
-    except (KeyboardInterrupt, SystemExit) as error:  # the latter is Ray's answer to SIGTERM
-        failed.append(KeyboardInterrupt())
+        with process.signals_set(interruption), interruption.insisting():
+            # In this thread, because Ray's servers end with the one that has started them.
+            joined = _join(config, config.workers_per_trial or 1)
+            has_ended.wait()
+            if interruption.wanted.is_set():
+                raise KeyboardInterrupt
+    except BaseException as error:
+        interruption.raises = False  # nothing interrupts what is tidied up now
+        process.handle_signals(interruption)
+        interruption.wanted.set()
         process.end_children_at_end()
-        raise failed[0] from error
-    process.take_term_as_interrupt()  # again: Ray installs its own
-    if failed:
-        raise failed[0]
+        if failed:
+            raise failed[0] from None
+        if isinstance(error, SystemExit):  # Ray's answer to SIGTERM
+            raise KeyboardInterrupt from error
+        raise
     return *planned[0], joined
 
 
@@ -213,13 +219,12 @@ def _begin(
 
     ledger = asked.ledger
     if ledger is None:
-        ledger = _create(config, plan, facts, asked.manifest)
-    else:
-        continuation.check_same(ledger, plan, say, force=config.force)
-        continuation.add_variants(ledger, plan, facts)
-        for line in versions.changes(ledger.get("versions", {})):
-            say(line)
-        ledger.put("options", {**asked.kept, **planning.given_options(config)})
+        return _create(config, plan, facts, asked.manifest)
+    continuation.check_same(ledger, plan, say, force=config.force)
+    continuation.add_variants(ledger, plan, facts)
+    for line in versions.changes(ledger.get("versions", {})):
+        say(line)
+    ledger.put("options", {**asked.kept, **planning.given_options(config)})
     # By variant, the most trials that any command asked for: what `--verify` counts against.
     known: dict[str, int] = ledger.get("asked", {})
     most = {variant: max(plan.trials, known.get(variant, 0)) for variant in plan.variants}
@@ -247,7 +252,7 @@ def _run(
     durable: Durable | None,
     joined: Cluster | None,
 ) -> int:
-    """Start Ray and the background threads, wait for the end, say how it was."""
+    """Start the trials and the background threads, wait for the end, say how it was."""
     from orchestrator import cluster, measuring, summary
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
@@ -490,6 +495,7 @@ def _create(
             "plan": plan.identity(),
             "keep_best": plan.space.keep_best,
             "options": planning.given_options(config),
+            "asked": dict.fromkeys(plan.variants, plan.trials),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # what prediction needs of the dataset
             "space_own": {

@@ -169,7 +169,7 @@ class Views:
         pause_s = 0.0
         while not self._stop.wait(pause_s):
             is_up = self._sync() or self._error is None
-            pause_s = 1.0 if is_up else min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = 1.0 if is_up else min(max(1.0, 2 * pause_s), _LONGEST_PAUSE_S)
         for pause_s in (*_LAST_PAUSES_S, 0.0):
             begun_s = time.monotonic()
             self._has_all = self._sync(last=True)

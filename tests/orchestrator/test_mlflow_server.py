@@ -57,6 +57,7 @@ def test_an_unknown_host_name_is_answered_with_the_flag_that_allows_it() -> None
         (Refusal(500, "Read timed out. (read timeout=10)"), "it does not answer in time."),
         (Refusal(500, "too many 503 error responses"), "it answers with status 503."),
         (Refusal(503, "(sqlite3.OperationalError) database is locked"), "database locked."),
+        (Refusal(500, "(OperationalError) table _alembic_tmp_tags already exists"), "Put it aside"),
         (ValueError("first\nsecond"), "ValueError: first."),
         (ValueError(), "ValueError."),
     ],

@@ -64,6 +64,24 @@ def test_where_the_first_epoch_takes_long_mlflow_shows_the_trial_before_it(
     stop(threads)
 
 
+def test_an_mlflow_that_refuses_from_the_start_is_not_asked_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_FIRST_AFTER_S", 0.0)
+    sweep = Noted(tmp_path)
+
+    def refuse(*, last: bool = False) -> int:
+        sweep.note()
+        raise ConnectionError("no")
+
+    sweep.tracker.sync = refuse  # type: ignore[method-assign]
+    threads = Views(sweep.tracker, sweep.paths)
+    threads.start()
+    time.sleep(1.7)
+    assert 1 <= sweep.passes <= 2
+    stop(threads)
+
+
 def test_a_sweep_that_ends_before_its_first_epoch_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

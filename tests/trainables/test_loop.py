@@ -413,7 +413,7 @@ def test_the_average_follows_the_weights_and_is_what_is_judged(digits_dir, tmp_p
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_cnns_training_imports_no_compiler(digits_dir, tmp_path, optimizer):
-    """Which takes 2 s and 180 MB of every process, and which its optimizer would have imported."""
+    """Which takes 2 s and 180 MB of a process, and which its optimizer would have imported."""
     config = digits_config(digits_dir, **{**EVERYTHING, "epochs": 1, "optimizer": optimizer})
     code = (
         "import json, sys; from pathlib import Path; from trainables import loop;"
