@@ -1,4 +1,4 @@
-"""From the command line to a `Plan`, resolved and checked before anything is written."""
+"""From the command line to a `Plan`, resolved and checked before a device is asked for."""
 
 from __future__ import annotations
 

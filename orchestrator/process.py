@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import fcntl
@@ -11,8 +10,6 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -22,8 +19,6 @@ from orchestrator.paths import SweepPaths
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_ends_children = False  # whether what this process has started ends with it, unasked
 
 
 @contextlib.contextmanager
@@ -113,13 +108,9 @@ def remove_traces(paths: SweepPaths) -> None:
 
 
 class Interruption:
-    """How urgently the user wants out: an event for the first signal and one for the second.
+    """How urgently the user wants out: an event for the first signal and one for the second."""
 
-    While it `raises`, a signal is also a `KeyboardInterrupt` in the main thread.
-    """
-
-    def __init__(self, *, raises: bool = False) -> None:
-        self.raises = raises
+    def __init__(self) -> None:
         self.wanted = threading.Event()
         self.urgent = threading.Event()
 
@@ -132,50 +123,11 @@ class Interruption:
         if number == signal.SIGHUP:
             _leave_terminal()
         if self.urgent.is_set():
-            _end_children()
+            for pid in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             os._exit(130)
-        if self.raises:
-            self.wanted.set()
-            raise KeyboardInterrupt
         (self.urgent if self.wanted.is_set() else self.wanted).set()
-
-    @contextlib.contextmanager
-    def insisting(self) -> Iterator[None]:
-        """Interrupt the block, in the main thread, until it ends, from when that is wanted.
-
-        Once is not always enough: an exception that a signal raises in a callback from compiled
-        code is lost, and Ray has such.
-        """
-        lock = threading.Lock()  # held while interrupting, so that nothing after the block is
-
-        def insist() -> None:
-            self.wanted.wait()
-            while True:
-                with lock:
-                    if not self.raises:
-                        return
-                    _thread.interrupt_main()
-                time.sleep(0.5)
-
-        threading.Thread(target=insist, name="insist", daemon=True).start()
-        try:
-            yield
-        finally:
-            self.raises = False
-            with lock:
-                pass
-
-
-def end_children_at_end() -> None:
-    """Let this process, at its end, end those it has started instead of waiting for them."""
-    global _ends_children  # noqa: PLW0603 - it is this process that does
-    _ends_children = True
-
-
-def _end_children() -> None:
-    for pid in _descendants(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -195,8 +147,7 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and end this process with the status it returns.
 
     As `sys.exit(main())`, without taking apart what was imported, which is two seconds of work
-    where that is torch, Ray and MLflow. What is registered with `atexit` runs, unless children are
-    to end with it.
+    where that is torch, Ray and MLflow. What is registered with `atexit` runs.
     """
     ended_with = None
 
@@ -211,16 +162,7 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
         os._exit(ended_with)
 
     atexit.register(end)  # the first to be registered is the last to run
-    try:
-        ended_with = main()
-    except Exception:
-        if not _ends_children:
-            raise
-        traceback.print_exc()
-        ended_with = 1
-    if _ends_children:
-        _end_children()
-        end()
+    ended_with = main()
     sys.exit(ended_with)
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import continuation, durability, process
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from orchestrator.planning import VariantFacts
     from orchestrator.products import Product
     from orchestrator.views import Views
-    from search_spaces.space import SearchSpace
     from trainables.data import Manifest
 
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -98,44 +97,34 @@ def sweep(config: SweepConfig) -> int:
             durable.fetch()
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
-        ledger = None
         try:
-            asked = _asked(config)
-            ledger = asked.ledger
+            ledger, plan, facts, manifest = _open(config)
+        except BaseException:
+            process.remove_traces(config.paths)
+            raise
+        try:
+            if durable:
+                durable.begin(ledger)
             with process.terminal(None if config.verbose else config.paths.log) as console:
-                plan, facts, joined = _plan(config, asked)
-                ledger = _begin(config, asked, plan, facts, console)
-                if durable:
-                    durable.begin(ledger)
-                return _run(config, console, ledger, plan, facts, asked.manifest, durable, joined)
+                return _run(config, console, ledger, plan, facts, manifest, durable)
         except (UsageError, KeyboardInterrupt):
-            if is_new and ledger is not None and not ledger.attempts():
-                if durable:
-                    durable.forget()
-                ledger.close()  # it never began, so its name is free again
+            is_new = is_new and not ledger.attempts()
+            if durable and is_new:
+                durable.forget()
+            ledger.close()
+            if is_new:  # it never began, so its name is free again
                 config.paths.ledger.unlink()
+                process.remove_traces(config.paths)
             raise
         finally:
             if durable:
                 durable.end()
-            if ledger is not None:
-                ledger.close()
-            process.remove_traces(config.paths)
+            ledger.close()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """What a command is about; `ledger` and the options `kept` are of the sweep that goes on."""
-
-    space: SearchSpace
-    ledger: Ledger | None
-    kept: dict[str, Any]
-    manifest: Manifest
-
-
-def _asked(config: SweepConfig) -> _Asked:
-    """Find the space, the sweep to go on with and the dataset, which is prepared if need be."""
-    from orchestrator import planning
+def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], Manifest]:
+    """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
+    from orchestrator import planning, versions
 
     space = planning.load_space(config.space)
     ledger, kept = _open_if_there(config)
@@ -146,90 +135,20 @@ def _asked(config: SweepConfig) -> _Asked:
             "another --name."
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
-    return _Asked(space=space, ledger=ledger, kept=kept, manifest=manifest)
-
-
-def _plan(
-    config: SweepConfig, asked: _Asked
-) -> tuple[Plan, dict[str, VariantFacts], Cluster | None]:
-    """Resolve what is to be done; a new sweep's cluster is joined meanwhile.
-
-    Both take seconds. A sweep that goes on may have nothing left to do, and what is measured before
-    the start has this machine for itself.
-    """
-    from orchestrator import planning
-
-    def plan() -> tuple[Plan, dict[str, VariantFacts]]:
-        return planning.make_plan(config, asked.space, asked.manifest, asked.kept)
-
-    if asked.ledger is not None or config.measure:
-        return *plan(), None
-    planned: list[tuple[Plan, dict[str, VariantFacts]]] = []
-    failed: list[BaseException] = []
-    has_ended = threading.Event()
-    interruption = process.Interruption(raises=True)
-
-    def resolve() -> None:
-        try:
-            planned.append(plan())
-        except BaseException as error:
-            failed.append(error)
-            interruption.wanted.set()  # no need to wait for Ray
-        has_ended.set()
-
-    threading.Thread(target=resolve, name="plan", daemon=True).start()
-    try:
-        with process.signals_set(interruption), interruption.insisting():
-            # In this thread, because Ray's servers end with the one that has started them.
-            joined = _join(config, config.workers_per_trial or 1)
-            has_ended.wait()
-            if interruption.wanted.is_set():
-                raise KeyboardInterrupt
-    except BaseException as error:
-        interruption.raises = False  # nothing interrupts what is tidied up now
-        process.handle_signals(interruption)
-        interruption.wanted.set()
-        process.end_children_at_end()
-        if failed:
-            raise failed[0] from None
-        if isinstance(error, SystemExit):  # Ray's answer to SIGTERM
-            raise KeyboardInterrupt from error
-        raise
-    return *planned[0], joined
-
-
-def _join(config: SweepConfig, workers: int) -> Cluster:
-    from orchestrator import cluster
-
-    return cluster.connect(config.address, needs_state_api=workers > 1)
-
-
-def _begin(
-    config: SweepConfig,
-    asked: _Asked,
-    plan: Plan,
-    facts: dict[str, VariantFacts],
-    console: Console,
-) -> Ledger:
-    """Create the sweep's ledger, or bring the one to go on with up to what is asked now."""
-    from orchestrator import planning, versions
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    ledger = asked.ledger
+    plan, facts = planning.make_plan(config, space, manifest, kept)
     if ledger is None:
-        return _create(config, plan, facts, asked.manifest)
-    continuation.check_same(ledger, plan, say, force=config.force)
-    continuation.add_variants(ledger, plan, facts)
-    for line in versions.changes(ledger.get("versions", {})):
-        say(line)
-    ledger.put("options", {**asked.kept, **planning.given_options(config)})
+        ledger = _create(config, plan, facts, manifest)
+    else:
+        continuation.check_same(ledger, plan, _say, force=config.force)
+        continuation.add_variants(ledger, plan, facts)
+        for line in versions.changes(ledger.get("versions", {})):
+            print(line, flush=True)
+        ledger.put("options", {**kept, **planning.given_options(config)})
     # By variant, the most trials that any command asked for: what `--verify` counts against.
-    known: dict[str, int] = ledger.get("asked", {})
-    most = {variant: max(plan.trials, known.get(variant, 0)) for variant in plan.variants}
-    ledger.put("asked", {**known, **most})
-    return ledger
+    asked: dict[str, int] = ledger.get("asked", {})
+    most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
+    ledger.put("asked", {**asked, **most})
+    return ledger, plan, facts, manifest
 
 
 def _check_room(
@@ -250,9 +169,8 @@ def _run(
     facts: dict[str, VariantFacts],
     manifest: Manifest,
     durable: Durable | None,
-    joined: Cluster | None,
 ) -> int:
-    """Start the trials and the background threads, wait for the end, say how it was."""
+    """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import cluster, measuring, summary
     from orchestrator.ledger import LedgerError
     from orchestrator.tracking import Tracker
@@ -271,7 +189,9 @@ def _run(
     with process.signals_set(interruption):
         views = Views(tracker, config.paths)
         if conductor.has_work():
-            ray_cluster = joined or _join(config, plan.overrides.get("workers", 1))
+            ray_cluster = cluster.connect(
+                config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
+            )
             process.handle_signals(interruption)  # again: Ray installs its own
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
@@ -495,7 +415,6 @@ def _create(
             "plan": plan.identity(),
             "keep_best": plan.space.keep_best,
             "options": planning.given_options(config),
-            "asked": dict.fromkeys(plan.variants, plan.trials),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # what prediction needs of the dataset
             "space_own": {
@@ -508,6 +427,10 @@ def _create(
             "versions": versions.installed(),
         },
     )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _warn(text: str) -> None:

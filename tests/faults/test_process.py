@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -101,68 +100,27 @@ def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
     assert len(runs_of(paths)) == 3
 
 
-@pytest.mark.parametrize(
-    ("stop", "times"),
-    [
-        (signal.SIGINT, 1),
-        (signal.SIGINT, 2),
-        (signal.SIGTERM, 1),
-        (signal.SIGTERM, 2),
-        (signal.SIGHUP, 1),
-    ],
-)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     "server", ["gcs_server", pytest.param("raylet/raylet", marks=pytest.mark.quick), "ray::"]
 )
-def test_a_sweep_that_is_stopped_while_ray_starts_ends_at_once_and_leaves_nothing(
-    tmp_path: Path, digits_data_dir: Path, stop: signal.Signals, times: int, server: str
+def test_a_sweep_that_is_stopped_while_ray_starts_ends_in_order(
+    tmp_path: Path, digits_data_dir: Path, stop: signal.Signals, server: str
 ) -> None:
-    """Ray is started while the sweep is planned, before there is a ledger."""
     options = ("--trials", 2, "--epochs", 4, *ONE, "--data-dir", digits_data_dir)
     with started(tmp_path, "digits", *options) as process:
         wait_for(
             lambda: any(server in title for title in members(process.mark).values()), server, 60
         )
         begun_s = time.monotonic()
-        for _ in range(times):
-            os.killpg(process.pid, stop)
-            time.sleep(0.01)
+        os.kill(process.pid, stop)
         output, _ = process.communicate(timeout=60)
         assert time.monotonic() - begun_s < 30
-        wait_for_the_end(process.mark, 20)
+        wait_for_the_end(process.mark)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    if "Interrupted before the sweep had started." in output:
-        assert not (tmp_path / "results").exists()
-    else:  # Ray was the faster one
-        assert server == "ray::"
-        assert "Nothing is lost" in output
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        pytest.param(("--side", 8), id="at once"),
-        pytest.param(("--variants", "no-such-model"), id="after seconds"),  # timm knows all others
-    ],
-)
-def test_a_mistake_that_the_plan_finds_is_told_without_waiting_for_ray(
-    tmp_path: Path, digits_data_dir: Path, mistake: tuple[object, ...]
-) -> None:
-    options = (*ONE, *mistake, "--data-dir", digits_data_dir)
-    with (
-        tempfile.TemporaryDirectory(prefix="rt-", dir="/tmp") as ray,  # short: sockets are in it
-        started(tmp_path, "digits", *options, env={"RAY_TMPDIR": ray}) as process,
-    ):
-        output, _ = process.communicate(timeout=60)
-        wait_for_the_end(process.mark, 20)
-        drivers = list(Path(ray).glob("**/python-core-driver*.log"))
-    assert process.returncode == 2, output
-    assert "These variants cannot be trained as asked:" in output
-    assert "Traceback" not in output
-    assert not (tmp_path / "results").exists()
-    if mistake[0] == "--side":
-        assert not drivers  # this process was never Ray's
+    again = sweep(tmp_path, "digits", *options, "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
 
 
 def test_a_terminal_that_is_closed_ends_the_sweep_in_order(

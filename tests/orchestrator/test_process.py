@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-from orchestrator.process import Interruption, signals_set
-
 DRIVER = """
 import subprocess, time
 from orchestrator.process import Interruption, signals_set
@@ -102,29 +100,3 @@ def test_a_command_without_an_output_leaves_with_its_status():
     script = "from orchestrator.process import run_and_leave; run_and_leave(lambda: 3)"
     shell = ["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
     assert subprocess.run(shell, check=False).returncode == 3
-
-
-def test_an_interruption_insists_until_its_block_ends_and_not_after() -> None:
-    interruption = Interruption(raises=True)
-    lost = 0
-    began_s = time.monotonic()
-    with signals_set(interruption):
-        with pytest.raises(KeyboardInterrupt), interruption.insisting():
-            interruption.wanted.set()
-            try:
-                time.sleep(20)
-            except KeyboardInterrupt:  # as an exception in a callback from compiled code is
-                lost += 1
-            time.sleep(20)
-        time.sleep(1.1)
-    assert lost == 1
-    assert time.monotonic() - began_s < 10
-
-
-def test_what_is_not_to_be_interrupted_counts_signals() -> None:
-    interruption = Interruption()
-    with signals_set(interruption):
-        signal.raise_signal(signal.SIGINT)
-        assert (interruption.wanted.is_set(), interruption.urgent.is_set()) == (True, False)
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.urgent.is_set()
