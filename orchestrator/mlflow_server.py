@@ -1,22 +1,16 @@
 """MLflow from the outside: how to ask it patiently, what its refusals mean, how to open its page.
 
-Knows nothing of sweeps, and imports MLflow to create a database alone.
+Knows nothing of sweeps, and does not import MLflow.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
 import time
 import urllib.parse
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-_ABANDONED_AFTER_S = 600  # a database that nobody has finished, which takes seconds
 
 
 class Patient:
@@ -63,44 +57,6 @@ def http_status(error: Exception) -> int | None:
         return int(response.status_code)
     of_mlflow = getattr(error, "get_http_status_code", None)
     return None if of_mlflow is None else int(of_mlflow())
-
-
-def create_database(uri: str) -> None:
-    """Create the SQLite file of a store, whole or not at all; one that is there stays as it is.
-
-    MLflow creates it in hundreds of steps, and cannot open one whose creator was killed meanwhile
-    ("table _alembic_tmp_tags already exists").
-    """
-    if not uri.startswith("sqlite:///") or "?" in uri:
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    for left in path.parent.glob(f".{path.name}.*.new*"):
-        with contextlib.suppress(FileNotFoundError):  # another driver does the same
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                left.unlink()
-    if path.exists():
-        return
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what the tables are made of
-    from mlflow.store.db import utils
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
-    try:
-        utils._initialize_tables(engine)
-        engine.dispose()
-        _put_in_place(new, path)
-    finally:
-        engine.dispose()
-        new.unlink(missing_ok=True)
-
-
-def _put_in_place(new: Path, path: Path) -> None:
-    try:
-        os.link(new, path)  # unlike a renaming it replaces nothing
-    except OSError:  # somebody was faster, or the file system has no hard links
-        if not path.exists():
-            new.rename(path)
 
 
 def advice(error: Exception, uri: str) -> str | None:

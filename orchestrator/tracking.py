@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, mlflow_server, relocation, retention
+from orchestrator import durability, mlflow_database, mlflow_server, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
 from orchestrator.mlflow_server import Patient, patiently
 from orchestrator.paths import SweepPaths
@@ -155,8 +155,8 @@ class Tracker:
         import mlflow
 
         if self.uri == self.paths.default_tracking_uri:
-            relocation.relocate(self.paths)
-        mlflow_server.create_database(self.uri)
+            mlflow_database.relocate(self.paths)
+        mlflow_database.create(self.uri)
         client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)

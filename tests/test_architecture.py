@@ -25,13 +25,13 @@ DOORS = {
         "trainables/worker.py",
     },
     # One writes; the second reads back what was written, and trusts nothing of the first; the
-    # third makes models that MLflow serves, and fetches them.
+    # third makes models that MLflow serves, and fetches them; the fourth creates its database.
     "mlflow": {
         *("orchestrator/tracking.py", "orchestrator/verify_tracking.py"),
-        "orchestrator/mlflow_model.py",
+        *("orchestrator/mlflow_model.py", "orchestrator/mlflow_database.py"),
     },
     # Where MLflow's own database keeps artifacts: MLflow has no command for that.
-    "sqlite3": {"orchestrator/ledger.py", "orchestrator/relocation.py"},
+    "sqlite3": {"orchestrator/ledger.py", "orchestrator/mlflow_database.py"},
 }
 MAY_PRINT = {
     *("orchestrator/sweep.py", "orchestrator/data.py", "orchestrator/progress.py"),

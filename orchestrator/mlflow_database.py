@@ -1,20 +1,63 @@
-"""MLflow's database file after its folder was moved or copied: artifacts lie where it lies now.
-
-MLflow stores absolute places and offers no command that changes them. Only the default database
-of a storage folder is touched, and only places that this program chose in it.
-"""
+"""MLflow's database file: created whole, and right about its artifacts wherever it was moved."""
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
-from contextlib import closing
+import time
+import uuid
+from contextlib import closing, suppress
+from pathlib import Path
 
 from orchestrator.paths import SweepPaths
+
+_ABANDONED_AFTER_S = 600  # a file that nobody has finished, which takes seconds
+
+
+def create(uri: str) -> None:
+    """Create the SQLite file of a store, whole or not at all; one that is there stays as it is.
+
+    MLflow creates it in hundreds of steps, and cannot open one whose creator was killed meanwhile
+    ("table _alembic_tmp_tags already exists").
+    """
+    if not uri.startswith("sqlite:///") or "?" in uri:
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    for left in path.parent.glob(f".{path.name}.*.new*"):
+        with suppress(FileNotFoundError):  # another driver does the same
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                left.unlink()
+    if path.exists():
+        return
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what the tables are made of
+    from mlflow.store.db import utils
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
+    try:
+        utils._initialize_tables(engine)
+        engine.dispose()
+        _put_in_place(new, path)
+    finally:
+        engine.dispose()
+        new.unlink(missing_ok=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    try:
+        os.link(new, path)  # unlike a renaming it replaces nothing
+    except OSError:  # somebody was faster, or the file system has no hard links
+        if not path.exists():
+            new.rename(path)
 
 
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     """Point the experiments of the default database to the artifacts beside it.
+
+    After its folder was moved or copied: MLflow stores absolute places and offers no command that
+    changes them. Only places that this program chose are touched.
 
     Args:
         paths: of a sweep; other sweeps' artifacts follow where they were moved along.
