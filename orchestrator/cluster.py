@@ -97,6 +97,8 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
             "machine."
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    # Ray's own handler of SIGTERM ends this process with status 15 wherever it stands.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         if is_local:
             os.environ.pop("RAY_ADDRESS", None)
