@@ -100,7 +100,7 @@ def _set_environment(is_local: bool) -> None:
     """Choose what of this process's environment Tune gives the trials' processes.
 
     To a local Ray nothing, as its processes have it: an environment of their own would keep them
-    from being those that Ray has started in advance, one per CPU (2 s of each trial's first start).
+    from being those that Ray has started in advance, one per CPU (1 s of each process's start).
     """
     from ray.tune.execution import class_cache
 

@@ -208,7 +208,7 @@ def build_cnn(
 
 
 def _give_memory(model: nn.Module, device: torch.device) -> None:
-    """Do what `model.to_empty(device=device)` does, which imports sympy (0.7 s) on the way."""
+    """Do what `model.to_empty(device=device)` does, which imports sympy (0.4 s) on the way."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)

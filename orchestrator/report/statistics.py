@@ -1,7 +1,7 @@
 """The report's arithmetic: intervals over seeds, who beats whom, fronts, and the order of classes.
 
 Values in, values out; it knows neither the ledger nor the page. SciPy is imported where it is
-needed: a second of a small sweep's end, which has none of this to compute.
+needed: half a second and more of a small sweep's end, which has none of this to compute.
 """
 
 from __future__ import annotations

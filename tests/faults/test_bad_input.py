@@ -226,7 +226,7 @@ def test_a_tar_of_a_million_empty_members_is_refused_at_its_ratio(tmp_path: Path
     block = gzip.compress(10_000 * tarfile.TarInfo("a/0.png").tobuf(), 9)
     (tmp_path / "many.tar.gz").write_bytes(100 * block)
     ended = _assert_refused(tmp_path, tmp_path / "many.tar.gz", "at most 200 times its own size")
-    assert ended.cpu_s < 60  # 25 to 35 on one and the same kind of Xeon
+    assert ended.cpu_s < 60  # 33 and 35 were seen on a 2-core Xeon that others used too
     assert ended.peak_mib < 600
 
 

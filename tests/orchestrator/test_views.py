@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,30 +28,35 @@ class Noted(Sweep):
         self.passes += 1
         return 0
 
-    def wait_for_a_pass(self) -> None:
+    def has_passes(self) -> bool:
+        """Whether there is a pass, waiting some seconds for it."""
         end_s = time.monotonic() + 5
         while not self.passes and time.monotonic() < end_s:
             time.sleep(0.01)
-        assert self.passes
+        return self.passes > 0
 
 
-def stop(threads: Views) -> None:
-    threads._stop.set()
-    for thread in threads._threads:
-        thread.join()
+@contextmanager
+def running(sweep: Sweep) -> Iterator[None]:
+    threads = Views(sweep.tracker, sweep.paths)
+    threads.start()
+    try:
+        yield
+    finally:
+        threads._stop.set()
+        for thread in threads._threads:
+            thread.join()
 
 
 def test_mlflow_is_first_told_of_the_first_epoch(tmp_path: Path) -> None:
     """Not while the first trials start: to import it takes a core for seconds."""
     sweep = Noted(tmp_path)
     key = sweep.start(0)
-    threads = Views(sweep.tracker, sweep.paths)
-    threads.start()
-    time.sleep(1)
-    assert sweep.passes == 0
-    sweep.epoch(key, 0, 0.5)
-    sweep.wait_for_a_pass()
-    stop(threads)
+    with running(sweep):
+        time.sleep(1)
+        assert sweep.passes == 0
+        sweep.epoch(key, 0, 0.5)
+        assert sweep.has_passes()
 
 
 def test_where_the_first_epoch_takes_long_mlflow_shows_the_trial_before_it(
@@ -58,10 +65,8 @@ def test_where_the_first_epoch_takes_long_mlflow_shows_the_trial_before_it(
     monkeypatch.setattr(views, "_FIRST_AFTER_S", 0.5)
     sweep = Noted(tmp_path)
     sweep.start(0)
-    threads = Views(sweep.tracker, sweep.paths)
-    threads.start()
-    sweep.wait_for_a_pass()
-    stop(threads)
+    with running(sweep):
+        assert sweep.has_passes()
 
 
 def test_an_mlflow_that_refuses_from_the_start_is_not_asked_without_a_pause(
@@ -75,11 +80,9 @@ def test_an_mlflow_that_refuses_from_the_start_is_not_asked_without_a_pause(
         raise ConnectionError("no")
 
     sweep.tracker.sync = refuse  # type: ignore[method-assign]
-    threads = Views(sweep.tracker, sweep.paths)
-    threads.start()
-    time.sleep(1.7)
-    assert 1 <= sweep.passes <= 2
-    stop(threads)
+    with running(sweep):
+        time.sleep(1.7)
+        assert 1 <= sweep.passes <= 2
 
 
 def test_a_sweep_that_ends_before_its_first_epoch_is_told_at_once(
