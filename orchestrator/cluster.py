@@ -252,6 +252,7 @@ def leaving() -> Iterator[None]:
 
     def leave() -> None:
         try:
+            _end_monitor()
             ray.shutdown()
         finally:
             if was_enabled:
@@ -263,6 +264,18 @@ def leaving() -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def _end_monitor() -> None:
+    """End the autoscaler of a Ray that this process started; it has nothing to scale.
+
+    Asked to go by `ray.shutdown`, it first tells Ray's server, which has gone before it, for a
+    second.
+    """
+    from ray._private import worker
+
+    if worker._global_node is not None:
+        worker._global_node.kill_monitor(check_alive=False)
 
 
 def ensure_token() -> None:
