@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn import metrics as scores
 
 from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
 from tests.orchestrator import sweeps
 from trainables.metrics import METRIC_NAMES
 
@@ -153,143 +154,150 @@ def build(  # one sweep; everything is a function of the arguments
         by_variant={"resnet50": {"weights": "imagenet"}} if "resnet50" in variants else {},
     )
     plan = replace(sweeps.plan(space), overrides={"epochs": epochs})
+    costs = {
+        name: {"side_px": 32, "parameters": 10**6 * 2**n, "multiply_accumulates": 10**7 * 3**n}
+        for n, name in enumerate(variants)
+    }
+    manifest = {
+        "class_names": [f"class {n}" for n in range(classes)],
+        "images": {"train": 1438, "test": 20 * classes},
+    }
+    options = {"epochs": epochs, "trials": trials}
     ledger = sweeps.new_ledger(
-        path,
-        plan,
-        options={"epochs": epochs, "trials": trials},
-        variants={
-            name: {
-                "side_px": 32,
-                "parameters": 10**6 * 2**n,
-                "multiply_accumulates": 10**7 * 3**n,
-            }
-            for n, name in enumerate(variants)
-        },
-        manifest={
-            "class_names": [f"class {n}" for n in range(classes)],
-            "images": {"train": 1438, "test": 20 * classes},
-        },
-        **facts,
+        path, plan, options=options, variants=costs, manifest=manifest, **facts
     )
     dice = random.Random(classes)
     ledger._connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
+    judge = (classes, examples)
     with clock() as now:
         for size, variant in enumerate(variants):
-            best, level = ("", -1.0, {}), 0.5 + 0.4 * size / max(len(variants) - 1, 2)
-            for number in range(trials):
-                params = {
-                    "lr": 10 ** dice.uniform(-4, -1),
-                    "dropout": dice.uniform(0, 0.5),
-                    "batch_size": dice.choice([32, 64, 128]),
-                    "optimizer": dice.choice(["sgd", "adamw"]),
-                }
-                ending = (
-                    ("complete", "stopped", "complete", "stopped", "diverged", "failed")[number % 6]
-                    if searched
-                    else "complete"
-                )
-                signature, value = _trial(
-                    ledger,
-                    now,
-                    plan.train_config(variant, number, params if searched else {}).to_dict(),
-                    *(variant, number, params if searched else {}, ending, epochs),
-                    ceiling=level - 0.1 * dice.random(),
-                    judge=(classes, examples) if not searched else None,
-                )
-                if ending == "complete" and value > best[1]:
-                    best = (signature, value, params)
-            for number in range(final_seeds if searched else 0):
-                config = plan.train_config(variant, 10_000 + number, best[2]).to_dict()
-                _trial(
-                    ledger,
-                    now,
-                    config,
-                    *(variant, number, best[2], "complete", epochs),
-                    ceiling=level + 0.01 * dice.random(),
-                    origin=best[0],
-                    judge=(classes, examples),
-                )
+            level = 0.5 + 0.4 * size / max(len(variants) - 1, 2)
+            if not searched:
+                for number in range(trials):
+                    _draw(dice)  # as a search does: what follows stays the same
+                    shown = _Trial(variant, number, {}, "complete", level - 0.1 * dice.random())
+                    _play(ledger, now, plan, shown, epochs, judge=judge)
+                continue
+            best, params = _search(ledger, now, plan, dice, (variant, level, trials, epochs))
+            for number in range(final_seeds):
+                final = _Trial(variant, number, params, "complete", level + 0.01 * dice.random())
+                _play(ledger, now, plan, final, epochs, origin=best, judge=judge)
     return ledger
 
 
-def _trial(
+@dataclass(frozen=True)
+class _Trial:
+    variant: str
+    number: int
+    params: dict[str, Any]
+    ending: str
+    ceiling: float  # what its accuracy comes near to
+
+
+def _draw(dice: random.Random) -> dict[str, Any]:
+    return {
+        "lr": 10 ** dice.uniform(-4, -1),
+        "dropout": dice.uniform(0, 0.5),
+        "batch_size": dice.choice([32, 64, 128]),
+        "optimizer": dice.choice(["sgd", "adamw"]),
+    }
+
+
+def _search(
+    ledger: Ledger, now: Clock, plan: Plan, dice: random.Random, what: tuple[str, float, int, int]
+) -> tuple[str, dict[str, Any]]:
+    """Play a variant's search; returns signature and parameters of the best complete trial."""
+    variant, level, trials, epochs = what
+    best: tuple[str, float, dict[str, Any]] = ("", -1.0, {})
+    endings = ("complete", "stopped", "complete", "stopped", "diverged", "failed")
+    for number in range(trials):
+        params = _draw(dice)
+        ending = endings[number % len(endings)]
+        trial = _Trial(variant, number, params, ending, level - 0.1 * dice.random())
+        signature, value = _play(ledger, now, plan, trial, epochs)
+        if ending == "complete" and value > best[1]:
+            best = (signature, value, params)
+    return best[0], best[2]
+
+
+def _play(
     ledger: Ledger,
     now: Clock,
-    config: dict[str, Any],
-    variant: str,
-    number: int,
-    params: dict[str, Any],
-    ending: str,
+    plan: Plan,
+    trial: _Trial,
     epochs: int,
     *,
-    ceiling: float,
     origin: str | None = None,
     judge: tuple[int, int] | None = None,
 ) -> tuple[str, float]:
-    signature = f"{variant}-{'f' if origin else 's'}{number:04d}"
+    """Record one trial from its plan to its end; returns its signature and last accuracy."""
+    signature = f"{trial.variant}-{'f' if origin else 's'}{trial.number:04d}"
+    number = 10_000 + trial.number if origin else trial.number
     ledger.plan_trial(
         signature=signature,
-        variant=variant,
-        number=number,
-        config=config,
-        params=params,
+        variant=trial.variant,
+        number=trial.number,
+        config=plan.train_config(trial.variant, number, trial.params).to_dict(),
+        params=trial.params,
         seen_seq=ledger.seq,
         stage="final" if origin else "search",
         origin=origin,
     )
     attempt = ledger.start_attempt(signature, resumed_from=None, micro_batch_size=0)
     now.now += 1.0  # seconds of start
-    lasts = {"complete": epochs, "stopped": max(1, epochs // 3), "diverged": 1, "failed": 2}[ending]
+    lasts = {"complete": epochs, "stopped": max(1, epochs // 3), "diverged": 1, "failed": 2}
     value = 0.0
-    for epoch in range(lasts):
+    for epoch in range(lasts[trial.ending]):
         now.now += 2.5  # an epoch of 2 s, its checkpoint of 0.25 s, and 0.25 s of reporting
-        value = ceiling * (1 - 0.6 ** (epoch + 1))
-        row = {
-            "train_loss": 2.5 - 1.2 * value,
-            "train_top1": min(1.0, value * 1.2),
-            "val_loss": 2.5 - value,
-            "val_top1": value,
-            "val_top5": min(1.0, value + 0.2),
-            "lr": params.get("lr", 0.1),
-            "epoch_s": 2.0,
-            "images_per_s": 700.0,
-            "device_peak_gib": 0.5,
-            "val_s": 0.5,
-            "data_s": 0.5,
-            "checkpoint_s": 0.25,
-        }
-        if ending == "diverged":
-            row["train_loss"] = float("nan")
-        ledger.record_epoch(
-            signature, attempt, epoch, {name: row[name] for name in METRIC_NAMES}, None
-        )
+        value = trial.ceiling * (1 - 0.6 ** (epoch + 1))
+        ledger.record_epoch(signature, attempt, epoch, _metrics(trial, value), None)
     if judge:
         now.now += 0.5  # seconds of the test part
-        classes, examples = judge
-        result = evaluation(
-            min(0.95, value + 0.02),
-            classes=classes,
-            seed=zlib.crc32(variant.encode()) + number,
-            examples=examples,
-        )
-        cost = ledger.get("variants")[variant]
-        macs = cost["multiply_accumulates"]
-        result |= {
-            "epoch": epochs - 1,
-            "parameters": cost["parameters"],
-            "parameters_with_statistics": cost["parameters"] + 2000,
-            "multiply_accumulates": macs,
-            "flops": 2 * macs,
-            "inference_ms": macs / 1e7,
-        }
-        ledger.record_evaluation(signature, attempt, result)
+        result = _judged(trial, value, ledger.get("variants")[trial.variant], judge)
+        ledger.record_evaluation(signature, attempt, result | {"epoch": epochs - 1})
     ledger.end_attempt(
         signature,
         attempt,
-        outcome=ending,
-        trial_status=ending,  # type: ignore[arg-type]
-        failure_class={"failed": "bug", "diverged": "diverged"}.get(ending),
-        failure_text=TRACEBACK if ending == "failed" else None,
-        best=(lasts - 1, value) if ending in ("complete", "stopped") else None,
+        outcome=trial.ending,
+        trial_status=trial.ending,  # type: ignore[arg-type]
+        failure_class={"failed": "bug", "diverged": "diverged"}.get(trial.ending),
+        failure_text=TRACEBACK if trial.ending == "failed" else None,
+        best=(epoch, value) if trial.ending in ("complete", "stopped") else None,
     )
     return signature, value
+
+
+def _metrics(trial: _Trial, value: float) -> dict[str, float]:
+    """Return an epoch's metrics for a validation accuracy."""
+    row = {
+        "train_loss": float("nan") if trial.ending == "diverged" else 2.5 - 1.2 * value,
+        "train_top1": min(1.0, value * 1.2),
+        "val_loss": 2.5 - value,
+        "val_top1": value,
+        "val_top5": min(1.0, value + 0.2),
+        "lr": trial.params.get("lr", 0.1),
+        "epoch_s": 2.0,
+        "images_per_s": 700.0,
+        "device_peak_gib": 0.5,
+        "val_s": 0.5,
+        "data_s": 0.5,
+        "checkpoint_s": 0.25,
+    }
+    return {name: row[name] for name in METRIC_NAMES}
+
+
+def _judged(
+    trial: _Trial, value: float, cost: dict[str, int], judge: tuple[int, int]
+) -> dict[str, Any]:
+    """Return a trial's evaluation, with its variant's size; `judge`: classes, examples."""
+    classes, examples = judge
+    seed = zlib.crc32(trial.variant.encode()) + trial.number
+    result = evaluation(min(0.95, value + 0.02), classes=classes, seed=seed, examples=examples)
+    macs = cost["multiply_accumulates"]
+    return result | {
+        "parameters": cost["parameters"],
+        "parameters_with_statistics": cost["parameters"] + 2000,
+        "multiply_accumulates": macs,
+        "flops": 2 * macs,
+        "inference_ms": macs / 1e7,
+    }
