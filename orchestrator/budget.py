@@ -35,33 +35,59 @@ class Budget:
     shares: Mapping[str, float] = field(default_factory=dict)
 
 
+def shares(plan: Plan, gpus_per_trial: float | None) -> dict[str, float]:
+    """Return how many devices a trial of each variant counts as.
+
+    With the share of a GPU that it asks for, or as one device if it asks for none, times its
+    workers.
+
+    Args:
+        plan: the sweep.
+        gpus_per_trial: the option; None: as the space says.
+    """
+    workers = int(plan.overrides.get("workers", 1))
+    own = {
+        variant: plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
+        for variant in plan.variants
+    }
+    return {variant: workers * (share or 1) for variant, share in own.items()}
+
+
 def asked_for(
-    config: SweepConfig, ledger: Ledger, plan: Plan, facts: Mapping[str, VariantFacts]
+    config: SweepConfig,
+    ledger: Ledger,
+    plan: Plan,
+    facts: Mapping[str, VariantFacts],
+    measured_s: Mapping[str, float],
 ) -> Allowance | None:
     """Return what the command line allows; None where it sets no limit.
 
-    A trial counts with the share of a GPU that it asks for, or as one device if it asks for none,
-    times its workers.
+    Args:
+        config: the command line.
+        ledger: the sweep's.
+        plan: what is to be done.
+        facts: of the plan's variants.
+        measured_s: of one epoch, by variant, where it was measured on machines like those that
+            train; may be filled later.
     """
     if config.budget_s is None and config.max_device_hours is None:
         return None
-    share = ledger.get("options").get("gpus_per_trial")
-    workers = int(plan.overrides.get("workers", 1))
     hours = config.max_device_hours
     budget = Budget(
         until_s=None if config.budget_s is None else time.time() + config.budget_s,
         device_s=None if hours is None else 3600 * hours,
-        shares={
-            variant: workers * ((plan.space.gpus_for(variant) if share is None else share) or 1)
-            for variant in plan.variants
-        },
+        shares=shares(plan, ledger.get("options").get("gpus_per_trial")),
     )
     operations = {name: own.multiply_accumulates for name, own in facts.items()}
-    return allowance(budget, ledger, plan, operations)
+    return allowance(budget, ledger, plan, operations, measured_s)
 
 
 def allowance(
-    budget: Budget, ledger: Ledger, plan: Plan, multiply_accumulates: Mapping[str, int]
+    budget: Budget,
+    ledger: Ledger,
+    plan: Plan,
+    multiply_accumulates: Mapping[str, int],
+    measured_s: Mapping[str, float] | None = None,
 ) -> Allowance:
     """Return what says whether more epochs of a variant are expected to fit into a budget.
 
@@ -72,17 +98,21 @@ def allowance(
         ledger: the sweep's.
         plan: what is to be done.
         multiply_accumulates: of one image forward, by variant.
+        measured_s: of one epoch, by variant; may be filled later.
     """
+    measured_s = {} if measured_s is None else measured_s
 
     @functools.lru_cache(maxsize=1)  # asked often between two changes, and on Tune's event loop
-    def known(seq: int) -> tuple[dict[str, float], float]:
+    def known(seq: int, measured: int) -> tuple[dict[str, float], float]:
         trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
-        epoch_s = forecast.epochs_s(plan, trials, ledger.latest_epochs(), multiply_accumulates)
+        epoch_s = forecast.epochs_s(
+            plan, trials, ledger.latest_epochs(), multiply_accumulates, measured_s
+        )
         taken_s = _taken_s(budget, ledger, epoch_s) if budget.device_s is not None else 0.0
         return epoch_s, taken_s
 
     def allows(variant: str, epochs: int) -> bool:
-        epoch_s, taken_s = known(ledger.seq)
+        epoch_s, taken_s = known(ledger.seq, len(measured_s))
         needed_s = epochs * epoch_s.get(variant, 0.0)
         if budget.until_s is not None and time.time() + needed_s >= budget.until_s:
             return False

@@ -33,7 +33,7 @@ def left_s(
         return None
     total_s = 0.0
     for variant in plan.variants:
-        total_s += _epochs_left(plan, variant, trials, latest) * epoch_s[variant]
+        total_s += epochs_left(plan, variant, trials, latest) * epoch_s[variant]
     running = sum(trial.status == "running" for trial in trials)
     return total_s / max(running, 1)
 
@@ -43,11 +43,14 @@ def epochs_s(
     trials: Sequence[Trial],
     latest: Mapping[str, EpochRow],
     multiply_accumulates: Mapping[str, int],
+    measured_s: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Estimate the seconds of one epoch of every variant; empty before any epoch has ended.
+    """Estimate the seconds of one epoch of every variant; empty while nothing is known.
 
-    Arguments as of `left_s`.
+    Arguments as of `left_s`; `measured_s` are those of one epoch by variant, as `--measure` found
+    them, which count for variants without an epoch.
     """
+    measured_s = measured_s or {}
     spans: dict[str, list[float]] = collections.defaultdict(list)
     for trial in trials:
         if trial.signature in latest:
@@ -56,19 +59,23 @@ def epochs_s(
             if math.isfinite(span_s):
                 spans[trial.variant].append(span_s)
     if not spans:
-        return {}
+        return {variant: measured_s[variant] for variant in plan.variants if variant in measured_s}
     epoch_s = {variant: statistics.fmean(found) for variant, found in spans.items()}
     heaviest = max(epoch_s, key=lambda variant: multiply_accumulates.get(variant, 0))
     per_operation_s = epoch_s[heaviest] / max(multiply_accumulates.get(heaviest, 0), 1)
-    return {
-        variant: epoch_s.get(variant, per_operation_s * multiply_accumulates.get(variant, 1))
-        for variant in plan.variants
+    by_operations_s = {
+        variant: per_operation_s * multiply_accumulates.get(variant, 1) for variant in plan.variants
     }
+    return {v: epoch_s.get(v, measured_s.get(v, by_operations_s[v])) for v in plan.variants}
 
 
-def _epochs_left(
+def epochs_left(
     plan: Plan, variant: str, trials: Sequence[Trial], latest: Mapping[str, EpochRow]
 ) -> int:
+    """Return how many epochs of a variant are still to be trained, if no trial is stopped early.
+
+    Arguments as of `left_s`.
+    """
     epochs = plan.epochs(variant)
     finals = plan.final_seeds if plan.space.params_for(variant) else 0
     own = [trial for trial in trials if trial.variant == variant]

@@ -9,31 +9,66 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator import budget, forecast, planning
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import SweepConfig
+    from orchestrator.ledger import Ledger
     from orchestrator.plan import Plan
+    from orchestrator.planning import VariantFacts
     from trainables.timing import TrainingTime
 
 
-def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict[str, float]]:
-    """Measure every variant here, saying how it goes, and print what the sweep will take.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Whole:
+    """What was to be done of a sweep, as forecast.
 
-    Returns:
-        the fields of `TrainingTime`, by variant.
+    Attributes:
+        concurrent: trials at a time.
+        epochs: of all trials, if none is stopped early.
+        wall_s: seconds on the clock.
+        device_s: seconds of their devices, as `budget.shares` counts them.
+        disk_bytes: the most that checkpoints take.
+        devices: that a trial counts as, by variant.
+    """
+
+    concurrent: int
+    epochs: int
+    wall_s: float
+    device_s: float
+    disk_bytes: int
+    devices: Mapping[str, float]
+
+
+def measure(
+    config: SweepConfig,
+    plan: Plan,
+    facts: Mapping[str, VariantFacts],
+    console: Console,
+    ledger: Ledger | None = None,
+) -> None:
+    """Measure every variant here, saying how it goes, and print what is left of the sweep.
+
+    Args:
+        config: the command line.
+        plan: the sweep.
+        facts: of its variants.
+        console: where it is said.
+        ledger: the sweep's, which keeps the first forecast of each variant and that of the whole
+            sweep from before it began; None: a sweep that is only planned.
 
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    from orchestrator import capacity
+    from orchestrator import capacity, disk
     from trainables import forward
 
     folder = config.data.folder / plan.dataset
@@ -42,14 +77,70 @@ def measure(config: SweepConfig, plan: Plan, console: Console) -> dict[str, dict
             f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
             f"`python -m orchestrator.data prepare {plan.dataset}`."
         )
+    options = ledger.get("options") if ledger else planning.given_options(config)
+    share, keep = options.get("gpus_per_trial"), options.get("keep")
     cpus, gpus = float(os.cpu_count() or 1), float(forward.num_gpus())
-    fits = capacity.check_fit(plan, [(cpus, gpus)], config.gpus_per_trial)
+    fits = capacity.check_fit(plan, [(cpus, gpus)], share)
+    concurrent = min(config.max_concurrent or fits, fits)
     measured = {}
     for number, variant in enumerate(plan.variants, start=1):
         console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
         measured[variant] = _measured(plan, variant, folder)
-    print_forecast(console, plan, measured, min(config.max_concurrent or fits, fits))
-    return {variant: asdict(own) for variant, own in measured.items()}
+    trials = [t for t in ledger.trials() if t.variant in plan.variants] if ledger else []
+    latest = ledger.latest_epochs() if ledger else {}
+    epochs = {v: forecast.epochs_left(plan, v, trials, latest) for v in plan.variants}
+    whole = whole_of(
+        epochs,
+        {v: by_workers(plan, own.epoch_s) for v, own in measured.items()},
+        budget.shares(plan, share),
+        concurrent=concurrent,
+        disk_bytes=disk.forecast_bytes(plan, facts, concurrent, keep),
+    )
+    print_forecast(console, plan, measured, epochs, whole)
+    if ledger is not None:
+        own = {variant: asdict(times) for variant, times in measured.items()}
+        ledger.put("forecast", {**own, **ledger.get("forecast", {})})
+        if not ledger.attempts():
+            ledger.put("forecast_whole", asdict(whole))
+
+
+def whole_of(
+    epochs: Mapping[str, int],
+    epoch_s: Mapping[str, float],
+    devices: Mapping[str, float],
+    *,
+    concurrent: int,
+    disk_bytes: int,
+) -> Whole:
+    """Return what so many epochs take, of trials that do not slow each other down.
+
+    Args:
+        epochs: of all trials, by variant.
+        epoch_s: seconds of one, by variant.
+        devices: that a trial counts as, by variant.
+        concurrent: trials at a time.
+        disk_bytes: the most that checkpoints take.
+    """
+    all_s = {variant: number * epoch_s[variant] for variant, number in epochs.items()}
+    return Whole(
+        concurrent=concurrent,
+        epochs=sum(epochs.values()),
+        wall_s=sum(all_s.values()) / concurrent,
+        device_s=sum(devices[variant] * seconds for variant, seconds in all_s.items()),
+        disk_bytes=disk_bytes,
+        devices=devices,
+    )
+
+
+def epochs_s(ledger: Ledger, plan: Plan) -> dict[str, float]:
+    """Return the seconds of a trial's epoch that were forecast, by variant."""
+    found = ledger.get("forecast", {})
+    return {v: by_workers(plan, found[v]["epoch_s"]) for v in plan.variants if v in found}
+
+
+def by_workers(plan: Plan, epoch_s: float) -> float:
+    """Return a trial's epoch; several workers are taken to be as many times as fast as one."""
+    return epoch_s / int(plan.overrides.get("workers", 1))
 
 
 def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
@@ -69,44 +160,49 @@ def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
 
 
 def print_forecast(
-    console: Console, plan: Plan, measured: Mapping[str, TrainingTime], concurrent: int
+    console: Console,
+    plan: Plan,
+    measured: Mapping[str, TrainingTime],
+    epochs: Mapping[str, int],
+    whole: Whole,
 ) -> None:
-    """Print what the sweep will take if no trial is stopped early.
+    """Print what is left of a sweep if no trial is stopped early.
 
     Args:
         console: where.
         plan: the sweep.
-        measured: from `measure`.
-        concurrent: trials at a time.
+        measured: by variant.
+        epochs: left, by variant.
+        whole: all of it.
     """
     from rich.table import Table
 
+    from orchestrator import disk
     from orchestrator.display import clock
 
     table = Table(title="Forecast, from a few steps of each model here")
     table.add_column("variant", no_wrap=True)
     for name in ("step", "epoch", "trial", "all trials", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
-    total_s = 0.0
     for variant, own in measured.items():
-        trial_s = plan.epochs(variant) * own.epoch_s
-        finals = plan.final_seeds if plan.space.params_for(variant) else 0
-        all_s = trial_s * (plan.trials + finals)
-        total_s += all_s
+        epoch_s = by_workers(plan, own.epoch_s)
         table.add_row(
             variant,
             f"{1000 * own.step_s:,.1f} ms",
-            f"{own.epoch_s:,.1f} s",
-            clock(trial_s),
-            clock(all_s),
+            f"{epoch_s:,.1f} s",
+            clock(plan.epochs(variant) * epoch_s),
+            clock(epochs[variant] * epoch_s),
             f"{own.peak_gib:.2f} GiB",
         )
     console.print(table)
-    at_a_time = "one trial" if concurrent == 1 else f"{concurrent} trials"
+    at_a_time = "one trial" if whole.concurrent == 1 else f"{whole.concurrent} trials"
+    workers = int(plan.overrides.get("workers", 1))
     console.print(
-        f"In all {total_s / 3600:,.2f} device-hours; with {at_a_time} at a time about "
-        f"{clock(total_s / concurrent)}, as long as they do not slow each other down. Early "
-        "stopping makes it less.",
+        f"In all {whole.device_s / 3600:,.2f} device-hours; with {at_a_time} at a time about "
+        f"{clock(whole.wall_s)}, as long as they do not slow each other down"
+        + (f" and {workers} workers are {workers} times as fast as one. " if workers > 1 else ". ")
+        + "Early stopping makes it less; starts of trials and final tests come on top. "
+        f"Checkpoints take up to {disk.gib(whole.disk_bytes)}.",
         soft_wrap=True,
         highlight=False,
     )

@@ -67,8 +67,11 @@ def _best(ledger: Ledger) -> str:
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
+    from orchestrator import disk
     from orchestrator.report import write_report
 
+    if ledger.get("forecast_whole"):  # for the report to compare
+        ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 
 

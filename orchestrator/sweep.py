@@ -77,7 +77,7 @@ def dry_run(config: SweepConfig) -> int:
         f"{disk.gib(free)} are free."
     )
     if config.measure:
-        measuring.measure(config, plan, console)
+        measuring.measure(config, plan, facts, console)
     return COMPLETE
 
 
@@ -176,9 +176,10 @@ def _run(
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
 
-    conductor = _conductor(config, ledger, plan, facts)
+    measured_s: dict[str, float] = {}  # of an epoch, by variant, where trials train as here
+    conductor = _conductor(config, ledger, plan, facts, measured_s)
     if config.measure and conductor.has_work():
-        ledger.put("forecast", measuring.measure(config, plan, console))
+        measuring.measure(config, plan, facts, console, ledger)
     if conductor.has_work() and not config.force:
         _check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
@@ -193,6 +194,8 @@ def _run(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
             process.handle_signals(interruption)  # again: Ray installs its own
+            if ray_cluster.is_local:
+                measured_s.update(measuring.epochs_s(ledger, plan))
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
             runner = _start_trials(config, conductor, manifest, errors, ray_cluster.is_local)
@@ -255,7 +258,11 @@ def _check_cluster(
 
 
 def _conductor(
-    config: SweepConfig, ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]
+    config: SweepConfig,
+    ledger: Ledger,
+    plan: Plan,
+    facts: dict[str, VariantFacts],
+    measured_s: dict[str, float],
 ) -> Conductor:
     from orchestrator import budget, disk
     from orchestrator.conductor import Conductor
@@ -266,7 +273,7 @@ def _conductor(
         plan,
         is_whole=_checkpoint_check(config.paths),
         has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
-        is_allowed=budget.asked_for(config, ledger, plan, facts),
+        is_allowed=budget.asked_for(config, ledger, plan, facts, measured_s),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
     )

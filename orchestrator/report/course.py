@@ -6,6 +6,7 @@ import collections
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -174,6 +175,7 @@ def time_ledger(facts: Facts) -> Section:
         figure("time", "Seconds by variant", drawn, height_px=200 + 34 * len(facts.variants)),
         table,
         *_forecast(facts),
+        *_forecast_whole(facts, wall_s),
     )
     return Section(name="time", title=title, blocks=blocks)
 
@@ -213,6 +215,44 @@ def _forecast(facts: Facts) -> tuple[Table, ...]:
             rows=rows,
             note="The forecast is of a few steps with one suggestion's batch size, alone on the "
             "machine; trials had their own batch sizes and neighbours.",
+        ),
+    )
+
+
+def _forecast_whole(facts: Facts, wall_s: float) -> tuple[Table, ...]:
+    """Return what `--measure` forecast of the whole sweep beside what it took."""
+    forecast: Mapping[str, Any] | None = facts.said.get("forecast_whole")
+    if forecast is None:
+        return ()
+    devices: Mapping[str, float] = forecast["devices"]
+    device_s = epochs = 0.0
+    for record in facts.records:
+        epochs += len(record.rows)
+        for attempt in record.attempts:
+            start, end = record.span_s(attempt)
+            device_s += devices.get(record.trial.variant, 1.0) * (end - start)
+    rows: list[tuple[str, float, float]] = [
+        ("wall time, h", forecast["wall_s"] / 3600, wall_s / 3600),
+        ("device time, h", forecast["device_s"] / 3600, device_s / 3600),
+        ("epochs", forecast["epochs"], epochs),
+    ]
+    if used_bytes := facts.said.get("disk_used_bytes"):
+        rows.append(("files on disk, GiB", forecast["disk_bytes"] / 2**30, used_bytes / 2**30))
+    return (
+        Table(
+            name="forecast_whole",
+            title="The whole sweep: forecast against truth",
+            columns=(
+                Column("what", "what"),
+                Column("forecast", "forecast", "number"),
+                Column("truth", "truth", "number"),
+                Column("truth_over_forecast", "truth / forecast", "number"),
+            ),
+            rows=[[what, said, came, came / said if said else None] for what, said, came in rows],
+            note=f"The forecast was made before the sweep began, for {forecast['concurrent']} "
+            "trials at a time and as if none were stopped early, without their starts and final "
+            "tests; of the disk it is the most that checkpoints take meanwhile, the truth all of "
+            "the sweep's files at its end. What later commands added counts in the truth alone.",
         ),
     )
 

@@ -174,6 +174,7 @@ def read_facts(ledger: Ledger, name: str = "") -> Facts:
     keys = (
         *("space", "sweep_id", "created_s", "options", "versions", "variants"),
         *("manifest", "published", "former_plans", "space_own", "forecast"),
+        *("forecast_whole", "disk_used_bytes"),
     )
     said = {key: value for key in keys if (value := ledger.get(key)) is not None}
     plan = ledger.get("plan")

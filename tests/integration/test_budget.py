@@ -54,4 +54,18 @@ def test_what_a_budget_leaves_out_is_trained_by_resume_and_the_report_has_the_fo
     ledger.close()
     # A busy machine is slower or faster by far, but not by an order of magnitude.
     assert 0.1 < forecast["epoch_s"] / (sum(spans) / len(spans)) < 10
-    assert "Forecast against truth" in (paths.root / "report" / "report.md").read_text()
+    report = (paths.root / "report" / "report.md").read_text()
+    assert "Forecast against truth" in report
+    assert "The whole sweep: forecast against truth" in report
+
+
+def test_no_trial_starts_that_was_measured_to_take_longer_than_the_budget(
+    tmp_path: Path, digits_data_dir: Path
+):
+    long = ("digits", "--variants", "cnn3", "--trials", 2, "--epochs", 100_000)
+    done = sweep(tmp_path, *long, "--data-dir", digits_data_dir, "--measure", "--budget", "10m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trials not trained to their end are 2 of cnn3" in done.stdout
+    ledger = ledger_of(SweepPaths(tmp_path / "results", "digits"))
+    assert ledger.attempts() == []
+    ledger.close()

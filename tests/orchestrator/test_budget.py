@@ -41,6 +41,17 @@ def test_no_trial_starts_that_would_end_after_the_budget(ledger, of_plan):
     assert conductor.left_out() == {"cnn3": 3}
 
 
+def test_what_was_measured_keeps_the_first_trial_from_starting(ledger, of_plan):
+    measured_s: dict[str, float] = {}
+    budget = Budget(until_s=time.time() + 60)
+    allows = allowance(budget, ledger, of_plan, OPERATIONS, measured_s)
+    assert allows("cnn2", 4)  # nothing is known
+    assert allows("cnn3", 4)
+    measured_s |= {"cnn2": 10.0, "cnn3": 30.0}
+    assert allows("cnn2", 4)  # 40 s
+    assert not allows("cnn3", 4)  # 120 s
+
+
 def test_a_smaller_variant_goes_on_when_a_larger_one_no_longer_fits(ledger, of_plan):
     turned = plan(
         space(trials=3, base={"epochs": 4}, first_rung_epochs=0, variants=("cnn3", "cnn2"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.budget import shares
 from orchestrator.conductor import Conductor
-from orchestrator.forecast import epochs_s, left_s
+from orchestrator.forecast import epochs_left, epochs_s, left_s
 from orchestrator.ledger import Ledger
+from orchestrator.measuring import whole_of
 from orchestrator.plan import Plan
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
@@ -47,5 +50,43 @@ def test_an_epoch_takes_its_training_validation_and_checkpoint_once(ledger, of_p
     assert left == 2 * 4 * 10 + 3 * 4 * 30
 
 
+def test_what_was_measured_counts_until_a_variant_has_epochs(ledger, of_plan):
+    measured_s = {"cnn2": 5.0, "cnn3": 7.0}
+
+    def found() -> dict[str, float]:
+        latest = ledger.latest_epochs()
+        return epochs_s(of_plan, ledger.trials(), latest, OPERATIONS, measured_s)
+
+    assert found() == measured_s
+    train(Conductor(ledger, of_plan), 9.0)
+    assert found() == {"cnn2": 10.0, "cnn3": 7.0}
+
+
 def test_nothing_is_foreseen_before_the_first_epoch(ledger, of_plan):
     assert left_s(of_plan, ledger.trials(), ledger.latest_epochs(), OPERATIONS) is None
+
+
+def test_epochs_left_are_of_trials_to_come_under_way_and_final_ones(ledger, of_plan):
+    def left(of: Plan) -> dict[str, int]:
+        latest = ledger.latest_epochs()
+        return {v: epochs_left(of, v, ledger.trials(), latest) for v in of.variants}
+
+    assert left(of_plan) == {"cnn2": 12, "cnn3": 12}
+    assert left(replace(of_plan, final_seeds=2)) == {"cnn2": 20, "cnn3": 20}
+    conductor = Conductor(ledger, of_plan)
+    train(conductor, 9.0)
+    train(conductor, 9.0, epochs=1)
+    assert left(of_plan) == {"cnn2": 7, "cnn3": 12}
+
+
+def test_the_forecast_of_a_sweep_counts_devices_as_a_budget_does(of_plan):
+    devices = shares(replace(of_plan, overrides={"workers": 2}), 0.25)
+    assert devices == {"cnn2": 0.5, "cnn3": 0.5}
+    whole = whole_of(
+        {"cnn2": 12, "cnn3": 6},
+        {"cnn2": 10.0, "cnn3": 20.0},
+        devices,
+        concurrent=4,
+        disk_bytes=1,
+    )
+    assert (whole.epochs, whole.wall_s, whole.device_s) == (18, 60.0, 120.0)

@@ -373,6 +373,37 @@ def test_the_time_ledger_adds_up(facts: Facts) -> None:
     assert share["variant"] == "share"
 
 
+def test_the_forecast_stands_beside_what_came(tmp_path: Path) -> None:
+    whole = {
+        **{"concurrent": 2, "epochs": 36, "wall_s": 36.0, "device_s": 72.0},
+        **{"disk_bytes": 2**31, "devices": {"cnn2": 0.5}},
+    }
+    ledger = build(
+        tmp_path / "ledger.sqlite",
+        variants=("cnn2",),
+        trials=6,
+        final_seeds=0,
+        forecast={"cnn2": {"step_s": 0.1, "epoch_s": 1.5, "peak_gib": 0.25}},
+        forecast_whole=whole,
+        disk_used_bytes=2**30,
+    )
+    section = time_ledger(read_facts(ledger))
+    [row] = table(section, "forecast")
+    assert [row[key] for key in ("forecast_epoch_s", "epoch_s")] == [1.5, 2.25]
+    assert row["truth_over_forecast"] == 1.5
+    found = {row["what"]: row for row in table(section, "forecast_whole")}
+    spans = [end - start for start, end in map(tuple, _spans(ledger))]
+    assert found["wall time, h"]["truth"] == pytest.approx(sum(spans) / 3600)  # one at a time
+    assert found["device time, h"]["truth"] == pytest.approx(sum(spans) / 2 / 3600)
+    assert found["device time, h"]["forecast"] == pytest.approx(0.02)
+    assert found["epochs"]["truth"] == 6 + 2 + 6 + 2 + 1 + 2
+    assert found["files on disk, GiB"]["truth_over_forecast"] == 0.5
+
+
+def _spans(ledger: Ledger) -> list[tuple[float, float]]:
+    return [(a.started_s, a.ended_s or 0.0) for a in ledger.attempts()]
+
+
 def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
     ledger._connection.execute(
