@@ -31,8 +31,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often a worker group's reports arrive
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start; every epoch is saved
     "RAY_USAGE_STATS_ENABLED": "0",
-    # After an interrupt a late call of Tune's thread must not start a second Ray.
+    # After an interrupt a late call of Tune's thread must not start a second Ray, which would end
+    # this process with status 1 a minute after it lost its server.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    "TUNE_DISABLE_AUTO_INIT": "1",
 }
 
 
