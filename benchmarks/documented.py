@@ -130,7 +130,7 @@ def _loop(config: dict[str, Any]) -> Any:
 
 
 def train_epochs(config: dict[str, Any]) -> Any:
-    """Train a small CNN on 64 px images as scripts do: DataLoader, eager, float32, channels first.
+    """Train a small CNN on 64 px images in the precision and memory format that ours has.
 
     Args:
         config: `lr`, `dropout`, `batch_size`, `epochs`, `steps`, the most batches of an epoch and
@@ -139,38 +139,44 @@ def train_epochs(config: dict[str, Any]) -> Any:
     """
     from torch.utils.data import DataLoader, TensorDataset
 
+    from trainables.forward import is_faster_in_bfloat16
+
+    began_s = time.time()
     torch.set_num_threads(1)
-    parts = torch.load(config["images"], mmap=True, weights_only=True)
-    sets = {}
-    for name in ("train", "val"):
-        pixels, labels = parts[name]
-        images = pixels.permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
-        sets[name] = TensorDataset(images, labels)
-    loader = DataLoader(sets["train"], config["batch_size"], shuffle=True, drop_last=True)
-    judged = DataLoader(sets["val"], 256)
     device = _device()
+    parts = torch.load(config["images"], mmap=True, weights_only=True)
+    train, val = (TensorDataset(*parts[name]) for name in ("train", "val"))
+    loader = DataLoader(train, config["batch_size"], shuffle=True, drop_last=True)
+    judged = DataLoader(val, 256)
     model: nn.Module = build(
         config["variant"], classes=200, channels=3, side_px=64, dropout=config["dropout"]
-    ).to(device)
+    ).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
+    uses = is_faster_in_bfloat16(config["variant"], device)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=uses)
+
+    def batches(of: Any) -> Any:
+        for pixels, labels in itertools.islice(of, config["steps"]):
+            images = pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
+            yield images.sub_(0.45).div_(0.27), labels.to(device)
+
     for _ in range(config["epochs"]):
         model.train()
-        for batch in itertools.islice(loader, config["steps"]):
-            images, labels = (part.to(device) for part in batch)
-            if torch.rand(()) < 0.5:
-                images = images.flip(-1)
+        for images, labels in batches(loader):
+            flips = torch.rand(len(images), 1, 1, 1, device=device) < 0.5
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels)
+            with amp:
+                loss = F.cross_entropy(model(torch.where(flips, images.flip(-1), images)), labels)
             loss.backward()
             optimizer.step()
         model.eval()
         correct = seen = 0
-        with torch.inference_mode():
-            for batch in itertools.islice(judged, config["steps"]):
-                images, labels = (part.to(device) for part in batch)
+        with torch.inference_mode(), amp:
+            for images, labels in batches(judged):
                 correct += int((model(images).argmax(1) == labels).sum())
                 seen += len(labels)
-        yield {"loss": loss.item(), "val_top1": correct / seen}
+        times = {"began_s": began_s, "ended_s": time.time()}
+        yield {"loss": loss.item(), "val_top1": correct / seen, **times}
 
 
 def tune(  # noqa: PLR0913 - Tune's own
@@ -186,6 +192,7 @@ def tune(  # noqa: PLR0913 - Tune's own
     callbacks: list[Any] | None = None,
     actor_cpus: float = 1,
     actor_gpus: float = 0,
+    reuse_actors: bool = False,
 ) -> Any:
     """Run Ray Tune with OptunaSearch; returns its result grid.
 
@@ -205,6 +212,7 @@ def tune(  # noqa: PLR0913 - Tune's own
             max_concurrent_trials=concurrent,
             search_alg=OptunaSearch(),
             scheduler=scheduler,
+            reuse_actors=reuse_actors,
         ),
         run_config=ray_tune.RunConfig(
             name="documented", storage_path=str(storage), verbose=0, callbacks=callbacks

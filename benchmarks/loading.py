@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -83,8 +84,9 @@ def image_folder(full: bool) -> Measure:
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-        found[workers] = _measure(_without_end(loader), 90 if full else 25)
-    workers = min(found, key=lambda number: min(found[number].values))
+        # Blocks of batches are longer than what workers have in hand when one begins.
+        found[workers] = _measure(_without_end(loader), 90 if full else 45, blocks=3)
+    workers = min(found, key=lambda number: statistics.median(found[number].values))
     return Measure(values=found[workers].values, facts={"workers": workers})
 
 
@@ -151,13 +153,12 @@ def _without_end(loader: Iterable[Any]) -> Iterator[Tensor]:
             yield batch
 
 
-def _measure(batches: Iterator[Tensor], number: int) -> Measure:
-    """Time batches after a few that warm up; seconds per image."""
+def _measure(batches: Iterator[Tensor], number: int, blocks: int = 5) -> Measure:
+    """Time blocks of batches after a few that warm up; seconds per image."""
     seconds = []
     for batch in itertools.islice(batches, 5):
         assert batch.shape == (BATCH, 3, images.SIDE_PX, images.SIDE_PX)
     _wait(batch)
-    blocks = 5
     for _ in range(blocks):
         began_s = time.perf_counter()
         for batch in itertools.islice(batches, number // blocks):  # noqa: B007

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     for name in list(benchmark.contenders)[1:]:
         ratio = line["ratios"][name]
         goal = goals.get(name)
-        said = f"{name}: {_x(ratio['median'])} ({_x(ratio['least'])} to {_x(ratio['most'])})"
+        spread = f"{_x(ratio['least'])} to {_x(ratio['most'])}"
+        said = f"{name}: {_x(ratio['median'])} ({'once' if line['repetitions'] == 1 else spread})"
         if goal:
             said += f", goal {_x(goal)}{'' if ratio['median'] >= goal else ': missed'}"
         ratios.append(said)
@@ -53,19 +55,30 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     if benchmark.at_most is not None:
         missed = "" if line["ours"] <= benchmark.at_most else ": missed"
         value += f", goal {amount(benchmark.at_most, line['quantity'])}{missed}"
-    share = "" if line["of_limit"] is None else f"{line['of_limit']:.0%}"
+    share = "" if line["of_limit"] is None else _percent(line["of_limit"])
     ours = line["measured"][next(iter(benchmark.contenders))]
-    usual = sorted(ours, key=lambda one: one["median"])[len(ours) // 2]
-    facts = [f"{name} {_number(fact)}" for name, fact in usual["facts"].items()]
+    facts = [
+        f"{name} {_number(_middle([one['facts'][name] for one in ours]))}"
+        for name in ours[0]["facts"]
+    ]
     if facts:
         value += f" ({', '.join(facts)})"
     command = f"python -m benchmarks {benchmark.name}{' --full' if line['full'] else ''}"
-    cells = (f"{benchmark.title}, `{command}`", value, "; ".join(ratios), share, _machine(line))
+    where = f"{_machine(line)}, {line['when']}"
+    cells = (f"{benchmark.title}, `{command}`", value, "; ".join(ratios), share, where)
     return f"| {' | '.join(cells)} |"
 
 
 def _x(ratio: float) -> str:
     return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2g}x"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
+def _middle(values: list[Any]) -> Any:
+    return values[0] if isinstance(values[0], str) else statistics.median(values)
 
 
 def _number(value: float | str) -> str:

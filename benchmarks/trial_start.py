@@ -7,6 +7,7 @@ trial's last epoch at the driver to the end of the next one's first step.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -58,14 +59,22 @@ def ours(full: bool) -> Measure:
 
 def torch_trainer(full: bool) -> Measure:
     """Ray Tune, and a TorchTrainer with one worker for every trial."""
-    return _under_tune(documented.start_torch_trainer, trials=10 if full else 3, actor_cpus=0.01)
-
-
-def tune_function(full: bool) -> Measure:
-    """Ray Tune with a plain function."""
-    gpus = documented.gpu_share(1)
     return _under_tune(
-        documented.train_function, trials=50 if full else 3, actor_cpus=1, actor_gpus=gpus
+        documented.start_torch_trainer,
+        trials=10 if full else 3,
+        actor_cpus=0.01,
+        reuse_actors=True,
+    )
+
+
+def tune_function(full: bool, *, reuse_actors: bool = False) -> Measure:
+    """Ray Tune with a plain function, as it is or with `reuse_actors`."""
+    return _under_tune(
+        documented.train_function,
+        trials=50 if full else 10 if reuse_actors else 3,
+        actor_cpus=1,
+        actor_gpus=documented.gpu_share(1),
+        reuse_actors=reuse_actors,
     )
 
 
@@ -87,7 +96,12 @@ def optuna_alone(full: bool) -> Measure:
 
 
 def _under_tune(
-    trainable: Any, *, trials: int, actor_cpus: float, actor_gpus: float = 0
+    trainable: Any,
+    *,
+    trials: int,
+    actor_cpus: float,
+    actor_gpus: float = 0,
+    reuse_actors: bool,
 ) -> Measure:
     import ray
     from ray import tune
@@ -105,6 +119,7 @@ def _under_tune(
         storage=scratch() / "tune",
         actor_cpus=actor_cpus,
         actor_gpus=actor_gpus,
+        reuse_actors=reuse_actors,
     )
     ends = sorted((result.metrics for result in results), key=lambda m: m["first_step_s"])
     return Measure(values=_gaps(ends))
@@ -131,6 +146,7 @@ BENCHMARK = Benchmark(
         "ours": ours,
         "Ray Tune + TorchTrainer": torch_trainer,
         "Ray Tune function": tune_function,
+        "the same with reuse_actors": functools.partial(tune_function, reuse_actors=True),
         "Optuna alone": optuna_alone,
     },
     goals={"Ray Tune + TorchTrainer": 300, "Ray Tune function": 10},

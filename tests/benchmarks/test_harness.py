@@ -75,6 +75,24 @@ def test_the_table_says_which_goals_were_missed_and_what_was_not_measured(result
     assert "slow: 4x (3x to 5x), goal 3x; fast: 0.5x (0.5x to 1x), goal 2x: missed" in row
 
 
+def test_what_was_measured_once_has_no_spread_and_facts_are_medians(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = benchmark(limit=lambda probes: 0.004)
+    harness.run(mine, full=False, repetitions=1, say=lambda text: None)
+    row = table.table([mine]).splitlines()[-1]
+    assert "slow: 4x (once), goal 3x; fast: 1x (once), goal 2x: missed" in row
+    assert "| 0.4% |" in row
+    figures = iter([1.0, 9.0, 2.0])
+    monkeypatch.setattr(
+        harness,
+        "_in_own_process",
+        lambda name, contender, full: one(1.0, figure=next(figures) if contender == "ours" else 0),
+    )
+    harness.run(mine, full=False, repetitions=3, say=lambda text: None)
+    assert "1 s per thing (figure 2)" in table.table([mine]).splitlines()[-1]
+
+
 def test_of_each_machine_and_size_the_last_result_counts(results: Path) -> None:
     machines = [("EPYC", None), ("Xeon", "H200"), ("EPYC", None), ("Xeon", None), ("EPYC", "H200")]
     lines = [
