@@ -57,6 +57,7 @@ class Benchmark:
         at_most: what ours should take per unit, None: nothing is said of it.
         limit: from the probes or one of its own, the least that a unit can take on this machine;
             None: no such limit is known.
+        limit_is_of_full: whether it is also one with `--full`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Benchmark:
     quantity: str = "s"
     at_most: float | None = None
     limit: Callable[[Mapping[str, float]], float] | None = None
+    limit_is_of_full: bool = True
 
 
 def run(benchmark: Benchmark, *, full: bool, repetitions: int, say: Callable[[str], None]) -> None:
@@ -98,7 +100,7 @@ def run(benchmark: Benchmark, *, full: bool, repetitions: int, say: Callable[[st
         "unit": benchmark.unit,
         "quantity": benchmark.quantity,
         "ours": ours_value,
-        "of_limit": benchmark.limit(speeds) / ours_value if benchmark.limit else None,
+        "of_limit": None,
         "ratios": {
             name: _ratios(measured[name], measured[ours])
             for name in benchmark.contenders
@@ -106,6 +108,8 @@ def run(benchmark: Benchmark, *, full: bool, repetitions: int, say: Callable[[st
         },
         "measured": measured,
     }
+    if benchmark.limit and (benchmark.limit_is_of_full or not full):
+        line["of_limit"] = benchmark.limit(speeds) / ours_value
     for name, ratio in line["ratios"].items():
         goal = benchmark.goals.get(name)
         say(

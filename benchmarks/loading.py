@@ -84,8 +84,9 @@ def image_folder(full: bool) -> Measure:
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-        # Blocks of batches are longer than what workers have in hand when one begins.
-        found[workers] = _measure(_without_end(loader), 90 if full else 45, blocks=3)
+        # Blocks of batches are longer than what workers have in hand when one begins, two each.
+        number = max(90 if full else 45, 12 * workers)
+        found[workers] = _measure(_without_end(loader), number, blocks=3)
     workers = min(found, key=lambda number: statistics.median(found[number].values))
     return Measure(values=found[workers].values, facts={"workers": workers})
 

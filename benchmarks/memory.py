@@ -26,12 +26,13 @@ def torch_trainer(full: bool) -> Measure:
     return _further(whole_sweep.run_documented)
 
 
-def _further(run: Callable[..., float]) -> Measure:
+def _further(run: Callable[..., tuple[float, int]]) -> Measure:
     held = {}
     for trials in (1, 2):
         peak = PeakMemory(os.getpid())
-        run(trials=trials, concurrent=trials, steps=10, batch_sizes=(BATCH_SIZE,))
+        _, at_a_time = run(trials=trials, concurrent=trials, steps=10, batch_sizes=(BATCH_SIZE,))
         peak.stop()
+        assert at_a_time == trials  # or it was not measured
         held[trials] = peak.gib
     return Measure(values=[held[2] - held[1]], facts={"first_gib": held[1]})
 
@@ -42,7 +43,7 @@ def _training_gib(probes: Mapping[str, float]) -> float:
     both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     peak = PeakMemory(both[0].pid)
     for process in both:
-        process.wait()
+        assert process.wait() == 0
     peak.stop()
     return peak.gib
 

@@ -79,7 +79,9 @@ def epochs_left(
     epochs = plan.epochs(variant)
     finals = plan.final_seeds if plan.space.params_for(variant) else 0
     own = [trial for trial in trials if trial.variant == variant]
-    left = max(plan.trials + finals - len(own), 0) * epochs
+    planned = sum(trial.stage == "search" for trial in own)
+    left = max(plan.trials - planned, 0) + max(finals - (len(own) - planned), 0)
+    left *= epochs
     for trial in own:
         if trial.status not in ENDED:
             row = latest.get(trial.signature)

@@ -54,7 +54,7 @@ def measure(
     facts: Mapping[str, VariantFacts],
     console: Console,
     ledger: Ledger | None = None,
-) -> None:
+) -> dict[str, float]:
     """Measure every variant here, saying how it goes, and print what is left of the sweep.
 
     Args:
@@ -64,6 +64,9 @@ def measure(
         console: where it is said.
         ledger: the sweep's, which keeps the first forecast of each variant and that of the whole
             sweep from before it began; None: a sweep that is only planned.
+
+    Returns:
+        The seconds of a trial's epoch, by variant.
 
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
@@ -89,19 +92,24 @@ def measure(
     trials = [t for t in ledger.trials() if t.variant in plan.variants] if ledger else []
     latest = ledger.latest_epochs() if ledger else {}
     epochs = {v: forecast.epochs_left(plan, v, trials, latest) for v in plan.variants}
+    epoch_s = {v: by_workers(plan, own.epoch_s) for v, own in measured.items()}
     whole = whole_of(
         epochs,
-        {v: by_workers(plan, own.epoch_s) for v, own in measured.items()},
+        epoch_s,
         budget.shares(plan, share),
+        longest_s=max((plan.epochs(v) * epoch_s[v] for v in epochs if epochs[v]), default=0.0),
         concurrent=concurrent,
-        disk_bytes=disk.forecast_bytes(plan, facts, concurrent, keep),
+        disk_bytes=disk.forecast_bytes(
+            plan, facts, config.max_concurrent or os.cpu_count() or 1, keep
+        ),
     )
     print_forecast(console, plan, measured, epochs, whole)
     if ledger is not None:
-        own = {variant: asdict(times) for variant, times in measured.items()}
+        own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
         ledger.put("forecast", {**own, **ledger.get("forecast", {})})
         if not ledger.attempts():
             ledger.put("forecast_whole", asdict(whole))
+    return epoch_s
 
 
 def whole_of(
@@ -109,6 +117,7 @@ def whole_of(
     epoch_s: Mapping[str, float],
     devices: Mapping[str, float],
     *,
+    longest_s: float,
     concurrent: int,
     disk_bytes: int,
 ) -> Whole:
@@ -118,6 +127,7 @@ def whole_of(
         epochs: of all trials, by variant.
         epoch_s: seconds of one, by variant.
         devices: that a trial counts as, by variant.
+        longest_s: seconds of the longest trial.
         concurrent: trials at a time.
         disk_bytes: the most that checkpoints take.
     """
@@ -125,17 +135,11 @@ def whole_of(
     return Whole(
         concurrent=concurrent,
         epochs=sum(epochs.values()),
-        wall_s=sum(all_s.values()) / concurrent,
+        wall_s=max(sum(all_s.values()) / concurrent, longest_s),
         device_s=sum(devices[variant] * seconds for variant, seconds in all_s.items()),
         disk_bytes=disk_bytes,
         devices=devices,
     )
-
-
-def epochs_s(ledger: Ledger, plan: Plan) -> dict[str, float]:
-    """Return the seconds of a trial's epoch that were forecast, by variant."""
-    found = ledger.get("forecast", {})
-    return {v: by_workers(plan, found[v]["epoch_s"]) for v in plan.variants if v in found}
 
 
 def by_workers(plan: Plan, epoch_s: float) -> float:

@@ -70,7 +70,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
     from orchestrator import disk
     from orchestrator.report import write_report
 
-    if ledger.get("forecast_whole"):  # for the report to compare
+    if ledger.get("forecast_whole") and not paths.durable:  # for the report to compare
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 

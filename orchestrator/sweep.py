@@ -178,8 +178,9 @@ def _run(
 
     measured_s: dict[str, float] = {}  # of an epoch, by variant, where trials train as here
     conductor = _conductor(config, ledger, plan, facts, measured_s)
+    here_s: dict[str, float] = {}
     if config.measure and conductor.has_work():
-        measuring.measure(config, plan, facts, console, ledger)
+        here_s = measuring.measure(config, plan, facts, console, ledger)
     if conductor.has_work() and not config.force:
         _check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
@@ -195,7 +196,7 @@ def _run(
             )
             process.handle_signals(interruption)  # again: Ray installs its own
             if ray_cluster.is_local:
-                measured_s.update(measuring.epochs_s(ledger, plan))
+                measured_s.update(here_s)
             console.print(ray_cluster.describe())
             _check_cluster(console, config, conductor, ray_cluster)
             runner = _start_trials(config, conductor, manifest, errors, ray_cluster.is_local)

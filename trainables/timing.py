@@ -24,8 +24,7 @@ _LEAST_RUNS = 3
 _WARM_UP_RUNS = 3
 _LONGEST_BATCH_S = 0.3
 
-_STEPS = 8  # trained to foresee an epoch; the first two warm up and may compile
-_WARM_UP_STEPS = 2
+_STEPS = 8  # of each of two epochs, of which the first warms up and may compile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +37,7 @@ class TrainingTime:
 
 
 def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
-    """Train a few steps of a configuration, judge as many batches, and foresee an epoch.
+    """Train a few steps of a configuration, judge as many batches, twice, and foresee an epoch.
 
     Args:
         config: of any length; several workers are measured as one with the whole batch.
@@ -59,7 +58,7 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     short = replace(
         config,
         # Of as many steps in all, so that it is compiled where the whole training is.
-        epochs=max(config.epochs, math.ceil(steps_in_all / trained)),
+        epochs=max(config.epochs, math.ceil(steps_in_all / trained), 2),
         steps_per_epoch=_STEPS,
         workers=1,
         freeze_epochs=0,
@@ -72,13 +71,12 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        epoch = next(loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step))
-    gaps = [after - before for before, after in itertools.pairwise(ends)]
-    training = gaps[: trained - 1]
-    # With one step or two there is nothing but the epoch's own figure to go by.
-    step_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
-    if len(training) > _WARM_UP_STEPS:
-        step_s = statistics.median(training[_WARM_UP_STEPS:])
+        training = loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step)
+        _, epoch = itertools.islice(training, 2)
+    gaps = [after - before for before, after in itertools.pairwise(ends[trained : 2 * trained])]
+    # With one step there is nothing but the epoch's own figure to go by.
+    alone_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
+    step_s = statistics.median(gaps) if gaps else alone_s
     judged = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
     image_s = epoch.metrics.val_s / judged if judged else 0.0
     if config.steps_per_epoch:

@@ -251,8 +251,9 @@ def _forecast_whole(facts: Facts, wall_s: float) -> tuple[Table, ...]:
             rows=[[what, said, came, came / said if said else None] for what, said, came in rows],
             note=f"The forecast was made before the sweep began, for {forecast['concurrent']} "
             "trials at a time and as if none were stopped early, without their starts and final "
-            "tests; of the disk it is the most that checkpoints take meanwhile, the truth all of "
-            "the sweep's files at its end. What later commands added counts in the truth alone.",
+            "tests; of the disk it is the most that checkpoints take meanwhile, with MLflow's "
+            "copies, the truth the sweep's folder when this was written. What later commands "
+            "added counts in the truth alone.",
         ),
     )
 

@@ -77,6 +77,8 @@ def test_epochs_left_are_of_trials_to_come_under_way_and_final_ones(ledger, of_p
     train(conductor, 9.0)
     train(conductor, 9.0, epochs=1)
     assert left(of_plan) == {"cnn2": 7, "cnn3": 12}
+    # Of more search trials than are asked for now none is a final one.
+    assert left(replace(of_plan, trials=1, final_seeds=2))["cnn2"] == 3 + 8
 
 
 def test_the_forecast_of_a_sweep_counts_devices_as_a_budget_does(of_plan):
@@ -86,7 +88,12 @@ def test_the_forecast_of_a_sweep_counts_devices_as_a_budget_does(of_plan):
         {"cnn2": 12, "cnn3": 6},
         {"cnn2": 10.0, "cnn3": 20.0},
         devices,
+        longest_s=40.0,
         concurrent=4,
         disk_bytes=1,
     )
     assert (whole.epochs, whole.wall_s, whole.device_s) == (18, 60.0, 120.0)
+    alone = whole_of(
+        {"cnn2": 4}, {"cnn2": 10.0}, devices, longest_s=40.0, concurrent=4, disk_bytes=1
+    )
+    assert alone.wall_s == 40.0  # one trial does not end sooner for having room beside it

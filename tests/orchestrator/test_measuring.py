@@ -1,0 +1,85 @@
+"""What is forecast from measured steps, and what a ledger keeps of it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator import measuring
+from orchestrator.conductor import Conductor
+from orchestrator.config import SweepConfig, parse_args
+from orchestrator.ledger import Ledger
+from orchestrator.planning import VariantFacts
+from tests.orchestrator.sweeps import new_ledger, plan, space
+from tests.orchestrator.test_forecast import train
+from trainables.timing import TrainingTime
+
+FACTS = {
+    name: VariantFacts(side_px=32, parameters=1000, multiply_accumulates=10)
+    for name in ("cnn2", "cnn3")
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    folder = tmp_path / "data" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    given = ["digits", "--data-dir", str(folder.parent), "--max-concurrent", "1", "--measure"]
+    return parse_args(given)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return new_ledger(tmp_path / "ledger.sqlite", of_plan())
+
+
+def of_plan(**overrides: Any) -> Any:
+    of = plan(space(trials=3, base={"epochs": 4}, first_rung_epochs=0))
+    of.overrides.update(overrides)
+    return of
+
+
+def measure(
+    config: SweepConfig, of: Any, ledger: Ledger | None, epoch_s: float, monkeypatch: Any
+) -> tuple[dict[str, float], str]:
+    def measured(plan: Any, variant: str, dataset: Path) -> TrainingTime:
+        return TrainingTime(step_s=0.5, epoch_s=epoch_s, peak_gib=1.0)
+
+    monkeypatch.setattr(measuring, "_measured", measured)
+    said = io.StringIO()
+    found = measuring.measure(config, of, FACTS, Console(file=said, width=120), ledger)
+    return found, said.getvalue()
+
+
+def test_a_forecast_is_of_all_trials_of_a_sweep_that_is_only_planned(config, monkeypatch):
+    found, said = measure(config, of_plan(), None, 100.0, monkeypatch)
+    assert found == {"cnn2": 100.0, "cnn3": 100.0}
+    assert "In all 0.67 device-hours; with one trial at a time about 0:40:00" in said
+
+
+def test_several_workers_share_an_epoch_and_count_as_several_devices(config, monkeypatch):
+    found, said = measure(config, of_plan(workers=2), None, 100.0, monkeypatch)
+    assert found == {"cnn2": 50.0, "cnn3": 50.0}
+    assert "In all 0.67 device-hours; with one trial at a time about 0:20:00" in said
+    assert "2 workers are 2 times as fast as one" in said
+
+
+def test_a_ledger_keeps_the_first_forecast_and_a_resume_forecasts_what_is_left(
+    config, ledger, monkeypatch
+):
+    measure(config, of_plan(), ledger, 100.0, monkeypatch)
+    first = ledger.get("forecast"), ledger.get("forecast_whole")
+    assert first[0]["cnn2"] == {"step_s": 0.5, "epoch_s": 100.0, "peak_gib": 1.0}
+    assert (first[1]["wall_s"], first[1]["device_s"], first[1]["epochs"]) == (2400.0, 2400.0, 24)
+    conductor = Conductor(ledger, of_plan())
+    for _ in range(3):
+        assert train(conductor, 9.0) == "cnn2"
+    found, said = measure(config, of_plan(), ledger, 50.0, monkeypatch)
+    assert found == {"cnn2": 50.0, "cnn3": 50.0}
+    assert "about 0:10:00" in said
+    assert (ledger.get("forecast"), ledger.get("forecast_whole")) == first
