@@ -43,7 +43,8 @@ def _row(benchmark: Benchmark, line: dict[str, Any]) -> str:
     gpu = line["machine"]["gpu"]
     goals = benchmark.goals_cuda if gpu else benchmark.goals
     ratios = []
-    for name in list(benchmark.contenders)[1:]:
+    # A line may be older than a contender.
+    for name in [name for name in list(benchmark.contenders)[1:] if name in line["ratios"]]:
         ratio = line["ratios"][name]
         goal = goals.get(name)
         spread = f"{_x(ratio['least'])} to {_x(ratio['most'])}"
