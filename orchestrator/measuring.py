@@ -92,7 +92,7 @@ def measure(
     trials = [t for t in ledger.trials() if t.variant in plan.variants] if ledger else []
     latest = ledger.latest_epochs() if ledger else {}
     epochs = {v: forecast.epochs_left(plan, v, trials, latest) for v in plan.variants}
-    epoch_s = {v: by_workers(plan, own.epoch_s) for v, own in measured.items()}
+    epoch_s = {v: _by_workers(plan, own.epoch_s) for v, own in measured.items()}
     whole = whole_of(
         epochs,
         epoch_s,
@@ -142,7 +142,7 @@ def whole_of(
     )
 
 
-def by_workers(plan: Plan, epoch_s: float) -> float:
+def _by_workers(plan: Plan, epoch_s: float) -> float:
     """Return a trial's epoch; several workers are taken to be as many times as fast as one."""
     return epoch_s / int(plan.overrides.get("workers", 1))
 
@@ -189,7 +189,7 @@ def print_forecast(
     for name in ("step", "epoch", "trial", "all trials", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant, own in measured.items():
-        epoch_s = by_workers(plan, own.epoch_s)
+        epoch_s = _by_workers(plan, own.epoch_s)
         table.add_row(
             variant,
             f"{1000 * own.step_s:,.1f} ms",
