@@ -1,0 +1,90 @@
+"""Sweeps that users already have: recorded ledgers are read and reported as on the day they ended.
+
+`golden/ledgers/README.md` says how each was recorded.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.best_model import best_trial
+from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.report import write_report
+
+LEDGERS = Path(__file__).parent / "golden" / "ledgers"
+EXPECTED: dict[str, Any] = json.loads((LEDGERS / "expected.json").read_text())
+
+
+@pytest.fixture(params=EXPECTED)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def ledger(name: str, tmp_path: Path) -> Iterator[Ledger]:
+    path = tmp_path / name / "ledger.sqlite"
+    path.parent.mkdir()
+    shutil.copyfile(LEDGERS / f"{name}.sqlite", path)
+    ledger = open_ledger(path)
+    yield ledger
+    ledger.close()
+
+
+def read(ledger: Ledger) -> dict[str, Any]:
+    """Return what `expected.json` holds of a ledger."""
+    trials = ledger.trials()
+    rows = []
+    for trial in trials:
+        attempts = ledger.attempts(trial.signature)
+        rows.append(
+            {
+                "signature": trial.signature,
+                "variant": trial.variant,
+                "stage": trial.stage,
+                "number": trial.number,
+                "status": trial.status,
+                "best_epoch": trial.best_epoch,
+                "best_value": trial.best_value,
+                "attempts": len(attempts),
+                "outcomes": [attempt.outcome for attempt in attempts],
+                "failure_classes": [attempt.failure_class for attempt in attempts],
+                "epochs": len(ledger.epochs(trial.signature)),
+            }
+        )
+    mode = ledger.get("plan")["space"]["mode"]
+    best = {}
+    for variant in {trial.variant for trial in trials}:
+        chosen = best_trial([trial for trial in trials if trial.variant == variant], mode)
+        best[variant] = chosen.signature if chosen else None
+    return {"evaluations": len(ledger.evaluations()), "best": best, "trials": rows}
+
+
+def test_every_recorded_ledger_has_expectations() -> None:
+    assert {path.stem for path in LEDGERS.glob("*.sqlite")} == set(EXPECTED)
+
+
+def test_a_recorded_ledger_is_read_exactly_as_when_it_was_recorded(
+    name: str, ledger: Ledger
+) -> None:
+    assert read(ledger) == EXPECTED[name]
+
+
+def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
+    name: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    page = write_report(ledger, tmp_path / name / "report", name)
+    assert "</html>" in page.read_text()
+    assert name in page.with_name("report.md").read_text()
+    metric = ledger.get("plan")["space"]["metric"]
+    with page.with_name("trials.csv").open() as file:
+        values = {row["signature"]: row[f"best_{metric}"] for row in csv.DictReader(file)}
+    assert len(values) == len(EXPECTED[name]["trials"])
+    for signature in EXPECTED[name]["best"].values():
+        assert float(values[signature]) == ledger.trial(signature).best_value
