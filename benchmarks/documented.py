@@ -20,8 +20,8 @@ from torch import nn
 
 def build(variant: str, *, classes: int, channels: int, side_px: int, dropout: float = 0.0) -> Any:
     """Return the same network as ours, freshly initialised."""
-    from trainables import models
     from trainables.config import TrainConfig
+    from trainables.models.build import build_model
 
     config = TrainConfig(
         variant=variant,
@@ -32,9 +32,7 @@ def build(variant: str, *, classes: int, channels: int, side_px: int, dropout: f
         side_px=side_px,
         dropout=dropout,
     )
-    return models.build_model(
-        config, num_classes=classes, in_channels=channels, image_side_px=side_px
-    )
+    return build_model(config, num_classes=classes, in_channels=channels, image_side_px=side_px)
 
 
 def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
@@ -139,7 +137,7 @@ def train_epochs(config: dict[str, Any]) -> Any:
     """
     from torch.utils.data import DataLoader, TensorDataset
 
-    from trainables.forward import is_faster_in_bfloat16
+    from trainables.training.device import is_faster_in_bfloat16
 
     began_s = time.time()
     torch.set_num_threads(1)

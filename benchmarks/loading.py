@@ -25,11 +25,14 @@ MEAN, STD = (0.48, 0.45, 0.40), (0.28, 0.27, 0.28)
 
 
 def ours(full: bool) -> Measure:
-    from trainables import data, forward
     from trainables.config import TrainConfig
+    from trainables.data import preprocess
+    from trainables.data.batches import open_store, train_batches
+    from trainables.data.dataset import load_manifest
+    from trainables.training.device import default_device, set_up_numerics
 
-    folder, device = images.prepared(), forward.default_device()
-    manifest = data.load_manifest(folder)
+    folder, device = images.prepared(), default_device()
+    manifest = load_manifest(folder)
     config = TrainConfig(
         variant="cnn3",
         dataset="tinyimagenet",
@@ -42,17 +45,15 @@ def ours(full: bool) -> Measure:
         crop_padding_px=PADDING_PX,
         threads=os.cpu_count() or 1,
     )
-    forward.set_up_numerics(config, device)
-    store = data.open_store(folder, "train", device)
-    prepare = forward.preparation(config, manifest, device)
+    set_up_numerics(config, device)
+    store = open_store(folder, "train", device)
+    prepare = preprocess.preparation(config, manifest, device)
     draws = torch.Generator(device).manual_seed(0)
     rows = torch.arange(len(store.labels))
 
     def batches() -> Iterator[Tensor]:
         for epoch in itertools.count():
-            order = data.train_batches(
-                rows, batch_size=BATCH, seed=0, epoch=epoch, rank=0, workers=1
-            )
+            order = train_batches(rows, batch_size=BATCH, seed=0, epoch=epoch, rank=0, workers=1)
             for chosen in order:
                 pixels, _ = store.gather(chosen.to(store.images.device))
                 yield prepare(pixels, draws)
@@ -137,9 +138,9 @@ def memory_map(full: bool) -> Measure:
 
 
 def _pixels() -> tuple[Tensor, Tensor]:
-    from trainables import data
+    from trainables.data.batches import open_store
 
-    store = data.open_store(images.prepared(), "train", torch.device("cpu"))
+    store = open_store(images.prepared(), "train", torch.device("cpu"))
     return store.images, store.labels
 
 

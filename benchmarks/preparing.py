@@ -31,7 +31,7 @@ def ours(full: bool) -> Measure:
     began_s = time.perf_counter()
     folder = prepare("tinyimagenet", data_dir=data_dir, source=str(source), progress=False)
     took_s = time.perf_counter() - began_s
-    from trainables.data import load_manifest
+    from trainables.data.dataset import load_manifest
 
     number = sum(load_manifest(folder).images.values())
     return Measure(values=[took_s / number], facts={"images": number})

@@ -26,16 +26,18 @@ _WARM_UP_STEPS = 5
 
 
 def ours(variant: str, full: bool) -> Measure:
-    from trainables import data, forward, loop
     from trainables.config import TrainConfig
+    from trainables.data import dataset
+    from trainables.training import loop
+    from trainables.training.device import default_device
 
     folder = images.prepared()
-    device = forward.default_device()
+    device = default_device()
     steps = _steps(variant, full)
     config = TrainConfig(
         variant=variant,
         dataset="tinyimagenet",
-        dataset_fingerprint=data.load_manifest(folder).fingerprint,
+        dataset_fingerprint=dataset.load_manifest(folder).fingerprint,
         epochs=EPOCHS,
         seed=0,
         side_px=images.SIDE_PX,
@@ -111,10 +113,10 @@ def _least_s(variant: str, probes: Mapping[str, float]) -> float:
 
     The backward pass multiplies twice as much as the forward pass.
     """
-    from trainables import models
+    from trainables.models import cost
 
     model = documented.build(variant, classes=200, channels=3, side_px=images.SIDE_PX)
-    forward = 2 * models.count_multiply_accumulates(model, side_px=images.SIDE_PX, in_channels=3)
+    forward = 2 * cost.count_multiply_accumulates(model, side_px=images.SIDE_PX, in_channels=3)
     gflop_s = probes.get("cuda_matmul_gflop_s", probes["matmul_gflop_s"])
     return 3 * forward * BATCH / 1e9 / gflop_s
 

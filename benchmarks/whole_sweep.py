@@ -131,12 +131,12 @@ def _tensors() -> Path:
     """Return the file with the same images as ours, decoded already, split as ours are."""
     import torch
 
-    from trainables import data
+    from trainables.data import dataset
 
     path = scratch() / "images.pt"
     if not path.exists():
-        pixels, labels = data.open_split(images.prepared(), "train")
-        rows = dict(zip(("train", "val"), data.split_indices(labels, 0.1, 0), strict=True))
+        pixels, labels = dataset.open_split(images.prepared(), "train")
+        rows = dict(zip(("train", "val"), dataset.split_indices(labels, 0.1, 0), strict=True))
         parts = {
             name: (torch.from_numpy(pixels[chosen]), torch.from_numpy(labels[chosen]))
             for name, chosen in rows.items()
@@ -165,14 +165,15 @@ def _per_epoch(run: object, full: bool) -> Measure:
 
 def train(batch_size: int) -> float:
     """Train two epochs of ten steps in this process, as a trial does; seconds of the second."""
-    from trainables import data, forward, loop
     from trainables.config import TrainConfig
+    from trainables.data import dataset
+    from trainables.training import device, loop
 
     folder = images.prepared()
     config = TrainConfig(
         variant="cnn3",
         dataset="tinyimagenet",
-        dataset_fingerprint=data.load_manifest(folder).fingerprint,
+        dataset_fingerprint=dataset.load_manifest(folder).fingerprint,
         epochs=2,
         seed=0,
         side_px=images.SIDE_PX,
@@ -180,7 +181,7 @@ def train(batch_size: int) -> float:
         steps_per_epoch=10,
         hflip=True,
     )
-    *_, last = loop.fit(config, folder, device=forward.default_device())
+    *_, last = loop.fit(config, folder, device=device.default_device())
     return last.metrics.epoch_s
 
 

@@ -13,7 +13,7 @@ from orchestrator.paths import SweepPaths
 from orchestrator.trained_model import TrainedModel
 
 if TYPE_CHECKING:
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
 
 
 def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:

@@ -281,7 +281,7 @@ def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
     Raises:
         StorageError: the storage cannot be reached, so nobody knows.
     """
-    from trainables import checkpoint
+    from trainables.training import checkpoint
 
     folder = paths.root / name
     whole = checkpoint.newest_valid([folder])

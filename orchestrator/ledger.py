@@ -79,7 +79,7 @@ CREATE TABLE evaluations (
     signature TEXT PRIMARY KEY REFERENCES trials,
     attempt INTEGER NOT NULL,
     arrived_s REAL NOT NULL,
-    result TEXT NOT NULL           -- trainables.evaluation.Evaluation, JSON
+    result TEXT NOT NULL           -- trainables.evaluation.held_out.Evaluation, JSON
 ) WITHOUT ROWID;
 """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
-    from trainables.timing import TrainingTime
+    from trainables.training.probe import TrainingTime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def measure(
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
     from orchestrator import capacity, disk
-    from trainables import forward
+    from trainables.training import device
 
     folder = config.data.folder / plan.dataset
     if not (folder / "manifest.json").is_file():
@@ -82,7 +82,7 @@ def measure(
         )
     options = ledger.get("options") if ledger else planning.given_options(config)
     share, keep = options.get("gpus_per_trial"), options.get("keep")
-    cpus, gpus = float(os.cpu_count() or 1), float(forward.num_gpus())
+    cpus, gpus = float(os.cpu_count() or 1), float(device.num_gpus())
     fits = capacity.check_fit(plan, [(cpus, gpus)], share)
     concurrent = min(config.max_concurrent or fits, fits)
     measured = {}
@@ -149,7 +149,7 @@ def _by_workers(plan: Plan, epoch_s: float) -> float:
 
 def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
     from orchestrator.study import new_study
-    from trainables.timing import training_time
+    from trainables.training.probe import training_time
 
     trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))
     # Spawned: what this process holds is no trial's, and CUDA does not survive a fork.

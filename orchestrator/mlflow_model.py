@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from orchestrator.ledger import Ledger
     from orchestrator.paths import SweepPaths
-    from trainables.classifier import Classifier
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
+    from trainables.evaluation.classifier import Classifier
 
 ARTIFACT = "model"  # the exported model's folder among a run's artifacts
 _CLASSIFIER = "classifier"  # ours in it

@@ -11,9 +11,9 @@ from orchestrator.config import SweepConfig
 from orchestrator.errors import UsageError
 from orchestrator.plan import Plan
 from search_spaces.space import SearchSpace, ends, tried
-from trainables import cost, models
 from trainables.config import TrainConfig
-from trainables.data import Manifest
+from trainables.data.dataset import Manifest
+from trainables.models import build, cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +183,7 @@ def _facts(
     overrides: Mapping[str, Any],
 ) -> VariantFacts:
     """Check the variant at both ends of each range, build it on the meta device, and count."""
-    side_px = models.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
+    side_px = build.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
     suggestions = [
@@ -213,7 +213,7 @@ def _facts(
 
 
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
-    models.check_variant(
+    build.check_variant(
         config.variant,
         side_px=config.side_px,
         stem_stride=config.stem_stride,

@@ -30,7 +30,7 @@ from trainables.storage import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
 MOST_IN_PICTURE = 64  # images; more would be a picture too tall for any viewer
@@ -185,7 +185,7 @@ def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
 
 def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Manifest:
     """Return the dataset's manifest: the one that was kept, else the prepared dataset's."""
-    from trainables.data import DatasetError, load_manifest
+    from trainables.data.dataset import DatasetError, load_manifest
 
     if kept is not None and kept["fingerprint"] == trained["dataset_fingerprint"]:
         return trained_model.manifest_of(kept)

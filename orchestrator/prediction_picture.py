@@ -20,7 +20,7 @@ from orchestrator.trained_model import Answer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from trainables.classifier import Classifier
+    from trainables.evaluation.classifier import Classifier
 
 _SHOWN_PX = 256  # side of an image as it is drawn
 _ROW_IN = 2.2  # inches

@@ -181,7 +181,7 @@ def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Pa
 def fetched(folder: Path, address: str) -> bool:
     """Bring a dataset from its address to this host; returns whether there is one."""
     from trainables import shared_data
-    from trainables.data import DatasetError
+    from trainables.data.dataset import DatasetError
 
     try:
         return shared_data.fetch(address, folder) is not None
@@ -197,7 +197,7 @@ def publish(folder: Path, address: str) -> None:
         StorageError: the address cannot be used.
     """
     from trainables import shared_data
-    from trainables.data import DatasetError
+    from trainables.data.dataset import DatasetError
 
     print(f"Putting {folder.name} to {redacted(address)}.", file=sys.stderr, flush=True)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
-from trainables.data import Manifest
+from trainables.data.dataset import Manifest
 from trainables.redaction import redacted
 
 REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.planning import VariantFacts
     from orchestrator.products import Product
     from orchestrator.views import Views
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
 
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -447,7 +447,7 @@ def _warn(text: str) -> None:
 
 def _prepared(config: SweepConfig, dataset: str) -> Manifest:
     from orchestrator import preparing
-    from trainables.data import DatasetError, load_manifest
+    from trainables.data.dataset import DatasetError, load_manifest
 
     try:
         folder = preparing.ensure_prepared(dataset, config.data.folder, config.data.address)
@@ -459,7 +459,7 @@ def _prepared(config: SweepConfig, dataset: str) -> Manifest:
 def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
     """Return the prepared dataset's manifest, or what a known one would be."""
     from orchestrator import planning
-    from trainables.data import load_manifest
+    from trainables.data.dataset import load_manifest
 
     if (config.data.folder / dataset / "manifest.json").is_file():
         return load_manifest(config.data.folder / dataset)

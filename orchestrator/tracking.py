@@ -544,7 +544,7 @@ def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
         "manifest": ledger.get("manifest"),
         "best_epoch": trial.best_epoch,
         "versions": ledger.get("versions"),
-        "how": "trainables.models.build_model(TrainConfig.from_dict(config), ...), then "
+        "how": "trainables.models.build.build_model(TrainConfig.from_dict(config), ...), then "
         "load_state_dict(safetensors.torch.load_file('model.safetensors'))",
     }
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from trainables.classifier import Classifier
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
+    from trainables.evaluation.classifier import Classifier
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = 1
@@ -58,14 +58,14 @@ def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) 
     """Return the model of a checkpoint, every file of which is intact.
 
     Args:
-        folder: as `trainables.checkpoint.save` writes it.
+        folder: as `trainables.training.checkpoint.save` writes it.
         manifest: of the dataset it was trained on.
         about: where it comes from; the epoch and the signature are added.
 
     Raises:
         UsageError: a file is missing or damaged, or the dataset is another one.
     """
-    from trainables import checkpoint
+    from trainables.training import checkpoint
 
     try:
         checkpoint.verify(folder)
@@ -135,7 +135,7 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     Raises:
         TypeError: one is missing or unknown.
     """
-    from trainables.data import Manifest
+    from trainables.data.dataset import Manifest
 
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
@@ -149,8 +149,8 @@ def load(model: TrainedModel) -> Classifier:
     Raises:
         UsageError: the weights are damaged, or of another model.
     """
-    from trainables.checkpoint import CheckpointError
-    from trainables.classifier import load_classifier
+    from trainables.evaluation.classifier import load_classifier
+    from trainables.training.checkpoint import CheckpointError
 
     try:
         return load_classifier(model.weights, model.config, model.manifest)

@@ -249,7 +249,7 @@ def _is_being_deleted(facts: Facts, paths: Sequence[str]) -> bool:
 
 def _damage(facts: Facts, path: str | None) -> str | None:
     """Return what is wrong with a checkpoint, None when nothing is."""
-    from trainables import checkpoint
+    from trainables.training import checkpoint
 
     if not path:
         return "no checkpoint was recorded for its best epoch."

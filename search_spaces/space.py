@@ -21,8 +21,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from trainables import models
 from trainables.config import TrainConfig
+from trainables.models import build
 
 Side = Literal["native", "paper"] | int
 
@@ -175,7 +175,7 @@ class SearchSpace:
         if epochs < of_recipe and values.get("freeze_epochs"):
             values["freeze_epochs"] = values["freeze_epochs"] * epochs // of_recipe
         values |= overrides
-        if overrides.get("weights") == "imagenet" and models.weights_name(variant) is None:
+        if overrides.get("weights") == "imagenet" and build.weights_name(variant) is None:
             values["weights"] = "none"
         return TrainConfig(
             **values,

@@ -94,9 +94,9 @@ class TrainConfig:
     cutmix_alpha: float = 0.0
 
     # How it is computed; numerics depend on it.
-    precision: Precision = "auto"  # auto: bfloat16 where it is faster, see forward.py
+    precision: Precision = "auto"  # auto: bfloat16 where it is faster, see training/device.py
     channels_last: bool = True
-    compile: Literal["auto", True, False] = "auto"  # auto: see compiling.py
+    compile: Literal["auto", True, False] = "auto"  # auto: see training/compiling.py
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
     threads: int = 1  # CPU threads of one worker
     workers: int = 1  # data-parallel workers

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainables.data import DatasetError, Manifest, load_manifest
+from trainables.data.dataset import DatasetError, Manifest, load_manifest
 from trainables.storage import open_storage
 
 MANIFEST = "manifest.json"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainables.config import TrainConfig
-    from trainables.loop import EpochEnd
+    from trainables.training.loop import EpochEnd
 
 Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
@@ -149,8 +149,8 @@ def train(
     Raises:
         Exception: whatever ended the training; divergence is reported, not raised.
     """
-    from trainables import loop
     from trainables.config import TrainConfig
+    from trainables.training import loop
 
     config = TrainConfig.from_dict(job.config)
     on_step = _signs_of_life(job, report) if signs else None
@@ -248,8 +248,8 @@ def _local(job: Job, name: str) -> Path:
     """Return a checkpoint's folder on this machine, fetched from the storage if it lacks it."""
     folder = Path(job.sweep_dir) / name
     if job.storage:
-        from trainables import checkpoint
         from trainables.storage import open_storage
+        from trainables.training import checkpoint
 
         if checkpoint.newest_valid([folder]) is None:
             open_storage(job.storage).get_folder(name, folder, mark=checkpoint.MANIFEST)
@@ -268,7 +268,8 @@ def _judge(
     Raises:
         RuntimeError: no whole checkpoint of that epoch is left.
     """
-    from trainables import checkpoint, evaluation
+    from trainables.evaluation import held_out
+    from trainables.training import checkpoint
 
     resumed = _resume_point(job)
     if best_epoch is None:  # nothing was left to train
@@ -278,7 +279,7 @@ def _judge(
     for name in names:
         folder = checkpoint.newest_valid([_local(job, name)])
         if folder is not None:
-            judged = evaluation.evaluate_test(
+            judged = held_out.evaluate_test(
                 config, Path(job.dataset_dir), folder, device=device, on_step=on_step
             )
             return judged.to_dict()
@@ -321,7 +322,7 @@ class _Uploads:
         Raises:
             StorageError: it could not be stored.
         """
-        from trainables.checkpoint import MANIFEST
+        from trainables.training.checkpoint import MANIFEST
 
         self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST, alive=alive)
         if time.monotonic() - self._log_s > LOG_EVERY_S:
@@ -375,9 +376,9 @@ def classify(error: BaseException) -> str:
     """Return the class of a failure that was raised: what kind of thing to do about it."""
     import torch
 
-    from trainables.checkpoint import CheckpointError
-    from trainables.data import DatasetError
+    from trainables.data.dataset import DatasetError
     from trainables.storage import StorageError
+    from trainables.training.checkpoint import CheckpointError
 
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -415,10 +416,10 @@ def _release_memory() -> None:
 
     import torch
 
-    from trainables import forward
+    from trainables.training.device import give_back_memory
 
     gc.collect()
-    forward.give_back_memory()
+    give_back_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -30,7 +30,7 @@ from tests.integration.sweeps import (
     titled,
     wait_for,
 )
-from trainables import checkpoint
+from trainables.training import checkpoint
 
 pytestmark = pytest.mark.faults
 

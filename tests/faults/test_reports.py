@@ -15,7 +15,7 @@ from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
-from trainables.data import load_manifest
+from trainables.data.dataset import load_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -16,9 +16,10 @@ from tests.trainables.digits_trials import (
     learned,
     tensors_of,
 )
-from trainables import checkpoint, compiling, loop, replay, worker
+from trainables import worker
 from trainables.config import TrainConfig
-from trainables.loop import EpochEnd
+from trainables.training import checkpoint, compiling, cuda_graph, loop
+from trainables.training.loop import EpochEnd
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,13 +46,13 @@ REPLAYABLE = ["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam"]
 def captures(monkeypatch) -> list[bool]:
     """Whether each graph that was asked for was captured."""
     found: list[bool] = []
-    original = replay.Replayed._capture
+    original = cuda_graph.Replayed._capture
 
     def watched(self, rows):
         original(self, rows)
         found.append(self._graph is not None)
 
-    monkeypatch.setattr(replay.Replayed, "_capture", watched)
+    monkeypatch.setattr(cuda_graph.Replayed, "_capture", watched)
     return found
 
 
@@ -63,7 +64,7 @@ def train(
 
 def one_by_one(config, folder, to, monkeypatch) -> list[EpochEnd]:
     with monkeypatch.context() as patch:
-        patch.setattr(replay, "can_replay", lambda *_: False)
+        patch.setattr(cuda_graph, "can_replay", lambda *_: False)
         return train(config, folder, to)
 
 

@@ -24,9 +24,11 @@ from tests.integration.sweeps import (
     tracking_uri,
     wait_for,
 )
-from trainables import data, forward, loop, models
 from trainables.config import TrainConfig
+from trainables.data import batches, dataset, preprocess
 from trainables.metrics import METRIC_NAMES
+from trainables.models import build
+from trainables.training import loop
 
 pytestmark = pytest.mark.ray
 
@@ -85,7 +87,7 @@ def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(
     client = mlflow.MlflowClient(tracking_uri(output))
     experiment = client.get_experiment_by_name("digits").experiment_id
     ledger = ledger_of(paths)
-    manifest = data.load_manifest(digits_dir)
+    manifest = dataset.load_manifest(digits_dir)
     with_weights = []
     for run in client.search_runs([experiment]):
         if not any(file.path == "weights" for file in client.list_artifacts(run.info.run_id)):
@@ -96,15 +98,15 @@ def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(
             run.info.run_id, "weights/model.safetensors", str(tmp_path)
         )
         config = TrainConfig.from_dict(trial.config)
-        model = models.build_model(
+        model = build.build_model(
             config, num_classes=10, in_channels=1, image_side_px=config.side_px
         )
         model.load_state_dict(load_file(path))
-        store = data.open_store(digits_dir, "train", torch.device("cpu"))
-        _, val = data.split_indices(
+        store = batches.open_store(digits_dir, "train", torch.device("cpu"))
+        _, val = dataset.split_indices(
             store.labels.numpy(), config.validation_fraction, config.split_seed
         )
-        prepare = forward.preparation(config, manifest, torch.device("cpu"))
+        prepare = preprocess.preparation(config, manifest, torch.device("cpu"))
         _, top1, _ = loop.evaluate(config, model, store, torch.from_numpy(val), prepare)
         assert top1 == trial.best_value
     assert sorted(with_weights) == ["cnn2", "cnn3"]  # the best one of each, and no other

@@ -26,7 +26,7 @@ from trainables.metrics import METRIC_NAMES
 SECOND_S = 1_700_000_000.0
 TRACEBACK = (
     "Traceback (most recent call last):\n"
-    '  File "/app/trainables/loop.py", line 91, in fit\n'
+    '  File "/app/trainables/training/loop.py", line 91, in fit\n'
     "    loss.backward()\n"
     "RuntimeError: shapes (3, <b>4</b>) do not fit"
 )
@@ -52,7 +52,7 @@ def clock() -> Iterator[Clock]:
         patch.undo()
 
 
-def evaluation(  # what trainables.evaluation.Evaluation.to_dict() gives
+def evaluation(  # what trainables.evaluation.held_out.Evaluation.to_dict() gives
     top1: float, *, classes: int, seed: int, side_px: int = 32, examples: int = 12
 ) -> dict[str, Any]:
     dice = np.random.default_rng(seed)

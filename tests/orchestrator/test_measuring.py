@@ -16,7 +16,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.planning import VariantFacts
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_forecast import train
-from trainables.timing import TrainingTime
+from trainables.training.probe import TrainingTime
 
 FACTS = {
     name: VariantFacts(side_px=32, parameters=1000, multiply_accumulates=10)

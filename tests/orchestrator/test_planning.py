@@ -176,7 +176,7 @@ def test_a_dataset_that_is_neither_prepared_nor_known_is_refused() -> None:
 
 
 def test_what_a_known_dataset_will_be_is_what_it_is(digits_dir: Path) -> None:
-    from trainables.data import load_manifest
+    from trainables.data.dataset import load_manifest
 
     real, expected = load_manifest(digits_dir), expected_manifest("digits")
     assert expected.images["train"] == real.images["train"]

@@ -23,9 +23,12 @@ from orchestrator.errors import UsageError
 from orchestrator.images import read_image
 from orchestrator.ledger import Trial, open_ledger
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
-from trainables import checkpoint, classifier, explain, forward, models
 from trainables.config import TrainConfig
-from trainables.data import open_split
+from trainables.data import preprocess
+from trainables.data.dataset import open_split
+from trainables.evaluation import classifier, grad_cam
+from trainables.models import build
+from trainables.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_a_file_is_answered_as_the_stored_image_is(
     files, pixels = write_test_images(trained.data_dir, tmp_path, 5)
     answer = asked(capsys, trained, *files)
     weights, _, _ = checkpoint.load(trained.checkpoint)
-    model = models.build_model(
+    model = build.build_model(
         trained.config, num_classes=10, in_channels=1, image_side_px=32, read_weights=False
     ).eval()
     model.load_state_dict(weights["model"])
@@ -255,9 +258,9 @@ def test_the_maps_are_those_of_the_report(trained: Trained) -> None:
     assert maps.shape == (len(classes), 2, 2)  # 32 px after three times conv and pool
     assert maps.min() == 0.0
     assert maps.max() == 1.0
-    prepare = forward.preparation(trained.config, trained.manifest, torch.device("cpu"))
+    prepare = preprocess.preparation(trained.config, trained.manifest, torch.device("cpu"))
     last = torch.from_numpy(pixels[len(classes) - 1 : len(classes)].copy())
-    expected = explain.activation_maps(model.model, prepare(last, None), torch.tensor([3]))
+    expected = grad_cam.activation_maps(model.model, prepare(last, None), torch.tensor([3]))
     assert expected is not None
     assert maps[-1] == pytest.approx(expected[0].numpy(), abs=1e-4)
 
@@ -270,7 +273,7 @@ def test_a_model_without_a_map_has_a_picture_without_one(
 ) -> None:
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     asked(capsys, trained, *files, picture=tmp_path / "with.png")
-    monkeypatch.setattr(explain, "activation_maps", lambda *_: None)
+    monkeypatch.setattr(grad_cam, "activation_maps", lambda *_: None)
     asked(capsys, trained, *files, picture=tmp_path / "without.png")
     with Image.open(tmp_path / "with.png") as left, Image.open(tmp_path / "without.png") as right:
         assert left.width > right.width

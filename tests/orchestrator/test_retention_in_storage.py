@@ -94,7 +94,7 @@ def test_the_best_weights_are_fetched_where_this_machine_lacks_them(
 
     import torch
 
-    from trainables import checkpoint
+    from trainables.training import checkpoint
 
     begin(ledger, "a", 0)
     made = tmp_path / "made"

@@ -26,7 +26,7 @@ from orchestrator.verify_facts import facts_of
 from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_conductor import Killed, begin, die_at, messy, play, quick, step
-from trainables import checkpoint
+from trainables.training import checkpoint
 
 TRIALS = 5
 PLAN = plan(space(trials=TRIALS, variants=("cnn2", "cnn3")), final_seeds=1)

@@ -14,8 +14,9 @@ from orchestrator.ledger import Ledger
 from orchestrator.paths import SweepPaths
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.trainables.digits_trials import digits_config
-from trainables import data, loop
 from trainables.config import TrainConfig
+from trainables.data import dataset
+from trainables.training import loop
 
 CPU = torch.device("cpu")
 
@@ -31,8 +32,8 @@ class Trained:
     value: float
 
     @property
-    def manifest(self) -> data.Manifest:
-        return data.load_manifest(self.data_dir / "digits")
+    def manifest(self) -> dataset.Manifest:
+        return dataset.load_manifest(self.data_dir / "digits")
 
     @property
     def paths(self) -> SweepPaths:
@@ -81,7 +82,7 @@ def _train(
 
 def write_test_images(data_dir: Path, folder: Path, count: int) -> tuple[list[Path], np.ndarray]:
     """Write the first test images as PNG files of their own size; return files and pixels."""
-    pixels, _ = data.open_split(data_dir / "digits", "test")
+    pixels, _ = dataset.open_split(data_dir / "digits", "test")
     files = []
     for row in range(count):
         file = folder / f"digit_{row}.png"

@@ -13,9 +13,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 import search_spaces
 from search_spaces.scaling_grid import GRID, PAPER, variant_of
 from search_spaces.space import Published, SearchSpace
-from trainables import models, scaling
 from trainables.config import TrainConfig
-from trainables.cost import model_cost
+from trainables.models import build, scaling
+from trainables.models.cost import model_cost
 
 STUDIES = (
     "cifar100_family",
@@ -33,7 +33,7 @@ def config_of(
     space: SearchSpace, variant: str, params: dict[str, Any] | None = None
 ) -> TrainConfig:
     choice = space.side_by_variant.get(variant, space.side)
-    side_px = models.input_side_px(variant, NATIVE_PX[space.dataset], choice)
+    side_px = build.input_side_px(variant, NATIVE_PX[space.dataset], choice)
     return space.train_config(
         variant,
         params or {},
@@ -204,7 +204,7 @@ def test_seed_001s_later_backbones_begin_with_model_5s_recipe() -> None:
     }
     for variant in space.variants:
         assert {**space.fixed_for(variant), **space.enqueued[0]} == {**recipe, **neutral}
-        assert models.weights_name(variant) is not None
+        assert build.weights_name(variant) is not None
         assert config_of(space, variant, dict(space.enqueued[0])).side_px == 128
     assert [row.label for row in space.published] == ["Model 5"]
 
@@ -252,7 +252,7 @@ def test_seed_002s_family_is_trained_as_it_says() -> None:
 def test_seed_002s_sides_grow_as_the_papers() -> None:
     space = search_spaces.load("cifar100_family")
     for variant in space.variants:
-        paper_px = models.input_side_px(variant, 32, "paper")
+        paper_px = build.input_side_px(variant, 32, "paper")
         assert config_of(space, variant).side_px == math.floor(paper_px * 32 / 224 + 0.5)
 
 
@@ -500,6 +500,6 @@ def test_a_studys_trial_of_one_epoch_at_a_small_side_is_a_configuration(name: st
         )
         assert (config.epochs, config.weights) == (1, "none")
         assert config.warmup_epochs <= 1
-        models.check_variant(
+        build.check_variant(
             variant, side_px=side_px, stem_stride=config.stem_stride, drop_path=config.drop_path
         )

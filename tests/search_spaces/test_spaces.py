@@ -15,8 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 import search_spaces
 from search_spaces.space import Published, SearchSpace, ends, is_better, trial_seed, tried
 from tests.orchestrator.sweeps import space
-from trainables import models
 from trainables.config import TrainConfig
+from trainables.models import build
 
 
 def problems_of(of: SearchSpace) -> list[str]:
@@ -407,7 +407,7 @@ def configs(own: SearchSpace, variant: str) -> list[TrainConfig]:
     ]
     side = own.side_by_variant.get(variant, own.side)
     native_px = {"digits": 8, "tinyimagenet": 64}.get(own.dataset, 32)
-    side_px = models.input_side_px(variant, native_px, side)  # type: ignore[arg-type]
+    side_px = build.input_side_px(variant, native_px, side)  # type: ignore[arg-type]
     return [
         own.train_config(
             variant,
@@ -442,7 +442,7 @@ def logits_shape(variant: str, side_px: int, stem_stride: int, drop_path: float)
         drop_path=drop_path,
     )
     with torch.device("meta"), torch.no_grad():
-        model = models.build_model(
+        model = build.build_model(
             config, num_classes=7, in_channels=3, image_side_px=side_px, read_weights=False
         )
         return model.eval()(torch.empty(2, 3, side_px, side_px)).shape

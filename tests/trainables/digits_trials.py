@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from trainables import augment, checkpoint, data, loop
 from trainables.config import TrainConfig
-from trainables.loop import EpochEnd
+from trainables.data import augment, dataset
+from trainables.training import checkpoint, loop
+from trainables.training.loop import EpochEnd
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def digits_config(digits_dir: Path, **values: Any) -> TrainConfig:
         **{
             "variant": "cnn3",
             "dataset": "digits",
-            "dataset_fingerprint": data.load_manifest(digits_dir).fingerprint,
+            "dataset_fingerprint": dataset.load_manifest(digits_dir).fingerprint,
             "epochs": 2,
             "seed": 7,
             "side_px": 32,

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from trainables.augment import augment
 from trainables.config import TrainConfig
-from trainables.mixing import mix
+from trainables.data.augment import augment
+from trainables.data.mixing import mix
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHIVE = REPOSITORY.parent / "shared" / "data" / "tiny-imagenet-200-sample.zip"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainables import shared_data
-from trainables.data import DatasetError, load_manifest
+from trainables.data.dataset import DatasetError, load_manifest
 
 
 @pytest.fixture

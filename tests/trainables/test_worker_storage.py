@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.trainables.test_worker_train import job
-from trainables import checkpoint, storage, worker
+from trainables import storage, worker
 from trainables.storage import StorageError, open_storage
+from trainables.training import checkpoint
 
 
 def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(

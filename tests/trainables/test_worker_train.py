@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tests.trainables.digits_trials import digits_config
-from trainables import checkpoint, worker
-from trainables.checkpoint import CheckpointError
-from trainables.data import DatasetError
+from trainables import worker
+from trainables.data.dataset import DatasetError
 from trainables.metrics import METRIC_NAMES
+from trainables.training import checkpoint
+from trainables.training.checkpoint import CheckpointError
 from trainables.worker import Job, classify, end_report, train
 
 

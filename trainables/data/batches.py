@@ -1,0 +1,140 @@
+"""Shuffled batches of a split, resident on the device or memory-mapped."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from trainables.data.dataset import open_split
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# The share of a device's memory that resident images may take; beyond it they are streamed.
+RESIDENT_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """A split's images and labels where batches are gathered from.
+
+    A resident store's `images` and `labels` are on the device (a CPU maps them into its memory).
+    A streamed one's are on the host, and `gather` copies each batch through pinned memory. Same
+    values either way.
+    """
+
+    images: Tensor  # (n, h, w, c) uint8
+    labels: Tensor  # (n,) int64
+    device: torch.device
+    is_resident: bool
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (b, h, w, c) uint8 and labels (b,) of the given rows, on the device.
+
+        Args:
+            rows: (b,) row numbers, where `images` are: elsewhere they would have to be waited for.
+        """
+        if self.is_resident:
+            return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        images, labels = (self._staged(column, rows) for column in (self.images, self.labels))
+        return images, labels
+
+    def _staged(self, column: Tensor, rows: Tensor) -> Tensor:
+        import torch
+
+        staging = torch.empty(
+            (len(rows), *column.shape[1:]),
+            dtype=column.dtype,
+            pin_memory=self.device.type == "cuda",
+        )
+        torch.index_select(column, 0, rows, out=staging)
+        return staging.to(self.device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=4)
+def open_store(
+    folder: Path, split: str, device: torch.device, resident_share: float = RESIDENT_SHARE
+) -> ImageStore:
+    """Open a split for a device, resident where it fits into `resident_share` of its memory.
+
+    The result is kept for the process's life: the next trial on the same device gets the same one.
+    """
+    import torch
+
+    pixels, classes = open_split(folder, split)
+    images, labels = _as_tensor(pixels), torch.from_numpy(classes)
+    is_resident = images.nbytes <= resident_share * _memory_bytes(device)
+    if is_resident:
+        images, labels = images.to(device), labels.to(device)
+    return ImageStore(images, labels, device, is_resident)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Return how much memory this process may take of a device."""
+    if device.type == "cuda":
+        import torch
+
+        whole = torch.cuda.get_device_properties(device).total_memory
+        return int(whole * torch.cuda.get_per_process_memory_fraction(device))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Share the mapped memory with torch; nothing here ever writes to it."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
+def derived_seed(seed: int, *purpose: int | str) -> int:
+    """Return a 63-bit seed that depends on `seed` and on what it is for.
+
+    Every random draw of training is a function of (trial seed, epoch, rank), so a restart needs no
+    generator state.
+    """
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def train_batches(
+    rows: Tensor, *, batch_size: int, seed: int, epoch: int, rank: int, workers: int
+) -> Iterator[Tensor]:
+    """Yield this worker's row numbers, batch by batch, in the epoch's order.
+
+    The order is drawn over all workers' images; each takes its slice of every batch. A last
+    partial batch is left out, so that all batches have one shape, unless it is the only one.
+
+    Args:
+        rows: (n,) row numbers of the training images.
+        batch_size: images per step over all workers.
+        seed: the trial's.
+        epoch: counted from 0.
+        rank: this worker's number.
+        workers: how many there are; divides `batch_size`.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+    order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+    batch = min(batch_size, len(order) - len(order) % workers)
+    share = batch // workers
+    for start in range(0, len(order) - batch + 1, batch):
+        yield order[start + rank * share : start + (rank + 1) * share]
+
+
+def steps_in_epoch(images: int, batch_size: int) -> int:
+    """Return how many batches `train_batches` yields."""
+    return max(images // batch_size, 1)

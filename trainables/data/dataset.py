@@ -1,0 +1,204 @@
+"""Prepared datasets as training reads them: one zero-copy view per split, batches on the device.
+
+`orchestrator.data` writes the folder this module reads: `manifest.json` and one uncompressed Arrow
+IPC file per split. Opened splits stay open for the life of the process, so that every further
+trial on a warm worker finds its data in place. Torch is imported by what trains alone: a command
+that reads a manifest starts without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    pass
+
+
+class DatasetError(ValueError):
+    """A prepared dataset is missing, incomplete or of another format."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a prepared dataset says of itself. `mean` and `std` are per channel, in 0 to 1.
+
+    `fine_to_coarse` is the superclass of every class, -1 for a class without images; empty where
+    the dataset has no superclasses (CIFAR-100 has 20).
+    """
+
+    name: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    height_px: int
+    width_px: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: dict[str, int]  # by split
+    fine_to_coarse: tuple[int, ...] = ()
+
+    @property
+    def side_px(self) -> int:
+        """The longer side; every dataset here is square."""
+        return max(self.height_px, self.width_px)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a prepared dataset.
+
+    Raises:
+        DatasetError: the folder holds no prepared dataset.
+    """
+    path = folder / "manifest.json"
+    try:
+        raw = json.loads(path.read_text())
+        return Manifest(
+            name=raw["name"],
+            fingerprint=raw["fingerprint"],
+            class_names=tuple(raw["class_names"]),
+            height_px=raw["height_px"],
+            width_px=raw["width_px"],
+            channels=raw["channels"],
+            mean=tuple(raw["mean"]),
+            std=tuple(raw["std"]),
+            images={split: entry["images"] for split, entry in raw["splits"].items()},
+            fine_to_coarse=tuple(raw.get("fine_to_coarse", ())),
+        )
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{folder} holds no prepared dataset: {path.name} is missing. Prepare it with "
+            f"`python -m orchestrator.data prepare {folder.name}`."
+        ) from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
+        ) from error
+
+
+def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
+    """Check that a folder still holds the dataset a trial was made for.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if manifest.fingerprint != wanted:
+        raise DatasetError(
+            f"{folder} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
+            f"{wanted!r}: the dataset was replaced. Start a new sweep on it."
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Map one split into memory.
+
+    Returns:
+        images, a zero-copy read-only view (n, h, w, c) of uint8, and labels (n,) of int64.
+
+    Raises:
+        DatasetError: the file is missing or not in the form `orchestrator.data` writes.
+    """
+    import pyarrow as pa
+
+    path = folder / f"{split}.arrow"
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        image, label = (table.column(name) for name in ("image", "label"))
+        if image.num_chunks != 1:
+            raise ValueError(f"{image.num_chunks} record batches in place of one")
+        pixels = image.chunk(0).to_numpy_ndarray()
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise ValueError(f"images of shape {pixels.shape} and type {pixels.dtype}")
+        return pixels, label.chunk(0).to_numpy().astype(np.int64)
+    except (AttributeError, OSError, KeyError, ValueError) as error:  # Arrow's are ValueErrors
+        raise DatasetError(
+            f"{path} cannot be read as a prepared split ({error}). Run "
+            f"`python -m orchestrator.data verify {folder.name}`."
+        ) from error
+
+
+def split_indices(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the training part into training and validation, stratified by label.
+
+    Args:
+        labels: (n,) class numbers.
+        fraction: share of the images that validate, 0 to 0.5; 0 gives an empty validation part.
+        seed: of the split, not of the trial.
+
+    Returns:
+        Sorted index arrays of training and validation images. The only image of a class trains.
+
+    Raises:
+        DatasetError: no class has two images, so there is nothing to split.
+    """
+    everything = np.arange(len(labels))
+    if fraction == 0:
+        return everything, everything[:0]
+    from sklearn.model_selection import train_test_split
+
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    (rows,) = np.nonzero(counts[classes] > 1)
+    if not len(rows):
+        raise DatasetError(
+            "A validation part needs a class with two images or more; no class here has. Add "
+            "images, or train without one: `validation_fraction=0`."
+        )
+    # The stratified part has at least as many images as there are classes.
+    size = max(round(fraction * len(rows)), int(np.sum(counts > 1)))
+    _, val = train_test_split(rows, test_size=size, random_state=seed, stratify=labels[rows])
+    return np.setdiff1d(everything, val), np.sort(val)
+
+
+@functools.lru_cache(maxsize=8)
+def training_and_validation_rows(
+    folder: Path, fingerprint: str, fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return `split_indices` of a prepared dataset's training part, found once per machine.
+
+    It is kept beside the dataset, where that can be written: scikit-learn takes every new process
+    a second and 50 MB.
+
+    Args:
+        folder: of the prepared dataset.
+        fingerprint: the dataset's; a split of another one is not taken.
+        fraction: share of the images that validate, 0 to 0.5.
+        seed: of the split.
+
+    Raises:
+        DatasetError: as `open_split` and `split_indices`.
+    """
+    from importlib.metadata import version
+
+    labels = open_split(folder, "train")[1]
+    if fraction == 0:
+        return split_indices(labels, fraction, seed)
+    # Apart from the dataset's own files, which are all that is copied from host to host.
+    name = f"{fraction}-{seed}-{fingerprint}-sklearn-{version('scikit-learn')}.npy"
+    path = folder / "validation" / name
+    with contextlib.suppress(Exception):  # not there yet, or damaged, of which NumPy raises a lot
+        val = np.load(path, allow_pickle=False)
+        is_split = val.dtype == np.int64 and val.ndim == 1 and bool((np.diff(val) > 0).all())
+        if is_split and len(val) and val[0] >= 0 and val[-1] < len(labels):
+            return np.setdiff1d(np.arange(len(labels)), val), val
+    train, val = split_indices(labels, fraction, seed)
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):  # read-only, or full: the next process finds it again
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, val)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return train, val

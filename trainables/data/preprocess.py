@@ -1,0 +1,50 @@
+"""Turns raw batches into what a model takes: normalised, augmented, resized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.config import TrainConfig
+from trainables.data import augment, dataset
+from trainables.models import build
+
+
+def preparation(
+    config: TrainConfig, manifest: dataset.Manifest, device: torch.device
+) -> Callable[[Tensor, torch.Generator | None], Tensor]:
+    """Return the function from stored pixels to the network's input.
+
+    It takes (n, h, w, c) uint8 and a generator (None: no augmentation) and returns
+    (n, c, side, side) float32, normalised, in the memory format the model has.
+    """
+    mean, std = build.normalisation(config, manifest.mean, manifest.std)
+    # As long as a row of pixels: whole rows are worked on at once.
+    shift = torch.tensor(mean, device=device).repeat(config.side_px)
+    scale = torch.tensor(std, device=device).reciprocal().repeat(config.side_px)
+    side = (config.side_px, config.side_px)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    # Flips and the crop are a quarter of the work on bytes, and the same.
+    is_early = augment.copies_pixels(config)
+    late = replace(config, hflip=False, vflip=False, crop_padding_px=0) if is_early else config
+
+    def prepare(pixels: Tensor, draws: torch.Generator | None) -> Tensor:
+        if draws is not None and is_early:
+            pixels = augment.flip_and_crop(pixels, config, draws)
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        if draws is not None:
+            images = augment.augment(images, late, draws)
+        if images.shape[2:] != side:
+            # Bicubic overshoots; the clamp keeps intensities real.
+            images = F.interpolate(images, size=side, mode="bicubic").clamp_(0, 1)
+        rows: Tensor = images.permute(0, 2, 3, 1).contiguous().flatten(2)  # (n, h, w * c)
+        rows.sub_(shift).mul_(scale)
+        images = rows.unflatten(2, (side[1], -1)).permute(0, 3, 1, 2)
+        ready: Tensor = images.contiguous(memory_format=layout)
+        return ready
+
+    return prepare

@@ -1,0 +1,5 @@
+"""How good a trained model is.
+
+`held_out` evaluates the test split, `scoring` computes metrics, `speed` measures inference time,
+`grad_cam` draws activation maps, `classifier` classifies single images.
+"""

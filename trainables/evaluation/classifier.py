@@ -1,0 +1,134 @@
+"""A trained model that answers: from stored pixels to probabilities and activation maps.
+
+It sees pixels exactly as validation does, and knows neither files of images nor names of classes.
+It holds no state but the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from trainables.config import TrainConfig
+from trainables.data import preprocess
+from trainables.data.dataset import Manifest
+from trainables.evaluation import grad_cam
+from trainables.models import build
+from trainables.training.checkpoint import CheckpointError
+from trainables.training.device import autocast, default_device
+
+# Pixels of a batch that reach the network: 64 images of 181 px, or 5 of B7's 600 px, whose widest
+# feature maps take about 70 MB an image.
+_BATCH_PIXELS = 2**21
+_MOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A model in evaluation mode, with what it takes to prepare images for it."""
+
+    model: nn.Module
+    config: TrainConfig
+    manifest: Manifest
+    device: torch.device
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the probability of every class.
+
+        Args:
+            pixels: (n, h, w, c), of the size that the dataset's images have.
+
+        Returns:
+            (n, k), each row summing to 1.
+        """
+        found = [np.empty((0, len(self.manifest.class_names)), np.float32)]
+        for chunk in self._prepared(pixels):
+            with torch.inference_mode(), autocast(self.config, self.device):
+                logits = self.model(chunk).float()
+            found.append(logits.softmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
+
+    def activation_maps(
+        self, pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32] | None:
+        """Return where in each image the model saw a class, None if it has no map of features.
+
+        Args:
+            pixels: (n, h, w, c), as for `probabilities`; n is 1 or more.
+            classes: (n,) the class to explain for each image.
+
+        Returns:
+            (n, h', w') in 0 to 1.
+        """
+        found = []
+        for start, images in zip(
+            range(0, len(pixels), self.batch_size), self._prepared(pixels), strict=True
+        ):
+            wanted = torch.from_numpy(classes[start : start + self.batch_size]).to(self.device)
+            with autocast(self.config, self.device):
+                maps = grad_cam.activation_maps(self.model, images, wanted)
+            if maps is None:
+                return None
+            found.append(maps.float().cpu().numpy())
+        return np.concatenate(found)
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are looked at together, so that a large model's memory stays bounded."""
+        return max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self.config.side_px**2))
+
+    def _prepared(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+        """Yield the network's input, batch by batch."""
+        prepare = preprocess.preparation(self.config, self.manifest, self.device)
+        for start in range(0, len(pixels), self.batch_size):
+            # Copied, because what comes from a mapped file cannot be written to.
+            chunk = torch.from_numpy(pixels[start : start + self.batch_size].copy())
+            yield prepare(chunk.to(self.device), None)
+
+
+def load_classifier(
+    weights: Path, config: TrainConfig, manifest: Manifest, device: torch.device | None = None
+) -> Classifier:
+    """Build the model of a configuration with trained weights, ready to answer.
+
+    Args:
+        weights: safetensors file, as a checkpoint has it: the averaged weights where there are any.
+        config: what was trained.
+        manifest: of the dataset that it was trained on.
+        device: None chooses.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another model.
+    """
+    from safetensors.torch import load_file
+
+    device = device or default_device()
+    try:
+        tensors = load_file(weights)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise CheckpointError(f"{weights} is not a readable file of weights: {error}.") from error
+    model = build.build_model(
+        config,
+        num_classes=len(manifest.class_names),
+        in_channels=manifest.channels,
+        image_side_px=config.side_px,
+        read_weights=False,
+    )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{weights} does not hold the weights of {config.variant} for "
+            f"{len(manifest.class_names)} classes: {error}."
+        ) from error
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.eval().to(device).to(memory_format=layout)
+    return Classifier(model, config, manifest, device)

@@ -1,0 +1,89 @@
+"""Measures a model's inference time."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import TrainConfig
+from trainables.training.device import autocast
+
+_BUDGET_S = 1.0  # of each of the two measurements
+_MOST_RUNS = 100
+_LEAST_RUNS = 3
+_WARM_UP_RUNS = 3
+_LONGEST_BATCH_S = 0.3
+
+
+def inference_time(
+    config: TrainConfig, model: nn.Module, image: Tensor, largest_batch: int
+) -> tuple[float, float, int]:
+    """Return the milliseconds for one image alone, the images/s in batches, and their size.
+
+    Medians of the network's forward pass, from a prepared image on the device to its logits, in
+    the precision of the training; neither reading nor preparing the image is part of it.
+
+    Args:
+        config: its precision is used.
+        model: in evaluation mode.
+        image: (1, c, side, side), normalised, on the device.
+        largest_batch: images that fit into the memory. On a CPU it is halved until a batch should
+            take no more than 0.3 s.
+    """
+
+    def median_s(images: Tensor) -> float:
+        return _median_s(lambda: model(images), images.device)
+
+    with torch.inference_mode(), autocast(config, image.device):
+        single_s = median_s(image)
+        size = largest_batch
+        while image.device.type == "cpu" and size > 1 and size * single_s > _LONGEST_BATCH_S:
+            size //= 2
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        batch = image.repeat(size, 1, 1, 1).contiguous(memory_format=layout)
+        batch_s = single_s if size == 1 else median_s(batch)
+    return 1000 * single_s, size / batch_s, size
+
+
+def device_name(device: torch.device) -> str:
+    """Return the accelerator's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _median_s(call: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of a call, after a warm-up, within about a second."""
+
+    def timed_s() -> float:
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    ends = time.perf_counter() + _BUDGET_S
+    for _ in range(_WARM_UP_RUNS):
+        # A slow network is warm after one run.
+        if timed_s() > _BUDGET_S / 4:
+            break
+    taken_s: list[float] = []
+    while len(taken_s) < _LEAST_RUNS or (len(taken_s) < _MOST_RUNS and time.perf_counter() < ends):
+        taken_s.append(timed_s())
+    return statistics.median(taken_s)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,458 @@
+"""The variants: their names, their input sides, and how each is built; holds no state.
+
+Built in: EfficientNet B0 to B7 and ResNet-50 through timm, the CNNs of `cnns.py`, the scaled
+B0s of `scaling.py`. Beside them every timm model name, with or without a tag, is a variant. To add
+one of ours: a row in `_PAPER_SIDES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
+
+torch and timm are imported inside the functions that build, so that names can be checked quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainables.config import TrainConfig
+from trainables.models import scaling
+from trainables.models.pretrained import find_weights, load_weights, not_safetensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SideChoice = Literal["native", "paper"] | int
+
+# One recipe for B0 to B7, so that pretrained variants are comparable. In timm 1.0.31 the tags
+# that exist for all eight are aa_in1k, ap_in1k and ns_jft_in1k, all on `tf_efficientnet_bN`;
+# timm has no weights of its own for b6 and b7, and plain in1k ends at b5. aa_in1k is the paper's
+# own recipe (AutoAugment, ImageNet alone); ap adds adversarial examples, and ns the 300 million
+# images of JFT, which would not be a comparison with the published numbers.
+_FAMILY_TAG = "aa_in1k"
+
+# torchvision's first weights: the plain recipe, nearest to the Keras weights of seed 001.
+_RESNET50_WEIGHTS = "resnet50.tv_in1k"
+_RESNET50_HIDDEN_UNITS = 1024  # seed 001, model 5
+
+# The paper's input sides: EfficientNet's reference code (efficientnet_builder.py,
+# `efficientnet_params`), He et al. for ResNet-50. timm's defaults differ for b2 to b5.
+_PAPER_SIDES_PX = {
+    "efficientnet_b0": 224,
+    "efficientnet_b1": 240,
+    "efficientnet_b2": 260,
+    "efficientnet_b3": 300,
+    "efficientnet_b4": 380,
+    "efficientnet_b5": 456,
+    "efficientnet_b6": 528,
+    "efficientnet_b7": 600,
+    "resnet50": 224,
+}
+_FAMILY = tuple(name for name in _PAPER_SIDES_PX if name.startswith("efficientnet"))
+
+# Smallest first, by multiply-accumulates on native Tiny ImageNet (64 px, 3 channels, 200 classes).
+_BUILT_IN = (
+    "cnn2",
+    "cnn3",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b0_width",
+    "efficientnet_b4",
+    "efficientnet_b0_resolution",
+    "efficientnet_b0_depth",
+    "cnn3_bn",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "resnet50",
+    "efficientnet_b7",
+    "cnn6",
+    "cnn9",
+)
+
+_OPEN_NAMES = (
+    "efficientnet_b0_phi<NUMBER>, efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, "
+    "and every model name of timm"
+)
+
+
+def variant_names() -> tuple[str, ...]:
+    """Return the built-in variants, smallest first (multiply-accumulates at 64 px)."""
+    return _BUILT_IN
+
+
+def is_variant(name: str) -> bool:
+    """Return whether `name` is built in, a scaled B0 in range, or a timm model."""
+    return not _name_problems(name)
+
+
+def check_variant(
+    name: str,
+    *,
+    side_px: int,
+    stem_stride: int = 2,
+    drop_path: float = 0.0,
+    weights: str = "none",
+) -> None:
+    """Check that a variant exists and can be built with these choices, before it is trained.
+
+    For a timm model that is not built in, it is built without memory and run once at `side_px`.
+
+    Raises:
+        ValueError: one sentence or more for every mistake.
+    """
+    problems = _problems(name, side_px, stem_stride, drop_path, weights)
+    if not problems and not _is_ours(name):
+        problems = _timm_problems(name, side_px, drop_path)
+    if weights.endswith(".safetensors") and not Path(weights).expanduser().is_file():
+        problems.append(f"There is no weights file at {weights}. Check the path.")
+    if problems:
+        raise ValueError(" ".join(problems))
+
+
+def has_plain_convolutions(variant: str) -> bool:
+    """Return whether a network is known to have no depthwise convolution; timm's are not known."""
+    return _is_cnn(variant) or variant == "resnet50"
+
+
+def input_side_px(variant: str, dataset_side_px: int, choice: SideChoice) -> int:
+    """Return the side of the images that reach the network, in pixels.
+
+    - "native": the dataset's side; for a scaled B0 times its resolution multiplier, because
+      seed 003 scales relative to the base it trains on.
+    - "paper": 224 to 600 for B0 to B7, 224 for ResNet-50, 224 times the multiplier for a scaled
+      B0, timm's own for other timm models. The CNNs have no other resolution than that of the
+      seed they are from: 64, and 32 for cnn9.
+    - a number: that number, for scaled B0s too, which then differ in depth and width alone.
+
+    Raises:
+        ValueError: the variant or the choice is unknown.
+    """
+    if problems := _name_problems(variant):
+        raise ValueError(" ".join(problems))
+    scaled = scaling.scaling_of(variant)
+    if isinstance(choice, int) and not isinstance(choice, bool) and choice > 0:
+        return choice
+    if choice == "native":
+        return scaling.scaled_side_px(scaled, dataset_side_px) if scaled else dataset_side_px
+    if choice != "paper":
+        raise ValueError(
+            f"The input side is 'native', 'paper' or a positive number of pixels; got {choice!r}."
+        )
+    if scaled:
+        return scaling.scaled_side_px(scaled, scaling.BASE_SIDE_PX)
+    if variant in _PAPER_SIDES_PX:
+        return _PAPER_SIDES_PX[variant]
+    if _is_cnn(variant):
+        from trainables.models.cnns import CNN_SPECS
+
+        return CNN_SPECS[variant].published_side_px
+    return int(_published(variant).input_size[-1])
+
+
+def weights_name(variant: str) -> str | None:
+    """Return timm's name, with tag, of a variant's ImageNet weights; None where there are none."""
+    if variant in _FAMILY:
+        return f"tf_{variant}.{_FAMILY_TAG}"
+    if variant == "resnet50":
+        return _RESNET50_WEIGHTS
+    if _is_ours(variant):
+        return None
+    published = _published(variant)
+    if not published.has_weights:
+        return None
+    return f"{published.architecture}.{published.tag}" if published.tag else published.architecture
+
+
+def normalisation(
+    config: TrainConfig, dataset_mean: Sequence[float], dataset_std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation per channel that images are normalised with.
+
+    From scratch they are the dataset's; pretrained weights expect those they were trained with.
+    Those are for RGB: one channel gets their average, other numbers of channels repeat them, as
+    the first convolution's weights are. Weights of a variant without published ones (the CNNs, a
+    scaled B0) keep the dataset's.
+
+    Args:
+        config: its variant and weights decide.
+        dataset_mean: of the training part, one per channel, images in 0 to 1.
+        dataset_std: likewise.
+    """
+    published = None if config.weights == "none" else weights_name(config.variant)
+    if published is None:
+        return tuple(dataset_mean), tuple(dataset_std)
+    statistics = _published(published)
+    channels = len(dataset_mean)
+    return _to_channels(statistics.mean, channels), _to_channels(statistics.std, channels)
+
+
+def build_model(
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_side_px: int,
+    read_weights: bool = True,
+) -> nn.Module:
+    """Build a variant for images (n, in_channels, image_side_px, image_side_px), logits (n, k).
+
+    Weights start from torch's global generator: seed it before. On torch's default device; inside
+    `with torch.device("meta")` it costs no memory and suffices for counting.
+
+    From scratch, B0 to B7 are timm's `efficientnet_bN`. With weights, they are the TensorFlow
+    twin `tf_efficientnet_bN` ("same" padding, batch-norm epsilon 1e-3) that the pinned weights
+    were trained in, also when `config.weights` is a path. `efficientnet_b0.<tag>` picks others.
+
+    Args:
+        config: variant, weights, dropout, drop_path and stem_stride decide.
+        num_classes: k.
+        in_channels: 1 for grey images, 3 for RGB.
+        image_side_px: the side that reaches the network, after upscaling.
+        read_weights: False builds what `config.weights` asks for without reading them, for a
+            caller who restores a checkpoint into it or only counts.
+
+    Raises:
+        ValueError: the variant is unknown, or does not take these choices.
+        WeightsError: pretrained weights are missing or do not fit.
+    """
+    problems = _problems(
+        config.variant, image_side_px, config.stem_stride, config.drop_path, config.weights
+    )
+    if problems:
+        raise ValueError(" ".join(problems))
+    weights_path = _weights_path(config) if read_weights else None  # may fail: before the building
+    model = _build(config, num_classes, in_channels, image_side_px)
+    if config.stem_stride == 1:
+        model.conv_stem.stride = (1, 1)  # type: ignore[assignment]
+    if weights_path is not None:
+        load_weights(model, weights_path)
+    return model
+
+
+def _build(
+    config: TrainConfig, num_classes: int, in_channels: int, image_side_px: int
+) -> nn.Module:
+    """Build the variant's network with fresh weights."""
+    variant = config.variant
+    if _is_cnn(variant):
+        from trainables.models.cnns import build_cnn
+
+        return build_cnn(
+            variant,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            side_px=image_side_px,
+            dropout=config.dropout,
+        )
+    if scaled := scaling.scaling_of(variant):
+        return scaling.build_scaled_b0(
+            scaled,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+        )
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": in_channels,
+        "drop_rate": config.dropout,
+        "drop_path_rate": config.drop_path,
+    }
+    if variant == "resnet50":
+        return _build_resnet50(options)
+    if variant in _FAMILY and config.weights != "none":
+        return _build_timm(f"tf_{variant}.{_FAMILY_TAG}", options)
+    if not _is_ours(variant) and _published(variant).fixed_input_size:
+        options["img_size"] = image_side_px
+    return _build_timm(variant, options)
+
+
+def _build_resnet50(options: dict[str, Any]) -> nn.Module:
+    """Build timm's ResNet-50 with seed 001's head: pooling, 1024 units with ReLU, classes."""
+    from torch import nn
+
+    dropout = options["drop_rate"]
+    # Dropout sits before the classifier, as in the CNNs, and not before the hidden layer.
+    model = _build_timm("resnet50", {**options, "drop_rate": 0.0})
+    inputs: int = model.num_features  # type: ignore[assignment]
+    model.fc = nn.Sequential(
+        nn.Linear(inputs, _RESNET50_HIDDEN_UNITS),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(_RESNET50_HIDDEN_UNITS, options["num_classes"]),
+    )
+    return model
+
+
+def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    """Build a timm model; an option it does not know is left out when it asks for nothing.
+
+    Raises:
+        ValueError: the model has no dropout or no drop-path, and a rate over 0 was asked for.
+    """
+    import timm
+
+    wanted = dict(options)
+    while True:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=False, **wanted)
+            return model
+        except TypeError as error:
+            refused = next((key for key in wanted if f"argument '{key}'" in str(error)), None)
+            if refused not in ("drop_rate", "drop_path_rate"):
+                raise
+            if wanted.pop(refused):
+                field = "dropout" if refused == "drop_rate" else "drop_path"
+                raise ValueError(
+                    f"The timm model {name!r} takes no `{field}`; got {options[refused]}. "
+                    "Set it to 0 for this variant."
+                ) from error
+
+
+def _weights_path(config: TrainConfig) -> Path | None:
+    if config.weights == "none":
+        return None
+    if config.weights != "imagenet":
+        return Path(config.weights).expanduser()
+    name = weights_name(config.variant)
+    assert name is not None  # _problems refused a variant without weights
+    return find_weights(name)
+
+
+def _problems(
+    name: str, side_px: int, stem_stride: int, drop_path: float, weights: str
+) -> list[str]:
+    """Return one sentence per mistake that can be told without building the network."""
+    problems = _name_problems(name)
+    if problems:
+        return problems
+    if _is_cnn(name):
+        from trainables.models.cnns import CNN_SPECS, too_small
+
+        if CNN_SPECS[name].map_side_px(side_px) == 0:
+            problems.append(too_small(name, side_px))
+        if drop_path:
+            problems.append(
+                f"`drop_path` skips residual blocks, and {name!r} has none; got {drop_path}. "
+                "Set it to 0 for this variant."
+            )
+    if stem_stride != 2 and not _is_efficientnet(name):
+        problems.append(
+            f"`stem_stride` is a choice of the EfficientNets alone; got {stem_stride} for "
+            f"{name!r}. Set it to 2 for this variant."
+        )
+    if weights == "imagenet":
+        if weights_name(name) is None:
+            problems.append(
+                f"There are no ImageNet weights for {name!r}. Choose weights 'none', or the path "
+                "of a safetensors file of this variant."
+            )
+    elif weights != "none" and (problem := not_safetensors(weights)):
+        problems.append(problem)
+    return problems
+
+
+def _name_problems(name: str) -> list[str]:
+    """Return the sentences for a name that is no variant; none when it is one."""
+    try:
+        if name in _BUILT_IN or scaling.scaling_of(name):
+            return []
+    except ValueError as error:
+        return [f"{name!r} scales too far. {error}"]
+
+    import timm
+    from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
+
+    if is_model(name) and name not in get_deprecated_models():
+        try:
+            get_pretrained_cfg(name)
+            return []
+        except RuntimeError:  # the model exists, the tag after the dot does not
+            pass
+    known = [*_BUILT_IN, *timm.list_models(), *timm.list_models(include_tags=True)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return [
+        f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(_BUILT_IN))}, {_OPEN_NAMES}."
+    ]
+
+
+def _timm_problems(name: str, side_px: int, drop_path: float) -> list[str]:
+    """Return what timm says against building and running a model of its own at this side."""
+    import torch
+
+    published = _published(name)
+    channels, _, own_px = published.input_size
+    options: dict[str, Any] = {"num_classes": 2, "drop_path_rate": drop_path}
+    if published.fixed_input_size:
+        options["img_size"] = side_px
+    smallest = ""
+    try:
+        with torch.device("meta"):
+            model = _build_timm(name, options).eval()
+        error = _refusal(model, channels, side_px)
+        if error is None:
+            return []
+        if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
+            least_px = _smallest_side_px(model, channels, side_px, own_px)
+            smallest = f", the smallest that it takes {least_px} px"
+    except (AssertionError, RuntimeError, TypeError, ValueError) as building:
+        error = building
+    reason = str(error).rstrip(".")
+    return [
+        f"The timm model {name!r} cannot be built for {side_px} px images: {reason}. Its own side "
+        f"is {own_px} px{smallest}; choose such a side, or another model."
+    ]
+
+
+def _refusal(model: nn.Module, channels: int, side_px: int) -> Exception | None:
+    """Return what a model on the meta device says against images of this side."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(torch.empty(1, channels, side_px, side_px, device="meta"))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        return error
+    return None
+
+
+def _smallest_side_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
+    """Return the smallest side that a model takes, between one that it refuses and one it takes."""
+    while taken_px - refused_px > 1:
+        middle_px = (taken_px + refused_px) // 2
+        if _refusal(model, channels, middle_px) is None:
+            taken_px = middle_px
+        else:
+            refused_px = middle_px
+    return taken_px
+
+
+def _is_ours(name: str) -> bool:
+    return name in _BUILT_IN or scaling.scaling_of(name) is not None
+
+
+def _is_cnn(name: str) -> bool:
+    return name.startswith("cnn") and name in _BUILT_IN
+
+
+def _is_efficientnet(name: str) -> bool:
+    from timm.models import is_model_in_modules
+
+    if scaling.scaling_of(name) or name in _FAMILY:
+        return True
+    return not _is_cnn(name) and is_model_in_modules(name, ["efficientnet"])
+
+
+def _published(timm_name: str) -> Any:
+    """Return timm's record of a model's weights: their source, input size and statistics."""
+    from timm.models import get_pretrained_cfg
+
+    return get_pretrained_cfg(timm_name)
+
+
+def _to_channels(rgb: Sequence[float], channels: int) -> tuple[float, ...]:
+    if channels == 1:
+        return (sum(rgb) / len(rgb),)
+    return tuple(rgb[index % len(rgb)] for index in range(channels))

@@ -1,0 +1,101 @@
+"""What every forward pass has in common: in training, in judging and in prediction.
+
+Settings of the process, the way from stored pixels to the network's input, and the precision. It
+holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainables.config import TrainConfig
+from trainables.models import build
+
+# Of glibc's malloc.h and its largest threshold for blocks that go back to the system at once.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MAX_MMAP_BYTES = -1, -3, 32 * 2**20
+_KEPT_BYTES = 512 * 2**20
+
+
+def default_device() -> torch.device:
+    """Return the CUDA device Ray (or the user) gave this process, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def num_gpus() -> int:
+    """Return how many CUDA devices this machine has."""
+    return torch.cuda.device_count()
+
+
+def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
+    """Set this process's threads and determinism as the configuration says."""
+    _keep_freed_memory()
+    torch.set_num_threads(config.threads)
+    # A reused process must not keep the previous trial's choice. Only a change is said: saying it
+    # imports torch's compiler, which takes 2 s and 180 MB where timm has not done so already.
+    wanted = config.deterministic and device.type == "cuda"
+    if torch.are_deterministic_algorithms_enabled() != wanted:
+        torch.use_deterministic_algorithms(wanted)
+    # cuBLAS is reproducible only with a workspace of fixed size, chosen before its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep up to half a GiB of what was freed, for the next step to take.
+
+    Otherwise every step gives most of its memory back to the system and has each page cleared for
+    it again. Measured on 1 core of an AMD EPYC at 64 px: 1.2 to 1.3 times as fast for
+    EfficientNet-B0 (batch 64), 1.1 to 1.4 for `cnn3` (batch 256).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed, for other processes on this host."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass in the precision the configuration asks for."""
+    use = config.precision == "bfloat16" or (
+        config.precision == "auto" and is_faster_in_bfloat16(config.variant, device)
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
+
+
+@functools.cache  # asked at every step
+def is_faster_in_bfloat16(variant: str, device: torch.device) -> bool:
+    """Return whether a network trains faster in bfloat16 than in float32 on a device.
+
+    On a CUDA device every one does. On a CPU whose instructions multiply bfloat16 faster, networks
+    of plain convolutions do: 1.4 to 2.3 times for `cnn2`, `cnn3`, `cnn3_bn` and `cnn6`, 1.3 to 1.8
+    for ResNet-50, batches of 32 and 64 at 64 px on 1 and 2 cores of an AMD EPYC with AVX-512 BF16.
+    With the same instructions, but without AMX, an Intel Xeon (model 207, 2 cores, batches of 128)
+    took 1.2 times as long for `cnn2` and `cnn3`. Depthwise convolutions are slower everywhere:
+    EfficientNet-B0 took 1.7 times as long on the EPYC, and longer too on a Xeon with AMX.
+    """
+    if device.type == "cuda":
+        return True
+    able = torch.cpu.get_capabilities()
+    is_faster = able.get("amx_bf16", False) or (able.get("avx512_bf16", False) and _is_amd())
+    return bool(is_faster) and build.has_plain_convolutions(variant)
+
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False

@@ -1,0 +1,81 @@
+"""How fast a network trains, and answers once it is trained, on this device; holds no state."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from trainables.config import TrainConfig
+from trainables.data import batches
+from trainables.data.dataset import training_and_validation_rows
+from trainables.training.device import default_device
+
+_STEPS = 8  # of each of two epochs, of which the first warms up and may compile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingTime:
+    """What training one configuration takes: of a step, of an epoch with its checkpoint, memory."""
+
+    step_s: float
+    epoch_s: float
+    peak_gib: float
+
+
+def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
+    """Train a few steps of a configuration, judge as many batches, twice, and foresee an epoch.
+
+    Args:
+        config: of any length; several workers are measured as one with the whole batch.
+        dataset: folder of the prepared dataset.
+
+    Raises:
+        Exception: whatever training raises; it cannot be trained here.
+    """
+    from trainables.training import loop
+
+    device = default_device()
+    train, val = training_and_validation_rows(
+        dataset, config.dataset_fingerprint, config.validation_fraction, config.split_seed
+    )
+    steps = batches.steps_in_epoch(len(train), config.batch_size)
+    trained = min(steps, _STEPS)
+    steps_in_all = config.epochs * min(steps, config.steps_per_epoch or steps)
+    short = replace(
+        config,
+        # Of as many steps in all, so that it is compiled where the whole training is.
+        epochs=max(config.epochs, math.ceil(steps_in_all / trained), 2),
+        steps_per_epoch=_STEPS,
+        workers=1,
+        freeze_epochs=0,
+    )
+    ends: list[float] = []
+
+    def on_step() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        training = loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step)
+        _, epoch = itertools.islice(training, 2)
+    gaps = [after - before for before, after in itertools.pairwise(ends[trained : 2 * trained])]
+    # With one step there is nothing but the epoch's own figure to go by.
+    alone_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
+    step_s = statistics.median(gaps) if gaps else alone_s
+    judged = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
+    image_s = epoch.metrics.val_s / judged if judged else 0.0
+    if config.steps_per_epoch:
+        steps, val = min(steps, config.steps_per_epoch), val[:judged]
+    return TrainingTime(
+        step_s=step_s,
+        epoch_s=math.fsum((steps * step_s, len(val) * image_s, epoch.metrics.checkpoint_s)),
+        peak_gib=epoch.metrics.device_peak_gib,
+    )
