@@ -69,7 +69,7 @@ def _looking_s(conductor: Any) -> float:
 
     from orchestrator import retention
     from orchestrator.display import Display
-    from orchestrator.paths import SweepPaths
+    from orchestrator.storage.paths import SweepPaths
 
     ledger, clean = conductor.ledger, set[str]()
     console = Console(file=io.StringIO(), force_terminal=True, width=140)

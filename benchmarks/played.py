@@ -98,7 +98,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     """Run a whole plan under Ray as the command does, and return its ledger."""
     from orchestrator import cluster, launch
     from orchestrator.conductor import Conductor
-    from orchestrator.paths import DataPlace, SweepPaths
+    from orchestrator.storage.paths import DataLocation, SweepPaths
 
     ledger = new_ledger(folder, of_plan)
     conductor = Conductor(ledger, of_plan)
@@ -107,7 +107,7 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     launch.run(
         conductor,
         paths=SweepPaths(folder, "played"),
-        dataset=DataPlace(folder),
+        dataset=DataLocation(folder),
         max_concurrent=concurrent,
         gpus_per_trial=None,
         hang_timeout_s=600,

@@ -59,7 +59,7 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
     import mlflow
 
     from orchestrator.conductor import Conductor
-    from orchestrator.paths import SweepPaths
+    from orchestrator.storage.paths import SweepPaths
     from orchestrator.tracking import Tracker
 
     plan = played.plan(trials=trials, variants=("cnn3",), epochs=epochs)

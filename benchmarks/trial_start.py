@@ -36,7 +36,7 @@ SPACE = SearchSpace(
 
 def ours(full: bool) -> Measure:
     from orchestrator.ledger import open_ledger
-    from orchestrator.paths import SweepPaths
+    from orchestrator.storage.paths import SweepPaths
 
     trials = 200
     folder = scratch()

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import documented, images
 from benchmarks.harness import Benchmark, Measure, scratch
 from orchestrator.ledger import open_ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 
 SPACE = """
 from optuna.distributions import CategoricalDistribution, FloatDistribution

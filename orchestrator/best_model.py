@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import finals, retention, trained_model
 from orchestrator.errors import UsageError
 from orchestrator.ledger import Ledger, Trial
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.trained_model import TrainedModel
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from typing import Any
 from orchestrator import failures, finals
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial, TrialStatus
 from orchestrator.plan import Plan
+from orchestrator.redaction import redacted
+from orchestrator.storage.paths import checkpoint_path
 from orchestrator.study import is_stopped, new_study
 from search_spaces.space import is_better
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
-from trainables.redaction import redacted
-from trainables.worker import checkpoint_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,15 @@ from typing import Any
 
 import search_spaces
 from orchestrator.errors import UsageError
-from orchestrator.paths import DataPlace, SweepPaths, data_place, is_sweep_name, place
-from trainables.storage import is_uri
+from orchestrator.storage.paths import (
+    DataLocation,
+    SweepPaths,
+    data_location,
+    default_data_dir,
+    is_sweep_name,
+    path_or_address,
+    sweep_paths,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,14 +114,14 @@ class SweepConfig:
         return problems
 
     @property
-    def data(self) -> DataPlace:
+    def data(self) -> DataLocation:
         """Where prepared datasets lie."""
-        return data_place(self.data_dir)
+        return data_location(self.data_dir)
 
     @property
     def paths(self) -> SweepPaths:
         """Where the sweep lives."""
-        return place(str(self.storage), self.name)
+        return sweep_paths(str(self.storage), self.name)
 
 
 def parse_args(argv: Sequence[str]) -> SweepConfig:
@@ -251,16 +258,6 @@ def _add_how(add: Callable[..., Any]) -> None:
     )
     add("--verify", action="store_true", help="check what the sweep of that name has left")
     add("--verbose", action="store_true", help="show tracebacks and library messages")
-
-
-def default_data_dir() -> Path | str:
-    """Return where prepared datasets lie unless a command says so: `SWEEP_DATA_DIR`, or `data`."""
-    return path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data")
-
-
-def path_or_address(text: str) -> Path | str:
-    """Return a text that is an address as it is, any other as a path."""
-    return text if is_uri(text) else Path(text)
 
 
 def _duration_s(text: str) -> float:

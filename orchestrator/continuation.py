@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability
 from orchestrator.config import SweepConfig
-from orchestrator.errors import SweepExistsError, SweepNotFoundError, UsageError
-from orchestrator.paths import sweep_names
-from trainables.redaction import redacted
+from orchestrator.errors import SweepExistsError, UsageError
+from orchestrator.redaction import redacted
+from orchestrator.storage import sweeps
+from orchestrator.storage.sweeps import not_found
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
@@ -25,7 +25,7 @@ def check_existence(config: SweepConfig) -> None:
         UsageError: so it is; it lists the sweeps there are.
     """
     paths = config.paths
-    exists, storage = durability.has_sweep(paths), redacted(str(config.storage))
+    exists, storage = sweeps.has_sweep(paths), redacted(str(config.storage))
     if exists and not config.resume:
         raise SweepExistsError(
             f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
@@ -33,18 +33,6 @@ def check_existence(config: SweepConfig) -> None:
         )
     if config.resume and not exists:
         raise not_found(config)
-
-
-def not_found(config: SweepConfig) -> SweepNotFoundError:
-    """Return the error for a sweep that is not there; it lists those that are."""
-    names = set(sweep_names(config.paths.storage))
-    if config.paths.durable:
-        names |= set(durability.sweeps_in(config.paths.durable))
-    way_out = "Leave out --resume to start it." if config.resume else "Name one of them."
-    return SweepNotFoundError(
-        f"There is no sweep named {config.name!r} in {redacted(str(config.storage))}. Existing: "
-        f"{', '.join(sorted(names)) or 'none'}. {way_out}"
-    )
 
 
 def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force: bool) -> None:

@@ -16,9 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from orchestrator.config import default_data_dir, path_or_address
 from orchestrator.errors import OrchestratorError
-from orchestrator.paths import data_place
 from orchestrator.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
 from orchestrator.preparing import (
     DEFAULT_SIDE_PX,
@@ -28,7 +26,8 @@ from orchestrator.preparing import (
     prepare,
     publish,
 )
-from trainables.redaction import redacted
+from orchestrator.redaction import redacted
+from orchestrator.storage.paths import data_location, default_data_dir, path_or_address
 
 
 def _print_list(found: Sequence[PreparedDataset]) -> None:
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    place = data_place(arguments.data_dir)
+    place = data_location(arguments.data_dir)
     data_dir, address = place.folder, place.address
     if arguments.command == "prepare":
         folder = prepare(

@@ -7,45 +7,26 @@ the address it belongs to, so that two versions are never joined. Nothing else i
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import http.client
 import json
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.progress import progress
+from orchestrator.storage.locks import exclusive_lock
 
 TIMEOUT_S = 30.0  # of silence
 RETRY_PAUSE_S = 2.0
 FRUITLESS_TRIES = 3  # tries in a row that bring no byte, before giving up
 BLOCK_BYTES = 2**18
-
-
-@contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, after saying `busy` if another process holds it.
-
-    The system drops the lock when its holder ends, however it ends; the empty file stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(busy, file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def public_address(address: str) -> str:
@@ -73,7 +54,7 @@ def download(
     if not re.match("https?://[^/]", address):
         raise UsageError(f"A download address must start with http:// or https://; got {where}.")
     lock = destination.with_name(f".{destination.name}.lock")
-    with locked(lock, f"Another process downloads {destination.name}; waiting for it."):
+    with exclusive_lock(lock, f"Another process downloads {destination.name}; waiting for it."):
         if destination.exists():
             return destination
         part = destination.with_name(f"{destination.name}.part")

@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import lease as leases
 from orchestrator.errors import UsageError
-from orchestrator.paths import SweepPaths
-from trainables.redaction import redacted
-from trainables.storage import Storage, StorageError, open_storage
+from orchestrator.redaction import redacted
+from orchestrator.storage import lease as leases
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.store import Storage, StorageError
+from orchestrator.storage.sweeps import LEDGER, storage_of
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
 
-LEDGER = "ledger.sqlite"
 EVERY_S = 1.0  # seconds between two copies, at least
 AT_LATEST_S = 10.0  # after a change, however long a copy takes, unless the storage is away
 _SHARE = 10  # a copy that takes long is made more seldom: a tenth of the time
@@ -37,26 +37,6 @@ _SHARE = 10  # a copy that takes long is made more seldom: a tenth of the time
 # SQLite ignores what follows its last page.
 _TRAILER = re.compile(rb"\nsha256:([0-9a-f]{64})\n\Z")
 _TRAILER_BYTES = 73
-
-
-def storage_of(paths: SweepPaths) -> Storage | None:
-    """Return a sweep's folder in its storage; None where that is a folder on a local disk.
-
-    Raises:
-        UsageError: the address is not one that can be used.
-    """
-    if paths.durable is None:
-        return None
-    try:
-        return open_storage(paths.durable).child(paths.name)
-    except (StorageError, OSError) as error:
-        raise UsageError(redacted(str(error))) from error
-
-
-def has_sweep(paths: SweepPaths) -> bool:
-    """Return whether the sweep exists, here or in its storage."""
-    storage = storage_of(paths)
-    return paths.ledger.exists() or (storage is not None and storage.exists(LEDGER))
 
 
 def fetched(paths: SweepPaths, copy: Path) -> Ledger:
@@ -74,12 +54,6 @@ def fetched(paths: SweepPaths, copy: Path) -> Ledger:
     if not storage.get_file(LEDGER, copy):
         raise UsageError(f"There is no ledger at {storage.shown}.")
     return _checked(copy, storage, paths)
-
-
-def sweeps_in(address: str) -> list[str]:
-    """Return the sweeps that exist in a storage, sorted."""
-    storage = open_storage(address)
-    return [name for name in storage.folders() if storage.exists(f"{name}/{LEDGER}")]
 
 
 @contextlib.contextmanager
@@ -269,35 +243,6 @@ class Durable:
             f"This machine's ledger was behind; it is kept as {ledger.name}.before in "
             f"{self.paths.root}."
         )
-
-
-def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
-    """Return a whole checkpoint's folder on this machine, from the storage if need be, or None.
-
-    Args:
-        paths: the sweep's.
-        name: of the checkpoint, relative to the sweep's folder.
-
-    Raises:
-        StorageError: the storage cannot be reached, so nobody knows.
-    """
-    from trainables.training import checkpoint
-
-    folder = paths.root / name
-    whole = checkpoint.newest_valid([folder])
-    storage = storage_of(paths)
-    if whole is None and storage is not None:
-        storage.get_folder(name, folder, mark=checkpoint.MANIFEST)
-        whole = checkpoint.newest_valid([folder])
-    return whole
-
-
-def local_file(paths: SweepPaths, name: str) -> Path | None:
-    """Return a file of the sweep's folder on this machine, from the storage if need be, or None."""
-    file, storage = paths.root / name, storage_of(paths)
-    if not file.is_file() and storage is not None:
-        storage.get_file(name, file)
-    return file if file.is_file() else None
 
 
 def _checked(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator import capacity, cluster, durability, failures
+from orchestrator import capacity, cluster, failures
 from orchestrator.conductor import Conductor, Start
-from orchestrator.paths import DataPlace, SweepPaths
+from orchestrator.storage import sweeps
+from orchestrator.storage.paths import DataLocation, SweepPaths
 from orchestrator.watchdog import Watchdog
 from trainables.group import group_resources, group_trial
 from trainables.worker import Job, resources, run_trial
@@ -31,7 +32,7 @@ def run(
     conductor: Conductor,
     *,
     paths: SweepPaths,
-    dataset: DataPlace,
+    dataset: DataLocation,
     max_concurrent: int | None,
     gpus_per_trial: float | None,
     hang_timeout_s: float,
@@ -58,13 +59,13 @@ def run(
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
-    storage = durability.storage_of(paths)
+    storage = sweeps.storage_of(paths)
     _let_tune_take_every_death()
     jobs = _Jobs(
         conductor,
         gpus_per_trial,
         paths.root.absolute(),
-        DataPlace(dataset.folder.absolute(), dataset.address),
+        DataLocation(dataset.folder.absolute(), dataset.address),
         max_concurrent,
         Watchdog(hang_timeout_s, by_step=workers == 1),
         keep_all,
@@ -120,7 +121,7 @@ class _Jobs:
         conductor: Conductor,
         gpus_per_trial: float | None,
         sweep_dir: Path,
-        dataset: DataPlace,
+        dataset: DataLocation,
         max_concurrent: int | None,
         watchdog: Watchdog,
         keep_all: bool,

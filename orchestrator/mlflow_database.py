@@ -10,7 +10,7 @@ import uuid
 from contextlib import closing, suppress
 from pathlib import Path
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 
 _ABANDONED_AFTER_S = 600  # a file that nobody has finished, which takes seconds
 

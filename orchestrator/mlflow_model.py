@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.ledger import Ledger
-    from orchestrator.paths import SweepPaths
+    from orchestrator.storage.paths import SweepPaths
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
 

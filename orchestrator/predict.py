@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import best_model, durability, process, trained_model
+from orchestrator import best_model, command, trained_model
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
-from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
 from orchestrator.reading import ledger_copy
+from orchestrator.redaction import redacted
+from orchestrator.storage import sweeps
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
+from orchestrator.storage.store import StorageError
 from orchestrator.trained_model import Answer, TrainedModel
 from trainables.config import TrainConfig
-from trainables.redaction import redacted
-from trainables.storage import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
@@ -95,7 +96,7 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
     Raises:
         UsageError: there is none of that name, or it has no weights.
     """
-    paths = place(config.storage, config.model) if is_sweep_name(config.model) else None
+    paths = sweep_paths(config.storage, config.model) if is_sweep_name(config.model) else None
     with tempfile.TemporaryDirectory(prefix="sweep-predict-") as folder:
         if paths is not None and _has_sweep(paths):
             with ledger_copy(paths) as ledger:
@@ -103,10 +104,10 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
         elif re.fullmatch(r"[0-9a-f]{32}", config.model):
             yield _of_run(config, Path(folder))
         else:
-            anywhere = place(config.storage, "any")
+            anywhere = sweep_paths(config.storage, "any")
             known = set(sweep_names(anywhere.storage))
             if anywhere.durable:
-                known |= set(durability.sweeps_in(anywhere.durable))
+                known |= set(sweeps.sweeps_in(anywhere.durable))
             raise UsageError(
                 f"{unknown_name('sweep', config.model, known)} It is looked for in "
                 f"{redacted(config.storage)}; --storage names another place. A run of MLflow is "
@@ -131,7 +132,7 @@ def title(model: TrainedModel) -> str:
 
 def _has_sweep(paths: SweepPaths) -> bool:
     try:
-        return durability.has_sweep(paths)
+        return sweeps.has_sweep(paths)
     except StorageError as error:
         raise UsageError(str(error)) from error
 
@@ -157,7 +158,7 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
 def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
     from orchestrator.mlflow_model import fetch_files
 
-    uri = config.tracking_uri or place(config.storage, "any").default_tracking_uri
+    uri = config.tracking_uri or sweep_paths(config.storage, "any").default_tracking_uri
     files, kind, tags = fetch_files(config.model, uri, folder)
     about = {"run_id": config.model, "trial": tags.get("mlflow.runName", "")}
     if kind == "exported":
@@ -209,7 +210,7 @@ def _print_table(config: PredictConfig, model: TrainedModel, answers: Sequence[A
     from rich.table import Table
     from rich.text import Text
 
-    console = process.console_on(sys.stdout)
+    console = command.console_on(sys.stdout)
     console.print(Text(f"{title(model)}:"), soft_wrap=True)
     table = Table()
     table.add_column("image", overflow="fold")
@@ -279,4 +280,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    process.run_and_leave(main)
+    command.exit_fast(main)

@@ -24,7 +24,7 @@ from orchestrator.prepared import (
     read_prepared,
     write_prepared,
 )
-from trainables.redaction import redacted
+from orchestrator.redaction import redacted
 
 if TYPE_CHECKING:
     from orchestrator.layouts import Contents
@@ -110,10 +110,10 @@ def _prepare(
     kind: str, name: str, data_dir: Path, source: str | None, side_px: int | None, progress: bool
 ) -> Path:
     from orchestrator.archives import sha256_of
-    from orchestrator.download import locked
+    from orchestrator.storage.locks import exclusive_lock
 
     folder = data_dir / name
-    with locked(
+    with exclusive_lock(
         data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."
     ):
         existing = read_prepared(folder) if folder.exists() else None

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import UsageError
-from orchestrator.paths import SweepPaths
+from orchestrator.command import console_on
+from orchestrator.storage.paths import SweepPaths
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@contextlib.contextmanager
-def locked(paths: SweepPaths) -> Iterator[None]:
-    """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        lock = paths.lock.open("a+")
-    except OSError as error:
-        raise UsageError(
-            f"The storage {paths.storage} cannot be written: {error}. Choose another one with "
-            "--storage."
-        ) from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UsageError(
-                f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
-                "it, or stop that process."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def driver_of(paths: SweepPaths) -> str | None:
-    """Return which process on which host holds the sweep's lock; None when nobody does."""
-    try:
-        with paths.lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-    except FileNotFoundError:
-        pass
-    return None
 
 
 @contextlib.contextmanager
@@ -86,14 +44,6 @@ def terminal(log_path: Path | None) -> Iterator[Console]:
             for number, saved in enumerate(kept, start=1):
                 os.dup2(saved, number)
                 os.close(saved)
-
-
-def console_on(file: TextIO) -> Console:
-    """Return a console that writes to a file or terminal."""
-    from rich.console import Console
-
-    # Without a terminal nobody knows a width; rich's 80 columns would fold the tables.
-    return Console(file=file, width=None if file.isatty() else 140)
 
 
 def remove_traces(paths: SweepPaths) -> None:
@@ -141,29 +91,6 @@ def _descendants(pid: int) -> list[int]:
     for one in found:  # grows meanwhile
         found.extend(children.get(one, []))
     return found
-
-
-def run_and_leave(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end this process with the status it returns.
-
-    As `sys.exit(main())`, without taking apart what was imported, which is two seconds of work
-    where that is torch, Ray and MLflow. What is registered with `atexit` runs.
-    """
-    ended_with = None
-
-    def end() -> None:
-        if ended_with is None:  # an exception ends it, and Python says which
-            return
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except OSError:  # a full disk; Python says so, with a status of its own
-                return
-        os._exit(ended_with)
-
-    atexit.register(end)  # the first to be registered is the last to run
-    ended_with = main()
-    sys.exit(ended_with)
 
 
 def take_term_as_interrupt() -> None:

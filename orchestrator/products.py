@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.redaction import redacted
+from orchestrator.storage.paths import SweepPaths
 from trainables.data.dataset import Manifest
-from trainables.redaction import redacted
 
 REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts
 

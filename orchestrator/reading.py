@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator import durability, process
+from orchestrator import durability
 from orchestrator.errors import UsageError
 from orchestrator.ledger import Ledger, LedgerError, open_ledger
-from orchestrator.paths import SweepPaths
-from trainables.redaction import redacted
-from trainables.storage import StorageError
+from orchestrator.redaction import redacted
+from orchestrator.storage import locks
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.store import StorageError
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
         UsageError: what the storage has is damaged, and this machine has no ledger.
     """
     with contextlib.ExitStack() as stack:
-        driver = process.driver_of(paths) if paths.ledger.exists() else None
+        driver = locks.driver_of(paths) if paths.ledger.exists() else None
         ledger = _stored(paths, stack) if paths.durable and driver is None else None
         yield ledger or stack.enter_context(local_copy(paths, driver))
 

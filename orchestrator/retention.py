@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from orchestrator import durability, finals
+from orchestrator import finals
 from orchestrator.ledger import EpochRow, Ledger, Trial
-from orchestrator.paths import SweepPaths
+from orchestrator.storage import checkpoints, sweeps
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.store import Storage
 from search_spaces.space import is_better
-from trainables.storage import Storage
 
 
 def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
@@ -57,7 +58,7 @@ def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | N
         return None
     folder = paths.root / name
     if not folder.is_dir() and paths.durable:
-        return durability.local_checkpoint(paths, name)
+        return checkpoints.local_checkpoint(paths, name)
     return folder if folder.is_dir() else None
 
 
@@ -87,7 +88,7 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
     keep_option = ledger.get("options").get("keep")
     if keep_option == "all":
         return
-    storage = durability.storage_of(paths)
+    storage = sweeps.storage_of(paths)
     trials = _ended(ledger, up_to)
     best = best_signatures(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
     for trial in trials:

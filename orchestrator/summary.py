@@ -13,8 +13,8 @@ from rich.table import Table
 from orchestrator import display, mlflow_server
 from orchestrator.config import SweepConfig
 from orchestrator.errors import OrchestratorError, UsageError
-from trainables.redaction import redacted
-from trainables.storage import StorageError
+from orchestrator.redaction import redacted
+from orchestrator.storage.store import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,15 +14,17 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import continuation, durability, process
+from orchestrator import command, continuation, durability, process
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE, _say, _warn
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import (
     OrchestratorError,
     UsageError,
 )
-from orchestrator.paths import DataPlace, SweepPaths
-from trainables.redaction import redacted
-from trainables.storage import StorageError
+from orchestrator.redaction import redacted
+from orchestrator.storage import checkpoints, locks
+from orchestrator.storage.paths import DataLocation, SweepPaths
+from orchestrator.storage.store import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from orchestrator.products import Product
     from orchestrator.views import Views
     from trainables.data.dataset import Manifest
-
-COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def dry_run(config: SweepConfig) -> int:
     space = planning.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
     plan, facts = planning.make_plan(config, space, manifest, {})
-    console = process.console_on(sys.stdout)
+    console = command.console_on(sys.stdout)
     summary.print_plan(console, plan, facts)
     concurrent = config.max_concurrent or os.cpu_count() or 1
     needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
@@ -91,7 +91,7 @@ def verify(config: SweepConfig) -> int:
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     continuation.check_existence(config)
-    with process.locked(config.paths), durability.held(config.paths, say=_warn) as durable:
+    with locks.driver_lock(config.paths), durability.held(config.paths, say=_warn) as durable:
         continuation.check_existence(config)  # again: another driver may have begun it meanwhile
         if durable:
             durable.fetch()
@@ -297,7 +297,7 @@ def _start_trials(
             launch.run(
                 conductor,
                 paths=config.paths,
-                dataset=DataPlace(config.data.folder / manifest.name, config.data.address),
+                dataset=DataLocation(config.data.folder / manifest.name, config.data.address),
                 max_concurrent=config.max_concurrent,
                 gpus_per_trial=options.get("gpus_per_trial"),
                 hang_timeout_s=config.hang_timeout_s,
@@ -437,14 +437,6 @@ def _create(
     )
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _prepared(config: SweepConfig, dataset: str) -> Manifest:
     from orchestrator import preparing
     from trainables.data.dataset import DatasetError, load_manifest
@@ -468,7 +460,7 @@ def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
 
 def _checkpoint_check(paths: SweepPaths) -> Any:
     def is_whole(path: str) -> bool:
-        return durability.local_checkpoint(paths, path) is not None
+        return checkpoints.local_checkpoint(paths, path) is not None
 
     return is_whole
 
@@ -490,4 +482,4 @@ def _outcome(conductor: Conductor, interrupted: bool) -> str:
 
 
 if __name__ == "__main__":
-    process.run_and_leave(main)
+    command.exit_fast(main)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import durability, mlflow_database, mlflow_server, retention
+from orchestrator import mlflow_database, mlflow_server, retention
 from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
 from orchestrator.mlflow_server import Patient, patiently
-from orchestrator.paths import SweepPaths
-from trainables.redaction import redacted
+from orchestrator.redaction import redacted
+from orchestrator.storage import sweeps
+from orchestrator.storage.paths import SweepPaths
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -457,7 +458,7 @@ class Tracker:
 
     def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            path = durability.local_file(self.paths, attempt.log) if attempt.log else None
+            path = sweeps.local_file(self.paths, attempt.log) if attempt.log else None
             if path is not None:
                 self._client.log_artifact(run_id, str(path), "logs")
             if attempt.failure_text:

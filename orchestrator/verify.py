@@ -12,11 +12,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from orchestrator import continuation, durability, lease, process
+from orchestrator import command
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import LedgerError
-from orchestrator.paths import SweepPaths, is_sweep_name, place
 from orchestrator.reading import newest_copy
+from orchestrator.redaction import redacted
+from orchestrator.storage import lease, locks, sweeps
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths
 from orchestrator.verify_decisions import check_early_stopping, check_finals, check_suggestions
 from orchestrator.verify_facts import Facts, Result, is_open, read, trials_left
 from orchestrator.verify_ledger import (
@@ -27,7 +29,6 @@ from orchestrator.verify_ledger import (
     check_trials,
 )
 from orchestrator.verify_tracking import check_tracking
-from trainables.redaction import redacted
 
 HOLDS, BROKEN = 0, 1
 
@@ -39,7 +40,7 @@ def verify(config: SweepConfig) -> int:
         SweepNotFoundError: there is no such sweep.
     """
     paths = _paths(config)
-    console = process.console_on(sys.stdout)
+    console = command.console_on(sys.stdout)
     driver = _driver(paths)
     try:
         with newest_copy(paths) as ledger:
@@ -88,16 +89,16 @@ def check_ledger(facts: Facts) -> list[Result]:
 def _paths(config: SweepConfig) -> SweepPaths:
     for name in (config.name, config.space):  # a dot in a sweep's name is no file's ending
         if is_sweep_name(name):
-            paths = place(str(config.storage), name)
-            if durability.has_sweep(paths):
+            paths = sweep_paths(str(config.storage), name)
+            if sweeps.has_sweep(paths):
                 return paths
-    raise continuation.not_found(config)
+    raise sweeps.not_found(config)
 
 
 def _driver(paths: SweepPaths) -> str | None:
     """Return who runs a sweep: on this machine by its lock, on any other by its lease."""
-    here = process.driver_of(paths)
-    storage = durability.storage_of(paths)
+    here = locks.driver_of(paths)
+    storage = sweeps.storage_of(paths)
     return lease.holder(storage) if here is None and storage is not None else here
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator import finals
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
-from orchestrator.paths import SweepPaths
 from orchestrator.reading import local_copy
+from orchestrator.storage.paths import SweepPaths
 
 
 @dataclass(frozen=True, slots=True)

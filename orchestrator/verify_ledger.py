@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from orchestrator import durability
 from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
+from orchestrator.storage import checkpoints
+from orchestrator.storage.paths import checkpoint_path
 from orchestrator.verify_facts import (
     Breach,
     Facts,
@@ -20,7 +21,6 @@ from orchestrator.verify_facts import (
 )
 from search_spaces.space import is_better, trial_seed
 from trainables.config import TrainConfig
-from trainables.worker import checkpoint_path
 
 
 def check_trials(facts: Facts) -> Result:
@@ -234,7 +234,7 @@ def _resume_places(facts: Facts, trial: Trial) -> list[list[str | None]]:
 
 def _is_there(facts: Facts, path: str) -> bool:
     """Return whether a checkpoint is on this machine, or comes there from the sweep's storage."""
-    if facts.paths.durable and durability.local_checkpoint(facts.paths, path) is not None:
+    if facts.paths.durable and checkpoints.local_checkpoint(facts.paths, path) is not None:
         return True
     return (facts.paths.root / path).exists()
 

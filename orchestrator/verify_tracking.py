@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import ENDED, Trial
+from orchestrator.redaction import redacted
 from orchestrator.verify_facts import Breach, Facts, Result, is_open, name_of, plan_at
 from trainables.metrics import METRIC_NAMES
-from trainables.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

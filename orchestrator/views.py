@@ -13,10 +13,10 @@ import time
 from typing import TYPE_CHECKING
 
 from orchestrator import mlflow_server, retention
-from orchestrator.paths import SweepPaths
 from orchestrator.process import Interruption
+from orchestrator.redaction import redacted
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker
-from trainables.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.storage.store import open_storage
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
-from trainables.storage import open_storage
 
 MANIFEST = "manifest.json"
 _LOOK_EVERY_S = 0.2  # whether another process of this host has done its fetching

@@ -28,7 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.redaction import RedactingFormatter
+from orchestrator.redaction import RedactingFormatter
+from orchestrator.storage.checkpoints import _local
+from orchestrator.storage.paths import checkpoint_path
 
 if TYPE_CHECKING:
     import torch
@@ -79,11 +81,6 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """Rebuild a job."""
         return cls(**json.loads(text))
-
-
-def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
-    """Return where an attempt keeps an epoch's checkpoint, relative to the sweep's folder."""
-    return f"trials/{signature}/attempt_{attempt}/epoch_{epoch:04d}"
 
 
 # What Tune runs. These are here, not with the Tuner, so that a trial's process need not import the
@@ -244,18 +241,6 @@ def _resume_point(job: Job) -> Path | None:
     return _local(job, job.resume_from)
 
 
-def _local(job: Job, name: str) -> Path:
-    """Return a checkpoint's folder on this machine, fetched from the storage if it lacks it."""
-    folder = Path(job.sweep_dir) / name
-    if job.storage:
-        from trainables.storage import open_storage
-        from trainables.training import checkpoint
-
-        if checkpoint.newest_valid([folder]) is None:
-            open_storage(job.storage).get_folder(name, folder, mark=checkpoint.MANIFEST)
-    return folder
-
-
 def _judge(
     job: Job,
     config: TrainConfig,
@@ -296,7 +281,7 @@ class _Uploads:
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
-        from trainables.storage import open_storage
+        from orchestrator.storage.store import open_storage
 
         assert job.storage is not None
         self.job, self.folder, self.storage = job, folder, open_storage(job.storage)
@@ -376,8 +361,8 @@ def classify(error: BaseException) -> str:
     """Return the class of a failure that was raised: what kind of thing to do about it."""
     import torch
 
+    from orchestrator.storage.store import StorageError
     from trainables.data.dataset import DatasetError
-    from trainables.storage import StorageError
     from trainables.training.checkpoint import CheckpointError
 
     text = f"{type(error).__name__}: {error}"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, SweepNotFoundError, UsageError, unknown_name
-from orchestrator.paths import SweepPaths, is_sweep_name, place, sweep_names
 from orchestrator.reading import ledger_copy
-from trainables.storage import StorageError
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
+from orchestrator.storage.store import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
@@ -126,15 +126,15 @@ def _replace(folder: Path, files: dict[str, str]) -> None:
 
 
 def _paths(name: str, storage: str) -> SweepPaths:
-    from orchestrator import durability
+    from orchestrator.storage import sweeps
 
-    paths = place(storage, name) if is_sweep_name(name) else None
+    paths = sweep_paths(storage, name) if is_sweep_name(name) else None
     if paths is not None and paths.ledger.exists():
         return paths
-    known = place(storage, "-")
+    known = sweep_paths(storage, "-")
     names = set(sweep_names(known.storage))
     if known.durable:
-        names |= set(durability.sweeps_in(known.durable))
+        names |= set(sweeps.sweeps_in(known.durable))
     if paths is not None and name in names:
         return paths
     raise SweepNotFoundError(

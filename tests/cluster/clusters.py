@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import paths
+from orchestrator.storage import paths
 from tests.cluster.hosts import OUTSIDE, Host
 from tests.faults.stores import CREDENTIALS, Bucket
 from tests.orchestrator.sources import SAMPLES

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.paths import data_place
+from orchestrator.storage.paths import data_location
 from tests.cluster.clusters import ROOT, Cluster
 from tests.cluster.hosts import OUTSIDE
 from tests.orchestrator.sources import SAMPLES
@@ -290,7 +290,7 @@ def test_the_readmes_commands_do_what_they_say(cluster: Cluster) -> None:
     if not TINY.exists():
         pytest.skip(f"{TINY.name} is not at hand")
     said = readme_commands()
-    place = data_place(f"s3://{cluster.bucket.name}/data").folder.name
+    place = data_location(f"s3://{cluster.bucket.name}/data").folder.name
     folder = cluster.head.home / ".cache" / "sweep-orchestrator" / "data" / place
     shutil.copy(TINY, folder / "tiny-imagenet-200.zip")
 

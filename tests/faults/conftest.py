@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import sweep, table
 
 # One trial at a time, so that a broken sweep must end exactly as an unbroken one.

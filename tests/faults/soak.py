@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import verify
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.verify_facts import Result, facts_of
 from tests.faults.victims import (
     LIMIT_S,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moto.server import ThreadedMotoServer
 
-from trainables.storage import Storage, open_storage
+from orchestrator.storage.store import Storage, open_storage
 
 # moto takes any; these say that they are none.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "no-secret", "AWS_SECRET_ACCESS_KEY": "no-secret-either"}

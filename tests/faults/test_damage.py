@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from orchestrator.ledger import Ledger, LedgerError, open_ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.faults.test_bad_input import Malice
 from tests.integration.sweeps import (
     TRIAL,

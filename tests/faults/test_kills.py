@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.faults.soak import everything, finish, repeated_epochs, strike
 from tests.faults.victims import (
     ROOT,

@@ -13,7 +13,7 @@ from orchestrator import planning
 from orchestrator.conductor import Conductor
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 from trainables.data.dataset import load_manifest
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.faults.conftest import once_for_all
 from tests.integration.sweeps import (
     command,

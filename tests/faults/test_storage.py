@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from orchestrator.paths import SweepPaths, place
+from orchestrator.storage.paths import SweepPaths, sweep_paths
 from tests.faults.conftest import SMALL
 from tests.faults.proxy import Proxy, proxied
 from tests.faults.stores import CREDENTIALS, Bucket, epochs_in, new_bucket, s3_server
@@ -94,7 +94,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     options = (*SMALL, "--data-dir", digits_data_dir, "--storage", bucket.uri())
     options = (*options, "--tracking-uri", tracking)
     machine(monkeypatch, tmp_path / "one")
-    paths = place(bucket.uri(), "digits")
+    paths = sweep_paths(bucket.uri(), "digits")
     with started(tmp_path, "digits", *options) as process:
         wait_for(lambda: count_epochs(paths) >= 6, "six epochs")
         lose(process)
@@ -106,7 +106,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     resumed = sweep(tmp_path, "digits", *options, "--resume")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "Going on from the copy" in resumed.stderr
-    paths = place(bucket.uri(), "digits")
+    paths = sweep_paths(bucket.uri(), "digits")
     assert table(paths) == unbroken
     attempts = ledger_of(paths).attempts()
     # What the copy knew was not trained again from nothing.
@@ -129,7 +129,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     checked = sweep(tmp_path, "digits", *options, "--verify")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "Every planned trial has ended." in checked.stdout
-    assert not place(bucket.uri(), "digits").ledger.exists()
+    assert not sweep_paths(bucket.uri(), "digits").ledger.exists()
     logs = {name for name in names if name.endswith(".log")}
     assert {attempt.log for attempt in attempts if attempt.outcome == "complete"} <= logs
     assert "driver.json" not in names
@@ -163,7 +163,7 @@ def test_an_older_copy_put_back_converges_and_doubles_nothing(
     machine(monkeypatch, tmp_path / "two")
     resumed = sweep(tmp_path, "digits", *options, "--resume")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert table(place(bucket.uri(), "digits")) == unbroken
+    assert table(sweep_paths(bucket.uri(), "digits")) == unbroken
     assert set(metrics_in_mlflow(tracking).values()) == {1}
 
 
@@ -181,7 +181,7 @@ def test_a_storage_that_fails_for_a_while_only_delays_the_sweep(
     """Case 51: 503, no answer, and connections cut in the middle of an upload."""
     machine(monkeypatch, tmp_path / "cache")
     uri = bucket.uri(proxy.port)
-    paths = place(uri, "digits")
+    paths = sweep_paths(uri, "digits")
     options = (*SMALL, "--data-dir", digits_data_dir, "--storage", uri)
     with started(tmp_path, "digits", *options) as process:
         wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
@@ -214,7 +214,7 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
     options = ("--trials", 1, "--variants", "cnn3", "--data-dir", digits_data_dir)
     options = (*options, "--storage", bucket.uri())
     machine(monkeypatch, tmp_path / "one")
-    paths = place(bucket.uri(), "digits")
+    paths = sweep_paths(bucket.uri(), "digits")
     with started(tmp_path, "digits", *options, "--epochs", 600) as first:
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")
         machine(monkeypatch, tmp_path / "two")
@@ -226,7 +226,7 @@ def test_a_second_driver_on_another_machine_is_refused_and_a_dead_ones_lease_is_
         assert first.poll() is None
         lose(first)
     with started(tmp_path, "digits", *options, "--resume", "--epochs", 600) as third:
-        paths = place(bucket.uri(), "digits")
+        paths = sweep_paths(bucket.uri(), "digits")
         wait_for(lambda: count_epochs(paths) >= 2, "more epochs", 60)
         third.send_signal(signal.SIGINT)
         output, _ = third.communicate(timeout=40)
@@ -238,7 +238,7 @@ def test_a_driver_whose_lease_was_taken_stops_and_leaves_the_copy_alone(
 ) -> None:
     """Case 17, seen from the driver that was frozen or cut off until it was replaced."""
     machine(monkeypatch, tmp_path / "one")
-    paths, storage = place(bucket.uri(), "digits"), bucket.storage()
+    paths, storage = sweep_paths(bucket.uri(), "digits"), bucket.storage()
     options = ("--trials", 1, "--epochs", 200, "--variants", "cnn3", "--storage", bucket.uri())
     with started(tmp_path, "digits", *options, "--data-dir", digits_data_dir) as process:
         wait_for(lambda: count_epochs(paths) >= 1, "an epoch")

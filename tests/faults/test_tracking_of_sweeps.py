@@ -18,7 +18,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.integration.sweeps import (
     count_epochs,

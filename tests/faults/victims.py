@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.paths import SweepPaths
 from orchestrator.preparing import prepare
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import environment
 
 ROOT = Path(__file__).parents[2]

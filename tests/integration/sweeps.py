@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 
 LIMIT_S = 300
 

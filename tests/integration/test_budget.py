@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 
 pytestmark = pytest.mark.ray

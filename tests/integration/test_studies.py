@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import search_spaces
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 from tests.orchestrator.sources import encoded, write_tar, write_zip
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import (
     TRIAL,
     count_epochs,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import ensure_token
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import environment, ledger_of, sweep
 
 pytestmark = pytest.mark.ray

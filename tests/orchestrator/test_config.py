@@ -19,7 +19,7 @@ from orchestrator.errors import (
     UsageError,
     unknown_name,
 )
-from orchestrator.paths import SweepPaths, is_sweep_name, sweep_names
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names
 
 # The command line's contract: a change here is a change for every user.
 FLAGS = (

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import durability, lease, paths
-from orchestrator.durability import LEDGER, Durable, held
+from orchestrator import durability
+from orchestrator.durability import Durable, held
 from orchestrator.errors import UsageError
 from orchestrator.ledger import Ledger, open_ledger
-from orchestrator.paths import SweepPaths, place
+from orchestrator.storage import lease, paths
+from orchestrator.storage.paths import SweepPaths, sweep_paths
+from orchestrator.storage.store import open_storage
+from orchestrator.storage.sweeps import LEDGER, storage_of
 from tests.orchestrator import sweeps
-from trainables.storage import open_storage
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def on(name: str) -> SweepPaths:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        found = place((tmp_path / "storage").as_uri(), "test")
+        found = sweep_paths((tmp_path / "storage").as_uri(), "test")
         found.root.mkdir(parents=True, exist_ok=True)
         return found
 
@@ -54,7 +56,7 @@ def add(ledger: Ledger, number: int) -> None:
 def copied(where: SweepPaths, folder: Path) -> list[str]:
     """The signatures in the copy."""
     file = folder / "copy.sqlite"
-    storage = durability.storage_of(where)
+    storage = storage_of(where)
     assert storage is not None
     file.write_bytes(storage.get(LEDGER) or b"")
     with closing(open_ledger(file, read_only=True)) as ledger:
@@ -100,7 +102,7 @@ def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) 
 
 
 def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
-    where = place(str(tmp_path / "results"), "test")
+    where = sweep_paths(str(tmp_path / "results"), "test")
     assert where == SweepPaths(tmp_path / "results", "test")
     with held(where, print) as durable:
         assert durable is None
@@ -137,7 +139,7 @@ def test_a_ledger_that_knows_more_than_its_copy_stays(machine, tmp_path: Path) -
     lines: list[str] = []
     where = machine("one")
     run_on(where, range(1), lines)
-    storage = durability.storage_of(where)
+    storage = storage_of(where)
     assert storage is not None
     older = storage.get(LEDGER) or b""
     run_on(where, range(1, 3), lines)
@@ -167,7 +169,7 @@ def test_a_damaged_copy_is_refused_and_the_way_out_named(machine, damage: str) -
     """Case 3: torn, flipped, or no copy of ours at all."""
     where = machine("one")
     run_on(where, range(2), [])
-    storage = durability.storage_of(where)
+    storage = storage_of(where)
     assert storage is not None
     whole = storage.get(LEDGER) or b""
     flipped = bytearray(whole)
@@ -201,7 +203,7 @@ def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> Non
             assert not durable.flush(lambda: 5)
             assert durable.lost
             assert durable.storage.get(LEDGER) == b"theirs"
-    assert durability.storage_of(where).get(LEDGER) == b"theirs"
+    assert storage_of(where).get(LEDGER) == b"theirs"
 
 
 def test_a_full_storage_costs_a_warning_and_the_copy_follows_when_there_is_space(
@@ -267,8 +269,11 @@ def test_one_store_has_one_working_folder_whoever_opens_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first, second = place("s3://me:first@bucket/x", "n"), place("s3://you:second@bucket/x", "n")
+    first, second = (
+        sweep_paths("s3://me:first@bucket/x", "n"),
+        sweep_paths("s3://you:second@bucket/x", "n"),
+    )
     assert first.storage == second.storage
     assert first.storage.parent == tmp_path / "sweep-orchestrator"
-    assert place("s3://bucket/y", "n").storage != first.storage
+    assert sweep_paths("s3://bucket/y", "n").storage != first.storage
     assert isinstance(Durable, type)

@@ -14,7 +14,7 @@ from orchestrator.failures import (
     fingerprint,
 )
 from orchestrator.ledger import Attempt
-from trainables.redaction import redacted
+from orchestrator.redaction import redacted
 
 # What Ray 2.60 said of an actor that was killed with SIGKILL, word by word.
 SIGKILLED = (

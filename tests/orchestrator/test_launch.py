@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from orchestrator import launch
-from orchestrator.paths import DataPlace
+from orchestrator.storage.paths import DataLocation
 from orchestrator.watchdog import Watchdog
 
 
@@ -30,7 +30,7 @@ def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> launch.
         conductor,  # type: ignore[arg-type]
         None,
         tmp_path,
-        DataPlace(tmp_path),
+        DataLocation(tmp_path),
         None,
         Watchdog(600, by_step=by_step),
         False,

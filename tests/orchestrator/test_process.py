@@ -51,7 +51,7 @@ def test_the_third_signal_ends_the_driver_and_all_that_it_started():
 
 COMMAND = """
 import atexit, sys
-from orchestrator.process import run_and_leave
+from orchestrator.command import exit_fast
 
 class Kept:
     def __del__(self):
@@ -64,7 +64,7 @@ def main():
     atexit.register(print, ", the end")
     {end}
 
-run_and_leave(main)
+exit_fast(main)
 """
 
 
@@ -89,7 +89,7 @@ def test_a_command_leaves_with_its_status_all_it_printed_and_no_teardown(
 
 
 def test_a_command_whose_output_could_not_be_written_does_not_end_well():
-    script = "from orchestrator.process import run_and_leave; run_and_leave(lambda: print(1) or 0)"
+    script = "from orchestrator.command import exit_fast; exit_fast(lambda: print(1) or 0)"
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, "-c", script], stdout=full, env=env, check=False)
@@ -97,6 +97,6 @@ def test_a_command_whose_output_could_not_be_written_does_not_end_well():
 
 
 def test_a_command_without_an_output_leaves_with_its_status():
-    script = "from orchestrator.process import run_and_leave; run_and_leave(lambda: 3)"
+    script = "from orchestrator.command import exit_fast; exit_fast(lambda: 3)"
     shell = ["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
     assert subprocess.run(shell, check=False).returncode == 3

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from orchestrator import durability, lease, report
+from orchestrator import durability, report
 from orchestrator.ledger import Ledger
-from orchestrator.paths import place
 from orchestrator.report import main, write_report
 from orchestrator.report.blocks import Column, Section, Table, text, to_csv, to_markdown
+from orchestrator.storage import lease
+from orchestrator.storage.paths import sweep_paths
 from tests.orchestrator import sweeps
 from tests.orchestrator.report_ledger import build
 
@@ -172,7 +173,7 @@ def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
     address = (tmp_path / "storage").as_uri()
-    paths = place(address, "demo")
+    paths = sweep_paths(address, "demo")
     paths.root.mkdir(parents=True)
     with durability.held(paths, lambda line: None) as durable:
         assert durable is not None

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator import retention
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 

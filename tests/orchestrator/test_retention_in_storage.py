@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import durability, retention
+from orchestrator import retention
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths, place
+from orchestrator.storage import checkpoints, sweeps
+from orchestrator.storage.paths import SweepPaths, sweep_paths
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepPaths:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return place((tmp_path / "storage").as_uri(), "s")
+    return sweep_paths((tmp_path / "storage").as_uri(), "s")
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def begin(ledger: Ledger, key: str, number: int) -> None:
 
 def add_epoch(ledger: Ledger, paths: SweepPaths, key: str, epoch: int, value: float) -> None:
     name = f"trials/{key}/attempt_1/epoch_{epoch:04d}"
-    storage = durability.storage_of(paths)
+    storage = sweeps.storage_of(paths)
     assert storage is not None
     storage.put(f"{name}/manifest.json", b"{}")
     ledger.record_epoch(key, 1, epoch, metrics(val_top1=value), name)
@@ -44,7 +45,7 @@ def end(ledger: Ledger, key: str, best: tuple[int, float], status: str = "comple
 
 
 def stored(paths: SweepPaths) -> list[str]:
-    storage = durability.storage_of(paths)
+    storage = sweeps.storage_of(paths)
     assert storage is not None
     names = storage.files("trials", recursive=True)
     return [
@@ -99,7 +100,7 @@ def test_the_best_weights_are_fetched_where_this_machine_lacks_them(
     begin(ledger, "a", 0)
     made = tmp_path / "made"
     checkpoint.save(made, weights={"model": {"w": torch.ones(3)}}, optimizer={}, state={})
-    storage, name = durability.storage_of(paths), "trials/a/attempt_1/epoch_0000"
+    storage, name = sweeps.storage_of(paths), "trials/a/attempt_1/epoch_0000"
     assert storage is not None
     storage.put_folder(made, name, last="manifest.json")
     ledger.record_epoch("a", 1, 0, metrics(), name)
@@ -107,10 +108,10 @@ def test_the_best_weights_are_fetched_where_this_machine_lacks_them(
     found = retention.best_weights(ledger, paths, ledger.trial("a"))
     assert found == paths.root / name / "model.safetensors"
     assert found.read_bytes() == (made / "model.safetensors").read_bytes()
-    assert durability.local_checkpoint(paths, name) == paths.root / name
+    assert checkpoints.local_checkpoint(paths, name) == paths.root / name
     # A damaged one here is replaced; one that is damaged there is none.
     found.write_bytes(b"torn")
-    assert durability.local_checkpoint(paths, name) == paths.root / name
+    assert checkpoints.local_checkpoint(paths, name) == paths.root / name
     found.write_bytes(b"torn")
     storage.put(f"{name}/state.json", json.dumps({"flipped": 1}).encode())
-    assert durability.local_checkpoint(paths, name) is None
+    assert checkpoints.local_checkpoint(paths, name) is None

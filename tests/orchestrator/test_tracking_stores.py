@@ -16,7 +16,7 @@ import pytest
 from orchestrator import mlflow_database
 from orchestrator.ledger import open_ledger
 from orchestrator.mlflow_database import relocate
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from tests.orchestrator.test_tracking import storage  # noqa: F401 (a fixture: one quick store)
 from tests.orchestrator.tracked import Sweep, assert_all_there_once, story

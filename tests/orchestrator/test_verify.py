@@ -16,10 +16,11 @@ import optuna
 import pytest
 import torch
 
-from orchestrator import process, sweep
+from orchestrator import sweep
 from orchestrator.conductor import Conductor
 from orchestrator.ledger import Stage, open_ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage import locks
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from orchestrator.verify_decisions import check_early_stopping, check_suggestions
 from orchestrator.verify_facts import facts_of
@@ -246,7 +247,7 @@ def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Ve
     assert status == 1
     assert f"A: {name} ({key}): attempt 1 is open, but no driver runs." in said
     assert "Its driver died; --resume" in said
-    with process.locked(paths):
+    with locks.driver_lock(paths):
         status, said = verify()
     # A driver that runs may have attempts open; but MLflow knows more than its ledger here.
     assert "attempt 1 is open" not in said

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths
 from orchestrator.plan import Plan
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from orchestrator.ledger import Ledger
-from orchestrator.paths import SweepPaths
+from orchestrator.storage.paths import SweepPaths
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.trainables.digits_trials import digits_config
 from trainables.config import TrainConfig

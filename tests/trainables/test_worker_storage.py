@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.storage import store
+from orchestrator.storage.store import StorageError, open_storage
 from tests.trainables.test_worker_train import job
-from trainables import storage, worker
-from trainables.storage import StorageError, open_storage
+from trainables import worker
 from trainables.training import checkpoint
 
 
@@ -66,7 +67,7 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
 def test_an_epoch_that_cannot_be_stored_is_not_reported_and_is_the_disks_failure(
     digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "KEEP_TRYING_S", 0.1)
+    monkeypatch.setattr(store, "KEEP_TRYING_S", 0.1)
     (tmp_path / "storage").write_text("no folder")
     made = job(digits_dir, tmp_path / "one", storage=(tmp_path / "storage").as_uri())
     reports: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, UsageError
-from trainables.storage import Storage, StorageError
+from orchestrator.storage.store import Storage, StorageError
 
 LEASE = "driver.json"
 RENEW_S = 5.0  # between two renewals

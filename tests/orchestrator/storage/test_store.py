@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.storage import store as storage_store
+from orchestrator.storage.store import Storage, StorageError, open_storage
 from tests.faults.proxy import proxied
 from tests.faults.stores import CREDENTIALS, new_bucket, s3_server
-from trainables import storage
-from trainables.storage import Storage, StorageError, open_storage
 from trainables.worker import classify
 
 
@@ -38,8 +38,8 @@ def place(store: Storage, request: pytest.FixtureRequest) -> Storage:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries that are over soon."""
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(storage, "KEEP_TRYING_S", 0.2)
+    monkeypatch.setattr(storage_store, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(storage_store, "KEEP_TRYING_S", 0.2)
 
 
 def test_bytes_and_files_come_back_as_they_were(place: Storage, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_slow_upload_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.M
         time.sleep(0.5)
         put(name, *arguments)
 
-    monkeypatch.setattr(storage, "ALIVE_EVERY_S", 0.1)
+    monkeypatch.setattr(storage_store, "ALIVE_EVERY_S", 0.1)
     monkeypatch.setattr(type(place), "put", lambda self, *arguments: slowly(*arguments))
     signs: list[float] = []
     place.put_folder(
@@ -170,7 +170,7 @@ def test_a_call_that_never_ends_is_given_up(
     hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(storage, "TRY_S", 0.1)
+    monkeypatch.setattr(storage_store, "TRY_S", 0.1)
     monkeypatch.setattr(Storage, "_write", lambda *_: released.wait(20))
     began_s = time.monotonic()
     with pytest.raises(StorageError, match="no end after 0 s"):
@@ -221,7 +221,7 @@ def test_the_endpoint_comes_from_the_environment_and_travels_in_the_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    storage.open_storage.cache_clear()
+    storage_store.open_storage.cache_clear()
     place = open_storage("s3://bucket/from-the-environment")
     assert place.uri.endswith("?endpoint_override=127.0.0.1%3A9&scheme=http")
     monkeypatch.delenv("AWS_ENDPOINT_URL")

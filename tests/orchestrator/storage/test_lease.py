@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease
 from orchestrator.errors import UsageError
-from orchestrator.lease import LEASE, Lease, LeaseLostError, take
-from trainables.storage import Storage, open_storage
+from orchestrator.storage import lease
+from orchestrator.storage.lease import LEASE, Lease, LeaseLostError, take
+from orchestrator.storage.store import Storage, open_storage
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,8 @@ def test_a_lease_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(
     storage: Storage,
 ) -> None:
     code = (
-        "import sys; from orchestrator import lease; from trainables.storage import open_storage;"
+        "import sys; from orchestrator.storage import lease;"
+        "from orchestrator.storage.store import open_storage;"
         "open_storage(sys.argv[1]).put(lease.LEASE, lease._own('gone'))"
     )
     subprocess.run([sys.executable, "-c", code, storage.uri], check=True)

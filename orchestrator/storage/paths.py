@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.redaction import redacted
-from trainables.storage import is_uri
+from orchestrator.redaction import redacted
+from orchestrator.storage.store import is_uri
 
 # As Linux calls them in /proc/self/mountinfo; "fuse." is one of sshfs, s3fs, glusterfs and others.
 _NETWORK_FILE_SYSTEMS = re.compile(
@@ -66,7 +66,7 @@ class SweepPaths:
         return self.root / "trials" / signature
 
 
-def place(storage: str, name: str) -> SweepPaths:
+def sweep_paths(storage: str, name: str) -> SweepPaths:
     """Return a sweep's paths in a storage, which is a path or an address."""
     address = _address(storage)
     if address is None:
@@ -82,19 +82,19 @@ def _cache() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class DataPlace:
+class DataLocation:
     """The folder of each host with prepared datasets, and the address they come from, or None."""
 
     folder: Path
     address: str | None = None
 
 
-def data_place(data_dir: Path | str) -> DataPlace:
+def data_location(data_dir: Path | str) -> DataLocation:
     """Return where datasets lie: a folder, or an address (a text) with a copy in each cache."""
     if isinstance(data_dir, Path):
-        return DataPlace(data_dir)
+        return DataLocation(data_dir)
     key = hashlib.sha256(redacted(data_dir).encode()).hexdigest()[:12]
-    return DataPlace(_cache() / "data" / key, data_dir)
+    return DataLocation(_cache() / "data" / key, data_dir)
 
 
 def is_sweep_name(name: str) -> bool:
@@ -132,3 +132,18 @@ def _is_on_network(path: Path, mounts: str) -> bool:
         if len(point.parts) >= best and path.is_relative_to(point):
             best, kind = len(point.parts), right.split()[0]
     return re.fullmatch(_NETWORK_FILE_SYSTEMS, kind) is not None
+
+
+def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
+    """Return where an attempt keeps an epoch's checkpoint, relative to the sweep's folder."""
+    return f"trials/{signature}/attempt_{attempt}/epoch_{epoch:04d}"
+
+
+def default_data_dir() -> Path | str:
+    """Return where prepared datasets lie unless a command says so: `SWEEP_DATA_DIR`, or `data`."""
+    return path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data")
+
+
+def path_or_address(text: str) -> Path | str:
+    """Return a text that is an address as it is, any other as a path."""
+    return text if is_uri(text) else Path(text)

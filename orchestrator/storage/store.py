@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainables.redaction import redacted
+from orchestrator.redaction import redacted
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
