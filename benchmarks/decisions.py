@@ -67,8 +67,8 @@ def _looking_s(conductor: Any) -> float:
     """Return what each second of a sweep takes the driver for those who only look at the ledger."""
     from rich.console import Console
 
-    from orchestrator import retention
     from orchestrator.display import Display
+    from orchestrator.ledger import retention
     from orchestrator.storage.paths import SweepPaths
 
     ledger, clean = conductor.ledger, set[str]()

@@ -35,7 +35,7 @@ SPACE = SearchSpace(
 
 
 def ours(full: bool) -> Measure:
-    from orchestrator.ledger import open_ledger
+    from orchestrator.ledger.ledger import open_ledger
     from orchestrator.storage.paths import SweepPaths
 
     trials = 200

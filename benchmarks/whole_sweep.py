@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import documented, images
 from benchmarks.harness import Benchmark, Measure, scratch
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from orchestrator.storage.paths import SweepPaths
 
 SPACE = """

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import finals, retention, trained_model
+from orchestrator import trained_model
 from orchestrator.errors import UsageError
-from orchestrator.ledger import Ledger, Trial
+from orchestrator.ledger import retention
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import Trial
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
-
-
-def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best trial by the validation part, None where none ended well.
-
-    A variant's final trials stand for it where there are any; the test part has no say in it.
-
-    Args:
-        trials: of a sweep, or of one variant.
-        mode: "max" or "min": which values of the metric are good.
-    """
-    sign = -1 if mode == "max" else 1
-    values = finals.values(trials)
-    candidates: list[Trial] = []
-    for variant in {trial.variant for trial in trials}:
-        own = [t for t in trials if t.variant == variant and t.signature in values]
-        # Those of a configuration that a longer search has beaten stand for nothing any more.
-        again = [t for t in finals.current(own, variant, mode) if t.status == "complete"]
-        candidates += again or [t for t in own if t.stage == "search"]
-
-    def rank(trial: Trial) -> tuple[bool, float, int]:
-        """One that was stopped early only where nothing else is; of equal ones the earlier."""
-        return trial.status != "complete", sign * values[trial.signature], trial.planned_seq
-
-    usable = [trial for trial in candidates if trial.status in ("complete", "stopped")]
-    return min(usable, key=rank, default=None)
 
 
 def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest) -> TrainedModel:

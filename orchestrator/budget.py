@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import forecast
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import Plan
 
 if TYPE_CHECKING:

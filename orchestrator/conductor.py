@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import failures, finals
-from orchestrator.ledger import ENDED, Attempt, Ledger, Trial, TrialStatus
+from orchestrator import failures
+from orchestrator.ledger import ranking
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import ENDED, Attempt, Trial, TrialStatus
 from orchestrator.plan import Plan
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.study import is_stopped, new_study
-from search_spaces.space import is_better
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
@@ -283,7 +285,7 @@ class Conductor:
             if not is_all_planned or any(self._variant(one) == variant for one in unended):
                 return None
             own = [trial for trial in self.ledger.trials("search") if trial.variant == variant]
-            self._winners[variant] = finals.best_of(own, self.plan.space.mode)
+            self._winners[variant] = ranking.best_of(own, self.plan.space.mode)
         return self._winners[variant]
 
     def _missing_final(self, origin: Trial) -> TrainConfig | None:

@@ -13,7 +13,7 @@ from orchestrator.storage import sweeps
 from orchestrator.storage.sweeps import not_found
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
 

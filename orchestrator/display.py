@@ -13,10 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import finals, forecast
-from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
+from orchestrator import forecast
+from orchestrator.ledger import ranking
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.plan import Plan
-from search_spaces.space import is_better
 
 # Without a terminal a line is said every so often, more seldom the longer it takes.
 _PLAIN_EVERY_S = 15.0
@@ -179,7 +181,7 @@ def final_table(
     for name in ("variant", "seeds", "test top-1", "test top-5", "loss", "calibration error"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in plan.variants:
-        own = finals.current(trials, variant, plan.space.mode)
+        own = ranking.final_trials_of(trials, variant, plan.space.mode)
         judged = [evaluations[trial.signature] for trial in own if trial.signature in evaluations]
         if judged:
             table.add_row(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.ledger import Attempt
+from orchestrator.ledger.records import Attempt
 
 FailureClass = Literal[
     "out_of_memory", "diverged", "data", "disk", "node", "preempted", "killed", "hung", "bug"

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from orchestrator.ledger import ENDED, EpochRow, Trial
+from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import Plan
 
 

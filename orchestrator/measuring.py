@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import SweepConfig
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
     from trainables.training.probe import TrainingTime

@@ -28,7 +28,7 @@ from orchestrator.trained_model import TrainedModel
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.storage.paths import SweepPaths
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
@@ -50,8 +50,9 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
         FileExistsError: the target is there already.
     """
     from orchestrator import best_model
+    from orchestrator.ledger import ranking
 
-    trial = best_model.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    trial = ranking.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
     if trial is not None:
         export_model(best_model.model_of(ledger, paths, trial, manifest), target)
     return trial is not None

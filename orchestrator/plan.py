@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import finals
-from orchestrator.ledger import Stage, Trial
+from orchestrator.ledger import ranking
+from orchestrator.ledger.records import Stage, Trial
 from search_spaces.space import SearchSpace, trial_seed
 from trainables.config import TrainConfig
 
@@ -76,7 +76,7 @@ class Plan:
 
     def is_judged(self, trial: Trial) -> bool:
         """Return whether a trial is judged by the test part when it is complete."""
-        return finals.is_judged(
+        return ranking.is_judged(
             trial.stage,
             trial.number,
             num_params=len(self.space.params_for(trial.variant)),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import best_model, command, trained_model
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
-from orchestrator.reading import ledger_copy
+from orchestrator.ledger import ranking
+from orchestrator.ledger.snapshot import ledger_copy
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
@@ -30,7 +31,7 @@ from orchestrator.trained_model import Answer, TrainedModel
 from trainables.config import TrainConfig
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from trainables.data.dataset import Manifest
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
@@ -144,7 +145,7 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
         if config.variant not in variants:
             raise UsageError(unknown_name("variant of this sweep", config.variant, variants))
         trials = [trial for trial in trials if trial.variant == config.variant]
-    trial = best_model.best_trial(trials, ledger.get("plan")["space"]["mode"])
+    trial = ranking.best_trial(trials, ledger.get("plan")["space"]["mode"])
     if trial is None:
         raise UsageError(
             f"The sweep {paths.name!r} has no trial that ended well"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from trainables.data.dataset import Manifest
@@ -60,7 +60,7 @@ def make(
 
 
 def _best(ledger: Ledger) -> str:
-    from orchestrator.best_model import best_trial
+    from orchestrator.ledger.ranking import best_trial
 
     trial = best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
     return "" if trial is None else f"{trial.signature} epoch {trial.best_epoch}"

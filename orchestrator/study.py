@@ -20,8 +20,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.ledger import EpochRow, Trial
-from search_spaces.space import is_better, trial_seed
+from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import EpochRow, Trial
+from search_spaces.space import trial_seed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

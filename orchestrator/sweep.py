@@ -14,13 +14,14 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import command, continuation, durability, process
+from orchestrator import command, continuation, process
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE, _say, _warn
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import (
     OrchestratorError,
     UsageError,
 )
+from orchestrator.ledger import backup
 from orchestrator.redaction import redacted
 from orchestrator.storage import checkpoints, locks
 from orchestrator.storage.paths import DataLocation, SweepPaths
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from orchestrator.cluster import Cluster
     from orchestrator.conductor import Conductor
-    from orchestrator.durability import Durable
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.backup import LedgerBackup
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan import Plan
     from orchestrator.planning import VariantFacts
     from orchestrator.products import Product
@@ -91,7 +92,7 @@ def verify(config: SweepConfig) -> int:
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     continuation.check_existence(config)
-    with locks.driver_lock(config.paths), durability.held(config.paths, say=_warn) as durable:
+    with locks.driver_lock(config.paths), backup.open_backup(config.paths, say=_warn) as durable:
         continuation.check_existence(config)  # again: another driver may have begun it meanwhile
         if durable:
             durable.fetch()
@@ -168,11 +169,11 @@ def _run(
     plan: Plan,
     facts: dict[str, VariantFacts],
     manifest: Manifest,
-    durable: Durable | None,
+    durable: LedgerBackup | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import cluster, measuring, summary
-    from orchestrator.ledger import LedgerError
+    from orchestrator.ledger.ledger import LedgerError
     from orchestrator.tracking import Tracker
     from orchestrator.views import Views
 
@@ -317,7 +318,7 @@ def _watch(
     conductor: Conductor,
     views: Views,
     runner: threading.Thread,
-    durable: Durable | None,
+    durable: LedgerBackup | None,
     interrupted: threading.Event,
 ) -> None:
     """Show how the trials are doing until they are over or the user has had enough."""
@@ -355,7 +356,7 @@ def _finish(
     console: Console,
     config: SweepConfig,
     views: Views,
-    durable: Durable | None,
+    durable: LedgerBackup | None,
     outcome: str,
     interruption: process.Interruption,
 ) -> str:
@@ -395,7 +396,7 @@ def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
-    from orchestrator.ledger import LedgerError, open_ledger
+    from orchestrator.ledger.ledger import LedgerError, open_ledger
 
     if not config.paths.ledger.exists():
         return None, {}
@@ -412,7 +413,7 @@ def _create(
     import uuid
 
     from orchestrator import planning, versions
-    from orchestrator.ledger import create_ledger
+    from orchestrator.ledger.ledger import create_ledger
 
     return create_ledger(
         config.paths.ledger,

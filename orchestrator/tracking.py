@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import mlflow_database, mlflow_server, retention
-from orchestrator.ledger import ENDED, Attempt, Ledger, Trial
+from orchestrator import mlflow_database, mlflow_server
+from orchestrator.ledger import ranking, retention
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.mlflow_server import Patient, patiently
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
@@ -470,9 +472,7 @@ class Tracker:
         """Put the weights of the best trials of each variant into MLflow, and take others out."""
         plan = self.ledger.get("plan")
         trials = self._told(self.ledger.trials())
-        best = retention.best_signatures(
-            trials, retention.num_best(self.ledger), plan["space"]["mode"]
-        )
+        best = ranking.top_k(trials, retention.num_best(self.ledger), plan["space"]["mode"])
         for trial in trials:
             key = trial.signature
             wanted = f"epoch {trial.best_epoch}" if key in best else _NONE

@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import chain, combinations, islice
 from typing import Any
 
-from orchestrator import finals
-from orchestrator.ledger import EpochRow, Trial
+from orchestrator.ledger import ranking
+from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.study import Study, is_rung, is_stopped, optuna_version, read_params
 from orchestrator.verify_facts import Breach, Facts, Result, is_judged, name_of, plan_at
 
@@ -132,7 +132,7 @@ def check_finals(facts: Facts) -> Result:
             and other.ended_seq is not None
             and other.ended_seq <= trial.seen_seq
         ]
-        best = finals.best_of(ended, mode)
+        best = ranking.best_of(ended, mode)
         if best is None or best.signature != trial.origin:
             was = "none" if best is None else name_of(best)
             text = f"it trains {trial.origin} again; the best of its time was {was}."

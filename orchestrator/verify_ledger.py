@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from orchestrator.ledger import ENDED, Attempt, EpochRow, Trial
+from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.verify_facts import (
@@ -19,7 +20,7 @@ from orchestrator.verify_facts import (
     name_of,
     plan_at,
 )
-from search_spaces.space import is_better, trial_seed
+from search_spaces.space import trial_seed
 from trainables.config import TrainConfig
 
 
@@ -185,13 +186,13 @@ def check_evaluations(facts: Facts) -> Result:
 
 def check_checkpoints(facts: Facts) -> Result:
     """D: what a trial would go on from, and the best weights, are there and undamaged."""
-    from orchestrator import retention
+    from orchestrator.ledger import ranking, retention
 
     keep = retention.num_best(facts.ledger)
     mode = facts.plan["space"]["mode"]
-    best = retention.best_signatures(facts.trials, keep, mode)
+    best = ranking.top_k(facts.trials, keep, mode)
     # Those that a later command wants beside the first ones may have been deleted before.
-    sure = retention.best_signatures(facts.trials, min(keep, facts.ledger.get("keep_best")), mode)
+    sure = ranking.top_k(facts.trials, min(keep, facts.ledger.get("keep_best")), mode)
     found: list[Breach] = []
     checked = 0
     for trial in facts.trials:

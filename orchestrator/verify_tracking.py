@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger import ENDED, Trial
+from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
 from orchestrator.verify_facts import Breach, Facts, Result, is_open, name_of, plan_at
 from trainables.metrics import METRIC_NAMES

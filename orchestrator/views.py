@@ -12,7 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from orchestrator import mlflow_server, retention
+from orchestrator import mlflow_server
+from orchestrator.ledger import retention
 from orchestrator.process import Interruption
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths

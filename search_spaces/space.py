@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -265,10 +264,3 @@ def trial_seed(sweep_seed: int, variant: str, number: int) -> int:
     """Return a trial's own seed, 0 to 2**31 - 1, a function of sweep seed, variant and number."""
     digest = hashlib.sha256(f"{sweep_seed}/{variant}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def is_better(value: float, other: float, mode: str) -> bool:
-    """Return whether a metric's value beats another; NaN never does."""
-    if math.isnan(value):
-        return False
-    return math.isnan(other) or (value > other if mode == "max" else value < other)

@@ -31,7 +31,7 @@ DOORS = {
         *("orchestrator/mlflow_model.py", "orchestrator/mlflow_database.py"),
     },
     # Where MLflow's own database keeps artifacts: MLflow has no command for that.
-    "sqlite3": {"orchestrator/ledger.py", "orchestrator/mlflow_database.py"},
+    "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/mlflow_database.py"},
 }
 MAY_PRINT = {
     *("orchestrator/sweep.py", "orchestrator/data.py", "orchestrator/progress.py"),
@@ -39,7 +39,7 @@ MAY_PRINT = {
     "orchestrator/predict.py",
     "orchestrator/spot.py",
     "orchestrator/report/__init__.py",
-    "orchestrator/reading.py",  # says on stderr that a storage cannot be reached
+    "orchestrator/ledger/snapshot.py",  # says on stderr that a storage cannot be reached
     "orchestrator/download.py",  # says on stderr for whom it waits
     "orchestrator/preparing.py",  # says on stderr that a dataset is on its way
 }
@@ -212,7 +212,7 @@ def test_importing_the_planning_side_changes_no_global_setting() -> None:
         "import logging, os, sys, warnings\n"
         "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
         "import orchestrator.conductor, orchestrator.tracking, orchestrator.display\n"
-        "import orchestrator.retention, search_spaces.digits, orchestrator.sweep\n"
+        "import orchestrator.ledger.retention, search_spaces.digits, orchestrator.sweep\n"
         "import orchestrator.data\n"
         "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
         "import optuna\n"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.best_model import best_trial
-from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, open_ledger
+from orchestrator.ledger.ranking import best_trial
 from orchestrator.report import write_report
 
 LEDGERS = Path(__file__).parent / "golden" / "ledgers"

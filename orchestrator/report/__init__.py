@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, SweepNotFoundError, UsageError, unknown_name
-from orchestrator.reading import ledger_copy
+from orchestrator.ledger.snapshot import ledger_copy
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
 from orchestrator.storage.store import StorageError
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.report.blocks import Section
     from orchestrator.report.facts import Facts
 

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from orchestrator import failures
-from orchestrator.ledger import Attempt
+from orchestrator.ledger.records import Attempt
 from orchestrator.report.blocks import Block, Column, Section, Table, text
 from orchestrator.report.facts import Facts, Record
 from orchestrator.report.plots import figure

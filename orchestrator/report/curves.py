@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.ledger import ENDED, TrialStatus
+from orchestrator.ledger.records import ENDED, TrialStatus
 from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
 from orchestrator.report.facts import Facts, Record, is_fraction
 from orchestrator.report.plots import colours, faint, figure

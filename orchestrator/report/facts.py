@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import finals
-from orchestrator.ledger import ENDED, Attempt, EpochRow, Ledger, Trial
+from orchestrator.ledger import ranking
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
-from search_spaces.space import is_better
 from trainables.metrics import METRIC_NAMES
 
 # Whole official datasets: classes, training and test images.
@@ -125,7 +126,9 @@ class Facts:
         The final ones of the best configuration; of a variant with nothing to search its search
         trials are.
         """
-        current = finals.current([record.trial for record in self.records], variant, self.mode)
+        current = ranking.final_trials_of(
+            [record.trial for record in self.records], variant, self.mode
+        )
         signatures = {trial.signature for trial in current}
         return [
             record

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.ledger import ENDED
+from orchestrator.ledger.records import ENDED
 from orchestrator.report.blocks import Block, Column, Matrix, Section, Table, text
 from orchestrator.report.facts import Facts, Record, ended, figures_of
 from orchestrator.report.statistics import Difference, holm, welch

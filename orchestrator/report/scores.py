@@ -6,7 +6,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.ledger import TrialStatus
+from orchestrator.ledger.records import TrialStatus
 from orchestrator.report.blocks import Block, Column, Kind, Section, Table, text
 from orchestrator.report.facts import (
     Facts,

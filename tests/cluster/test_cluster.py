@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage.paths import data_location
 from tests.cluster.clusters import ROOT, Cluster
 from tests.cluster.hosts import OUTSIDE

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from orchestrator.storage.paths import SweepPaths
 from tests.faults.conftest import SMALL
 from tests.integration.sweeps import (

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from orchestrator import planning
 from orchestrator.conductor import Conductor
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 from trainables.data.dataset import load_manifest

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage.paths import SweepPaths
 
 LIMIT_S = 300

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from orchestrator import mlflow_model, predict
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 
 # MLflow warns of its own type hints when it is imported.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.conductor import Conductor, Start
-from orchestrator.ledger import ENDED, Ledger
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import ENDED
 from orchestrator.plan import Plan
 from orchestrator.study import is_stopped
 from search_spaces.space import trial_seed

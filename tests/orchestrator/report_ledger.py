@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as scores
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import Plan
 from tests.orchestrator import sweeps
 from trainables.metrics import METRIC_NAMES

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from orchestrator.report.blocks import Block, Figure, Section, Table, Tabs, Text
 from orchestrator.report.facts import Facts, read_facts
 

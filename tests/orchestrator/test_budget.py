@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.budget import Budget, allowance
 from orchestrator.conductor import Conductor
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import Plan
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_forecast import OPERATIONS, train

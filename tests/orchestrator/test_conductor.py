@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.conductor import Conductor, Start
-from orchestrator.ledger import ENDED, Ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, open_ledger
+from orchestrator.ledger.records import ENDED
 from orchestrator.plan import Plan
 from tests.orchestrator.played_sweeps import (
     Killed,

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.display import Display, clock, failures, leaderboard
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import Plan
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 

@@ -13,7 +13,7 @@ from orchestrator.failures import (
     decide,
     fingerprint,
 )
-from orchestrator.ledger import Attempt
+from orchestrator.ledger.records import Attempt
 from orchestrator.redaction import redacted
 
 # What Ray 2.60 said of an actor that was killed with SIGKILL, word by word.

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import finals
-from orchestrator.best_model import best_trial
 from orchestrator.conductor import Conductor, Start
-from orchestrator.ledger import Ledger, Trial
+from orchestrator.ledger import ranking
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ranking import best_trial, top_k
+from orchestrator.ledger.records import Trial
 from orchestrator.plan import Plan
-from orchestrator.retention import best_signatures
 from search_spaces.space import trial_seed
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_conductor import Killed, die_at, failed, play, quick, table
@@ -40,7 +40,7 @@ def test_the_best_of_each_variant_is_trained_again_with_seeds_of_its_own(tmp_pat
     started = play(Conductor(ledger, of))
     assert len(started) == of.num_trials == 18
     for variant in of.variants:
-        best = finals.best_of(stage(ledger, variant, "search"), "max")
+        best = ranking.best_of(stage(ledger, variant, "search"), "max")
         assert best is not None
         again = stage(ledger, variant, "final")
         assert [trial.number for trial in again] == [0, 1, 2]
@@ -81,7 +81,7 @@ def test_with_nothing_to_search_the_trials_are_the_seeds_and_all_are_judged(tmp_
     assert len(trials) == of.num_trials == 6
     assert {trial.status for trial in trials} == {"complete"}
     assert judged(ledger) == {trial.signature for trial in trials}
-    assert finals.current(trials, "cnn2", "max") == trials[:3]
+    assert ranking.final_trials_of(trials, "cnn2", "max") == trials[:3]
 
 
 def test_what_a_space_asks_for_comes_first_in_full_and_is_judged(tmp_path: Path) -> None:
@@ -126,18 +126,18 @@ def test_a_better_one_found_later_is_trained_again_too(tmp_path: Path) -> None:
     of = plan(space(trials=2, variants=("cnn2",)), final_seeds=2)
     ledger = ledger_for(of, tmp_path)
     play(Conductor(ledger, of))
-    first = finals.best_of(ledger.trials("search"), "max")
+    first = ranking.best_of(ledger.trials("search"), "max")
     play(Conductor(ledger, dataclasses.replace(of, trials=12)))
-    best = finals.best_of(ledger.trials("search"), "max")
+    best = ranking.best_of(ledger.trials("search"), "max")
     assert first is not None
     assert best is not None
     assert best.signature != first.signature  # else this test says nothing
     assert [trial.number for trial in ledger.trials("final")] == [0, 1, 2, 3]
-    now = finals.current(ledger.trials(), "cnn2", "max")
+    now = ranking.final_trials_of(ledger.trials(), "cnn2", "max")
     assert [trial.origin for trial in now] == [best.signature] * 2
     # And more seeds are added to those that are there.
     play(Conductor(ledger, dataclasses.replace(of, trials=12, final_seeds=3)))
-    assert len(finals.current(ledger.trials(), "cnn2", "max")) == 3
+    assert len(ranking.final_trials_of(ledger.trials(), "cnn2", "max")) == 3
     assert len(ledger.trials("final")) == 5
 
 
@@ -164,7 +164,7 @@ def test_of_a_recipe_on_the_whole_training_part_the_first_seed_answers(tmp_path:
     assert len(ledger.evaluations()) == 6
     answers = best_trial(trials, "max")
     assert answers is trials[0]
-    assert best_signatures(trials, 1, "max") == {trials[0].signature, trials[3].signature}
+    assert top_k(trials, 1, "max") == {trials[0].signature, trials[3].signature}
 
 
 def test_seeds_with_and_without_the_validation_part_are_not_mixed(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_seeds_with_and_without_the_validation_part_are_not_mixed(tmp_path: Path
     play(Conductor(ledger, of))
     play(Conductor(ledger, dataclasses.replace(of, final_on_all=True)))
     assert len(ledger.trials("final")) == 4
-    now = finals.current(ledger.trials(), "cnn2", "max")
+    now = ranking.final_trials_of(ledger.trials(), "cnn2", "max")
     assert [trial.number for trial in now] == [2, 3]
     assert {trial.config["validation_fraction"] for trial in now} == {0.0}
 
@@ -201,8 +201,8 @@ def test_the_weights_that_stay_are_those_of_the_model_that_answers(
     answers = best_trial(trials, mode)
     assert answers is not None
     assert answers.stage == "final"
-    assert answers.origin == finals.current(trials, "cnn2", mode)[0].origin
-    assert answers.signature in best_signatures(trials, 1, mode)
+    assert answers.origin == ranking.final_trials_of(trials, "cnn2", mode)[0].origin
+    assert answers.signature in top_k(trials, 1, mode)
 
 
 def test_a_failed_search_leaves_nothing_to_train_again(tmp_path: Path) -> None:

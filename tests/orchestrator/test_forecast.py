@@ -10,7 +10,7 @@ import pytest
 from orchestrator.budget import shares
 from orchestrator.conductor import Conductor
 from orchestrator.forecast import epochs_left, epochs_s, left_s
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.measuring import whole_of
 from orchestrator.plan import Plan
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space

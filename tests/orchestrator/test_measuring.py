@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator import measuring
 from orchestrator.conductor import Conductor
 from orchestrator.config import SweepConfig, parse_args
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning import VariantFacts
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_forecast import train

@@ -18,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import best_model, mlflow_model, predict, trained_model
+from orchestrator import mlflow_model, predict, trained_model
 from orchestrator.errors import UsageError
 from orchestrator.images import read_image
-from orchestrator.ledger import Trial, open_ledger
+from orchestrator.ledger import ranking
+from orchestrator.ledger.ledger import open_ledger
+from orchestrator.ledger.records import Trial
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 from trainables.config import TrainConfig
 from trainables.data import preprocess
@@ -179,10 +181,10 @@ def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int
         trial(planned_seq=5, best_value=None),
         trial(planned_seq=6, best_value=0.95, status="stopped"),
     ]
-    best = best_model.best_trial(trials, mode)
+    best = ranking.best_trial(trials, mode)
     assert best is not None
     assert best.planned_seq == expected
-    assert best_model.best_trial(trials[3:5], mode) is None
+    assert ranking.best_trial(trials[3:5], mode) is None
 
 
 def again(origin: Trial, planned_seq: int, value: float | None, **values: Any) -> Trial:
@@ -203,21 +205,21 @@ def test_a_variants_final_trials_stand_for_it() -> None:
     """One without a validation part of its own counts as the trial it repeats."""
     a, b = searched("a", 1, 0.9), searched("b", 2, 0.95)
     finals_b = [again(b, 3, 0.7), again(b, 4, 0.85), again(b, 5, 0.99, status="failed")]
-    assert best_model.best_trial([a, b], "max") is b
-    assert best_model.best_trial([a, b, *finals_b], "max") is a
-    assert best_model.best_trial([b, *finals_b], "max") is finals_b[1]
-    assert best_model.best_trial([a, b, *finals_b, again(a, 6, 0.8)], "max") is finals_b[1]
+    assert ranking.best_trial([a, b], "max") is b
+    assert ranking.best_trial([a, b, *finals_b], "max") is a
+    assert ranking.best_trial([b, *finals_b], "max") is finals_b[1]
+    assert ranking.best_trial([a, b, *finals_b, again(a, 6, 0.8)], "max") is finals_b[1]
     whole = again(b, 7, None)
-    assert best_model.best_trial([a, b, *finals_b, whole], "max") is whole
+    assert ranking.best_trial([a, b, *finals_b, whole], "max") is whole
 
 
 def test_finals_of_what_a_longer_search_has_beaten_do_not_answer() -> None:
     old, new = searched("a", 1, 0.80), searched("a", 5, 0.82)
     finals_old = [again(old, 2, 0.81)]
-    assert best_model.best_trial([old, *finals_old], "max") is finals_old[0]
-    assert best_model.best_trial([old, *finals_old, new], "max") is new
+    assert ranking.best_trial([old, *finals_old], "max") is finals_old[0]
+    assert ranking.best_trial([old, *finals_old, new], "max") is new
     finals_new = [again(new, 6, 0.79), again(new, 7, 0.795)]
-    assert best_model.best_trial([old, *finals_old, new, *finals_new], "max") is finals_new[1]
+    assert ranking.best_trial([old, *finals_old, new, *finals_new], "max") is finals_new[1]
 
 
 def test_the_table_shows_labels_and_percentages(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from orchestrator import durability, report
-from orchestrator.ledger import Ledger
+from orchestrator import report
+from orchestrator.ledger import backup
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.report import main, write_report
 from orchestrator.report.blocks import Column, Section, Table, text, to_csv, to_markdown
 from orchestrator.storage import lease
@@ -175,7 +176,7 @@ def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
     address = (tmp_path / "storage").as_uri()
     paths = sweep_paths(address, "demo")
     paths.root.mkdir(parents=True)
-    with durability.held(paths, lambda line: None) as durable:
+    with backup.open_backup(paths, lambda line: None) as durable:
         assert durable is not None
         durable.fetch()
         ledger = build(paths.ledger, trials=2, variants=("cnn2",))

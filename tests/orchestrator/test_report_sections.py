@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.blocks import Figure, Matrix, Pictures, Table
 from orchestrator.report.classes import calibration, classes
 from orchestrator.report.course import failed, time_ledger

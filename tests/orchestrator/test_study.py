@@ -17,7 +17,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from orchestrator.ledger import EpochRow, Ledger, Trial, create_ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
+from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.study import Study, is_rung, is_stopped
 from tests.orchestrator.sweeps import metrics
 

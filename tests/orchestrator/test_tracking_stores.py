@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import mlflow_database
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from orchestrator.mlflow_database import relocate
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker

@@ -18,7 +18,8 @@ import torch
 
 from orchestrator import sweep
 from orchestrator.conductor import Conductor
-from orchestrator.ledger import Stage, open_ledger
+from orchestrator.ledger.ledger import open_ledger
+from orchestrator.ledger.records import Stage
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker

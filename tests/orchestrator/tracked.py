@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.storage.paths import SweepPaths
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.trainables.digits_trials import digits_config

@@ -13,7 +13,8 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import search_spaces
-from search_spaces.space import Published, SearchSpace, ends, is_better, trial_seed, tried
+from orchestrator.ledger.ranking import is_better
+from search_spaces.space import Published, SearchSpace, ends, trial_seed, tried
 from tests.orchestrator.sweeps import space
 from trainables.config import TrainConfig
 from trainables.models import build

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from points import point_of
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.sweep import main
 
 point = point_of(os.environ["FAULTS_ARM_LEDGER"])

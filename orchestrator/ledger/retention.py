@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from orchestrator import finals
-from orchestrator.ledger import EpochRow, Ledger, Trial
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ranking import _best_row, top_k
+from orchestrator.ledger.records import Trial
 from orchestrator.storage import checkpoints, sweeps
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.storage.store import Storage
-from search_spaces.space import is_better
-
-
-def best_signatures(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
-    """Return the signatures of the best `keep` ended trials of every variant and stage.
-
-    Final trials of a configuration that a longer search has beaten since are not among them.
-    """
-    values = finals.values(trials)
-    standing = {
-        trial.signature
-        for variant in {trial.variant for trial in trials}
-        for trial in finals.current(trials, variant, mode)
-    }
-    by_variant = collections.defaultdict(list)
-    for trial in trials:
-        is_beaten = trial.stage == "final" and trial.signature not in standing
-        is_usable = trial.status in ("complete", "stopped") and trial.signature in values
-        if is_usable and not is_beaten:
-            by_variant[trial.variant, trial.stage].append(trial)
-    sign = -1 if mode == "max" else 1
-    best = set()
-    for own in by_variant.values():
-        # Ties go to the earlier trial, so that the choice does not depend on when it is made.
-        own.sort(key=lambda trial: (sign * values[trial.signature], trial.planned_seq))
-        best |= {trial.signature for trial in own[:keep]}
-    return best
 
 
 def num_best(ledger: Ledger) -> int:
@@ -90,7 +63,7 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         return
     storage = sweeps.storage_of(paths)
     trials = _ended(ledger, up_to)
-    best = best_signatures(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
+    best = top_k(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
     for trial in trials:
         if trial.signature in done:
             continue
@@ -186,12 +159,3 @@ def _collect_outdated(
             if row is not best and row.checkpoint and row.checkpoint not in done:
                 storage.delete_folder(row.checkpoint)
                 done.add(row.checkpoint)
-
-
-def _best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
-    mode = "min" if judge == "val_loss" else "max"
-    best: EpochRow | None = None
-    for row in rows:
-        if best is None or is_better(row.metrics[judge], best.metrics[judge], mode):
-            best = row
-    return best

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import durability
-from orchestrator.durability import Durable, held
 from orchestrator.errors import UsageError
-from orchestrator.ledger import Ledger, open_ledger
+from orchestrator.ledger import backup
+from orchestrator.ledger.backup import LedgerBackup, open_backup
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage import lease, paths
 from orchestrator.storage.paths import SweepPaths, sweep_paths
 from orchestrator.storage.store import open_storage
@@ -26,8 +26,8 @@ from tests.orchestrator import sweeps
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)
-    monkeypatch.setattr(durability, "EVERY_S", 0.05)
-    monkeypatch.setattr(durability, "AT_LATEST_S", 0.2)
+    monkeypatch.setattr(backup, "EVERY_S", 0.05)
+    monkeypatch.setattr(backup, "AT_LATEST_S", 0.2)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def copied(where: SweepPaths, folder: Path) -> list[str]:
 
 def run_on(where: SweepPaths, numbers: Iterator[int] | range, lines: list[str]) -> None:
     """A driver that goes on from what it finds, plans trials and ends."""
-    with held(where, lines.append) as durable:
+    with open_backup(where, lines.append) as durable:
         assert durable is not None
         durable.fetch()
         ledger = open_ledger(where.ledger) if where.ledger.exists() else new(where)
@@ -84,7 +84,7 @@ def known(where: SweepPaths) -> list[str]:
 
 def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) -> None:
     where = machine("one")
-    with held(where, print) as durable:
+    with open_backup(where, print) as durable:
         assert durable is not None
         with closing(new(where)) as ledger:
             durable.begin(ledger)
@@ -104,7 +104,7 @@ def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) 
 def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
     where = sweep_paths(str(tmp_path / "results"), "test")
     assert where == SweepPaths(tmp_path / "results", "test")
-    with held(where, print) as durable:
+    with open_backup(where, print) as durable:
         assert durable is None
 
 
@@ -154,7 +154,7 @@ def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machin
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
     shutil.rmtree(open_storage(machine("one").durable).prefix)
-    with held(machine("two"), lines.append) as durable:
+    with open_backup(machine("two"), lines.append) as durable:
         assert durable is not None
         with closing(new(machine("two"), sweep_id="another")) as ledger:
             durable.begin(ledger)
@@ -193,7 +193,7 @@ def test_a_damaged_local_ledger_is_replaced_by_the_copy(machine) -> None:
 
 def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> None:
     where = machine("one")
-    with held(where, print) as durable:
+    with open_backup(where, print) as durable:
         assert durable is not None
         with closing(new(where)) as ledger:
             durable.begin(ledger)
@@ -217,7 +217,7 @@ def test_a_full_storage_costs_a_warning_and_the_copy_follows_when_there_is_space
         pytest.skip("only root can mount a small file system")
     try:
         where, lines = machine("one"), []
-        with held(where, lines.append) as durable:
+        with open_backup(where, lines.append) as durable:
             assert durable is not None
             with closing(new(where)) as ledger:
                 durable.begin(ledger)
@@ -276,4 +276,4 @@ def test_one_store_has_one_working_folder_whoever_opens_it(
     assert first.storage == second.storage
     assert first.storage.parent == tmp_path / "sweep-orchestrator"
     assert sweep_paths("s3://bucket/y", "n").storage != first.storage
-    assert isinstance(Durable, type)
+    assert isinstance(LedgerBackup, type)

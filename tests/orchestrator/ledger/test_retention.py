@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import retention
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import ranking, retention
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.storage.paths import SweepPaths
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
@@ -111,7 +111,7 @@ def test_ties_go_to_the_earlier_trial_whenever_it_is_asked(paths: SweepPaths, mo
     asked = []
     for key, value in (("a", 0.5), ("b", 0.5), ("c", 0.5), ("d", 0.9), ("e", 0.1)):
         add(ledger, paths, key, "complete", (0, value))
-        asked.append(sorted(retention.best_signatures(ledger.trials(), 2, mode)))
+        asked.append(sorted(ranking.top_k(ledger.trials(), 2, mode)))
     expected = [["a"], ["a", "b"], ["a", "b"]]
     expected += [["a", "d"], ["a", "d"]] if mode == "max" else [["a", "b"], ["a", "e"]]
     assert asked == expected
@@ -158,7 +158,7 @@ def test_a_trial_without_a_best_value_is_never_among_the_best(paths: SweepPaths)
     add(ledger, paths, "none", "complete", None)
     add(ledger, paths, "diverged", "diverged", (0, 0.9))
     add(ledger, paths, "zero", "complete", (0, 0.0))
-    assert retention.best_signatures(ledger.trials(), 3, "max") == {"zero"}
+    assert ranking.top_k(ledger.trials(), 3, "max") == {"zero"}
 
 
 def test_the_averaged_weights_are_the_ones_to_keep(paths: SweepPaths) -> None:

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator import durability
 from orchestrator.errors import UsageError
-from orchestrator.ledger import Ledger, LedgerError, open_ledger
+from orchestrator.ledger import backup
+from orchestrator.ledger.ledger import Ledger, LedgerError, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
@@ -91,7 +91,7 @@ def _stored(paths: SweepPaths, stack: contextlib.ExitStack) -> Ledger | None:
     """Return the storage's copy; None where it cannot be had and this machine has a ledger."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-read-"))
     try:
-        ledger = durability.fetched(paths, Path(folder) / paths.ledger.name)
+        ledger = backup.read_backup(paths, Path(folder) / paths.ledger.name)
     except (LedgerError, StorageError, UsageError) as error:
         if not paths.ledger.exists():
             raise

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import retention
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import retention
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.storage import checkpoints, sweeps
 from orchestrator.storage.paths import SweepPaths, sweep_paths
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space

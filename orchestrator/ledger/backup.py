@@ -28,7 +28,7 @@ from orchestrator.storage.store import Storage, StorageError
 from orchestrator.storage.sweeps import LEDGER, storage_of
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
 
 EVERY_S = 1.0  # seconds between two copies, at least
 AT_LATEST_S = 10.0  # after a change, however long a copy takes, unless the storage is away
@@ -39,7 +39,7 @@ _TRAILER = re.compile(rb"\nsha256:([0-9a-f]{64})\n\Z")
 _TRAILER_BYTES = 73
 
 
-def fetched(paths: SweepPaths, copy: Path) -> Ledger:
+def read_backup(paths: SweepPaths, copy: Path) -> Ledger:
     """Return the copy of a sweep's ledger from its storage, open, to be read.
 
     Args:
@@ -57,7 +57,7 @@ def fetched(paths: SweepPaths, copy: Path) -> Ledger:
 
 
 @contextlib.contextmanager
-def held(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[Durable | None]:
+def open_backup(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[LedgerBackup | None]:
     """Hold the sweep's lease in its storage; yields None where there is nothing to copy to.
 
     Raises:
@@ -71,14 +71,14 @@ def held(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[Durable | No
         lease = leases.take(storage, say)
     except StorageError as error:
         raise UsageError(str(error)) from error
-    durable = Durable(paths, storage, lease, say)
+    durable = LedgerBackup(paths, storage, lease, say)
     try:
         yield durable
     finally:
         durable.close()
 
 
-class Durable:
+class LedgerBackup:
     """Keeps a sweep's storage in line with its ledger, from a thread of its own."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Durable:
         Raises:
             UsageError: the copy is damaged, or the storage cannot be used.
         """
-        from orchestrator.ledger import LedgerError, open_ledger
+        from orchestrator.ledger.ledger import LedgerError, open_ledger
 
         paths = self.paths
         with tempfile.TemporaryDirectory(dir=paths.root, prefix=".fetched-") as folder:
@@ -251,7 +251,7 @@ def _checked(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
     Raises:
         UsageError: it is not what was written.
     """
-    from orchestrator.ledger import LedgerError, open_ledger
+    from orchestrator.ledger.ledger import LedgerError, open_ledger
 
     content = copy.read_bytes()
     trailer = _TRAILER.search(content, max(0, len(content) - _TRAILER_BYTES))

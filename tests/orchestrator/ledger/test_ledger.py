@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ledger as ledger_module
-from orchestrator.ledger import Ledger, LedgerError, create_ledger, open_ledger
+from orchestrator.ledger import ledger as ledger_module
+from orchestrator.ledger.ledger import Ledger, LedgerError, create_ledger, open_ledger
 from tests.orchestrator.sweeps import metrics
 from trainables.metrics import METRIC_NAMES
 
