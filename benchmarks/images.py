@@ -51,7 +51,7 @@ def extracted() -> Path:
 
 def prepared() -> Path:
     """Return the prepared dataset's folder, in a data folder of its own."""
-    from orchestrator.preparing import prepare
+    from orchestrator.data.prepare import prepare
 
     data_dir = _cache() / "data"
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ REPEATS, FULL_REPEATS = 3, 8
 
 
 def ours(full: bool) -> Measure:
-    from orchestrator.preparing import prepare
+    from orchestrator.data.prepare import prepare
 
     repeats = FULL_REPEATS if full else REPEATS
     source = _repeated(images.archive(), repeats)

@@ -122,40 +122,6 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
         )
 
 
-# Classes, side, channels and training images of datasets that need not be prepared to be planned.
-_KNOWN = {
-    "digits": (10, 8, 1, 1438),
-    "cifar10": (10, 32, 3, 50_000),
-    "cifar100": (100, 32, 3, 50_000),
-    "tinyimagenet": (200, 64, 3, 100_000),
-}
-
-
-def expected_manifest(dataset: str) -> Manifest:
-    """Return what a known dataset's manifest will say of its shape, for a plan without the data.
-
-    Raises:
-        UsageError: the dataset is neither prepared nor known.
-    """
-    if dataset not in _KNOWN:
-        raise UsageError(
-            f"The dataset {dataset!r} is not prepared, so its images' shape is unknown. Prepare "
-            f"it first with `python -m orchestrator.data prepare`. Known: {', '.join(_KNOWN)}."
-        )
-    classes, side, channels, images = _KNOWN[dataset]
-    return Manifest(
-        name=dataset,
-        fingerprint="",
-        class_names=tuple(map(str, range(classes))),
-        height_px=side,
-        width_px=side,
-        channels=channels,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        images={"train": images},
-    )
-
-
 def given_options(config: SweepConfig) -> dict[str, Any]:
     """Return the flags that decide what is computed and were given, to keep with the sweep."""
     options = {

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
-from orchestrator.images import read_image
 from orchestrator.trained_model import Answer
 
 if TYPE_CHECKING:

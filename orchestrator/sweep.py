@@ -439,11 +439,11 @@ def _create(
 
 
 def _prepared(config: SweepConfig, dataset: str) -> Manifest:
-    from orchestrator import preparing
+    from orchestrator.data import prepare
     from trainables.data.dataset import DatasetError, load_manifest
 
     try:
-        folder = preparing.ensure_prepared(dataset, config.data.folder, config.data.address)
+        folder = prepare.ensure_prepared(dataset, config.data.folder, config.data.address)
         return load_manifest(folder)
     except DatasetError as error:
         raise UsageError(str(error)) from error
@@ -451,12 +451,12 @@ def _prepared(config: SweepConfig, dataset: str) -> Manifest:
 
 def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
     """Return the prepared dataset's manifest, or what a known one would be."""
-    from orchestrator import planning
+    from orchestrator.data import known
     from trainables.data.dataset import load_manifest
 
     if (config.data.folder / dataset / "manifest.json").is_file():
         return load_manifest(config.data.folder / dataset)
-    return planning.expected_manifest(dataset)
+    return known.expected_manifest(dataset)
 
 
 def _checkpoint_check(paths: SweepPaths) -> Any:

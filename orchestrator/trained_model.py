@@ -175,7 +175,7 @@ def read_images(
     """
     import numpy as np
 
-    from orchestrator.images import read_image
+    from orchestrator.data.decode import read_image
 
     shape = (manifest.height_px, manifest.width_px, manifest.channels)
     pixels = np.empty((len(named), *shape), np.uint8)

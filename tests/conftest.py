@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.preparing import prepare
+from orchestrator.data.prepare import prepare
 
 
 @pytest.fixture(scope="session")

@@ -34,14 +34,14 @@ DOORS = {
     "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/mlflow_database.py"},
 }
 MAY_PRINT = {
-    *("orchestrator/sweep.py", "orchestrator/data.py", "orchestrator/progress.py"),
+    *("orchestrator/sweep.py", "orchestrator/data/__main__.py", "orchestrator/data/progress.py"),
     "orchestrator/aws.py",
     "orchestrator/predict.py",
     "orchestrator/spot.py",
     "orchestrator/report/__init__.py",
     "orchestrator/ledger/snapshot.py",  # says on stderr that a storage cannot be reached
-    "orchestrator/download.py",  # says on stderr for whom it waits
-    "orchestrator/preparing.py",  # says on stderr that a dataset is on its way
+    "orchestrator/data/download.py",  # says on stderr for whom it waits
+    "orchestrator/data/prepare.py",  # says on stderr that a dataset is on its way
 }
 LONGEST_FUNCTION = 70  # lines
 LONG_BY_DESIGN = {("trainables/training/loop.py", "fit")}  # training, readable from top to bottom
@@ -127,7 +127,7 @@ def test_the_orchestrator_knows_no_tensor() -> None:
     }
     # Decoding images on a CPU is no training: torchvision has the fastest decoder.
     assert {name for name, found in importing.items() if "torch" in found} == set()
-    assert set(importing) <= {"orchestrator/images.py"}
+    assert set(importing) <= {"orchestrator/data/decode.py"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,7 +213,7 @@ def test_importing_the_planning_side_changes_no_global_setting() -> None:
         "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
         "import orchestrator.conductor, orchestrator.tracking, orchestrator.display\n"
         "import orchestrator.ledger.retention, search_spaces.digits, orchestrator.sweep\n"
-        "import orchestrator.data\n"
+        "import orchestrator.data.__main__\n"
         "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
         "import optuna\n"
         "print(before == after, optuna.logging.get_verbosity() == optuna.logging.INFO)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import search_spaces
 from orchestrator.config import parse_args
-from orchestrator.data import _parser as data_parser
+from orchestrator.data.__main__ import _parser as data_parser
 from orchestrator.predict import _parser as predict_parser
 from orchestrator.report import _parser as report_parser
 

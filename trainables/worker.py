@@ -152,11 +152,9 @@ def train(
     config = TrainConfig.from_dict(job.config)
     on_step = _signs_of_life(job, report) if signs else None
     if job.data_address:
-        from trainables import shared_data
+        from orchestrator.data.share import ensure
 
-        shared_data.ensure(
-            job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step
-        )
+        ensure(job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step)
     _cap_memory(job.gpus)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
     upload = _Uploads(job, folder) if job.storage else None

@@ -15,13 +15,6 @@ from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
 from trainables.metrics import METRIC_NAMES
 
-# Whole official datasets: classes, training and test images.
-OFFICIAL = {
-    "cifar100": (100, 50_000, 10_000),
-    "cifar10": (10, 50_000, 10_000),
-    "tinyimagenet": (200, 100_000, 10_000),
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:

@@ -7,8 +7,9 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.data.known import OFFICIAL
 from orchestrator.report.blocks import Block, Column, Section, Table, text
-from orchestrator.report.facts import OFFICIAL, Facts
+from orchestrator.report.facts import Facts
 
 
 def head(facts: Facts, written_s: float) -> Section:

@@ -20,7 +20,7 @@ import yaml
 from orchestrator.storage import paths
 from tests.cluster.hosts import OUTSIDE, Host
 from tests.faults.stores import CREDENTIALS, Bucket
-from tests.orchestrator.sources import SAMPLES
+from tests.orchestrator.data.archive_files import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = SAMPLES / "cifar-10-python-sample.tar.gz"

@@ -21,7 +21,7 @@ from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage.paths import data_location
 from tests.cluster.clusters import ROOT, Cluster
 from tests.cluster.hosts import OUTSIDE
-from tests.orchestrator.sources import SAMPLES
+from tests.orchestrator.data.archive_files import SAMPLES
 from tests.orchestrator.test_spot import service
 
 TINY = SAMPLES / "tiny-imagenet-200-sample.zip"

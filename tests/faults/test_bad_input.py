@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.commands import Ended, data_command, tree
-from tests.orchestrator import sources
+from tests.orchestrator.data import archive_files
 
 pytestmark = [pytest.mark.faults, pytest.mark.quick]
 
@@ -52,7 +52,7 @@ def _assert_refused(
 
 
 def _images() -> dict[str, bytes]:
-    content = sources.encoded(sources.image((1, 2, 3)))
+    content = archive_files.encoded(archive_files.image((1, 2, 3)))
     return {f"{label}/{number}.png": content for label in "ab" for number in range(3)}
 
 
@@ -235,7 +235,7 @@ def test_a_member_that_lies_about_its_size_is_refused(
     tmp_path: Path, stated: int, held: int
 ) -> None:
     """Case 71: more is in a member than its header says, or less."""
-    source = sources.write_zip(tmp_path / "a.zip", {**_images(), "b/9.png": os.urandom(held)})
+    source = archive_files.write_zip(tmp_path / "a.zip", {**_images(), "b/9.png": os.urandom(held)})
     content = source.read_bytes()
     lie = content.replace(held.to_bytes(4, "little"), stated.to_bytes(4, "little"))
     assert lie != content
@@ -247,13 +247,13 @@ def test_an_archive_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Pat
     """Case 71: what broke on its way here is never taken for whole."""
     rng = np.random.default_rng(0)
     photos = {
-        f"{label}/{number}.png": sources.encoded(
+        f"{label}/{number}.png": archive_files.encoded(
             Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8))
         )
         for label in "ab"
         for number in range(3)
     }
-    for write in (sources.write_zip, sources.write_tar):
+    for write in (archive_files.write_zip, archive_files.write_tar):
         whole = write(tmp_path / "whole", photos).read_bytes()
         for length in (len(whole) // 3, len(whole) - 1):
             (tmp_path / "cut").write_bytes(whole[:length])
@@ -277,7 +277,7 @@ def _assert_refused_again(folder: Path, source: Path) -> None:
 
 def _photo(number: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
     rng = np.random.default_rng(number)
-    return sources.encoded(
+    return archive_files.encoded(
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).convert(mode), kind
     )
 
@@ -306,7 +306,7 @@ def test_every_unusable_image_is_named_with_its_reason(tmp_path: Path) -> None:
         "b/script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }
     members = {f"{'ab'[n % 2]}/{n}.jpg": _photo(n) for n in range(600)}
-    source = sources.write_folder(tmp_path / "photos", {**members, **broken})
+    source = archive_files.write_folder(tmp_path / "photos", {**members, **broken})
     ended = _assert_refused(
         tmp_path, source, *(f"The image {name!r} cannot be used" for name in broken)
     )
@@ -318,7 +318,7 @@ def test_more_unusable_images_than_are_listed_are_not_passed_over_in_silence(
 ) -> None:
     """Case 73: after the tenth the reading ends, and the message says that there may be more."""
     members = {f"{label}/{n}.jpg": b"" for label in "ab" for n in range(20)}
-    source = sources.write_folder(tmp_path / "photos", members)
+    source = archive_files.write_folder(tmp_path / "photos", members)
     ended = _assert_refused(tmp_path, source, "more")
     assert ended.said.count("cannot be used") == 10
 
@@ -328,7 +328,7 @@ def test_grey_and_cmyk_images_are_taken(tmp_path: Path) -> None:
     members = {f"{label}/{n}.jpg": _photo(n) for label in "ab" for n in range(3)}
     members |= {"a/grey.jpg": _photo(7, mode="L"), "b/cmyk.jpg": _photo(8, mode="CMYK")}
     members |= {"a/palette.gif": _photo(9, "GIF", "P"), "b/clear.png": _photo(9, "PNG", "RGBA")}
-    ended = _prepare(tmp_path, sources.write_folder(tmp_path / "photos", members))
+    ended = _prepare(tmp_path, archive_files.write_folder(tmp_path / "photos", members))
     assert ended.status == 0, ended.said
     checked = data_command(tmp_path, "verify", "mine", "--data-dir", "data")
     assert checked.status == 0, checked.said
@@ -336,7 +336,7 @@ def test_grey_and_cmyk_images_are_taken(tmp_path: Path) -> None:
 
 def test_names_with_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     """Case 73: an escape sequence in a member's name is printed as text."""
-    source = sources.write_zip(tmp_path / "a.zip", {**_images(), "a/\x1b[2Jevil.png": b""})
+    source = archive_files.write_zip(tmp_path / "a.zip", {**_images(), "a/\x1b[2Jevil.png": b""})
     ended = _assert_refused(tmp_path, source, "a/\\x1b[2Jevil.png")
     assert "\x1b" not in ended.said
 
@@ -358,14 +358,14 @@ class Malice:
 def test_code_in_a_cifar_archive_is_not_run(tmp_path: Path, protocol: int) -> None:
     """Case 76: the official archives are pickles; what asks for more than they need is refused."""
     mark = tmp_path / "executed"
-    members = sources.cifar10()
+    members = archive_files.cifar10()
     for name, content in (
         ("data_batch_3", {b"data": Malice(mark), b"labels": [0, 1]}),
         ("data_batch_4", {b"labels": Malice(mark)}),
         ("batches.meta", {b"label_names": Malice(mark)}),
     ):
         evil = {**members, f"cifar-10-batches-py/{name}": pickle.dumps(content, protocol)}
-        source = sources.write_tar(tmp_path / "evil.tar.gz", evil)
+        source = archive_files.write_tar(tmp_path / "evil.tar.gz", evil)
         ended = _prepare(tmp_path, source, "cifar10")
         assert ended.status == 2, ended.said
         assert f"{name}' was refused: it asks for" in ended.said

@@ -17,8 +17,8 @@ from PIL import Image
 
 from tests.faults.commands import data_command, tree
 from tests.integration.sweeps import sweep
-from tests.orchestrator import sources
-from tests.orchestrator.test_data import _children
+from tests.orchestrator.data import archive_files
+from tests.orchestrator.data.test_prepare import _children
 
 pytestmark = pytest.mark.faults
 
@@ -29,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 255, (1000, 1000, 3), np.uint8))
-    content = sources.encoded(noise, "JPEG")
+    content = archive_files.encoded(noise, "JPEG")
     for label in "ab":
         (folder / label).mkdir()
         for number in range(300):

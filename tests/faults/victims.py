@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.preparing import prepare
+from orchestrator.data.prepare import prepare
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import environment
 

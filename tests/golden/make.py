@@ -79,7 +79,7 @@ def losses(digits_dir: Path) -> list[float]:
 
 def main() -> None:
     """Write all golden files."""
-    from orchestrator.preparing import prepare
+    from orchestrator.data.prepare import prepare
 
     SIGNATURES.write_text(json.dumps(signatures(), indent=1) + "\n")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from PIL import Image
 import search_spaces
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
-from tests.orchestrator.sources import encoded, write_tar, write_zip
+from tests.orchestrator.data.archive_files import encoded, write_tar, write_zip
 
 pytestmark = pytest.mark.ray
 

@@ -12,9 +12,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from orchestrator import planning
 from orchestrator.config import SweepConfig, parse_args
 from orchestrator.continuation import difference
+from orchestrator.data.known import expected_manifest
 from orchestrator.errors import UsageError
 from orchestrator.plan import Plan
-from orchestrator.planning import VariantFacts, expected_manifest, make_plan
+from orchestrator.planning import VariantFacts, make_plan
 from search_spaces.space import SearchSpace
 from tests.orchestrator.sweeps import space
 

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from orchestrator import mlflow_model, predict, trained_model
+from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
-from orchestrator.images import read_image
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Trial

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import data, download, preparing
+from orchestrator.data import __main__ as data
+from orchestrator.data import download, prepare
+from orchestrator.data.known import KNOWN, KnownDataset
 from orchestrator.errors import UsageError
 
 from . import sources
@@ -208,15 +210,15 @@ def test_dataset_is_prepared_from_an_address(server: Server, tmp_path: Path) -> 
     bare = server.address.replace("file.bin", "c10.tgz")
     address = bare.replace("//", "//user:passw0rd@") + "?token=t0ken"
     where = tmp_path / "data"
-    folder = preparing.prepare("cifar10", data_dir=where, source=address, progress=False)
+    folder = prepare.prepare("cifar10", data_dir=where, source=address, progress=False)
     assert server.authorization == "Basic dXNlcjpwYXNzdzByZA=="
     text = (folder / "manifest.json").read_text()
     assert json.loads(text)["source"]["address"] == bare
     assert "passw0rd" not in text
     assert "t0ken" not in text
     # Neither the prepared folder nor the archive is fetched a second time.
-    preparing.prepare("cifar10", data_dir=where, source=address, progress=False)
-    preparing.prepare("cifar10", data_dir=where, source=address, name="again", progress=False)
+    prepare.prepare("cifar10", data_dir=where, source=address, progress=False)
+    prepare.prepare("cifar10", data_dir=where, source=address, name="again", progress=False)
     assert len(server.asked) == 1
 
 
@@ -236,8 +238,8 @@ def test_without_a_network_one_sentence_says_what_to_do(
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as listening:
         port = listening.server_port  # closed a moment later: nobody listens there
     address = f"http://127.0.0.1:{port}/tiny-imagenet-200.zip"
-    known = preparing.KnownDataset(summary="", file="tiny-imagenet-200.zip", address=address)
-    monkeypatch.setitem(preparing.KNOWN, "tinyimagenet", known)
+    known = KnownDataset(summary="", file="tiny-imagenet-200.zip", address=address)
+    monkeypatch.setitem(KNOWN, "tinyimagenet", known)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     assert data.main(["prepare", "tinyimagenet", "--data-dir", str(tmp_path)]) == 2
@@ -250,9 +252,9 @@ def test_without_a_network_one_sentence_says_what_to_do(
 def test_published_addresses_and_checksums_are_the_known_ones() -> None:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    assert preparing.KNOWN["cifar10"].address == CIFAR10.url
-    assert preparing.KNOWN["cifar10"].md5 == CIFAR10.tgz_md5
-    assert preparing.KNOWN["cifar100"].address == CIFAR100.url
-    assert preparing.KNOWN["cifar100"].md5 == CIFAR100.tgz_md5
-    tiny = preparing.KNOWN["tinyimagenet"]
+    assert KNOWN["cifar10"].address == CIFAR10.url
+    assert KNOWN["cifar10"].md5 == CIFAR10.tgz_md5
+    assert KNOWN["cifar100"].address == CIFAR100.url
+    assert KNOWN["cifar100"].md5 == CIFAR100.tgz_md5
+    tiny = KNOWN["tinyimagenet"]
     assert tiny.address == "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import archives
+from orchestrator.data import archives
 from orchestrator.errors import UsageError
 
 from . import sources

@@ -11,59 +11,23 @@ import re
 import shutil
 import sys
 import urllib.parse
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import UsageError, unknown_name
-from orchestrator.prepared import (
+from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN, _read
+from orchestrator.data.prepared import (
     PreparedDataset,
     fsync,
     prepared_names,
     read_prepared,
     write_prepared,
 )
+from orchestrator.errors import UsageError, unknown_name
 from orchestrator.redaction import redacted
 
 if TYPE_CHECKING:
-    from orchestrator.layouts import Contents
-
-DEFAULT_SIDE_PX = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnownDataset:
-    """A dataset with a published archive; `file` is the archive's official name."""
-
-    summary: str
-    file: str = ""
-    address: str = ""
-    md5: str | None = None
-
-
-# To add one: a row here, a reader in `layouts.py` and its line in `_read`.
-KNOWN: dict[str, KnownDataset] = {
-    "digits": KnownDataset(summary="8 x 8 grey digits from scikit-learn, no download"),
-    "tinyimagenet": KnownDataset(
-        summary="64 x 64, 200 classes",
-        file="tiny-imagenet-200.zip",
-        address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
-    ),
-    "cifar10": KnownDataset(
-        summary="32 x 32, 10 classes",
-        file="cifar-10-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",  # as published there and in torchvision
-    ),
-    "cifar100": KnownDataset(
-        summary="32 x 32, 100 classes in 20 coarse ones",
-        file="cifar-100-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",  # as published there and in torchvision
-    ),
-}
-IMAGEFOLDER = "imagefolder"
+    pass
 
 
 def prepare(
@@ -109,7 +73,7 @@ def prepare(
 def _prepare(
     kind: str, name: str, data_dir: Path, source: str | None, side_px: int | None, progress: bool
 ) -> Path:
-    from orchestrator.archives import sha256_of
+    from orchestrator.data.archives import sha256_of
     from orchestrator.storage.locks import exclusive_lock
 
     folder = data_dir / name
@@ -180,11 +144,11 @@ def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Pa
 
 def fetched(folder: Path, address: str) -> bool:
     """Bring a dataset from its address to this host; returns whether there is one."""
-    from trainables import shared_data
+    from orchestrator.data import share
     from trainables.data.dataset import DatasetError
 
     try:
-        return shared_data.fetch(address, folder) is not None
+        return share.fetch(address, folder) is not None
     except DatasetError as error:
         raise UsageError(str(error)) from error
 
@@ -196,12 +160,12 @@ def publish(folder: Path, address: str) -> None:
         UsageError: another dataset of that name is there.
         StorageError: the address cannot be used.
     """
-    from trainables import shared_data
+    from orchestrator.data import share
     from trainables.data.dataset import DatasetError
 
     print(f"Putting {folder.name} to {redacted(address)}.", file=sys.stderr, flush=True)
     try:
-        shared_data.publish(folder, address)
+        share.publish(folder, address)
     except DatasetError as error:
         raise UsageError(str(error)) from error
 
@@ -238,7 +202,7 @@ def _same(
         return False
     if kind == IMAGEFOLDER and side_px is None and found.shape[0] != DEFAULT_SIDE_PX:
         return False
-    from orchestrator.download import public_address
+    from orchestrator.data.download import public_address
 
     if source is None or (_is_address(source) and public_address(source) == found.source):
         return True
@@ -247,7 +211,7 @@ def _same(
 
 def _locate(kind: str, data_dir: Path, source: str | None, shown: bool) -> tuple[Path, str]:
     """Return the archive or folder to read, downloading it if need be, and where it is from."""
-    from orchestrator.download import download, public_address
+    from orchestrator.data.download import download, public_address
 
     if kind == "digits":
         package = find_spec("sklearn")
@@ -275,15 +239,3 @@ def _locate(kind: str, data_dir: Path, source: str | None, shown: bool) -> tuple
 
 def _is_address(source: str) -> bool:
     return "://" in source
-
-
-def _read(kind: str, path: Path, side_px: int) -> Contents:
-    from orchestrator import layouts
-
-    if kind == "digits":
-        return layouts.read_digits()
-    if kind == "tinyimagenet":
-        return layouts.read_tinyimagenet(path)
-    if kind == IMAGEFOLDER:
-        return layouts.read_imagefolder(path, side_px)
-    return layouts.read_cifar(path, coarse=kind == "cifar100")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SAMPLES = Path(__file__).parents[3] / "shared" / "data"
+SAMPLES = Path(__file__).parents[4] / "shared" / "data"
 
 # Not in sorted order, as in the official list.
 WNIDS = ("n02", "n01", "n03")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from orchestrator.arrow_files import Histogram, SplitFile
-    from orchestrator.layouts import Contents
+    from orchestrator.data.arrow import Histogram, SplitFile
+    from orchestrator.data.sources.source import Contents
 
 FORMAT = 1
 
@@ -95,7 +95,7 @@ def prepared_at(address: str) -> list[PreparedDataset]:
     Raises:
         StorageError: the address cannot be read.
     """
-    from trainables.shared_data import manifests
+    from orchestrator.data.share import manifests
 
     found = []
     for name, (content, size) in sorted(manifests(address).items()):
@@ -124,7 +124,7 @@ def verify(name: str, data_dir: Path) -> list[str]:
     Raises:
         UsageError: there is no such prepared dataset.
     """
-    from orchestrator.arrow_files import digests, open_split
+    from orchestrator.data.arrow import digests, open_split
 
     folder = data_dir / name
     if not folder.is_dir():
@@ -170,7 +170,7 @@ def _label_problems(found: PreparedDataset, split: str, file: SplitFile) -> list
 def _statistics_problems(found: PreparedDataset, pixels: npt.NDArray[np.uint8]) -> list[str]:
     import numpy as np
 
-    from orchestrator.arrow_files import histogram, mean_and_std
+    from orchestrator.data.arrow import histogram, mean_and_std
 
     channels = found.shape[2]
     counts = np.zeros((channels, 256), np.int64)
@@ -197,8 +197,8 @@ def write_prepared(
     Raises:
         UsageError: an image cannot be used, or the disk is too full.
     """
-    from orchestrator.arrow_files import create_split, digests, mean_and_std
-    from orchestrator.images import decoders
+    from orchestrator.data.arrow import create_split, digests, mean_and_std
+    from orchestrator.data.decode import decoders
 
     needed = sum(len(part.labels) for part in contents.splits.values())
     needed *= contents.shape[0] * contents.shape[1] * contents.shape[2]
@@ -259,15 +259,15 @@ def _fill(
     shown: bool,
 ) -> Histogram:
     """Write the pixels of one split; returns its histogram."""
-    from orchestrator.arrow_files import histogram, write_pixels
+    from orchestrator.data.arrow import histogram, write_pixels
 
     part = contents.splits[name]
     if part.pixels is not None:
         write_pixels(split, part.pixels)
         return histogram(part.pixels, contents.shape[2])
-    from orchestrator.archives import read_members
-    from orchestrator.images import decode_split
-    from orchestrator.progress import progress
+    from orchestrator.data.archives import read_members
+    from orchestrator.data.decode import decode_split
+    from orchestrator.data.progress import progress
 
     row_of = {member: row for row, member in enumerate(part.members)}
     with progress(f"Decoding {name}", total=len(row_of), unit="images", shown=shown) as update:

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import data, preparing
+from orchestrator.data import __main__ as data
+from orchestrator.data import prepare
 from orchestrator.errors import UsageError
 
 from . import sources
@@ -34,7 +35,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _prepare(kind: str, data_dir: Path, source: Path | None = None, **options: Any) -> Path:
     where = None if source is None else str(source)
-    return preparing.prepare(kind, data_dir=data_dir, source=where, progress=False, **options)
+    return prepare.prepare(kind, data_dir=data_dir, source=where, progress=False, **options)
 
 
 def _visible(folder: Path) -> list[str]:
@@ -299,7 +300,7 @@ def test_preparing_again_from_the_same_source_changes_nothing(tmp_path: Path) ->
     copy = sources.write_folder(tmp_path, {"copy.zip": archive.read_bytes()}) / "copy.zip"
     for source in (archive, copy, None):
         assert _prepare("tinyimagenet", tmp_path, source) == folder
-    assert preparing.ensure_prepared("tinyimagenet", tmp_path) == folder
+    assert prepare.ensure_prepared("tinyimagenet", tmp_path) == folder
     after = (folder / "manifest.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -341,14 +342,14 @@ def test_what_a_dead_preparer_left_is_removed(tmp_path: Path) -> None:
 
 def test_official_archive_in_the_data_folder_is_found_without_network(tmp_path: Path) -> None:
     path = sources.write_tar(tmp_path / "cifar-10-python.tar.gz", sources.cifar10())
-    folder = preparing.ensure_prepared("cifar10", tmp_path)
+    folder = prepare.ensure_prepared("cifar10", tmp_path)
     assert _manifest(folder)["source"]["address"] == str(path)
 
 
 def test_unknown_dataset_lists_known_and_prepared_ones(tmp_path: Path) -> None:
     _prepare("imagefolder", tmp_path, sources.write_folder(tmp_path / "m", _classes("a", "b")))
     with pytest.raises(UsageError) as caught:
-        preparing.ensure_prepared("tinyimagnet", tmp_path)
+        prepare.ensure_prepared("tinyimagnet", tmp_path)
     assert str(caught.value) == (
         "Unknown dataset 'tinyimagnet'. Known: cifar10, cifar100, digits, imagefolder, "
         "tinyimagenet. Did you mean 'tinyimagenet'?"
@@ -357,7 +358,7 @@ def test_unknown_dataset_lists_known_and_prepared_ones(tmp_path: Path) -> None:
 
 def test_unprepared_imagefolder_says_how_to_prepare_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="prepare imagefolder --source FOLDER"):
-        preparing.ensure_prepared("imagefolder", tmp_path)
+        prepare.ensure_prepared("imagefolder", tmp_path)
 
 
 def test_all_wrong_options_are_told_at_once(tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def test_interrupt_ends_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparing, "write_prepared", interrupt)
+    monkeypatch.setattr(prepare, "write_prepared", interrupt)
     assert data.main(["prepare", "digits", "--data-dir", str(tmp_path)]) == 130
     assert "same command" in capsys.readouterr().err
     assert _visible(tmp_path) == []
@@ -467,7 +468,7 @@ def test_interrupt_ends_with_130(
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys, orchestrator.data\n"
+        "import sys, orchestrator.data.__main__\n"
         "heavy = {'torch', 'ray', 'pyarrow', 'numpy', 'PIL', 'sklearn', 'rich'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from trainables import shared_data
+from orchestrator.data import share
 from trainables.data.dataset import DatasetError, load_manifest
 
 
 @pytest.fixture
 def address(tmp_path: Path, digits_dir: Path) -> str:
     address = (tmp_path / "shared").as_uri()
-    shared_data.publish(digits_dir, address)
+    share.publish(digits_dir, address)
     return address
 
 
@@ -26,11 +26,11 @@ def test_what_is_fetched_is_what_was_published(
     tmp_path: Path, address: str, digits_dir: Path
 ) -> None:
     folder = tmp_path / "host" / "digits"
-    manifest = shared_data.fetch(address, folder)
+    manifest = share.fetch(address, folder)
     assert manifest == load_manifest(digits_dir)
     for file in ("train.arrow", "test.arrow", "manifest.json"):
         assert (folder / file).read_bytes() == (digits_dir / file).read_bytes()
-    listed = shared_data.manifests(address)
+    listed = share.manifests(address)
     assert list(listed) == ["digits"]
     assert listed["digits"][1] == sum(file.stat().st_size for file in digits_dir.glob("*.arrow"))
 
@@ -40,10 +40,10 @@ def test_many_trials_of_a_host_fetch_once(
 ) -> None:
     folder = tmp_path / "host" / "digits"
     fetched = []
-    original = shared_data._check
-    monkeypatch.setattr(shared_data, "_check", lambda *a: (fetched.append(a), original(*a))[1])
+    original = share._check
+    monkeypatch.setattr(share, "_check", lambda *a: (fetched.append(a), original(*a))[1])
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: shared_data.fetch(address, folder), range(8)))
+        list(pool.map(lambda _: share.fetch(address, folder), range(8)))
     assert len(fetched) == 1
     assert [path.name for path in folder.parent.iterdir() if path.name != ".digits.fetch"] == [
         "digits"
@@ -55,9 +55,9 @@ def test_a_copy_with_the_right_fingerprint_needs_no_address(
 ) -> None:
     folder = tmp_path / "host" / "digits"
     fingerprint = load_manifest(digits_dir).fingerprint
-    shared_data.ensure(address, folder, fingerprint)
+    share.ensure(address, folder, fingerprint)
     shutil.rmtree(tmp_path / "shared")
-    shared_data.ensure(address, folder, fingerprint)
+    share.ensure(address, folder, fingerprint)
     assert load_manifest(folder) == load_manifest(digits_dir)
 
 
@@ -69,7 +69,7 @@ def test_who_waits_for_another_ones_fetching_gives_signs_of_life(
     signs = threading.Event()
     with (folder.parent / ".digits.fetch").open("a") as held, ThreadPoolExecutor(1) as pool:
         fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = pool.submit(shared_data.fetch, address, folder, signs.set)
+        waiting = pool.submit(share.fetch, address, folder, signs.set)
         assert signs.wait(10)
         assert not folder.exists()
         fcntl.flock(held, fcntl.LOCK_UN)
@@ -78,10 +78,10 @@ def test_who_waits_for_another_ones_fetching_gives_signs_of_life(
 
 def test_a_copy_of_another_dataset_is_replaced(tmp_path: Path, address: str) -> None:
     folder = tmp_path / "host" / "digits"
-    shared_data.fetch(address, folder)
+    share.fetch(address, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "old"}))
-    found = shared_data.fetch(address, folder)
+    found = share.fetch(address, folder)
     assert found is not None
     assert found.fingerprint == manifest["fingerprint"]
 
@@ -92,16 +92,16 @@ def test_damaged_files_are_refused_and_leave_nothing(tmp_path: Path, address: st
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=r"train\.arrow of the dataset at .* is not what its"):
-        shared_data.fetch(address, tmp_path / "host" / "digits")
+        share.fetch(address, tmp_path / "host" / "digits")
     assert [path.name for path in (tmp_path / "host").iterdir()] == [".digits.fetch"]
 
 
 def test_one_that_is_not_whole_at_the_address_is_none(tmp_path: Path, address: str) -> None:
     (tmp_path / "shared" / "digits" / "manifest.json").unlink()
     folder = tmp_path / "host" / "digits"
-    assert shared_data.fetch(address, folder) is None
+    assert share.fetch(address, folder) is None
     with pytest.raises(DatasetError, match="holds no prepared dataset 'digits'"):
-        shared_data.ensure(address, folder, "any")
+        share.ensure(address, folder, "any")
 
 
 def test_another_dataset_of_that_name_is_not_overwritten(
@@ -112,5 +112,5 @@ def test_another_dataset_of_that_name_is_not_overwritten(
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "another"}))
     with pytest.raises(DatasetError, match="holds another dataset 'digits' already"):
-        shared_data.publish(other, address)
-    shared_data.publish(digits_dir, address)  # the same one again is no conflict
+        share.publish(other, address)
+    share.publish(digits_dir, address)  # the same one again is no conflict

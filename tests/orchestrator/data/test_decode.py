@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator import images
-from orchestrator.arrow_files import (
-    SplitFile,
-    create_split,
-    histogram,
-    mean_and_std,
-    open_split,
-)
+from orchestrator.data import decode
+from orchestrator.data.arrow import SplitFile, create_split, histogram, mean_and_std, open_split
 from orchestrator.errors import OrchestratorError, UsageError
 
 from . import sources
@@ -26,7 +20,7 @@ from . import sources
 
 def _decode(picture: Image.Image, kind: str = "PNG", *, side: int | None = None) -> np.ndarray:
     size = (side, side) if side else (picture.height, picture.width)
-    return images.decode(sources.encoded(picture, kind), size, resize=side is not None)
+    return decode.decode(sources.encoded(picture, kind), size, resize=side is not None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +77,7 @@ def test_camera_orientation_is_applied_when_resizing() -> None:
     exif[0x0112] = 3  # upside down
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", exif=exif)
-    pixels = images.decode(buffer.getvalue(), (20, 20), resize=True)
+    pixels = decode.decode(buffer.getvalue(), (20, 20), resize=True)
     assert pixels[2, 10].tolist() == [255, 0, 0]
     assert pixels[17, 10].tolist() == [0, 0, 255]
 
@@ -103,7 +97,7 @@ def _split(folder: Path, count: int, side: int = 8) -> SplitFile:
 
 def _problem(folder: Path, content: bytes) -> str:
     with pytest.raises(UsageError) as caught:
-        images.decode_split(_split(folder, 1), [("x.png", content)], {"x.png": 0}, resize=True)
+        decode.decode_split(_split(folder, 1), [("x.png", content)], {"x.png": 0}, resize=True)
     return str(caught.value)
 
 
@@ -122,13 +116,13 @@ def test_image_over_the_cap_is_refused_from_its_header(tmp_path: Path) -> None:
 def test_image_just_over_the_cap_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
     assert "more than the 100 pixels" in _problem(
         tmp_path, sources.encoded(sources.image(0, size=(11, 10)))
     )
     split = _split(tmp_path, 1)
     content = sources.encoded(sources.image((4, 4, 4), size=(10, 10)))
-    counts = images.decode_split(split, [("x", content)], {"x": 0}, resize=True)
+    counts = decode.decode_split(split, [("x", content)], {"x": 0}, resize=True)
     assert counts[:, 4].tolist() == [64, 64, 64]
 
 
@@ -148,10 +142,10 @@ def test_no_more_problems_than_the_limit_are_listed(tmp_path: Path) -> None:
     names = [f"{number:03}" for number in range(30)]
     row_of = {name: row for row, name in enumerate(names)}
     with pytest.raises(UsageError) as caught:
-        images.decode_split(
+        decode.decode_split(
             _split(tmp_path, 30), [(name, b"") for name in names], row_of, resize=True
         )
-    assert str(caught.value).count("cannot be used") == images.MAX_PROBLEMS
+    assert str(caught.value).count("cannot be used") == decode.MAX_PROBLEMS
 
 
 def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path) -> None:
@@ -164,9 +158,9 @@ def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path)
     ]
     seen: list[int] = []
     row_of = {str(row): row for row in range(count)}
-    with images.decoders(count) as pool:
+    with decode.decoders(count) as pool:
         assert pool is not None
-        counts = images.decode_split(
+        counts = decode.decode_split(
             split, members, row_of, resize=False, pool=pool, update=seen.append
         )
     _, pixels = open_split(split.path, split.shape)
@@ -193,7 +187,7 @@ def test_members_reach_their_rows_in_whatever_order_they_come(
 ) -> None:
     split = _split(tmp_path, 7)
     members = [(str(row), sources.encoded(sources.image((row, 0, 9), size=(8, 8)))) for row in rows]
-    images.decode_split(split, members, {str(row): row for row in range(7)}, resize=False)
+    decode.decode_split(split, members, {str(row): row for row in range(7)}, resize=False)
     _, pixels = open_split(split.path, split.shape)
     expected = [[row, 0, 9] if row in rows else [0, 0, 0] for row in range(7)]
     assert pixels[:, 3, 4].tolist() == expected
@@ -241,7 +235,7 @@ def test_jpegs_of_the_right_size_have_pillow_s_pixels(mode: str, as_path: bool, 
     noise = np.random.RandomState(0).randint(0, 256, (48, 64, 3), np.uint8)
     content = sources.encoded(Image.fromarray(noise).convert(mode), "JPEG")
     (tmp_path / "a.jpg").write_bytes(content)
-    fast = images._jpeg_as_it_is(tmp_path / "a.jpg" if as_path else content, (48, 64))
+    fast = decode._jpeg_as_it_is(tmp_path / "a.jpg" if as_path else content, (48, 64))
     assert fast is not None
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert np.array_equal(fast, expected)
@@ -258,5 +252,5 @@ def test_what_is_no_whole_jpeg_of_the_right_size_and_kind_is_left_to_pillow():
         b"\xff\xd8 and nothing",
         b"",
     ):
-        assert images._jpeg_as_it_is(other, (8, 8)) is None
-    assert images._jpeg_as_it_is(content, (8, 9)) is None
+        assert decode._jpeg_as_it_is(other, (8, 8)) is None
+    assert decode._jpeg_as_it_is(content, (8, 9)) is None

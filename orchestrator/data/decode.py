@@ -27,8 +27,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from orchestrator.archives import Content, ZipMember
-from orchestrator.arrow_files import Histogram, SplitFile, histogram
+from orchestrator.data.archives import Content, ZipMember
+from orchestrator.data.arrow import Histogram, SplitFile, histogram
 from orchestrator.errors import OrchestratorError, UsageError
 
 MAX_PIXELS = 64 * 10**6

@@ -19,8 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.progress import progress
 from orchestrator.errors import UsageError
-from orchestrator.progress import progress
 from orchestrator.storage.locks import exclusive_lock
 
 TIMEOUT_S = 30.0  # of silence

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.cifar_pickle import load_cifar_pickle
+from orchestrator.data.sources.cifar import load_cifar_pickle
 from orchestrator.errors import UsageError
 
 

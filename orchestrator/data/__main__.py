@@ -16,16 +16,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN
+from orchestrator.data.prepare import fetched, prepare, publish
+from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
 from orchestrator.errors import OrchestratorError
-from orchestrator.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
-from orchestrator.preparing import (
-    DEFAULT_SIDE_PX,
-    IMAGEFOLDER,
-    KNOWN,
-    fetched,
-    prepare,
-    publish,
-)
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import data_location, default_data_dir, path_or_address
 

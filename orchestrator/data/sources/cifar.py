@@ -1,0 +1,205 @@
+"""Reads the official archives of CIFAR-10 and CIFAR-100."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.data.archives import member_names, read_small
+from orchestrator.data.sources.source import Contents, Part, _layout
+from orchestrator.errors import UsageError
+
+
+def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
+    """Unpickle one file of a CIFAR python archive without running any code it names.
+
+    Only what the official files need is admitted, and that as stand-ins of ours: an array comes
+    back from its raw bytes, so neither numpy's nor anybody else's constructors are called.
+
+    Args:
+        content: the member's bytes.
+        member: its name, for the error.
+
+    Returns:
+        The dictionary with its keys as text; arrays are uint8, strings stay bytes.
+
+    Raises:
+        UsageError: the pickle asks for anything else, or is damaged.
+    """
+    try:
+        value = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not a dictionary")
+        return {_text(key): _plain(item) for key, item in value.items()}
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"The pickle {member!r} was refused: {error}.") from error
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UsageError(f"The pickle {member!r} is damaged: {error!r}.") from error
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_numpy() if isinstance(value, _PickledArray) else value
+
+
+class _PickledDtype:
+    """Stands in for `numpy.dtype`, of which CIFAR's files need one value: uint8."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        if code not in ("u1", b"u1", "uint8", b"uint8"):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of uint8")
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like mean nothing for single bytes."""
+
+
+class _PickledArray:
+    """Stands in for `numpy.ndarray`: keeps shape and bytes until it is complete."""
+
+    shape: tuple[int, ...] = ()
+    content: bytes = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, dtype, fortran_order, self.content = state
+        if not isinstance(dtype, _PickledDtype) or fortran_order:
+            raise pickle.UnpicklingError("it holds an array that is not uint8 in C order")
+
+    def to_numpy(self) -> Any:
+        """Return the array; a shape that does not fit the bytes is a ValueError."""
+        import numpy as np
+
+        return np.frombuffer(self.content, np.uint8).reshape(self.shape)
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    """Stand in for `_codecs.encode`, with which protocol 2 pickles of Python 3 hold bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the text encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _empty_array(*_: object) -> _PickledArray:
+    return _PickledArray()
+
+
+# Python 2 wrote `numpy.core.multiarray` and raw strings, numpy 2 writes `numpy._core` and encode.
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for an admitted global."""
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which CIFAR's files do not need"
+            )
+        return _ADMITTED[module, name]
+
+
+def read_cifar(source: Path, coarse: bool) -> Contents:
+    """Read the layout of the CIFAR-10 (or, with `coarse`, CIFAR-100) python archive.
+
+    Raises:
+        UsageError: a batch is missing, damaged or inconsistent, or asks for code.
+    """
+    title = "CIFAR-100" if coarse else "CIFAR-10"
+    train = ["train"] if coarse else [f"data_batch_{number}" for number in range(1, 6)]
+    test, meta = ("test", "meta") if coarse else ("test_batch", "batches.meta")
+    # The batches lie beside each other in one folder; the shallowest is meant.
+    found: dict[str, str] = {}
+    for name in sorted(member_names(source), key=lambda name: (name.count("/"), name)):
+        found.setdefault(PurePosixPath(name).name, name)
+    for file in (*train, test, meta):
+        if file not in found:
+            raise _layout(source, title, file)
+    raw = read_small(source, [found[file] for file in (*train, test, meta)])
+    loaded = {
+        file: load_cifar_pickle(raw[found[file]], found[file]) for file in (*train, test, meta)
+    }
+    key = "fine_label_names" if coarse else "label_names"
+    names = _names(loaded[meta], key, found[meta])
+    coarse_names = _names(loaded[meta], "coarse_label_names", found[meta]) if coarse else ()
+    counts = (len(names), len(coarse_names))
+    splits = {
+        "train": _cifar_part([(found[f], loaded[f]) for f in train], counts),
+        "test": _cifar_part([(found[test], loaded[test])], counts),
+    }
+    extra: dict[str, Any] = {}
+    if coarse:
+        extra = {
+            "coarse_names": list(coarse_names),
+            "fine_to_coarse": _fine_to_coarse(source, splits.values(), len(names)),
+        }
+    return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra=extra)
+
+
+def _names(meta: dict[str, Any], key: str, member: str) -> tuple[str, ...]:
+    values = meta.get(key)
+    if not isinstance(values, list) or not values:
+        raise UsageError(f"The pickle {member!r} must hold the list {key!r}; it does not.")
+    return tuple(
+        value.decode("latin1") if isinstance(value, bytes) else str(value) for value in values
+    )
+
+
+def _cifar_part(batches: Sequence[tuple[str, dict[str, Any]]], counts: tuple[int, int]) -> Part:
+    """Join batches after checking each; `counts` are the numbers of fine and coarse classes."""
+    pixels, labels, coarse_labels = [], [], []
+    for member, batch in batches:
+        data = batch.get("data")
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
+            raise UsageError(f"The pickle {member!r} must hold 'data' as an array of n x 3072.")
+        if not len(data):
+            raise UsageError(f"The pickle {member!r} holds no image.")
+        pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        key = "fine_labels" if counts[1] else "labels"
+        labels.append(_labels(batch, key, member, len(data), counts[0]))
+        if counts[1]:
+            coarse_labels.append(_labels(batch, "coarse_labels", member, len(data), counts[1]))
+    return Part(
+        labels=np.concatenate(labels),
+        coarse_labels=np.concatenate(coarse_labels) if coarse_labels else None,
+        pixels=np.concatenate(pixels),
+    )
+
+
+def _labels(
+    batch: dict[str, Any], key: str, member: str, images: int, classes: int
+) -> npt.NDArray[np.int64]:
+    values = batch.get(key)
+    if (
+        not isinstance(values, list)
+        or len(values) != images
+        or not all(isinstance(value, int) and 0 <= value < classes for value in values)
+    ):
+        raise UsageError(
+            f"The pickle {member!r} must hold {key!r} as {images} numbers from 0 to {classes - 1}."
+        )
+    return np.array(values, np.int64)
+
+
+def _fine_to_coarse(source: Path, parts: Iterable[Part], classes: int) -> list[int]:
+    """Return the coarse class of each fine one, -1 for a class without images."""
+    pairs: set[tuple[int, int]] = set()
+    for part in parts:
+        assert part.coarse_labels is not None
+        pairs |= set(zip(part.labels.tolist(), part.coarse_labels.tolist(), strict=True))
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise UsageError(f"{source} is inconsistent: a fine class has several coarse ones.")
+    return [mapping.get(label, -1) for label in range(classes)]

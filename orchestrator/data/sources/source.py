@@ -1,0 +1,102 @@
+"""What each source holds: classes, splits, labels, and which member or array holds which image.
+
+One function per layout; all return `Contents`. Counts come from the content, so that a part of an
+official archive in the official layout is as good as the whole. No image is decoded here, and no
+state is held.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.data.archives import read_small
+from orchestrator.errors import UsageError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One split: labels with either the pixels or the names of the members to decode."""
+
+    labels: npt.NDArray[np.int64]  # (n,)
+    coarse_labels: npt.NDArray[np.int64] | None = None  # (n,)
+    pixels: npt.NDArray[np.uint8] | None = None  # (n, height, width, channels)
+    members: tuple[str, ...] = ()  # (n,) where there are no pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """A whole dataset before it is written."""
+
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # height, width, channels
+    splits: dict[str, Part]  # "train" and "test"
+    resize: bool = False
+    # Further entries of the manifest, such as `class_ids`.
+    extra: dict[str, Any]
+
+
+def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Choose a fraction of every class, at least one image and not all, with seed 0.
+
+    `RandomState` is used because numpy guarantees its stream for good (NEP 19).
+
+    Args:
+        labels: (n,).
+        fraction: 0 to 1.
+
+    Returns:
+        True for the chosen, (n,).
+    """
+    random = np.random.RandomState(0)
+    chosen = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        chosen[rows[:count]] = True
+    return chosen
+
+
+def _members(labels: dict[str, int]) -> Part:
+    """Return a part in the order of (label, natural name), whatever order the source has."""
+    ordered = sorted(labels, key=lambda name: (labels[name], _natural(name), name))
+    return Part(
+        labels=np.array([labels[name] for name in ordered], np.int64), members=tuple(ordered)
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort `x_10` behind `x_9`."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _texts(source: Path, names: Sequence[str]) -> list[str]:
+    raw = read_small(source, names)
+    try:
+        return [raw[name].decode("utf-8") for name in names]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
+
+
+def _layout(source: Path, title: str, missing: str) -> UsageError:
+    return UsageError(
+        f"{source} must be in the official layout of {title}; it holds no {missing!r}. Give the "
+        "archive as it was published, or its extracted folder."
+    )
+
+
+def _raise_all(source: Path, problems: list[str]) -> None:
+    if problems:
+        counted = Counter(problems)
+        shown = " ".join(list(counted)[:_SHOWN])
+        more = f" And {len(counted) - _SHOWN} more." if len(counted) > _SHOWN else ""
+        raise UsageError(f"{source} was refused. {shown}{more}")

@@ -1,0 +1,83 @@
+"""Reads the official archive of Tiny ImageNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.data.archives import member_names
+from orchestrator.data.sources.source import Contents, _layout, _members, _raise_all, _texts
+
+
+def read_tinyimagenet(source: Path) -> Contents:
+    """Read the layout of `tiny-imagenet-200.zip`; its labelled `val` folder is the test split.
+
+    Raises:
+        UsageError: an unknown class, a missing or unlisted file, or another layout.
+    """
+    names = member_names(source)
+    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
+    if not lists:
+        raise _layout(source, "Tiny ImageNet", "wnids.txt")
+    root = min(lists, key=len).removesuffix("wnids.txt")
+    needed = [f"{root}{name}" for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")]
+    for name in needed:
+        if name not in names:
+            raise _layout(source, "Tiny ImageNet", name)
+    wnids_text, words, annotations = _texts(source, needed)
+    wnids = sorted(set(wnids_text.split()))
+    index = {wnid: label for label, wnid in enumerate(wnids)}
+    problems: list[str] = []
+
+    train: dict[str, int] = {}
+    held_out: set[str] = set()
+    for name in names:
+        parts = name.removeprefix(root).split("/")
+        if parts[-1].startswith("."):
+            continue
+        if len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
+            if parts[1] in index:
+                train[name] = index[parts[1]]
+            else:
+                problems.append(f"The class of {name!r} is not listed in wnids.txt.")
+        elif parts[:2] == ["val", "images"] and len(parts) == 3:
+            held_out.add(name)
+    test = _annotated(f"{root}val/", annotations, index, held_out, problems)
+    missing = sorted(set(wnids) - {wnids[label] for label in train.values()})
+    problems += [f"The class {wnid!r} has no training image." for wnid in missing]
+    if not test:
+        problems.append(f"{root}val/val_annotations.txt lists no image.")
+    _raise_all(source, problems)
+
+    readable = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
+    return Contents(
+        class_names=tuple(readable.get(wnid, wnid).split(",")[0].strip() for wnid in wnids),
+        shape=(64, 64, 3),
+        splits={"train": _members(train), "test": _members(test)},
+        extra={"class_ids": wnids},
+    )
+
+
+def _annotated(
+    folder: str, text: str, index: dict[str, int], present: set[str], problems: list[str]
+) -> dict[str, int]:
+    """Return the label of each file in val_annotations.txt; what is wrong goes to `problems`."""
+    labels: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        file, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
+        name = f"{folder}images/{file}"
+        where = f"Line {number} of {folder}val_annotations.txt"
+        if wnid not in index:
+            problems.append(f"{where} gives {file!r} the class {wnid!r}, which is unknown.")
+        elif name not in present:
+            problems.append(f"{where} names {name!r}, which is missing.")
+        elif name in labels:
+            problems.append(f"{where} names {file!r} a second time.")
+        else:
+            labels[name] = index[wnid]
+    if not problems:
+        unlisted = sorted(present - set(labels))
+        problems += [f"{name!r} is not listed in val_annotations.txt." for name in unlisted]
+    return labels
