@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.capacity import Machine, planned_machines, total
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.plan.machines import Machine, planned_machines, total
 
 # Set before ray is imported; each has its reason.
 _ENVIRONMENT = {

@@ -20,7 +20,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, Trial, TrialStatus
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.study import is_stopped, new_study

@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import forecast
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
-from orchestrator.plan import Plan
+from orchestrator.plan import forecast
+from orchestrator.plan.plan import Plan
 
 # Without a terminal a line is said every so often, more seldom the longer it takes.
 _PLAIN_EVERY_S = 15.0

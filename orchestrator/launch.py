@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator import capacity, cluster, failures
+from orchestrator import cluster, failures
 from orchestrator.conductor import Conductor, Start
+from orchestrator.plan.machines import Shape, fitting, have_gpus, shapes, workers_per_trial
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import DataLocation, SweepPaths
 from orchestrator.watchdog import Watchdog
@@ -55,7 +56,7 @@ def run(
     from ray import tune
 
     _set_environment(is_local)
-    workers = capacity.workers_per_trial(conductor.plan)
+    workers = workers_per_trial(conductor.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
@@ -129,7 +130,7 @@ class _Jobs:
     ) -> None:
         self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
         self.conductor, self.gpus_per_trial = conductor, gpus_per_trial
-        self.shapes: dict[str, capacity.Shape] = {}
+        self.shapes: dict[str, Shape] = {}
         self.has_gpus = False  # once there was one, trials wait for the next
         self.sweep_dir, self.dataset, self.max_concurrent = sweep_dir, dataset, max_concurrent
         self.error: BaseException | None = None
@@ -221,11 +222,9 @@ class _Jobs:
             return
         self._looked_s = now_s
         plan, machines = self.conductor.plan, cluster.machines()
-        self.has_gpus = self.has_gpus or capacity.have_gpus(machines)
-        self.shapes = capacity.shapes(
-            plan, has_gpus=self.has_gpus, gpus_per_trial=self.gpus_per_trial
-        )
-        fits = max(capacity.fitting(plan, machines, self.shapes).values())
+        self.has_gpus = self.has_gpus or have_gpus(machines)
+        self.shapes = shapes(plan, has_gpus=self.has_gpus, gpus_per_trial=self.gpus_per_trial)
+        fits = max(fitting(plan, machines, self.shapes).values())
         # One may wait for a machine: that is what makes an autoscaler bring it.
         self.limit = max(1, min(self.max_concurrent or fits, fits))
         self.draining = cluster.draining_nodes()

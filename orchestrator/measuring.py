@@ -14,16 +14,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import budget, forecast, planning
 from orchestrator.errors import UsageError
+from orchestrator.plan import budget, forecast
+from orchestrator.plan.options import given_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.config import SweepConfig
     from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan import Plan
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.options import SweepConfig
+    from orchestrator.plan.plan import Plan, VariantCost
     from trainables.training.probe import TrainingTime
 
 
@@ -51,7 +51,7 @@ class Whole:
 def measure(
     config: SweepConfig,
     plan: Plan,
-    facts: Mapping[str, VariantFacts],
+    facts: Mapping[str, VariantCost],
     console: Console,
     ledger: Ledger | None = None,
 ) -> dict[str, float]:
@@ -71,7 +71,7 @@ def measure(
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    from orchestrator import capacity, disk
+    from orchestrator.plan import disk, machines
     from trainables.training import device
 
     folder = config.data.folder / plan.dataset
@@ -80,10 +80,10 @@ def measure(
             f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
             f"`python -m orchestrator.data prepare {plan.dataset}`."
         )
-    options = ledger.get("options") if ledger else planning.given_options(config)
+    options = ledger.get("options") if ledger else given_options(config)
     share, keep = options.get("gpus_per_trial"), options.get("keep")
     cpus, gpus = float(os.cpu_count() or 1), float(device.num_gpus())
-    fits = capacity.check_fit(plan, [(cpus, gpus)], share)
+    fits = machines.check_fit(plan, [(cpus, gpus)], share)
     concurrent = min(config.max_concurrent or fits, fits)
     measured = {}
     for number, variant in enumerate(plan.variants, start=1):
@@ -181,8 +181,8 @@ def print_forecast(
     """
     from rich.table import Table
 
-    from orchestrator import disk
     from orchestrator.display import clock
+    from orchestrator.plan import disk
 
     table = Table(title="Forecast, from a few steps of each model here")
     table.add_column("variant", no_wrap=True)

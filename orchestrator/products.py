@@ -67,7 +67,7 @@ def _best(ledger: Ledger) -> str:
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
-    from orchestrator import disk
+    from orchestrator.plan import disk
     from orchestrator.report import write_report
 
     if ledger.get("forecast_whole") and not paths.durable:  # for the report to compare

@@ -22,12 +22,12 @@ from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import EpochRow, Trial
-from search_spaces.space import trial_seed
+from orchestrator.plan.plan import trial_seed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
 
 
 class Study:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from orchestrator import display, mlflow_server
-from orchestrator.config import SweepConfig
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage.store import StorageError
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.conductor import Conductor
-    from orchestrator.plan import Plan
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.plan import Plan, VariantCost
     from orchestrator.tracking import Tracker
 
 
-def print_plan(console: Console, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> None:
     """Print what a sweep would do, model by model."""
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)

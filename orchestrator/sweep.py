@@ -14,14 +14,15 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import command, continuation, process
+from orchestrator import command, process
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE, _say, _warn
-from orchestrator.config import SweepConfig, parse_args
 from orchestrator.errors import (
     OrchestratorError,
     UsageError,
 )
 from orchestrator.ledger import backup
+from orchestrator.plan import resume
+from orchestrator.plan.options import SweepConfig, parse_args
 from orchestrator.redaction import redacted
 from orchestrator.storage import checkpoints, locks
 from orchestrator.storage.paths import DataLocation, SweepPaths
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.conductor import Conductor
     from orchestrator.ledger.backup import LedgerBackup
     from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan import Plan
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.plan import Plan, VariantCost
     from orchestrator.products import Product
     from orchestrator.views import Views
     from trainables.data.dataset import Manifest
@@ -63,11 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan; write, download and start nothing."""
-    from orchestrator import disk, measuring, planning, summary
+    from orchestrator import measuring, summary
+    from orchestrator.plan import disk, resolve
 
-    space = planning.load_space(config.space)
+    space = resolve.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
-    plan, facts = planning.make_plan(config, space, manifest, {})
+    plan, facts = resolve.make_plan(config, space, manifest, {})
     console = command.console_on(sys.stdout)
     summary.print_plan(console, plan, facts)
     concurrent = config.max_concurrent or os.cpu_count() or 1
@@ -91,9 +92,9 @@ def verify(config: SweepConfig) -> int:
 
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
-    continuation.check_existence(config)
+    resume.check_existence(config)
     with locks.driver_lock(config.paths), backup.open_backup(config.paths, say=_warn) as durable:
-        continuation.check_existence(config)  # again: another driver may have begun it meanwhile
+        resume.check_existence(config)  # again: another driver may have begun it meanwhile
         if durable:
             durable.fetch()
         is_new = not config.resume
@@ -123,11 +124,12 @@ def sweep(config: SweepConfig) -> int:
             ledger.close()
 
 
-def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], Manifest]:
+def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost], Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
-    from orchestrator import planning, versions
+    from orchestrator.plan import resolve, resume
+    from orchestrator.plan.options import given_options
 
-    space = planning.load_space(config.space)
+    space = resolve.load_space(config.space)
     ledger, kept = _open_if_there(config)
     if ledger is not None and ledger.get("plan")["space"]["name"] != space.name:
         raise UsageError(
@@ -136,15 +138,15 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
             "another --name."
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
-    plan, facts = planning.make_plan(config, space, manifest, kept)
+    plan, facts = resolve.make_plan(config, space, manifest, kept)
     if ledger is None:
         ledger = _create(config, plan, facts, manifest)
     else:
-        continuation.check_same(ledger, plan, _say, force=config.force)
-        continuation.add_variants(ledger, plan, facts)
-        for line in versions.changes(ledger.get("versions", {})):
+        resume.check_same(ledger, plan, _say, force=config.force)
+        resume.add_variants(ledger, plan, facts)
+        for line in resume.changes(ledger.get("versions", {})):
             print(line, flush=True)
-        ledger.put("options", {**kept, **planning.given_options(config)})
+        ledger.put("options", {**kept, **given_options(config)})
     # By variant, the most trials that any command asked for: what `--verify` counts against.
     asked: dict[str, int] = ledger.get("asked", {})
     most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
@@ -153,9 +155,9 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantFacts], M
 
 
 def _check_room(
-    config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts], keep: str | None
+    config: SweepConfig, plan: Plan, facts: dict[str, VariantCost], keep: str | None
 ) -> None:
-    from orchestrator import disk
+    from orchestrator.plan import disk
 
     concurrent = config.max_concurrent or os.cpu_count() or 1
     needed = disk.forecast_bytes(plan, facts, concurrent, keep)
@@ -167,7 +169,7 @@ def _run(
     console: Console,
     ledger: Ledger,
     plan: Plan,
-    facts: dict[str, VariantFacts],
+    facts: dict[str, VariantCost],
     manifest: Manifest,
     durable: LedgerBackup | None,
 ) -> int:
@@ -240,12 +242,12 @@ def _check_cluster(
     Raises:
         UsageError: of some variant not even one trial fits.
     """
-    from orchestrator import capacity
     from orchestrator.cluster import disconnect
+    from orchestrator.plan import machines
 
     try:
         share = conductor.ledger.get("options").get("gpus_per_trial")
-        capacity.check_fit(conductor.plan, cluster.machines, share)
+        machines.check_fit(conductor.plan, cluster.machines, share)
     except UsageError:
         disconnect()
         raise
@@ -263,11 +265,11 @@ def _conductor(
     config: SweepConfig,
     ledger: Ledger,
     plan: Plan,
-    facts: dict[str, VariantFacts],
+    facts: dict[str, VariantCost],
     measured_s: dict[str, float],
 ) -> Conductor:
-    from orchestrator import budget, disk
     from orchestrator.conductor import Conductor
+    from orchestrator.plan import budget, disk
 
     root = config.paths.root
     return Conductor(
@@ -275,7 +277,7 @@ def _conductor(
         plan,
         is_whole=_checkpoint_check(config.paths),
         has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
-        is_allowed=budget.asked_for(config, ledger, plan, facts, measured_s),
+        is_allowed=budget.budget_from_options(config, ledger, plan, facts, measured_s),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
     )
@@ -408,12 +410,13 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
 
 
 def _create(
-    config: SweepConfig, plan: Plan, facts: dict[str, VariantFacts], manifest: Manifest
+    config: SweepConfig, plan: Plan, facts: dict[str, VariantCost], manifest: Manifest
 ) -> Ledger:
     import uuid
 
-    from orchestrator import planning, versions
     from orchestrator.ledger.ledger import create_ledger
+    from orchestrator.plan import resume
+    from orchestrator.plan.options import given_options
 
     return create_ledger(
         config.paths.ledger,
@@ -423,7 +426,7 @@ def _create(
             "space": config.space,
             "plan": plan.identity(),
             "keep_best": plan.space.keep_best,
-            "options": planning.given_options(config),
+            "options": given_options(config),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # what prediction needs of the dataset
             "space_own": {
@@ -433,7 +436,7 @@ def _create(
             },
             "published": plan.space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in facts.items()},
-            "versions": versions.installed(),
+            "versions": resume.installed(),
         },
     )
 

@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 from orchestrator import command
-from orchestrator.config import SweepConfig
 from orchestrator.ledger.ledger import LedgerError
 from orchestrator.ledger.snapshot import newest_copy
+from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease, locks, sweeps
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.ledger.snapshot import local_copy
+from orchestrator.plan.plan import is_evaluated
 from orchestrator.storage.paths import SweepPaths
 
 
@@ -102,7 +102,7 @@ def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:
 def is_judged(plan: Mapping[str, Any], trial: Trial) -> bool:
     """Return whether a plan has a trial judged by the test part when it is complete."""
     space = plan["space"]
-    return ranking.is_judged(
+    return is_evaluated(
         trial.stage,
         trial.number,
         num_params=len(space["params"].get(trial.variant, trial.params)),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.plan.plan import trial_seed
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.verify_facts import (
@@ -20,7 +21,6 @@ from orchestrator.verify_facts import (
     name_of,
     plan_at,
 )
-from search_spaces.space import trial_seed
 from trainables.config import TrainConfig
 
 

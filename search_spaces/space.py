@@ -6,7 +6,6 @@ It holds no state and starts nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -258,9 +257,3 @@ def tried(distribution: BaseDistribution) -> list[Any]:
     elif isinstance(distribution, IntDistribution):
         values.append(min(distribution.low + 1, distribution.high))
     return values
-
-
-def trial_seed(sweep_seed: int, variant: str, number: int) -> int:
-    """Return a trial's own seed, 0 to 2**31 - 1, a function of sweep seed, variant and number."""
-    digest = hashlib.sha256(f"{sweep_seed}/{variant}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

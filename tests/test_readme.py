@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import search_spaces
-from orchestrator.config import parse_args
 from orchestrator.data.__main__ import _parser as data_parser
+from orchestrator.plan.options import parse_args
 from orchestrator.predict import _parser as predict_parser
 from orchestrator.report import _parser as report_parser
 
@@ -56,7 +56,7 @@ def test_the_example_space_is_valid(tmp_path: Path) -> None:
 
 
 def test_every_flag_is_in_the_table() -> None:
-    from orchestrator.config import _parser
+    from orchestrator.plan.options import _parser
 
     for action in _parser()._actions:
         for flag in action.option_strings:

@@ -9,7 +9,7 @@ import collections
 import math
 from collections.abc import Sequence
 
-from orchestrator.ledger.records import EpochRow, Stage, Trial
+from orchestrator.ledger.records import EpochRow, Trial
 
 
 def best_of(trials: Sequence[Trial], mode: str) -> Trial | None:
@@ -21,15 +21,6 @@ def best_of(trials: Sequence[Trial], mode: str) -> Trial | None:
         if best is None or is_better(trial.best_value, best.best_value or 0.0, mode):
             best = trial
     return best
-
-
-def is_judged(stage: Stage, number: int, *, num_params: int, num_enqueued: int) -> bool:
-    """Return whether a trial is judged by the test part; such a one is never stopped early.
-
-    Those are the final ones, the ones that the space itself asks for (a published recipe), and all
-    of a variant with nothing to search: they differ in their seeds only.
-    """
-    return stage == "final" or num_params == 0 or number < num_enqueued
 
 
 def final_trials_of(trials: Sequence[Trial], variant: str, mode: str) -> list[Trial]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.config import SweepConfig
 from orchestrator.errors import SweepNotFoundError, UsageError
+from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths, sweep_names
 from orchestrator.storage.store import Storage, StorageError, open_storage

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator import planning
 from orchestrator.conductor import Conductor
-from orchestrator.config import SweepConfig
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.plan import resolve
+from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 from trainables.data.dataset import load_manifest
@@ -89,7 +89,7 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
     # As a restarted driver's sampler knows them: pruned, and without a single value.
     config = SweepConfig(space=str(tmp_path / "mine.py"), name="mine")
     manifest = load_manifest(digits_data_dir / "digits")
-    plan, _ = planning.make_plan(config, planning.load_space(config.space), manifest, {})
+    plan, _ = resolve.make_plan(config, resolve.load_space(config.space), manifest, {})
     known = Conductor(ledger, plan)._studies["cnn3"]._study.get_trials()
     for trial in ledger.trials():
         wanted = TrialState.PRUNED if trial in diverged else TrialState.COMPLETE

@@ -12,9 +12,8 @@ from typing import Any
 from orchestrator.conductor import Conductor, Start
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan, trial_seed
 from orchestrator.study import is_stopped
-from search_spaces.space import trial_seed
 from tests.orchestrator.sweeps import curve, judgement, metrics
 
 # What becomes of an epoch that would start now: None, or the arguments of `on_end`.

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn import metrics as scores
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from tests.orchestrator import sweeps
 from trainables.metrics import METRIC_NAMES
 

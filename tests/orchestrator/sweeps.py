@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from orchestrator.ledger.ledger import Ledger, create_ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from search_spaces.space import SearchSpace
 from trainables.metrics import METRIC_NAMES
 

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from orchestrator import aws, capacity, cluster, config, mlflow_server, spot
+from orchestrator import aws, cluster, mlflow_server, spot
+from orchestrator.plan import options
+from orchestrator.plan.machines import planned_machines, workers_fitting
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster.onprem.yaml")
@@ -65,7 +67,7 @@ def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     ):
         assert f"{variable}=" in said
         monkeypatch.setenv(variable, value)
-        assert getattr(config.parse_args([]), field) == value
+        assert getattr(options.parse_args([]), field) == value
     # The page's address that a sweep prints is where the server of `services.sh` listens.
     (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", said)
     services = (ROOT / "orchestrator" / "services.sh").read_text()
@@ -125,8 +127,8 @@ def test_roles_and_bucket_are_those_of_the_file() -> None:
 def test_a_driver_on_the_head_knows_what_its_autoscaler_may_add() -> None:
     """Four machines in all, although the two kinds together could be six; the head has none."""
     text = (ROOT / "cluster.yaml").read_text()
-    assert capacity.planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
-    assert set(capacity.planned_machines((ROOT / "cluster.onprem.yaml").read_text())) == set()
+    assert planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
+    assert set(planned_machines((ROOT / "cluster.onprem.yaml").read_text())) == set()
 
 
 def test_no_worker_lies_on_two_machines_and_shares_fill_a_device() -> None:
@@ -135,5 +137,5 @@ def test_no_worker_lies_on_two_machines_and_shares_fill_a_device() -> None:
         *((16, 0, 0), (1, 1, 2), (1, 0.25, 8), (1, 0.2, 10), (0.5, 0.1, 20), (3, 0.25, 4)),
         (1, 2, 0),
     ):
-        assert capacity.workers_fitting(machines, (cpus, gpus)) == number
-    assert capacity.workers_fitting([(8.0, 4.0)], (1, 2)) == 2
+        assert workers_fitting(machines, (cpus, gpus)) == number
+    assert workers_fitting([(8.0, 4.0)], (1, 2)) == 2

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.conductor import Conductor, Start
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.records import ENDED
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from tests.orchestrator.played_sweeps import (
     Killed,
     begin,

@@ -14,7 +14,7 @@ from orchestrator.conductor import Conductor, Start
 from orchestrator.failures import IDENTICAL_FAILURES, MAX_UNCOUNTED
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.records import Trial
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from tests.orchestrator.played_sweeps import (
     Fate,
     Killed,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import SweepConfig, _parser, parse_args
 from orchestrator.errors import (
     OrchestratorError,
     SweepExistsError,
@@ -19,6 +18,7 @@ from orchestrator.errors import (
     UsageError,
     unknown_name,
 )
+from orchestrator.plan.options import SweepConfig, _parser, parse_args
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names
 
 # The command line's contract: a change here is a change for every user.

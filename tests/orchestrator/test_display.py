@@ -10,7 +10,7 @@ from rich.console import Console
 
 from orchestrator.display import Display, clock, failures, leaderboard
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 

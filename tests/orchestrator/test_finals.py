@@ -14,8 +14,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import best_trial, top_k
 from orchestrator.ledger.records import Trial
-from orchestrator.plan import Plan
-from search_spaces.space import trial_seed
+from orchestrator.plan.plan import Plan, trial_seed
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from tests.orchestrator.test_conductor import Killed, die_at, failed, play, quick, table
 

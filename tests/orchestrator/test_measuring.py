@@ -11,15 +11,15 @@ from rich.console import Console
 
 from orchestrator import measuring
 from orchestrator.conductor import Conductor
-from orchestrator.config import SweepConfig, parse_args
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning import VariantFacts
+from orchestrator.plan.options import SweepConfig, parse_args
+from orchestrator.plan.plan import VariantCost
+from tests.orchestrator.plan.test_forecast import train
 from tests.orchestrator.sweeps import new_ledger, plan, space
-from tests.orchestrator.test_forecast import train
 from trainables.training.probe import TrainingTime
 
 FACTS = {
-    name: VariantFacts(side_px=32, parameters=1000, multiply_accumulates=10)
+    name: VariantCost(side_px=32, parameters=1000, multiply_accumulates=10)
     for name in ("cnn2", "cnn3")
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space

@@ -14,7 +14,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import search_spaces
 from orchestrator.ledger.ranking import is_better
-from search_spaces.space import Published, SearchSpace, ends, trial_seed, tried
+from orchestrator.plan.plan import trial_seed
+from search_spaces.space import Published, SearchSpace, ends, tried
 from tests.orchestrator.sweeps import space
 from trainables.config import TrainConfig
 from trainables.models import build

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import search_spaces
-from orchestrator.config import SweepConfig
 from orchestrator.errors import UsageError
-from orchestrator.plan import Plan
+from orchestrator.plan.options import SweepConfig, given_options
+from orchestrator.plan.plan import Plan, VariantCost
 from search_spaces.space import SearchSpace, ends, tried
 from trainables.config import TrainConfig
 from trainables.data.dataset import Manifest
 from trainables.models import build, cost
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VariantFacts:
-    """What a variant costs: `parameters` are trainable ones, operations are per image, forward."""
-
-    side_px: int
-    parameters: int
-    multiply_accumulates: int
 
 
 def load_space(name: str) -> SearchSpace:
@@ -35,7 +25,7 @@ def load_space(name: str) -> SearchSpace:
 
 def make_plan(
     config: SweepConfig, space: SearchSpace, manifest: Manifest, kept: Mapping[str, Any]
-) -> tuple[Plan, dict[str, VariantFacts]]:
+) -> tuple[Plan, dict[str, VariantCost]]:
     """Resolve variants, sides and overrides, and check that every model can be built.
 
     Args:
@@ -66,7 +56,7 @@ def make_plan(
     if options.get("final_on_all") and not any(space.params_for(name) for name in names):
         overrides["validation_fraction"] = 0.0
     seed = options.get("seed", 0)
-    facts: dict[str, VariantFacts] = {}
+    facts: dict[str, VariantCost] = {}
     problems = []
     for name in names:
         choice = _side(side_choice) or space.side_by_variant.get(name, space.side)
@@ -122,32 +112,13 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
         )
 
 
-def given_options(config: SweepConfig) -> dict[str, Any]:
-    """Return the flags that decide what is computed and were given, to keep with the sweep."""
-    options = {
-        "trials": config.trials,
-        "epochs": config.epochs,
-        "variants": list(config.variants) if config.variants else None,
-        "dataset": config.dataset,
-        "seed": config.seed,
-        "side": config.side,
-        "weights": config.weights,
-        "final_seeds": config.final_seeds,
-        "final_on_all": config.final_on_all,
-        "workers_per_trial": config.workers_per_trial,
-        "gpus_per_trial": config.gpus_per_trial,
-        "keep": config.keep,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _facts(
     space: SearchSpace,
     name: str,
     side: str | int,
     manifest: Manifest,
     overrides: Mapping[str, Any],
-) -> VariantFacts:
+) -> VariantCost:
     """Check the variant at both ends of each range, build it on the meta device, and count."""
     side_px = build.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
     ranges = space.params_for(name)
@@ -175,7 +146,7 @@ def _facts(
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
-    return VariantFacts(side_px=side_px, parameters=parameters, multiply_accumulates=macs)
+    return VariantCost(side_px=side_px, parameters=parameters, multiply_accumulates=macs)
 
 
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
@@ -194,7 +165,7 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
-def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantFacts]) -> tuple[str, ...]:
+def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantCost]) -> tuple[str, ...]:
     """Order variants by operations, in blocks of one resource shape so that workers stay warm."""
 
     def shape(name: str) -> tuple[float, float]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.plan import Plan, VariantCost
 
 # Left free for the ledger, logs, MLflow and Ray.
 RESERVE_BYTES = 64 * 2**20
@@ -27,7 +26,7 @@ def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
 
 
 def forecast_bytes(
-    plan: Plan, facts: Mapping[str, VariantFacts], concurrent: int, keep: str | None
+    plan: Plan, facts: Mapping[str, VariantCost], concurrent: int, keep: str | None
 ) -> int:
     """Return what a sweep's checkpoints take at most.
 
@@ -78,7 +77,7 @@ def check_room(folder: Path, needed_bytes: int, used_bytes: int = 0) -> None:
         )
 
 
-def has_room(folder: Path, plan: Plan, facts: Mapping[str, VariantFacts], variant: str) -> bool:
+def has_room(folder: Path, plan: Plan, facts: Mapping[str, VariantCost], variant: str) -> bool:
     """Return whether one more trial of a variant can write its checkpoints."""
     return free_bytes(folder) >= 2 * _size(plan, facts, variant) + RESERVE_BYTES
 
@@ -104,6 +103,6 @@ def gib(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB"
 
 
-def _size(plan: Plan, facts: Mapping[str, VariantFacts], name: str) -> int:
+def _size(plan: Plan, facts: Mapping[str, VariantCost], name: str) -> int:
     values = {**plan.space.fixed_for(name), **plan.space.params_for(name)}
     return checkpoint_bytes(facts[name].parameters, averaged=bool(values.get("ema_decay")))

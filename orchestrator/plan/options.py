@@ -271,3 +271,22 @@ def _duration_s(text: str) -> float:
 
 def _is_positive(text: str) -> bool:
     return text.isdecimal() and int(text) > 0
+
+
+def given_options(config: SweepConfig) -> dict[str, Any]:
+    """Return the flags that decide what is computed and were given, to keep with the sweep."""
+    options = {
+        "trials": config.trials,
+        "epochs": config.epochs,
+        "variants": list(config.variants) if config.variants else None,
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "side": config.side,
+        "weights": config.weights,
+        "final_seeds": config.final_seeds,
+        "final_on_all": config.final_on_all,
+        "workers_per_trial": config.workers_per_trial,
+        "gpus_per_trial": config.gpus_per_trial,
+        "keep": config.keep,
+    }
+    return {name: value for name, value in options.items() if value is not None}

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator import planning
-from orchestrator.config import SweepConfig, parse_args
-from orchestrator.continuation import difference
 from orchestrator.data.known import expected_manifest
 from orchestrator.errors import UsageError
-from orchestrator.plan import Plan
-from orchestrator.planning import VariantFacts, make_plan
+from orchestrator.plan import options, resolve
+from orchestrator.plan.options import SweepConfig, parse_args
+from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.resolve import make_plan
+from orchestrator.plan.resume import difference
 from search_spaces.space import SearchSpace
 from tests.orchestrator.sweeps import space
 
@@ -24,7 +24,7 @@ DIGITS = expected_manifest("digits")
 
 def planned(
     of: SearchSpace, *argv: str, kept: dict[str, Any] | None = None, dataset: str = "digits"
-) -> tuple[Plan, dict[str, VariantFacts]]:
+) -> tuple[Plan, dict[str, VariantCost]]:
     return make_plan(parse_args(["digits", *argv]), of, expected_manifest(dataset), kept or {})
 
 
@@ -55,7 +55,7 @@ def test_one_worker_is_no_change_of_the_plan() -> None:
 
 def test_options_are_kept_when_a_sweep_goes_on_and_flags_still_win() -> None:
     first = parse_args(["digits", "--trials", "9", "--epochs", "2", "--side", "24", "--seed", "3"])
-    kept = json.loads(json.dumps(planning.given_options(first)))
+    kept = json.loads(json.dumps(options.given_options(first)))
     again, _ = planned(space(), kept=kept)
     assert (again.trials, again.overrides, again.side_px["cnn2"], again.seed) == (
         *(9, {"epochs": 2}, 24),
@@ -67,11 +67,11 @@ def test_options_are_kept_when_a_sweep_goes_on_and_flags_still_win() -> None:
 
 
 def test_only_given_options_are_kept() -> None:
-    assert planning.given_options(parse_args(["digits"])) == {}
+    assert options.given_options(parse_args(["digits"])) == {}
     config = SweepConfig(
         space="digits", name="x", seed=0, gpus_per_trial=0.0, variants=("cnn2",), verbose=True
     )
-    assert planning.given_options(config) == {
+    assert options.given_options(config) == {
         "seed": 0,
         "gpus_per_trial": 0.0,
         "variants": ["cnn2"],
@@ -164,11 +164,11 @@ def test_a_space_file_with_mistakes_is_a_usage_error(tmp_path: Path) -> None:
         "SPACE = SearchSpace(name='m', dataset='digits', variants=('cnn2',), trials=0, base={})\n"
     )
     with pytest.raises(UsageError) as caught:
-        planning.load_space(str(path))
+        resolve.load_space(str(path))
     assert "`trials` must be a whole number, 1 or more; got 0." in str(caught.value)
     assert "`base` must say `epochs`." in str(caught.value)
     with pytest.raises(UsageError, match="Did you mean 'digits'"):
-        planning.load_space("digit")
+        resolve.load_space("digit")
 
 
 def test_a_dataset_that_is_neither_prepared_nor_known_is_refused() -> None:

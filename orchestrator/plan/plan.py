@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.ledger import ranking
 from orchestrator.ledger.records import Stage, Trial
-from search_spaces.space import SearchSpace, trial_seed
+from search_spaces.space import SearchSpace
 from trainables.config import TrainConfig
 
 
@@ -76,9 +76,33 @@ class Plan:
 
     def is_judged(self, trial: Trial) -> bool:
         """Return whether a trial is judged by the test part when it is complete."""
-        return ranking.is_judged(
+        return is_evaluated(
             trial.stage,
             trial.number,
             num_params=len(self.space.params_for(trial.variant)),
             num_enqueued=len(self.space.enqueued),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantCost:
+    """What a variant costs: `parameters` are trainable ones, operations are per image, forward."""
+
+    side_px: int
+    parameters: int
+    multiply_accumulates: int
+
+
+def is_evaluated(stage: Stage, number: int, *, num_params: int, num_enqueued: int) -> bool:
+    """Return whether a trial is judged by the test part; such a one is never stopped early.
+
+    Those are the final ones, the ones that the space itself asks for (a published recipe), and all
+    of a variant with nothing to search: they differ in their seeds only.
+    """
+    return stage == "final" or num_params == 0 or number < num_enqueued
+
+
+def trial_seed(sweep_seed: int, variant: str, number: int) -> int:
+    """Return a trial's own seed, 0 to 2**31 - 1, a function of sweep seed, variant and number."""
+    digest = hashlib.sha256(f"{sweep_seed}/{variant}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import UsageError
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 
 Machine = tuple[float, float]  # CPUs and GPUs that it has
 Shape = tuple[float, float]  # CPUs and GPUs that one worker of a trial takes

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.budget import shares
 from orchestrator.conductor import Conductor
-from orchestrator.forecast import epochs_left, epochs_s, left_s
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.measuring import whole_of
-from orchestrator.plan import Plan
+from orchestrator.plan.budget import shares
+from orchestrator.plan.forecast import epochs_left, epochs_s, left_s
+from orchestrator.plan.plan import Plan
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 OPERATIONS = {"cnn2": 100, "cnn3": 300}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.budget import Budget, allowance
 from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan.budget import Budget, allowance
+from orchestrator.plan.plan import Plan
+from tests.orchestrator.plan.test_forecast import OPERATIONS, train
 from tests.orchestrator.sweeps import new_ledger, plan, space
-from tests.orchestrator.test_forecast import OPERATIONS, train
 
 
 @pytest.fixture

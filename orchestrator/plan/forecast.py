@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 
 
 def left_s(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import SweepConfig
 from orchestrator.errors import SweepExistsError, UsageError
+from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.sweeps import not_found
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan import Plan
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.plan import Plan, VariantCost
+
+_PACKAGES = (
+    *("sweep-orchestrator", "ray", "torch", "torchvision", "timm", "optuna", "mlflow"),
+    *("pyarrow", "numpy"),
+)
 
 
 def check_existence(config: SweepConfig) -> None:
@@ -60,7 +66,7 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
     ledger.put("plan", new)
 
 
-def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantFacts]) -> None:
+def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> None:
     """Keep what the plan says of variants that earlier commands left out."""
     old, new = ledger.get("plan"), plan.identity()
     merged = {**new, "side_px": {**old["side_px"], **new["side_px"]}, "space": {**new["space"]}}
@@ -94,3 +100,32 @@ def difference(old: Any, new: Any, where: str = "") -> list[str]:
             lines += difference(old.get(key), new.get(key), path)
         return lines
     return [] if old == new else [f"{where}: {old!r} before, {new!r} now"]
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from its source, not installed
+            found[name] = "not installed"
+    return found
+
+
+def changes(before: Mapping[str, str]) -> list[str]:
+    """Return a line for the user when a sweep goes on with other versions, else none.
+
+    Args:
+        before: what `installed` said when the sweep was started.
+    """
+    now = installed()
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    if not changed:
+        return []
+    old = ", ".join(f"{name} {before[name]}" for name in changed)
+    new = ", ".join(f"{name} {now[name]}" for name in changed)
+    return [
+        f"This sweep was started with {old}; it goes on with {new}. Trials from now on may differ "
+        "from what they would have been."
+    ]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator import forecast
-from orchestrator.config import SweepConfig
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import Plan
+from orchestrator.plan import forecast
+from orchestrator.plan.options import SweepConfig
+from orchestrator.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from orchestrator.planning import VariantFacts
+    from orchestrator.plan.plan import VariantCost
 
 # Says of a variant whether so many more epochs of it fit.
 Allowance = Callable[[str, int], bool]
@@ -53,11 +53,11 @@ def shares(plan: Plan, gpus_per_trial: float | None) -> dict[str, float]:
     return {variant: workers * (share or 1) for variant, share in own.items()}
 
 
-def asked_for(
+def budget_from_options(
     config: SweepConfig,
     ledger: Ledger,
     plan: Plan,
-    facts: Mapping[str, VariantFacts],
+    facts: Mapping[str, VariantCost],
     measured_s: Mapping[str, float],
 ) -> Allowance | None:
     """Return what the command line allows; None where it sets no limit.
