@@ -60,7 +60,7 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
 
     from orchestrator.conductor import Conductor
     from orchestrator.storage.paths import SweepPaths
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
     plan = played.plan(trials=trials, variants=("cnn3",), epochs=epochs)
     paths = SweepPaths(scratch(), "written")

@@ -21,8 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import mlflow_server, trained_model
+from orchestrator import trained_model
 from orchestrator.errors import UsageError
+from orchestrator.tracking.client import reason
 from orchestrator.trained_model import TrainedModel
 
 if TYPE_CHECKING:
@@ -213,5 +214,5 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
     except (MlflowException, OSError) as error:
         raise UsageError(
             f"The MLflow run {run_id!r} cannot be read from {uri}: "
-            f"{mlflow_server.reason(error, uri)} Check the id and --tracking-uri."
+            f"{reason(error, uri)} Check the id and --tracking-uri."
         ) from error

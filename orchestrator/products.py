@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.tracking.artifacts import Product
 from trainables.data.dataset import Manifest
 
 REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A folder, and what tells whether another copy of it is the same."""
-
-    name: str
-    folder: Path
-    mark: str
 
 
 def make(

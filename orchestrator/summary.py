@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from orchestrator import display, mlflow_server
+from orchestrator import display
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage.store import StorageError
+from orchestrator.tracking import client
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.conductor import Conductor
     from orchestrator.plan.plan import Plan, VariantCost
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
 
 def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> None:
@@ -88,14 +89,12 @@ def print_end(
     if config.paths.durable:
         stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
         console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
-    command = mlflow_server.ui_command(redacted(uri))
+    command = client.ui_command(redacted(uri))
     if command:
         console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
     if tracker.experiment:
         space = plan.space
-        page = mlflow_server.page_address(
-            redacted(uri), tracker.experiment, space.metric, space.mode
-        )
+        page = client.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
         console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
 
 

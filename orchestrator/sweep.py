@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger.backup import LedgerBackup
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan.plan import Plan, VariantCost
-    from orchestrator.products import Product
+    from orchestrator.tracking.artifacts import Product
     from orchestrator.views import Views
     from trainables.data.dataset import Manifest
 
@@ -176,7 +176,7 @@ def _run(
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator import cluster, measuring, summary
     from orchestrator.ledger.ledger import LedgerError
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
     from orchestrator.views import Views
 
     measured_s: dict[str, float] = {}  # of an epoch, by variant, where trials train as here

@@ -12,12 +12,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from orchestrator import mlflow_server
 from orchestrator.ledger import retention
 from orchestrator.process import Interruption
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import client
+from orchestrator.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,7 @@ class Views:
         """Return why MLflow is behind, where that has lasted long enough to be told."""
         now_s = time.monotonic()
         error = self._error
-        if error is not None and mlflow_server.advice(error, self.tracker.uri) is not None:
+        if error is not None and client.advice(error, self.tracker.uri) is not None:
             return self._reason()  # waiting does not help
         if now_s - self._in_line_s <= _TELL_AFTER_S:
             return None
@@ -127,7 +127,7 @@ class Views:
         """Return a sentence on what MLflow lacks and why, None where nothing is known to lack."""
         error, behind = self._error, dict(self.tracker.behind)
         if error is not None:
-            return redacted(mlflow_server.reason(error, self.tracker.uri))
+            return redacted(client.reason(error, self.tracker.uri))
         if behind:
             signature, first = next(iter(behind.items()))
             others = f" and {len(behind) - 1} more" if len(behind) > 1 else ""

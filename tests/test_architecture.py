@@ -27,11 +27,11 @@ DOORS = {
     # One writes; the second reads back what was written, and trusts nothing of the first; the
     # third makes models that MLflow serves, and fetches them; the fourth creates its database.
     "mlflow": {
-        *("orchestrator/tracking.py", "orchestrator/verify_tracking.py"),
-        *("orchestrator/mlflow_model.py", "orchestrator/mlflow_database.py"),
+        *("orchestrator/tracking/tracker.py", "orchestrator/verify_tracking.py"),
+        *("orchestrator/mlflow_model.py", "orchestrator/tracking/database.py"),
     },
     # Where MLflow's own database keeps artifacts: MLflow has no command for that.
-    "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/mlflow_database.py"},
+    "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/tracking/database.py"},
 }
 MAY_PRINT = {
     *("orchestrator/sweep.py", "orchestrator/data/__main__.py", "orchestrator/data/progress.py"),
@@ -211,7 +211,7 @@ def test_importing_the_planning_side_changes_no_global_setting() -> None:
     code = (
         "import logging, os, sys, warnings\n"
         "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
-        "import orchestrator.conductor, orchestrator.tracking, orchestrator.display\n"
+        "import orchestrator.conductor, orchestrator.tracking.tracker, orchestrator.display\n"
         "import orchestrator.ledger.retention, search_spaces.digits, orchestrator.sweep\n"
         "import orchestrator.data.__main__\n"
         "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"

@@ -19,7 +19,7 @@ from orchestrator.process import Interruption
 from orchestrator.views import Views
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.orchestrator.sweeps import metrics
-from tests.orchestrator.tracked import Sweep, assert_all_there_once, story
+from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
 
 pytestmark = pytest.mark.faults
 

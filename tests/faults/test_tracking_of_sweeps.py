@@ -29,7 +29,7 @@ from tests.integration.sweeps import (
     tracking_uri,
     wait_for,
 )
-from tests.orchestrator.tracked import assert_all_there_once
+from tests.orchestrator.tracking.tracked import assert_all_there_once
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from orchestrator import aws, cluster, mlflow_server, spot
+from orchestrator import aws, cluster, spot
 from orchestrator.plan import options
 from orchestrator.plan.machines import planned_machines, workers_fitting
+from orchestrator.tracking import client
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster.onprem.yaml")
@@ -73,7 +74,7 @@ def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     services = (ROOT / "orchestrator" / "services.sh").read_text()
     assert uri == "http://127.0.0.1:5000"
     assert "--port 5000" in services
-    assert mlflow_server.page_address("sqlite:///x", "1", "m", "max").startswith(uri)
+    assert client.page_address("sqlite:///x", "1", "m", "max").startswith(uri)
     for module in re.findall(r"python -m (\S+)", services + said):
         assert find_spec(module) is not None
     for script in re.findall(r"~/sweep-orchestrator/(\S+)", said.replace(".venv/bin", "")):

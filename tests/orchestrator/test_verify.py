@@ -22,7 +22,7 @@ from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Stage
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify_decisions import check_early_stopping, check_suggestions
 from orchestrator.verify_facts import facts_of
 from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials

@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestrator import views
 from orchestrator.process import Interruption
 from orchestrator.views import Views
-from tests.orchestrator.tracked import Sweep
+from tests.orchestrator.tracking.tracked import Sweep
 
 
 class Noted(Sweep):

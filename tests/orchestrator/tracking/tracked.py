@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator import mlflow_server
-from orchestrator.mlflow_server import Patient, advice, patiently, reason
+from orchestrator.tracking.client import RetryingClient, advice, patiently, reason, time
 
 URI = "http://ec2-1-2-3-4.example:5000"
 
@@ -36,7 +35,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_server.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def test_an_unknown_host_name_is_answered_with_the_flag_that_allows_it() -> None:
@@ -69,31 +68,31 @@ def test_every_reason_is_one_sentence(error: Exception, said: str) -> None:
 
 def test_a_busy_server_is_asked_three_times() -> None:
     client = Counting([Refusal(503, "busy"), Refusal(429, "busy")])
-    assert Patient(client).log_batch() == "done"
+    assert RetryingClient(client).log_batch() == "done"
     assert client.calls == 3
     client = Counting([Refusal(503, "busy")] * 3)
     with pytest.raises(Refusal):
-        Patient(client).log_batch()
+        RetryingClient(client).log_batch()
     assert client.calls == 3
 
 
 def test_a_request_that_is_wrong_is_not_repeated() -> None:
     client = Counting([Refusal(400, "wrong")])
     with pytest.raises(Refusal):
-        Patient(client).log_batch()
+        RetryingClient(client).log_batch()
     assert client.calls == 1
 
 
 def test_a_run_is_never_created_twice_without_a_search_between() -> None:
     client = Counting([Refusal(503, "busy")])
     with pytest.raises(Refusal):
-        Patient(client).create_run()
+        RetryingClient(client).create_run()
     assert client.calls == 1
 
 
 def test_who_was_waited_for_once_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 5))
-    monkeypatch.setattr(mlflow_server.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     client = Counting([Refusal(500, "Read timed out")])
     with pytest.raises(Refusal):
         patiently(client.log_batch)()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Patient:
+class RetryingClient:
     """MLflow's client, asked patiently.
 
     But a run is not created again before it was searched for: the first may be there.

@@ -18,42 +18,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import mlflow_database, mlflow_server
 from orchestrator.ledger import ranking, retention
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, Trial
-from orchestrator.mlflow_server import Patient, patiently
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.tracking import database
+from orchestrator.tracking.artifacts import rebuild_recipe
+from orchestrator.tracking.client import RetryingClient, patiently, reason
+from orchestrator.tracking.tags import (
+    _MARK,
+    _NONE,
+    _OUTCOME,
+    _PARENT,
+    _SIGNATURE,
+    _STATUS,
+    _SWEEP,
+    _UNSURE,
+    _WEIGHTS,
+    _WEIGHTS_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
-    from orchestrator.products import Product
+    from orchestrator.tracking.artifacts import Product
 
-_SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
-_MARK, _PARENT = "sweep.mark", "mlflow.parentRunId"
-# What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
-_WEIGHTS_TAG, _UNSURE, _NONE = "sweep.weights", "incomplete", ""
-_WEIGHTS = "weights"
 # MLflow takes 1000 metrics, parameters and tags at a time (mlflow/utils/validation.py).
 _PER_BATCH = 900
 
-# MLflow's word for each way a trial stands; `sweep.outcome` holds ours.
-_STATUS = {
-    "complete": "FINISHED",
-    "stopped": "FINISHED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-    "running": "RUNNING",
-    "interrupted": "KILLED",
-    "planned": "SCHEDULED",
-}
-
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class RejectedTrial:
     """A trial that MLflow does not show as the ledger has it, because it rejects it."""
 
     reason: str
@@ -80,7 +77,7 @@ class Tracker:
             up_to: returns the number of the last change that may be told; None: all may.
         """
         self.ledger, self.paths, self.uri, self.up_to = ledger, paths, uri, up_to
-        self.behind: dict[str, Behind] = {}  # by signature
+        self.behind: dict[str, RejectedTrial] = {}  # by signature
         self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
         self.experiment = ""
         self.products: Sequence[Product] = ()  # for the sweep's own run, at its end
@@ -158,9 +155,9 @@ class Tracker:
         import mlflow
 
         if self.uri == self.paths.default_tracking_uri:
-            mlflow_database.relocate(self.paths)
-        mlflow_database.create(self.uri)
-        client = Patient(mlflow.MlflowClient(tracking_uri=self.uri))
+            database.relocate(self.paths)
+        database.create(self.uri)
+        client = RetryingClient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)
         tags = {_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
@@ -177,7 +174,7 @@ class Tracker:
             self._learn(signature, run)
         self.answered_s = time.monotonic()
 
-    def _find_experiment(self, client: Patient) -> str:
+    def _find_experiment(self, client: RetryingClient) -> str:
         name = self.paths.name
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
@@ -191,7 +188,12 @@ class Tracker:
         return str(client.create_experiment(name, artifact_location=location))
 
     def _find_or_create(
-        self, client: Patient, signature: str, name: str, started_s: float, tags: dict[str, str]
+        self,
+        client: RetryingClient,
+        signature: str,
+        name: str,
+        started_s: float,
+        tags: dict[str, str],
     ) -> Run:
         def once() -> Run:
             """Search first: an earlier request may have been acted on and its answer lost."""
@@ -295,8 +297,8 @@ class Tracker:
                 raise
             tries = before.tries + 1 if before else 1
             due_s = time.monotonic() + min(2.0**tries, 300)
-            why = redacted(mlflow_server.reason(error, self.uri))
-            self.behind[key] = Behind(why, tries, due_s)
+            why = redacted(reason(error, self.uri))
+            self.behind[key] = RejectedTrial(why, tries, due_s)
         self.answered_s = time.monotonic()
 
     def _forget(self, signature: str) -> None:
@@ -535,19 +537,6 @@ def _params(trial: Trial) -> list[Param]:
     from mlflow.entities import Param
 
     return [Param(name, str(value)) for name, value in trial.config.items()]
-
-
-def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
-    """Return what it takes to build the model again and load its weights."""
-    return {
-        "config": trial.config,
-        "dataset": ledger.get("dataset"),
-        "manifest": ledger.get("manifest"),
-        "best_epoch": trial.best_epoch,
-        "versions": ledger.get("versions"),
-        "how": "trainables.models.build.build_model(TrainConfig.from_dict(config), ...), then "
-        "load_state_dict(safetensors.torch.load_file('model.safetensors'))",
-    }
 
 
 def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:

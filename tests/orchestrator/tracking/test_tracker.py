@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event  # mlflow brings it
 
-from orchestrator import mlflow_server
-from orchestrator.mlflow_server import page_address, ui_command
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.client import page_address, time, ui_command
+from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.sweeps import metrics
-from tests.orchestrator.tracked import Sweep, story, without_identity
+from tests.orchestrator.tracking.tracked import Sweep, story, without_identity
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
@@ -253,7 +252,7 @@ def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
     expected = without_identity(whole.content())
     assert len(expected) == 5
     real = mlflow.MlflowClient
-    monkeypatch.setattr(mlflow_server.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     failed: set[str] = set()
     for turn, at in enumerate(range(1, 50, 3)):
         sweep = Sweep(storage, f"flaky-{at}")

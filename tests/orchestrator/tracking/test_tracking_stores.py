@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import mlflow_database
 from orchestrator.ledger.ledger import open_ledger
-from orchestrator.mlflow_database import relocate
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import Tracker
-from tests.orchestrator.test_tracking import storage  # noqa: F401 (a fixture: one quick store)
-from tests.orchestrator.tracked import Sweep, assert_all_there_once, story
+from orchestrator.tracking.database import _put_in_place, create, relocate
+from orchestrator.tracking.tracker import Tracker
+from tests.orchestrator.tracking.test_tracker import storage  # noqa: F401 (a fixture: one quick store)
+from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_a_store_whose_creator_is_killed_is_created_whole_by_the_next(
     """MLflow itself would leave a file that it can never open again."""
     database = tmp_path / "a killed one's.db"
     uri = f"sqlite:///{database}"
-    code = "import sys; from orchestrator import mlflow_database as m; m.create(sys.argv[1])"
+    code = "import sys; from orchestrator.tracking import database as m; m.create(sys.argv[1])"
     with subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.DEVNULL) as creator:
         end_s = time.monotonic() + 60
         while not any(file.stat().st_size for file in tmp_path.glob(f".{database.name}.*.new")):
@@ -69,7 +68,7 @@ def test_a_store_whose_creator_is_killed_is_created_whole_by_the_next(
     assert [file.name for file in tmp_path.glob(f".{database.name}.*.new")] == [left.name]
     # Nobody will go on with it, but that is certain only after a while.
     os.utime(left, (time.time() - 4000,) * 2)
-    mlflow_database.create(uri)
+    create(uri)
     assert not left.exists()
 
 
@@ -77,7 +76,7 @@ def test_a_store_that_was_created_meanwhile_stays(tmp_path: Path) -> None:
     new, there = tmp_path / "new", tmp_path / "there"
     new.write_text("new")
     there.write_text("there")
-    mlflow_database._put_in_place(new, there)
+    _put_in_place(new, there)
     assert there.read_text() == "there"
 
 
