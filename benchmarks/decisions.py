@@ -34,11 +34,11 @@ def ours(full: bool) -> Measure:
 
 
 def _conductor_alone(trials: int) -> dict[str, float | str]:
-    from orchestrator.conductor import Conductor
+    from orchestrator.search.scheduler import TrialScheduler
 
     plan = played.plan(trials=trials // 10, variants=played.VARIANTS, epochs=EPOCHS)
     folder = scratch() / "alone"
-    conductor = Conductor(played.new_ledger(folder, plan), plan)
+    conductor = TrialScheduler(played.new_ledger(folder, plan), plan)
     longest_s, began_s = 0.0, time.perf_counter()
     for _ in range(trials):
         asked_s = time.perf_counter()

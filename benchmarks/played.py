@@ -97,11 +97,11 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
 def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
     """Run a whole plan under Ray as the command does, and return its ledger."""
     from orchestrator import cluster, launch
-    from orchestrator.conductor import Conductor
+    from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import DataLocation, SweepPaths
 
     ledger = new_ledger(folder, of_plan)
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     launch.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
     joined = cluster.connect(address, needs_state_api=False)
     launch.run(

@@ -58,14 +58,14 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
     """Write a finished sweep's ledger into a new SQLite store, and read it back with MLflow."""
     import mlflow
 
-    from orchestrator.conductor import Conductor
+    from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import SweepPaths
     from orchestrator.tracking.tracker import Tracker
 
     plan = played.plan(trials=trials, variants=("cnn3",), epochs=epochs)
     paths = SweepPaths(scratch(), "written")
     ledger = played.new_ledger(paths.root, plan)
-    conductor = Conductor(ledger, plan)
+    conductor = TrialScheduler(ledger, plan)
     while start := conductor.next_start():
         for epoch in range(epochs):
             row = played.metrics(start.config.to_dict(), epoch)

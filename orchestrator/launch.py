@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster, failures
-from orchestrator.conductor import Conductor, Start
+from orchestrator import cluster
 from orchestrator.plan.machines import Shape, fitting, have_gpus, shapes, workers_per_trial
+from orchestrator.search import retry_policy
+from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import DataLocation, SweepPaths
 from orchestrator.watchdog import Watchdog
@@ -30,7 +31,7 @@ LOOK_EVERY_S = 1.0  # at the cluster
 
 
 def run(
-    conductor: Conductor,
+    conductor: TrialScheduler,
     *,
     paths: SweepPaths,
     dataset: DataLocation,
@@ -119,7 +120,7 @@ class _Jobs:
 
     def __init__(
         self,
-        conductor: Conductor,
+        conductor: TrialScheduler,
         gpus_per_trial: float | None,
         sweep_dir: Path,
         dataset: DataLocation,
@@ -273,11 +274,11 @@ class _Jobs:
             config["signature"],
             config["attempt"],
             outcome="failed",
-            failure_class=failures.classify_death(text),
+            failure_class=retry_policy.classify_death(text),
             failure_text=text,
         )
 
-    def _job(self, start: Start) -> Job:
+    def _job(self, start: AttemptStart) -> Job:
         cpus, gpus = self.shapes[start.variant]
         return Job(
             signature=start.signature,
@@ -300,7 +301,7 @@ class _Jobs:
 def _failure_class(result: dict[str, Any]) -> str | None:
     """Return the class of a failure that a worker reported; of a death Ray's words decide."""
     if "death" in result:
-        return failures.classify_death(result["death"])
+        return retry_policy.classify_death(result["death"])
     kind: str | None = result.get("failure_class")
     return kind
 

@@ -148,7 +148,7 @@ def _by_workers(plan: Plan, epoch_s: float) -> float:
 
 
 def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
-    from orchestrator.study import new_study
+    from orchestrator.search.sampler import new_study
     from trainables.training.probe import training_time
 
     trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))

@@ -67,7 +67,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
 
 
 def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
-    from orchestrator.mlflow_model import export_best
+    from orchestrator.predict.mlflow_model import export_best
 
     new = folder.with_name(f".{folder.name}.new")
     for leftover in paths.root.glob(f".*{folder.name}.new*"):  # of a driver that was killed

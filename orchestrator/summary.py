@@ -20,8 +20,8 @@ from orchestrator.tracking import client
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.conductor import Conductor
     from orchestrator.plan.plan import Plan, VariantCost
+    from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.tracking.tracker import Tracker
 
 
@@ -56,7 +56,7 @@ def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> N
 
 
 def print_end(
-    console: Console, config: SweepConfig, plan: Plan, conductor: Conductor, tracker: Tracker
+    console: Console, config: SweepConfig, plan: Plan, conductor: TrialScheduler, tracker: Tracker
 ) -> None:
     """Print the leaderboard, what failed, and where everything is."""
     ledger, uri = conductor.ledger, tracker.uri

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.cluster import Cluster
-    from orchestrator.conductor import Conductor
     from orchestrator.ledger.backup import LedgerBackup
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan.plan import Plan, VariantCost
+    from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.tracking.artifacts import Product
     from orchestrator.views import Views
     from trainables.data.dataset import Manifest
@@ -235,7 +235,7 @@ def _run(
 
 
 def _check_cluster(
-    console: Console, config: SweepConfig, conductor: Conductor, cluster: Cluster
+    console: Console, config: SweepConfig, conductor: TrialScheduler, cluster: Cluster
 ) -> None:
     """See that trials can run on the cluster, and be found again; else leave it.
 
@@ -267,12 +267,12 @@ def _conductor(
     plan: Plan,
     facts: dict[str, VariantCost],
     measured_s: dict[str, float],
-) -> Conductor:
-    from orchestrator.conductor import Conductor
+) -> TrialScheduler:
     from orchestrator.plan import budget, disk
+    from orchestrator.search.scheduler import TrialScheduler
 
     root = config.paths.root
-    return Conductor(
+    return TrialScheduler(
         ledger,
         plan,
         is_whole=_checkpoint_check(config.paths),
@@ -285,7 +285,7 @@ def _conductor(
 
 def _start_trials(
     config: SweepConfig,
-    conductor: Conductor,
+    conductor: TrialScheduler,
     manifest: Manifest,
     errors: list[BaseException],
     is_local: bool,
@@ -317,7 +317,7 @@ def _start_trials(
 
 def _watch(
     console: Console,
-    conductor: Conductor,
+    conductor: TrialScheduler,
     views: Views,
     runner: threading.Thread,
     durable: LedgerBackup | None,
@@ -469,7 +469,7 @@ def _checkpoint_check(paths: SweepPaths) -> Any:
     return is_whole
 
 
-def _outcome(conductor: Conductor, interrupted: bool) -> str:
+def _outcome(conductor: TrialScheduler, interrupted: bool) -> str:
     ledger, plan = conductor.ledger, conductor.plan
     if interrupted:
         return "interrupted"

@@ -13,7 +13,8 @@ from typing import Any
 
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import EpochRow, Trial
-from orchestrator.study import Study, is_rung, is_stopped, optuna_version, read_params
+from orchestrator.search.early_stopping import is_rung, is_stopped
+from orchestrator.search.sampler import Study, optuna_version, read_params
 from orchestrator.verify_facts import Breach, Facts, Result, is_judged, name_of, plan_at
 
 

@@ -28,7 +28,7 @@ DOORS = {
     # third makes models that MLflow serves, and fetches them; the fourth creates its database.
     "mlflow": {
         *("orchestrator/tracking/tracker.py", "orchestrator/verify_tracking.py"),
-        *("orchestrator/mlflow_model.py", "orchestrator/tracking/database.py"),
+        *("orchestrator/predict/mlflow_model.py", "orchestrator/tracking/database.py"),
     },
     # Where MLflow's own database keeps artifacts: MLflow has no command for that.
     "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/tracking/database.py"},
@@ -36,7 +36,7 @@ DOORS = {
 MAY_PRINT = {
     *("orchestrator/sweep.py", "orchestrator/data/__main__.py", "orchestrator/data/progress.py"),
     "orchestrator/aws.py",
-    "orchestrator/predict.py",
+    "orchestrator/predict/__main__.py",
     "orchestrator/spot.py",
     "orchestrator/report/__init__.py",
     "orchestrator/ledger/snapshot.py",  # says on stderr that a storage cannot be reached
@@ -112,9 +112,9 @@ def test_a_library_has_its_doors_only(library: str) -> None:
 
 def test_only_the_study_and_the_spaces_import_optuna() -> None:
     importing = {name for name in NAMES if "optuna" in tops(name)}
-    assert "orchestrator/study.py" in importing
+    assert "orchestrator/search/sampler.py" in importing
     assert {name for name in importing if not name.startswith("search_spaces/")} == {
-        "orchestrator/study.py"
+        "orchestrator/search/sampler.py"
     }
 
 
@@ -211,7 +211,7 @@ def test_importing_the_planning_side_changes_no_global_setting() -> None:
     code = (
         "import logging, os, sys, warnings\n"
         "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
-        "import orchestrator.conductor, orchestrator.tracking.tracker, orchestrator.display\n"
+        "import orchestrator.search.scheduler, orchestrator.tracking.tracker, orchestrator.display\n"
         "import orchestrator.ledger.retention, search_spaces.digits, orchestrator.sweep\n"
         "import orchestrator.data.__main__\n"
         "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"

@@ -10,11 +10,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orchestrator import failures
 from orchestrator.ledger.records import Attempt
 from orchestrator.report.blocks import Block, Column, Section, Table, text
 from orchestrator.report.facts import Facts, Record
 from orchestrator.report.plots import figure
+from orchestrator.search import retry_policy
 
 _LONGEST_LINE = 300
 # Nothing runs for longer than this only when no driver does.
@@ -29,7 +29,9 @@ def failed(facts: Facts) -> Section:
             if attempt.outcome in ("failed", "diverged", "lost"):
                 words = attempt.failure_text or ""
                 kind = attempt.failure_class or attempt.outcome
-                groups[attempt.outcome, kind, failures.fingerprint(words)].append((record, attempt))
+                groups[attempt.outcome, kind, retry_policy.fingerprint(words)].append(
+                    (record, attempt)
+                )
     title = "What failed and why"
     if not groups:
         only = text("No attempt failed, diverged or was lost.")
@@ -76,7 +78,7 @@ def failed(facts: Facts) -> Section:
 
 
 def _reason(attempt: Attempt) -> str:
-    said = failures.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
+    said = retry_policy.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
     if said:
         return said
     return {"diverged": "the loss was not finite", "lost": "its driver ended"}.get(

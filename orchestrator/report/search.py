@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.report.blocks import Block, Section, Tabs, text
 from orchestrator.report.facts import Facts, Record
 from orchestrator.report.plots import figure
-from orchestrator.study import Study, read_params
+from orchestrator.search.sampler import Study, read_params
 
 # Below this many complete trials a share of importance is noise.
 FEWEST_TRIALS = 4

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import resolve
 from orchestrator.plan.options import SweepConfig
+from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import ledger_of, sweep
 from trainables.data.dataset import load_manifest
@@ -90,7 +90,7 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
     config = SweepConfig(space=str(tmp_path / "mine.py"), name="mine")
     manifest = load_manifest(digits_data_dir / "digits")
     plan, _ = resolve.make_plan(config, resolve.load_space(config.space), manifest, {})
-    known = Conductor(ledger, plan)._studies["cnn3"]._study.get_trials()
+    known = TrialScheduler(ledger, plan)._studies["cnn3"]._study.get_trials()
     for trial in ledger.trials():
         wanted = TrialState.PRUNED if trial in diverged else TrialState.COMPLETE
         assert known[trial.number].state is wanted

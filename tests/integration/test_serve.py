@@ -25,8 +25,9 @@ import yaml
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from orchestrator import mlflow_model, predict
 from orchestrator.ledger.ledger import open_ledger
+from orchestrator.predict import __main__ as predict
+from orchestrator.predict import mlflow_model
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 
 # MLflow warns of its own type hints when it is imported.
@@ -80,7 +81,9 @@ def test_no_pickle_and_the_signature_of_the_command(exported: Path) -> None:
     names = {path.suffix for path in exported.rglob("*") if path.is_file()}
     assert names == {"", ".yaml", ".txt", ".json", ".safetensors", ".py", ".html", ".sh"}
     about = yaml.safe_load((exported / "MLmodel").read_text())
-    assert about["flavors"]["python_function"]["loader_module"] == "orchestrator.mlflow_model"
+    assert (
+        about["flavors"]["python_function"]["loader_module"] == "orchestrator.predict.mlflow_model"
+    )
     assert json.loads(about["signature"]["inputs"]) == [
         {"type": "string", "name": "image", "required": True}
     ]

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.conductor import Conductor, Start
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED
 from orchestrator.plan.plan import Plan, trial_seed
-from orchestrator.study import is_stopped
+from orchestrator.search.early_stopping import is_stopped
+from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from tests.orchestrator.sweeps import curve, judgement, metrics
 
 # What becomes of an epoch that would start now: None, or the arguments of `on_end`.
-Fate = Callable[[Start, int], dict[str, Any] | None]
+Fate = Callable[[AttemptStart, int], dict[str, Any] | None]
 
 
-def goes_well(start: Start, epoch: int) -> dict[str, Any] | None:
+def goes_well(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
     return None
 
 
@@ -32,11 +32,11 @@ def failed(kind: str, text: str = "") -> dict[str, Any]:
 class Playing:
     """An attempt under way in the fake runner."""
 
-    start: Start
+    start: AttemptStart
     epoch: int
 
 
-def begin(conductor: Conductor) -> Playing | None:
+def begin(conductor: TrialScheduler) -> Playing | None:
     start = conductor.next_start()
     if start is None:
         return None
@@ -44,7 +44,7 @@ def begin(conductor: Conductor) -> Playing | None:
     return Playing(start, 0 if path is None else int(path.rpartition("_")[2]) + 1)
 
 
-def step(conductor: Conductor, playing: Playing, fate: Fate) -> bool:
+def step(conductor: TrialScheduler, playing: Playing, fate: Fate) -> bool:
     """Play one epoch, or the end after the last one; return whether the attempt goes on."""
     start, epoch = playing.start, playing.epoch
     address = start.signature, start.attempt
@@ -68,15 +68,15 @@ def step(conductor: Conductor, playing: Playing, fate: Fate) -> bool:
 
 
 def play(
-    conductor: Conductor,
+    conductor: TrialScheduler,
     *,
     limit: int = 1,
     fate: Fate = goes_well,
     draws: random.Random | None = None,
-) -> list[Start]:
+) -> list[AttemptStart]:
     """Play until the conductor has nothing left, as `launch` does; return what was started."""
     running: list[Playing] = []
-    started: list[Start] = []
+    started: list[AttemptStart] = []
     draws = draws or random.Random(0)
     while True:
         while conductor.num_running() < limit and (new := begin(conductor)):

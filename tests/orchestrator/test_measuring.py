@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator import measuring
-from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.options import SweepConfig, parse_args
 from orchestrator.plan.plan import VariantCost
+from orchestrator.search.scheduler import TrialScheduler
 from tests.orchestrator.plan.test_forecast import train
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training.probe import TrainingTime
@@ -76,7 +76,7 @@ def test_a_ledger_keeps_the_first_forecast_and_a_resume_forecasts_what_is_left(
     first = ledger.get("forecast"), ledger.get("forecast_whole")
     assert first[0]["cnn2"] == {"step_s": 0.5, "epoch_s": 100.0, "peak_gib": 1.0}
     assert (first[1]["wall_s"], first[1]["device_s"], first[1]["epochs"]) == (2400.0, 2400.0, 24)
-    conductor = Conductor(ledger, of_plan())
+    conductor = TrialScheduler(ledger, of_plan())
     for _ in range(3):
         assert train(conductor, 9.0) == "cnn2"
     found, said = measure(config, of_plan(), ledger, 50.0, monkeypatch)

@@ -17,17 +17,17 @@ import pytest
 import torch
 
 from orchestrator import sweep
-from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Stage
+from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify_decisions import check_early_stopping, check_suggestions
 from orchestrator.verify_facts import facts_of
 from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials
+from tests.orchestrator.search.test_scheduler import Killed, begin, die_at, messy, play, quick, step
 from tests.orchestrator.sweeps import new_ledger, plan, space
-from tests.orchestrator.test_conductor import Killed, begin, die_at, messy, play, quick, step
 from trainables.training import checkpoint
 
 TRIALS = 5
@@ -46,7 +46,7 @@ def grow(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
             asked={"cnn2": TRIALS, "cnn3": TRIALS},
         )
     )
-    conductor = Conductor(ledger, PLAN)
+    conductor = TrialScheduler(ledger, PLAN)
     if epochs_of_last is None:
         play(conductor, limit=2)
     else:
@@ -533,11 +533,11 @@ def test_nothing_is_found_in_messy_sweeps_that_were_killed_and_grown(
         variants = draws.choice([("cnn2",), ("cnn3",), ("cnn2", "cnn3")])
         part = dataclasses.replace(of, trials=trials, variants=variants)
         with contextlib.suppress(Killed):
-            play(Conductor(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
+            play(TrialScheduler(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
         assert found_in(paths, "a killed driver") == []
     ledger.close()
     ledger = quick(open_ledger(paths.ledger))
-    play(Conductor(ledger, of), limit=3, fate=messy, draws=draws)
+    play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
     ledger.close()
     assert found_in(paths, None) == []
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.budget import Budget, allowance
 from orchestrator.plan.plan import Plan
+from orchestrator.search.scheduler import TrialScheduler
 from tests.orchestrator.plan.test_forecast import OPERATIONS, train
 from tests.orchestrator.sweeps import new_ledger, plan, space
 
@@ -25,8 +25,8 @@ def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
     return new_ledger(tmp_path / "ledger.sqlite", of_plan)
 
 
-def conductor_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> Conductor:
-    return Conductor(
+def conductor_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> TrialScheduler:
+    return TrialScheduler(
         ledger,
         of_plan,
         is_allowed=allowance(budget, ledger, of_plan, OPERATIONS),
@@ -56,7 +56,7 @@ def test_a_smaller_variant_goes_on_when_a_larger_one_no_longer_fits(ledger, of_p
     turned = plan(
         space(trials=3, base={"epochs": 4}, first_rung_epochs=0, variants=("cnn3", "cnn2"))
     )
-    train(Conductor(ledger, of_plan), 9.0)  # of cnn2, so that both are known
+    train(TrialScheduler(ledger, of_plan), 9.0)  # of cnn2, so that both are known
     conductor = conductor_with(ledger, turned, Budget(until_s=time.time() + 60))
     assert [train(conductor, 9.0) for _ in range(3)] == ["cnn2", "cnn2", None]
     assert conductor.left_out() == {"cnn3": 3}
@@ -73,7 +73,7 @@ def test_device_seconds_count_what_was_used_and_what_is_under_way(ledger, of_pla
 
 
 def test_a_share_of_a_device_counts_as_such(ledger, of_plan):
-    train(Conductor(ledger, of_plan), 9.0)
+    train(TrialScheduler(ledger, of_plan), 9.0)
     quarter = Budget(device_s=11.0, shares={"cnn2": 0.25})
     whole = Budget(device_s=11.0, shares={"cnn2": 1.0})
     assert allowance(quarter, ledger, of_plan, OPERATIONS)("cnn2", 4)
@@ -88,7 +88,7 @@ def test_an_interrupted_trial_that_no_longer_fits_waits_and_the_search_has_no_fi
         final_seeds=1,
     )
     ledger = new_ledger(tmp_path / "ledger.sqlite", of_plan)
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     train(conductor, 9.0, epochs=2)
     conductor.interrupt()
     short = conductor_with(ledger, of_plan, Budget(until_s=time.time() + 15))
@@ -103,7 +103,7 @@ def test_an_interrupted_trial_that_no_longer_fits_waits_and_the_search_has_no_fi
 def test_the_time_between_a_killed_driver_and_its_resume_is_no_device_time(
     ledger, of_plan, monkeypatch
 ):
-    train(Conductor(ledger, of_plan), 9.0, epochs=1)
+    train(TrialScheduler(ledger, of_plan), 9.0, epochs=1)
     morning_s = time.time() + 36_000
     monkeypatch.setattr(time, "time", lambda: morning_s)
     budget = Budget(device_s=130.0)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.conductor import Conductor
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.measuring import whole_of
 from orchestrator.plan.budget import shares
 from orchestrator.plan.forecast import epochs_left, epochs_s, left_s
 from orchestrator.plan.plan import Plan
+from orchestrator.search.scheduler import TrialScheduler
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 OPERATIONS = {"cnn2": 100, "cnn3": 300}
@@ -28,7 +28,7 @@ def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
     return new_ledger(tmp_path / "ledger.sqlite", of_plan)
 
 
-def train(conductor: Conductor, epoch_s: float, epochs: int = 4) -> str | None:
+def train(conductor: TrialScheduler, epoch_s: float, epochs: int = 4) -> str | None:
     """Play the next trial for some epochs; return its variant, None when nothing is left."""
     start = conductor.next_start()
     if start is None:
@@ -43,7 +43,7 @@ def train(conductor: Conductor, epoch_s: float, epochs: int = 4) -> str | None:
 
 
 def test_an_epoch_takes_its_training_validation_and_checkpoint_once(ledger, of_plan):
-    train(Conductor(ledger, of_plan), 9.0)
+    train(TrialScheduler(ledger, of_plan), 9.0)
     found = epochs_s(of_plan, ledger.trials(), ledger.latest_epochs(), OPERATIONS)
     assert found == {"cnn2": 10.0, "cnn3": 30.0}  # the one without epochs, by its operations
     left = left_s(of_plan, ledger.trials(), ledger.latest_epochs(), OPERATIONS)
@@ -58,7 +58,7 @@ def test_what_was_measured_counts_until_a_variant_has_epochs(ledger, of_plan):
         return epochs_s(of_plan, ledger.trials(), latest, OPERATIONS, measured_s)
 
     assert found() == measured_s
-    train(Conductor(ledger, of_plan), 9.0)
+    train(TrialScheduler(ledger, of_plan), 9.0)
     assert found() == {"cnn2": 10.0, "cnn3": 7.0}
 
 
@@ -73,7 +73,7 @@ def test_epochs_left_are_of_trials_to_come_under_way_and_final_ones(ledger, of_p
 
     assert left(of_plan) == {"cnn2": 12, "cnn3": 12}
     assert left(replace(of_plan, final_seeds=2)) == {"cnn2": 20, "cnn3": 20}
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     train(conductor, 9.0)
     train(conductor, 9.0, epochs=1)
     assert left(of_plan) == {"cnn2": 7, "cnn3": 12}

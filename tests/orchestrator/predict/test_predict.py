@@ -18,12 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import mlflow_model, predict, trained_model
 from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Trial
+from orchestrator.predict import __main__ as predict
+from orchestrator.predict import find, mlflow_model
+from orchestrator.predict.model import from_checkpoint, load
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 from trainables.config import TrainConfig
 from trainables.data import preprocess
@@ -98,8 +100,8 @@ def test_a_file_is_answered_as_the_stored_image_is(
 
 def test_the_trained_model_knows_most_digits(trained: Trained) -> None:
     pixels, labels = open_split(trained.data_dir / "digits", "test")
-    model = trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
-    found = trained_model.load(model).probabilities(pixels)
+    model = from_checkpoint(trained.checkpoint, trained.manifest, {})
+    found = load(model).probabilities(pixels)
     assert found.shape == (len(labels), 10)
     assert found.sum(axis=1) == pytest.approx(np.ones(len(labels)), abs=1e-5)
     assert (found.argmax(axis=1) == labels).mean() > 0.8
@@ -107,8 +109,8 @@ def test_the_trained_model_knows_most_digits(trained: Trained) -> None:
 
 def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) -> None:
     pixels, _ = open_split(trained.data_dir / "digits", "test")
-    model = trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
-    asked_of = trained_model.load(model)
+    model = from_checkpoint(trained.checkpoint, trained.manifest, {})
+    asked_of = load(model)
     assert asked_of.batch_size == 64
     count = asked_of.batch_size + 3
     at_once = asked_of.probabilities(pixels[:count])
@@ -118,9 +120,7 @@ def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) 
 
 
 def test_batches_of_large_images_are_small(trained: Trained) -> None:
-    model = trained_model.load(
-        trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
-    )
+    model = load(from_checkpoint(trained.checkpoint, trained.manifest, {}))
     sizes = [
         replace(model, config=replace(model.config, side_px=side)).batch_size
         for side in (64, 224, 600, 4096)
@@ -251,9 +251,7 @@ def test_the_picture_is_drawn_whole(
 def test_the_maps_are_those_of_the_report(trained: Trained) -> None:
     """As `explain` finds them for the images as validation sees them, one by one or together."""
     pixels, _ = open_split(trained.data_dir / "digits", "test")
-    model = trained_model.load(
-        trained_model.from_checkpoint(trained.checkpoint, trained.manifest, {})
-    )
+    model = load(from_checkpoint(trained.checkpoint, trained.manifest, {}))
     classes = np.full(model.batch_size + 2, 3)
     maps = model.activation_maps(pixels[: len(classes)], classes)
     assert maps is not None
@@ -426,7 +424,7 @@ def test_a_picture_does_not_replace_an_image(
 
 
 def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    images = ["x.png"] * (predict.MOST_IN_PICTURE + 1)
+    images = ["x.png"] * (find.MOST_IN_PICTURE + 1)
     assert "64 images at most; got 65" in refused(capsys, "a", *images, "--picture", "p.png")
 
 
@@ -456,7 +454,7 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
 
 def test_help_answers_without_the_libraries() -> None:
     code = (
-        "import sys, orchestrator.predict, orchestrator.mlflow_model\n"
+        "import sys, orchestrator.predict.__main__, orchestrator.predict.mlflow_model\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'timm', 'PIL', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import failures
-from orchestrator.conductor import Conductor, Start
-from orchestrator.failures import IDENTICAL_FAILURES, MAX_UNCOUNTED
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.plan.plan import Plan
+from orchestrator.search import retry_policy
+from orchestrator.search.retry_policy import IDENTICAL_FAILURES, MAX_UNCOUNTED
+from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from tests.orchestrator.played_sweeps import (
     Fate,
     Killed,
@@ -46,14 +46,14 @@ def one() -> Plan:
     return plan(space(variants=("cnn2",), trials=1))
 
 
-def only(ledger: Ledger, of: Plan, fate: Fate) -> tuple[list[Start], Trial]:
+def only(ledger: Ledger, of: Plan, fate: Fate) -> tuple[list[AttemptStart], Trial]:
     """Play a single trial of a plan of one and return its starts and its end."""
-    started = play(Conductor(ledger, of), fate=fate)
+    started = play(TrialScheduler(ledger, of), fate=fate)
     [trial] = ledger.trials()
     return started, trial
 
 
-def wait_for_start(conductor: Conductor) -> Start:
+def wait_for_start(conductor: TrialScheduler) -> AttemptStart:
     end = time.monotonic() + 5
     while time.monotonic() < end:
         start = conductor.next_start()
@@ -73,7 +73,7 @@ def test_a_bug_is_tried_max_attempts_times(ledger: Ledger, one: Plan) -> None:
 
 
 def test_a_bug_that_passes_is_forgotten(ledger: Ledger, one: Plan) -> None:
-    def once(start: Start, epoch: int) -> dict[str, Any] | None:
+    def once(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug") if start.attempt == 1 and epoch == 3 else None
 
     started, trial = only(ledger, one, once)
@@ -84,7 +84,7 @@ def test_a_bug_that_passes_is_forgotten(ledger: Ledger, one: Plan) -> None:
 
 @pytest.mark.parametrize("kind", ["killed", "node", "preempted"])
 def test_deaths_from_outside_are_not_counted(ledger: Ledger, one: Plan, kind: str) -> None:
-    def often(start: Start, epoch: int) -> dict[str, Any] | None:
+    def often(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed(kind) if start.attempt <= 8 else None
 
     started, trial = only(ledger, one, often)
@@ -99,7 +99,7 @@ def test_what_is_killed_for_ever_is_given_up_at_last(ledger: Ledger, one: Plan) 
 def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
     ledger: Ledger, one: Plan
 ) -> None:
-    def too_big(start: Start, epoch: int) -> dict[str, Any] | None:
+    def too_big(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         images = start.config.micro_batch_size or start.config.batch_size
         return failed("out_of_memory") if images > 4 and epoch == 0 else None
 
@@ -125,7 +125,7 @@ def test_out_of_memory_at_two_images_ends_the_trial(ledger: Ledger, one: Plan) -
 def test_a_micro_batch_is_a_share_of_what_one_worker_gets(tmp_path: Path) -> None:
     of = plan(space(variants=("cnn2",), trials=1))
     object.__setattr__(of, "overrides", {"workers": 4})
-    conductor = Conductor(new_ledger(tmp_path / "ledger.sqlite", of), of)
+    conductor = TrialScheduler(new_ledger(tmp_path / "ledger.sqlite", of), of)
     start = conductor.next_start()
     assert start is not None
     conductor.on_end(start.signature, 1, **failed("out_of_memory"))
@@ -135,15 +135,15 @@ def test_a_micro_batch_is_a_share_of_what_one_worker_gets(tmp_path: Path) -> Non
 
 
 def test_a_micro_batch_outlives_the_driver(ledger: Ledger, one: Plan) -> None:
-    first = Conductor(ledger, one)
+    first = TrialScheduler(ledger, one)
     start = first.next_start()
     assert start is not None
     first.on_end(start.signature, 1, **failed("out_of_memory"))
     half = start.config.batch_size // 2
-    second = Conductor(ledger, one).next_start()  # before the retry had started
+    second = TrialScheduler(ledger, one).next_start()  # before the retry had started
     assert second is not None
     assert second.config.micro_batch_size == half
-    third = Conductor(ledger, one).next_start()  # while it ran
+    third = TrialScheduler(ledger, one).next_start()  # while it ran
     assert third is not None
     assert third.config.micro_batch_size == half
 
@@ -165,12 +165,12 @@ TRACE = 'Traceback:\n  File "loop.py", line {0}, in fit\nRuntimeError: at 0x{0}f
 def test_the_same_traceback_of_several_trials_stops_their_variant_alone(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    def broken(start: Start, epoch: int) -> dict[str, Any] | None:
+    def broken(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         if start.variant != "cnn2":
             return None
         return failed("bug", TRACE.format(start.number + start.attempt))
 
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     play(conductor, fate=broken)
     assert conductor.given_up() == ("cnn2",)
     by_variant = {
@@ -183,28 +183,28 @@ def test_the_same_traceback_of_several_trials_stops_their_variant_alone(
 
 
 def test_a_variant_is_given_up_alike_however_often_the_driver_dies(tmp_path: Path) -> None:
-    def broken(start: Start, epoch: int) -> dict[str, Any] | None:
+    def broken(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", TRACE.format(1)) if start.variant == "cnn2" else None
 
     of = plan(space(trials=4, base={"epochs": 2}))
     whole = quick(new_ledger(tmp_path / "whole.sqlite", of))
-    play(Conductor(whole, of), fate=broken)
+    play(TrialScheduler(whole, of), fate=broken)
     for change in range(2, 40, 3):
         ledger = quick(new_ledger(tmp_path / f"{change}.sqlite", of))
         die_at(ledger, change, before=True)
         with pytest.raises(Killed):
-            play(Conductor(ledger, of), fate=broken)
+            play(TrialScheduler(ledger, of), fate=broken)
         ledger.close()
         again = quick(open_ledger(tmp_path / f"{change}.sqlite"))
-        play(Conductor(again, of), fate=broken)
+        play(TrialScheduler(again, of), fate=broken)
         assert table(again) == table(whole)
 
 
 def test_one_trials_own_retries_do_not_stop_its_variant(ledger: Ledger, of_plan: Plan) -> None:
-    def first_only(start: Start, epoch: int) -> dict[str, Any] | None:
+    def first_only(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", TRACE.format(1)) if start.number == 0 else None
 
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     play(conductor, fate=first_only)
     assert conductor.given_up() == ()
     assert Counter(trial.status == "failed" for trial in ledger.trials()) == {True: 2, False: 10}
@@ -213,10 +213,10 @@ def test_one_trials_own_retries_do_not_stop_its_variant(ledger: Ledger, of_plan:
 def test_errors_that_a_retry_got_past_do_not_stop_their_variant(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    def once_each(start: Start, epoch: int) -> dict[str, Any] | None:
+    def once_each(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", TRACE.format(1)) if (start.attempt, epoch) == (1, 1) else None
 
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     play(conductor, fate=once_each)
     assert conductor.given_up() == ()
     assert {trial.status for trial in ledger.trials()} <= {"complete", "stopped"}
@@ -226,10 +226,10 @@ def test_errors_that_a_retry_got_past_do_not_stop_their_variant(
 def test_a_variant_stays_given_up_where_its_failed_trials_are_left_alone(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    play(Conductor(ledger, of_plan), fate=lambda start, epoch: failed("bug", TRACE.format(1)))
+    play(TrialScheduler(ledger, of_plan), fate=lambda start, epoch: failed("bug", TRACE.format(1)))
     attempts = ledger.attempts()
     assert len(ledger.trials()) == 2 * IDENTICAL_FAILURES
-    again = Conductor(ledger, of_plan, retry_failed=False)
+    again = TrialScheduler(ledger, of_plan, retry_failed=False)
     assert again.given_up() == of_plan.variants
     assert again.next_start() is None
     assert ledger.attempts() == attempts
@@ -238,10 +238,10 @@ def test_a_variant_stays_given_up_where_its_failed_trials_are_left_alone(
 def test_a_trial_that_never_started_does_not_fail_with_its_variant(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     starts = [conductor.next_start() for _ in range(IDENTICAL_FAILURES)]
     planned = conductor._plan_trial("cnn2")  # where a driver was killed before its first attempt
-    again = Conductor(ledger, of_plan)
+    again = TrialScheduler(ledger, of_plan)
     starts = [again.next_start() for _ in range(IDENTICAL_FAILURES)]
     for start in starts:
         assert start is not None
@@ -252,10 +252,10 @@ def test_a_trial_that_never_started_does_not_fail_with_its_variant(
 
 
 def test_different_tracebacks_do_not_stop_a_variant(ledger: Ledger, of_plan: Plan) -> None:
-    def each_its_own(start: Start, epoch: int) -> dict[str, Any] | None:
+    def each_its_own(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", f"ValueError: {'abcdef'[start.number]}")
 
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     play(conductor, fate=each_its_own)
     assert conductor.given_up() == ()
     assert [trial.status for trial in ledger.trials()] == ["failed"] * 12
@@ -264,7 +264,7 @@ def test_different_tracebacks_do_not_stop_a_variant(ledger: Ledger, of_plan: Pla
 def test_what_runs_when_its_variant_is_given_up_may_finish(tmp_path: Path) -> None:
     of = plan(space(variants=("cnn2",), trials=5))
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = Conductor(ledger, of)
+    conductor = TrialScheduler(ledger, of)
     starts = [conductor.next_start() for _ in range(5)]
     for start in starts[:3]:
         assert start is not None
@@ -284,14 +284,14 @@ def test_what_runs_when_its_variant_is_given_up_may_finish(tmp_path: Path) -> No
 def test_a_new_conductor_tries_failed_trials_again(ledger: Ledger, one: Plan) -> None:
     _, trial = only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
     assert trial.status == "failed"
-    [start] = play(Conductor(ledger, one))
+    [start] = play(TrialScheduler(ledger, one))
     assert (start.attempt, start.resume_from) == (
         4,
         f"trials/{trial.signature}/attempt_1/epoch_0001",
     )
     [mended] = ledger.trials()
     assert (mended.status, mended.best_epoch) == ("complete", 8)
-    assert play(Conductor(ledger, one)) == []
+    assert play(TrialScheduler(ledger, one)) == []
 
 
 def test_passwords_and_tokens_do_not_reach_the_ledger(
@@ -310,7 +310,7 @@ def test_passwords_and_tokens_do_not_reach_the_ledger(
 
 def test_failed_trials_are_left_alone_when_told_so(ledger: Ledger, one: Plan) -> None:
     only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
-    conductor = Conductor(ledger, one, retry_failed=False)
+    conductor = TrialScheduler(ledger, one, retry_failed=False)
     assert not conductor.has_work()
     assert conductor.next_start() is None
 
@@ -321,7 +321,7 @@ def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
     _, trial = only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
     before = ledger.epochs(trial.signature)
     # The new start is cut off after one epoch and continued: never from what lay before it.
-    conductor = Conductor(ledger, one, from_scratch=True)
+    conductor = TrialScheduler(ledger, one, from_scratch=True)
     playing = begin(conductor)
     assert playing is not None
     assert (playing.start.attempt, playing.start.resume_from) == (4, None)
@@ -329,7 +329,7 @@ def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
     conductor.interrupt()
     wrote = {f"trials/{trial.signature}/attempt_4/epoch_0000"}
     wrote |= {str(row.checkpoint) for row in before}
-    [start] = play(Conductor(ledger, one, is_whole=wrote.__contains__))
+    [start] = play(TrialScheduler(ledger, one, is_whole=wrote.__contains__))
     assert start.resume_from == f"trials/{trial.signature}/attempt_4/epoch_0000"
     assert ledger.epochs(trial.signature)[:2] == before
     assert ledger.trial(trial.signature).status == "complete"
@@ -338,8 +338,8 @@ def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
 def test_a_full_disk_pauses_the_sweep_then_stops_it_and_costs_no_trial_an_attempt(
     ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.02, 0.02))
-    conductor = Conductor(ledger, one)
+    monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.02, 0.02))
+    conductor = TrialScheduler(ledger, one)
     for _ in range(2):
         playing = wait_for_start(conductor)
         conductor.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
@@ -352,15 +352,15 @@ def test_a_full_disk_pauses_the_sweep_then_stops_it_and_costs_no_trial_an_attemp
     assert conductor.next_start() is None
     trial = ledger.trials()[0]
     assert trial.status == "running"
-    play(Conductor(ledger, one))
+    play(TrialScheduler(ledger, one))
     assert ledger.trial(trial.signature).status == "complete"
 
 
 def test_an_epoch_that_was_saved_ends_the_count_of_pauses(
     ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.01,))
-    conductor = Conductor(ledger, one)
+    monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.01,))
+    conductor = TrialScheduler(ledger, one)
     for epoch in range(4):
         start = wait_for_start(conductor)
         assert not conductor.on_epoch(
@@ -373,9 +373,9 @@ def test_an_epoch_that_was_saved_ends_the_count_of_pauses(
 def test_nothing_starts_while_the_disk_has_no_room(
     ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "DISK_PAUSES_S", (0.01,))
+    monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.01,))
     room = iter([False, True])
-    conductor = Conductor(ledger, one, has_room=lambda variant: next(room))
+    conductor = TrialScheduler(ledger, one, has_room=lambda variant: next(room))
     assert conductor.next_start() is None
     assert ledger.trials() == []
     assert wait_for_start(conductor).attempt == 1
@@ -385,7 +385,7 @@ def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
     ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk was full between a row and its decision; the attempt was then closed as lost."""
-    conductor, original = Conductor(ledger, of_plan), ledger.end_attempt
+    conductor, original = TrialScheduler(ledger, of_plan), ledger.end_attempt
     stopped = []
 
     def full(signature: str, attempt: int, **how: Any) -> None:
@@ -401,7 +401,7 @@ def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
     conductor.interrupt()
     monkeypatch.undo()
     assert [a.outcome for a in ledger.attempts(stopped[0])] == ["lost"]
-    play(Conductor(ledger, of_plan))
+    play(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)
     assert ledger.trial(stopped[0]).status == "stopped"
     assert len(ledger.attempts(stopped[0])) == 1
@@ -412,7 +412,7 @@ def test_an_epoch_trained_again_is_gone_on_from_where_its_row_s_checkpoint_is_br
 ) -> None:
     ends = iter([failed("killed"), failed("killed")])
     broken = "attempt_1/epoch_0001"
-    conductor = Conductor(ledger, one, is_whole=lambda path: not path.endswith(broken))
+    conductor = TrialScheduler(ledger, one, is_whole=lambda path: not path.endswith(broken))
     starts = play(
         conductor,
         fate=lambda start, epoch: next(ends, None) if epoch == start.attempt + 1 else None,

@@ -19,7 +19,8 @@ from optuna.distributions import (
 
 from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
 from orchestrator.ledger.records import EpochRow, Trial
-from orchestrator.study import Study, is_rung, is_stopped
+from orchestrator.search.early_stopping import is_rung, is_stopped
+from orchestrator.search.sampler import Study
 from tests.orchestrator.sweeps import metrics
 
 PARAMS: dict[str, BaseDistribution] = {

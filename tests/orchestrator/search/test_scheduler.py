@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.conductor import Conductor, Start
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.records import ENDED
 from orchestrator.plan.plan import Plan
+from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from tests.orchestrator.played_sweeps import (
     Killed,
     begin,
@@ -41,26 +41,26 @@ def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
 
 
 def test_every_trial_ends_exactly_once(ledger: Ledger, of_plan: Plan) -> None:
-    started = play(Conductor(ledger, of_plan))
+    started = play(TrialScheduler(ledger, of_plan))
     assert len(started) == len({start.signature for start in started}) == 12
     check_invariants(ledger, of_plan)
     assert {trial.status for trial in ledger.trials()} == {"complete", "stopped"}
 
 
 def test_variants_run_in_their_order(ledger: Ledger, of_plan: Plan) -> None:
-    started = play(Conductor(ledger, of_plan))
+    started = play(TrialScheduler(ledger, of_plan))
     assert [start.variant for start in started] == ["cnn2"] * 6 + ["cnn3"] * 6
     assert [start.number for start in started] == [*range(6), *range(6)]
 
 
 @pytest.mark.parametrize("limit", [2, 5, 50])
 def test_several_at_a_time_keep_all_invariants(ledger: Ledger, of_plan: Plan, limit: int) -> None:
-    play(Conductor(ledger, of_plan), limit=limit, draws=random.Random(limit))
+    play(TrialScheduler(ledger, of_plan), limit=limit, draws=random.Random(limit))
     check_invariants(ledger, of_plan)
 
 
 def test_a_start_is_in_the_ledger_before_it_is_offered(ledger: Ledger, of_plan: Plan) -> None:
-    start = Conductor(ledger, of_plan).next_start()
+    start = TrialScheduler(ledger, of_plan).next_start()
     assert start is not None
     trial = ledger.trial(start.signature)
     assert (trial.status, trial.seen_seq, trial.planned_seq) == ("running", 0, 1)
@@ -72,7 +72,7 @@ def test_a_start_is_in_the_ledger_before_it_is_offered(ledger: Ledger, of_plan: 
 # Killed drivers.
 
 
-def messy(start: Start, epoch: int) -> dict[str, Any] | None:
+def messy(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
     """Every kind of end; which one depends on the trial, as it does in real sweeps."""
     kind = start.config.seed % 7
     if kind == 0 and epoch == 2:
@@ -99,7 +99,7 @@ def unbroken(tmp_path: Path, of: Plan) -> tuple[list[tuple[Any, ...]], int]:
         return original()
 
     ledger._change = counted  # type: ignore[method-assign]
-    play(Conductor(ledger, of), fate=messy)
+    play(TrialScheduler(ledger, of), fate=messy)
     check_invariants(ledger, of)
     return table(ledger), changes
 
@@ -116,10 +116,10 @@ def test_a_sweep_killed_at_any_change_ends_as_the_unbroken_one(tmp_path: Path) -
         ledger = quick(new_ledger(path, of))
         die_at(ledger, change, before=before)
         with pytest.raises(Killed):
-            play(Conductor(ledger, of), fate=messy)
+            play(TrialScheduler(ledger, of), fate=messy)
         ledger.close()
         again = quick(open_ledger(path))
-        play(Conductor(again, of), fate=messy)
+        play(TrialScheduler(again, of), fate=messy)
         assert table(again) == expected, (change, before)
         check_invariants(again, of)
         again.close()
@@ -134,14 +134,14 @@ def test_a_sweep_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path,
     while True:
         die_at(ledger, draws.randrange(3, 30), before=draws.random() < 0.5)
         try:
-            play(Conductor(ledger, of), fate=messy)
+            play(TrialScheduler(ledger, of), fate=messy)
         except Killed:
             kills += 1
             ledger.close()
             ledger = quick(open_ledger(path))
             if kills < 15:
                 continue
-            play(Conductor(ledger, of), fate=messy)
+            play(TrialScheduler(ledger, of), fate=messy)
         break
     assert kills >= 5
     assert table(ledger) == expected
@@ -157,10 +157,10 @@ def test_a_sweep_killed_with_several_at_a_time_keeps_all_invariants(
     for _ in range(4):
         die_at(ledger, draws.randrange(1, 40), before=draws.random() < 0.5)
         with contextlib.suppress(Killed):
-            play(Conductor(ledger, of), limit=3, fate=messy, draws=draws)
+            play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
         ledger.close()
         ledger = quick(open_ledger(path))
-    play(Conductor(ledger, of), limit=3, fate=messy, draws=draws)
+    play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
     check_invariants(ledger, of)
 
 
@@ -168,7 +168,7 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
     of = plan(space(variants=("cnn2",), trials=3, first_rung_epochs=1))
     path = tmp_path / "ledger.sqlite"
     ledger = new_ledger(path, of)
-    conductor = Conductor(ledger, of)
+    conductor = TrialScheduler(ledger, of)
     starts = [conductor.next_start() for _ in range(3)]
     for start, value in zip(starts, (0.9, 0.8), strict=False):
         assert start is not None
@@ -181,7 +181,7 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
     ledger.close()
     again = open_ledger(path)
     assert again.trial(last.signature).status == "running"
-    resumed = Conductor(again, of)
+    resumed = TrialScheduler(again, of)
     assert again.trial(last.signature).status == "stopped"
     assert again.trial(last.signature).best_value == 0.1
     waiting = [resumed.next_start(), resumed.next_start()]
@@ -192,12 +192,12 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
 def test_an_open_attempt_of_a_dead_driver_is_lost_and_its_trial_goes_on(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    first = Conductor(ledger, of_plan)
+    first = TrialScheduler(ledger, of_plan)
     playing = begin(first)
     assert playing is not None
     assert step(first, playing, goes_well)
     assert step(first, playing, goes_well)
-    second = Conductor(ledger, of_plan)
+    second = TrialScheduler(ledger, of_plan)
     start = second.next_start()
     assert start is not None
     assert (start.signature, start.attempt) == (playing.start.signature, 2)
@@ -209,10 +209,10 @@ def test_an_open_attempt_of_a_dead_driver_is_lost_and_its_trial_goes_on(
 
 
 def test_a_late_report_of_an_old_attempt_changes_nothing(ledger: Ledger, of_plan: Plan) -> None:
-    first = Conductor(ledger, of_plan)
+    first = TrialScheduler(ledger, of_plan)
     old = begin(first)
     assert old is not None
-    second = Conductor(ledger, of_plan)
+    second = TrialScheduler(ledger, of_plan)
     new = second.next_start()
     assert new is not None
     before = (ledger.seq, table(ledger), ledger.attempts())
@@ -226,7 +226,7 @@ def test_a_late_report_of_an_old_attempt_changes_nothing(ledger: Ledger, of_plan
 
 
 def test_an_end_is_taken_once(ledger: Ledger, of_plan: Plan) -> None:
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     start = conductor.next_start()
     assert start is not None
     conductor.on_end(start.signature, 1, outcome="diverged")
@@ -239,7 +239,7 @@ def test_an_end_is_taken_once(ledger: Ledger, of_plan: Plan) -> None:
 def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_later(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     playing = begin(conductor)
     assert playing is not None
     step(conductor, playing, goes_well)
@@ -248,25 +248,25 @@ def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_later(
     assert conductor.num_running() == 0
     assert [a.outcome for a in ledger.attempts()] == ["lost"]
     assert not step(conductor, playing, goes_well)
-    play(Conductor(ledger, of_plan))
+    play(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)
 
 
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    first = Conductor(ledger, of_plan)
+    first = TrialScheduler(ledger, of_plan)
     playing = begin(first)
     assert playing is not None
     for _ in range(4):
         step(first, playing, goes_well)
-    broken = Conductor(
+    broken = TrialScheduler(
         ledger, of_plan, is_whole=lambda path: not path.endswith(("epoch_0003", "epoch_0002"))
     )
     start = broken.next_start()
     assert start is not None
     assert start.resume_from == f"trials/{start.signature}/attempt_1/epoch_0001"
-    nothing = Conductor(ledger, of_plan, is_whole=lambda path: False).next_start()
+    nothing = TrialScheduler(ledger, of_plan, is_whole=lambda path: False).next_start()
     assert nothing is not None
     assert nothing.resume_from is None
 
@@ -275,29 +275,29 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_finished_sweep_has_no_work_left(ledger: Ledger, of_plan: Plan) -> None:
-    conductor = Conductor(ledger, of_plan)
+    conductor = TrialScheduler(ledger, of_plan)
     assert conductor.has_work()
     play(conductor)
     assert not conductor.has_work()
-    assert not Conductor(ledger, of_plan).has_work()
+    assert not TrialScheduler(ledger, of_plan).has_work()
 
 
 def test_more_trials_than_before_continue_the_same_sequence(tmp_path: Path) -> None:
     few, many = plan(space(trials=3)), plan(space(trials=6))
     at_once = quick(new_ledger(tmp_path / "at_once.sqlite", many))
-    play(Conductor(at_once, many))
+    play(TrialScheduler(at_once, many))
     in_two = quick(new_ledger(tmp_path / "in_two.sqlite", few))
-    play(Conductor(in_two, few))
+    play(TrialScheduler(in_two, few))
     assert len(in_two.trials()) == 6
-    play(Conductor(in_two, many))
+    play(TrialScheduler(in_two, many))
     assert sorted(map(repr, table(in_two))) == sorted(map(repr, table(at_once)))
-    assert play(Conductor(in_two, few)) == []
+    assert play(TrialScheduler(in_two, few)) == []
 
 
 def test_variants_left_out_keep_what_they_have(ledger: Ledger, of_plan: Plan) -> None:
-    play(Conductor(ledger, of_plan), fate=lambda start, epoch: failed("data"))
+    play(TrialScheduler(ledger, of_plan), fate=lambda start, epoch: failed("data"))
     one_variant = plan(space(variants=("cnn3",), trials=6))
-    started = play(Conductor(ledger, one_variant))
+    started = play(TrialScheduler(ledger, one_variant))
     assert {start.variant for start in started} == {"cnn3"}
     statuses = [trial.status for trial in ledger.trials() if trial.variant == "cnn2"]
     assert statuses == ["failed"] * 6
@@ -306,7 +306,7 @@ def test_variants_left_out_keep_what_they_have(ledger: Ledger, of_plan: Plan) ->
 def test_a_space_without_ranges_plans_one_trial_per_variant_and_seed(tmp_path: Path) -> None:
     of = plan(space(params={}, trials=3, first_rung_epochs=0, base={"epochs": 2, "dropout": 0.1}))
     ledger = quick(new_ledger(tmp_path / "ledger.sqlite", of))
-    play(Conductor(ledger, of))
+    play(TrialScheduler(ledger, of))
     trials = ledger.trials()
     assert [(trial.variant, trial.number) for trial in trials] == [
         (variant, number) for variant in ("cnn2", "cnn3") for number in range(3)
@@ -322,7 +322,7 @@ def test_two_sweep_seeds_share_no_trial(tmp_path: Path) -> None:
     for seed in (0, 1):
         of = plan(space(trials=3), seed=seed)
         ledger = quick(new_ledger(tmp_path / f"{seed}.sqlite", of))
-        play(Conductor(ledger, of))
+        play(TrialScheduler(ledger, of))
         signatures.append({trial.signature for trial in ledger.trials()})
     assert signatures[0].isdisjoint(signatures[1])
 
@@ -337,7 +337,7 @@ def test_a_trial_is_judged_by_the_epoch_it_selects(tmp_path: Path) -> None:
         )
     )
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = Conductor(ledger, of)
+    conductor = TrialScheduler(ledger, of)
     start = conductor.next_start()
     assert start is not None
     rows = [(0.9, 0.3), (math.nan, 0.9), (0.2, 0.5), (0.4, 0.6)]
@@ -352,7 +352,7 @@ def test_a_trial_is_judged_by_the_epoch_it_selects(tmp_path: Path) -> None:
 def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
     of = plan(space(trials=3, first_rung_epochs=1))
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = Conductor(ledger, of)
+    conductor = TrialScheduler(ledger, of)
     starts = [conductor.next_start() for _ in range(6)]
     stops = {}
     # Every trial of the second variant is worse than all of the first.
@@ -365,18 +365,18 @@ def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
 
 
 def test_trials_beyond_a_smaller_number_stay_as_they_are(ledger: Ledger, of_plan: Plan) -> None:
-    play(Conductor(ledger, of_plan), fate=lambda start, epoch: failed("data"))
+    play(TrialScheduler(ledger, of_plan), fate=lambda start, epoch: failed("data"))
     fewer = dataclasses.replace(of_plan, trials=2)
-    starts = play(Conductor(ledger, fewer))
+    starts = play(TrialScheduler(ledger, fewer))
     assert sorted({start.number for start in starts}) == [0, 1]
 
 
 def test_attempts_of_a_variant_that_is_left_out_are_closed(ledger: Ledger, of_plan: Plan) -> None:
-    start = Conductor(ledger, of_plan).next_start()  # and then the driver dies
+    start = TrialScheduler(ledger, of_plan).next_start()  # and then the driver dies
     assert start is not None
     assert start.variant == "cnn2"
-    play(Conductor(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
+    play(TrialScheduler(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
     assert [a.outcome for a in ledger.attempts(start.signature)] == ["lost"]
     assert ledger.trial(start.signature).status == "running"
-    play(Conductor(ledger, of_plan))
+    play(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)

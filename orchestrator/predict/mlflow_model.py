@@ -21,10 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import trained_model
 from orchestrator.errors import UsageError
+from orchestrator.predict.model import (
+    TrainedModel,
+    answers,
+    load,
+    read_folder,
+    read_images,
+    write_folder,
+)
 from orchestrator.tracking.client import reason
-from orchestrator.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,12 +56,12 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
         UsageError: its checkpoint is missing or damaged.
         FileExistsError: the target is there already.
     """
-    from orchestrator import best_model
     from orchestrator.ledger import ranking
+    from orchestrator.predict import find
 
     trial = ranking.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
     if trial is not None:
-        export_model(best_model.model_of(ledger, paths, trial, manifest), target)
+        export_model(find.model_of(ledger, paths, trial, manifest), target)
     return trial is not None
 
 
@@ -81,7 +87,7 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
         with tempfile.TemporaryDirectory() as folder:
             classifier = Path(folder) / _CLASSIFIER
             classifier.mkdir()
-            trained_model.write_folder(model, classifier)
+            write_folder(model, classifier)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MLflow's of its own parts, on being imported
                 _save(classifier, model, written, example or _grey_image(model.manifest))
@@ -97,6 +103,7 @@ def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
+    import orchestrator
     import trainables
 
     signature = ModelSignature(
@@ -108,7 +115,7 @@ def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -
             ]
         ),
     )
-    packages = [Path(__file__).parent, Path(trainables.__file__ or "").parent]
+    packages = [Path(package.__file__ or "").parent for package in (orchestrator, trainables)]
     mlflow.pyfunc.save_model(
         path=str(target),
         loader_module=__name__,
@@ -133,7 +140,7 @@ def _grey_image(manifest: Manifest) -> bytes:
 
 def _load_pyfunc(path: str) -> _Served:
     """Load an exported model; the name is MLflow's, for its loader modules."""
-    return _Served(trained_model.load(trained_model.read_folder(Path(path))))
+    return _Served(load(read_folder(Path(path))))
 
 
 class _Served:
@@ -156,10 +163,10 @@ class _Served:
             named: list[tuple[str, bytes | Path]] = [
                 (f"row {row}", _decoded(text, row)) for row, text in enumerate(model_input["image"])
             ]
-            pixels = trained_model.read_images(named, self._classifier.manifest)
+            pixels = read_images(named, self._classifier.manifest)
         except UsageError as error:  # answered with status 400 and this text
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return [answer.to_dict() for answer in trained_model.answers(self._classifier, pixels)]
+        return [answer.to_dict() for answer in answers(self._classifier, pixels)]
 
 
 def _decoded(text: Any, row: int) -> bytes:

@@ -73,7 +73,7 @@ def decide(
     return Decision(counted < max_attempts, last.micro_batch_size)
 
 
-class Alike:
+class RepeatedErrors:
     """The errors in the code that trials of one variant have in common."""
 
     def __init__(self) -> None:

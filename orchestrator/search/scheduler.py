@@ -15,21 +15,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import failures
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, Trial, TrialStatus
 from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
+from orchestrator.search import retry_policy
+from orchestrator.search.early_stopping import is_stopped
+from orchestrator.search.sampler import new_study
 from orchestrator.storage.paths import checkpoint_path
-from orchestrator.study import is_stopped, new_study
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class AttemptStart:
     """One attempt to start now. `resume_from` is relative to the sweep's folder."""
 
     signature: str
@@ -41,7 +42,7 @@ class Start:
     is_judged: bool  # by the test part, at its end
 
 
-class Conductor:
+class TrialScheduler:
     """The sweep's decisions. Safe to call from several threads."""
 
     def __init__(
@@ -75,13 +76,13 @@ class Conductor:
         self._is_allowed = is_allowed or (lambda variant, epochs: True)
         self._retry_failed, self._from_scratch = retry_failed, from_scratch
         self._fresh: set[str] = set()  # signatures that start anew
-        self._disk = failures.DiskPauses()
+        self._disk = retry_policy.DiskPauses()
         self._lock = threading.RLock()
         self._retries: collections.deque[str] = collections.deque()
         self._micro_batch_size: dict[str, int] = {}
         self._running: dict[str, int] = {}  # signature: attempt
         self._is_interrupted = False
-        self._alike = {variant: failures.Alike() for variant in plan.variants}
+        self._alike = {variant: retry_policy.RepeatedErrors() for variant in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()
         # By variant whose search is over: its best trial.
         self._winners: dict[str, Trial | None] = {}
@@ -90,7 +91,7 @@ class Conductor:
 
     # What launch asks.
 
-    def next_start(self) -> Start | None:
+    def next_start(self) -> AttemptStart | None:
         """Return the next attempt to start, stored in the ledger; None when nothing is left now.
 
         Interrupted and failed trials go first, then the variants in order, smallest first, then
@@ -223,7 +224,7 @@ class Conductor:
             )
             decision = self._decide(trial, self.ledger.attempts(signature))
             if failure_class == "disk":
-                self._disk.begin(failures.last_line(text))
+                self._disk.begin(retry_policy.last_line(text))
             self._alike[trial.variant].note(self.ledger.attempts(signature)[-1])
             if decision.retry and not self._is_given_up(trial.variant):
                 del self._running[signature]
@@ -316,7 +317,7 @@ class Conductor:
                     return path
         return None
 
-    def _start(self, trial: Trial) -> Start:
+    def _start(self, trial: Trial) -> AttemptStart:
         is_fresh = trial.signature in self._fresh
         self._fresh.discard(trial.signature)
         resume_from = None if is_fresh else self._resume_point(trial.signature)
@@ -326,7 +327,7 @@ class Conductor:
         )
         self._running[trial.signature] = attempt
         config = TrainConfig.from_dict({**trial.config, "micro_batch_size": micro})
-        return Start(
+        return AttemptStart(
             signature=trial.signature,
             attempt=attempt,
             variant=trial.variant,
@@ -436,11 +437,11 @@ class Conductor:
             mode=space.mode,
         )
 
-    def _decide(self, trial: Trial, attempts: Sequence[Attempt]) -> failures.Decision:
+    def _decide(self, trial: Trial, attempts: Sequence[Attempt]) -> retry_policy.Decision:
         """Return what follows a trial's last, failed attempt."""
         share = trial.config["batch_size"] // trial.config["workers"]
         fruitful = {row.attempt for row in self.ledger.epochs(trial.signature)}
-        return failures.decide(attempts, fruitful, share, self.plan.space.max_attempts)
+        return retry_policy.decide(attempts, fruitful, share, self.plan.space.max_attempts)
 
     def _variant(self, signature: str) -> str:
         return self.ledger.trial(signature).variant

@@ -1,41 +1,70 @@
-"""`python -m orchestrator.predict NAME|MLFLOW_RUN IMAGE...`: what a trained model sees in images.
-
-NAME is a sweep in the storage: its best final trial answers, by the metric it was searched for,
-else its best search trial. MLFLOW_RUN is the id of a run that holds a model. Images are of any size
-and are cut to their centre square and resized as those of the dataset were. All of them are
-answered or none: what cannot be read is named.
-"""
+"""Finds the trained model of a sweep or of an MLflow run."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import re
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import best_model, command, trained_model
-from orchestrator.errors import OrchestratorError, UsageError, unknown_name
-from orchestrator.ledger import ranking
+from orchestrator.errors import UsageError, unknown_name
+from orchestrator.ledger import ranking, retention
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import Trial
 from orchestrator.ledger.snapshot import ledger_copy
+from orchestrator.predict.model import (
+    FACTS,
+    WEIGHTS,
+    TrainedModel,
+    from_checkpoint,
+    manifest_of,
+    read_folder,
+)
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
 from orchestrator.storage.store import StorageError
-from orchestrator.trained_model import Answer, TrainedModel
 from trainables.config import TrainConfig
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
     from trainables.data.dataset import Manifest
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
 MOST_IN_PICTURE = 64  # images; more would be a picture too tall for any viewer
+
+
+def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest) -> TrainedModel:
+    """Return the model of a trial's best epoch.
+
+    Args:
+        ledger: the sweep's.
+        paths: its folder; what only its storage has is brought here.
+        trial: one that has ended.
+        manifest: of the dataset it was trained on.
+
+    Raises:
+        UsageError: its checkpoint is gone or damaged, or the dataset is another one.
+    """
+    folder: Path | None = retention.best_checkpoint(ledger, paths, trial)
+    if folder is None:
+        raise UsageError(
+            f"The checkpoint of the best epoch of the trial {trial.name} is not in "
+            f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
+            "trial's run in MLflow."
+        )
+    about: dict[str, Any] = {
+        "sweep": paths.name,
+        "sweep_id": ledger.get("sweep_id"),
+        "trial": trial.name,
+        "variant": trial.variant,
+        "metric": ledger.get("plan")["space"]["metric"],
+        "value": trial.best_value,
+    }
+    return from_checkpoint(folder, manifest, about)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,24 +101,6 @@ class PredictConfig:
             raise UsageError("\n".join(problems))
 
 
-def predict(config: PredictConfig) -> tuple[TrainedModel, list[Answer]]:
-    """Find the model, let it answer for every image, and draw the picture if one is asked for.
-
-    Raises:
-        UsageError: the model or an image cannot be used; nothing was written.
-    """
-    with found(config) as model:
-        named: list[tuple[str, bytes | Path]] = [(str(path), path) for path in config.images]
-        pixels = trained_model.read_images(named, model.manifest)
-        classifier = trained_model.load(model)
-        answers = trained_model.answers(classifier, pixels)
-        if config.picture is not None:
-            from orchestrator.prediction_picture import draw
-
-            draw(config.picture, config.images, answers, classifier, pixels, title(model))
-        return model, answers
-
-
 @contextlib.contextmanager
 def found(config: PredictConfig) -> Iterator[TrainedModel]:
     """Yield the model that was named; its files may go away with the block.
@@ -116,21 +127,6 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
             )
 
 
-def title(model: TrainedModel) -> str:
-    """Return one line that says which model answers."""
-    about = model.about
-    parts = [model.config.variant]
-    if about.get("sweep"):
-        parts.append(f"of the sweep {about['sweep']!r}")
-    if about.get("run_id"):
-        parts.append(f"from the MLflow run {about['run_id']}")
-    trial = about.get("trial")
-    parts.append(f"({trial + ', ' if trial else ''}epoch {int(about['epoch']) + 1}")
-    if about.get("value") is not None:
-        parts[-1] += f", {about['metric']} {about['value']:.4f}"
-    return " ".join(parts) + ")"
-
-
 def _has_sweep(paths: SweepPaths) -> bool:
     try:
         return sweeps.has_sweep(paths)
@@ -153,17 +149,17 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
             "`python -m orchestrator.sweep ... --resume` goes on with it."
         )
     manifest = _manifest(config, ledger.get("manifest"), trial.config)
-    return best_model.model_of(ledger, paths, trial, manifest)
+    return model_of(ledger, paths, trial, manifest)
 
 
 def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
-    from orchestrator.mlflow_model import fetch_files
+    from orchestrator.predict.mlflow_model import fetch_files
 
     uri = config.tracking_uri or sweep_paths(config.storage, "any").default_tracking_uri
     files, kind, tags = fetch_files(config.model, uri, folder)
     about = {"run_id": config.model, "trial": tags.get("mlflow.runName", "")}
     if kind == "exported":
-        model = trained_model.read_folder(files)
+        model = read_folder(files)
         return TrainedModel(
             weights=model.weights,
             config=model.config,
@@ -171,18 +167,16 @@ def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
             about={**model.about, "run_id": config.model},
         )
     try:
-        recipe = json.loads((files / trained_model.FACTS).read_text())
+        recipe = json.loads((files / FACTS).read_text())
         trained = TrainConfig.from_dict(recipe["config"])
         about["epoch"] = recipe["best_epoch"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"The MLflow run {config.model!r} does not hold the whole of a model: its "
-            f"weights/{trained_model.FACTS} cannot be read ({error})."
+            f"weights/{FACTS} cannot be read ({error})."
         ) from error
     manifest = _manifest(config, recipe.get("manifest"), recipe["config"])
-    return TrainedModel(
-        weights=files / trained_model.WEIGHTS, config=trained, manifest=manifest, about=about
-    )
+    return TrainedModel(weights=files / WEIGHTS, config=trained, manifest=manifest, about=about)
 
 
 def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Manifest:
@@ -190,7 +184,7 @@ def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Mani
     from trainables.data.dataset import DatasetError, load_manifest
 
     if kept is not None and kept["fingerprint"] == trained["dataset_fingerprint"]:
-        return trained_model.manifest_of(kept)
+        return manifest_of(kept)
     try:
         manifest = load_manifest(config.data_dir / trained["dataset"])
     except DatasetError as error:
@@ -205,80 +199,3 @@ def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Mani
             f"{trained['dataset_fingerprint']!r}. Name the folder of the right one with --data-dir."
         )
     return manifest
-
-
-def _print_table(config: PredictConfig, model: TrainedModel, answers: Sequence[Answer]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = command.console_on(sys.stdout)
-    console.print(Text(f"{title(model)}:"), soft_wrap=True)
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("label", overflow="fold")
-    table.add_column("probability", justify="right")
-    for path, answer in zip(config.images, answers, strict=True):
-        for rank, (label, probability) in enumerate(
-            zip(answer.labels, answer.probabilities, strict=True)
-        ):
-            name = Text(str(path)) if rank == 0 else ""
-            table.add_row(name, Text(label), f"{probability:.2%}")
-        table.add_section()
-    console.print(table)
-    if config.picture is not None:
-        console.print(f"Picture: {config.picture}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_json(config: PredictConfig, model: TrainedModel, answers: Sequence[Answer]) -> None:
-    predictions = [
-        {"image": str(path), **answer.to_dict()}
-        for path, answer in zip(config.images, answers, strict=True)
-    ]
-    about = {**model.about, "variant": model.config.variant, "dataset": model.manifest.name}
-    print(json.dumps({"model": about, "predictions": predictions}, indent=1, sort_keys=True))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.predict",
-        description="Classify images with the best model of a sweep.",
-    )
-    add = parser.add_argument
-    add("model", metavar="NAME|MLFLOW_RUN", help="a sweep, or the id of a run that holds a model")
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
-    add(
-        "--storage",
-        default="results",
-        metavar="PLACE",
-        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: results)",
-    )
-    add("--variant", metavar="V", help="the best of this model (default: the best of all)")
-    add(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow, for MLFLOW_RUN (default: the SQLite file in the storage folder)",
-    )
-    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="prepared datasets")
-    add("--json", dest="as_json", action="store_true", help="print JSON in place of a table")
-    add("--picture", type=Path, metavar="FILE", help="also draw images, maps and labels: .png, ...")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 (usage or input), 130 (Ctrl+C)."""
-    values = vars(_parser().parse_args(argv))
-    try:
-        config = PredictConfig(**{**values, "images": tuple(values["images"])})
-        model, answers = predict(config)
-        (_print_json if config.as_json else _print_table)(config, model, answers)
-        return 0
-    except (OrchestratorError, OSError) as error:
-        print(redacted(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    command.exit_fast(main)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.failures import (
+from orchestrator.ledger.records import Attempt
+from orchestrator.redaction import redacted
+from orchestrator.search.retry_policy import (
     MAX_UNCOUNTED,
     UNCOUNTED,
     Decision,
@@ -13,8 +15,6 @@ from orchestrator.failures import (
     decide,
     fingerprint,
 )
-from orchestrator.ledger.records import Attempt
-from orchestrator.redaction import redacted
 
 # What Ray 2.60 said of an actor that was killed with SIGKILL, word by word.
 SIGKILLED = (

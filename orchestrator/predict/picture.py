@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
-from orchestrator.trained_model import Answer
+from orchestrator.predict.model import Answer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
