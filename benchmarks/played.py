@@ -77,7 +77,7 @@ def curve(config: Mapping[str, Any], epoch: int) -> float:
 
 
 def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
-    """Return what stands for `trainables.worker.run_trial`: it sleeps and reports every epoch."""
+    """Return what stands for `orchestrator.execution.worker.run_trial`: it sleeps and reports every epoch."""
 
     def play(config: dict[str, Any]) -> None:
         from ray import tune
@@ -96,15 +96,15 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
 
 def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
     """Run a whole plan under Ray as the command does, and return its ledger."""
-    from orchestrator import cluster, launch
+    from orchestrator.execution import cluster, tune_adapter
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import DataLocation, SweepPaths
 
     ledger = new_ledger(folder, of_plan)
     conductor = TrialScheduler(ledger, of_plan)
-    launch.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
+    tune_adapter.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
     joined = cluster.connect(address, needs_state_api=False)
-    launch.run(
+    tune_adapter.run(
         conductor,
         paths=SweepPaths(folder, "played"),
         dataset=DataLocation(folder),

@@ -20,7 +20,7 @@ def _size(full: bool) -> tuple[int, float]:
 
 
 def ours(full: bool) -> Measure:
-    from orchestrator import cluster as joined
+    from orchestrator.execution import cluster as joined
 
     joined.ensure_token()
     os.environ["RAY_AUTH_MODE"] = "token"  # or the cluster's head speaks to this driver without it

@@ -29,7 +29,7 @@ def ours(full: bool) -> Measure:
 
 def _cost_of_reports(epochs: int) -> list[float]:
     """Return the seconds per metric that reports of epochs took in a trial's process."""
-    from orchestrator import cluster
+    from orchestrator.execution import cluster
 
     cluster.connect("local", needs_state_api=False)  # first: it sets what Ray reads at import
     from ray import tune

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from orchestrator import cluster
+from orchestrator.execution import ray_internals
 
 METADATA = "http://169.254.169.254"  # EC2's instance metadata service, on every instance
 POLL_S = 5.0
@@ -77,7 +77,7 @@ def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
             when = metadata.interruption()
             if when is not None:
                 left_s = (when - datetime.now(UTC)).total_seconds()
-                return cluster.drain(
+                return ray_internals.drain(
                     address, node_ip, left_s, f"spot interruption at {when.isoformat()}"
                 )
         except Exception as error:  # Ray's own are of many kinds
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--poll", type=float, default=POLL_S, metavar="S", help="between looks")
     parser.add_argument("--stay", action="store_true", help="do not end after the drain")
     arguments = parser.parse_args(argv)
-    joined, node_ip = cluster.this_node()
+    joined, node_ip = ray_internals.this_node()
     address = arguments.address or joined
     if not address:
         print("No Ray runs on this machine. Start it first, or give --address.", file=sys.stderr)

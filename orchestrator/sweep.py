@@ -31,7 +31,7 @@ from orchestrator.storage.store import StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.cluster import Cluster
+    from orchestrator.execution.cluster import Cluster
     from orchestrator.ledger.backup import LedgerBackup
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.plan.plan import Plan, VariantCost
@@ -174,7 +174,8 @@ def _run(
     durable: LedgerBackup | None,
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
-    from orchestrator import cluster, measuring, summary
+    from orchestrator import measuring, summary
+    from orchestrator.execution import cluster
     from orchestrator.ledger.ledger import LedgerError
     from orchestrator.tracking.tracker import Tracker
     from orchestrator.views import Views
@@ -242,7 +243,7 @@ def _check_cluster(
     Raises:
         UsageError: of some variant not even one trial fits.
     """
-    from orchestrator.cluster import disconnect
+    from orchestrator.execution.cluster import disconnect
     from orchestrator.plan import machines
 
     try:
@@ -291,13 +292,13 @@ def _start_trials(
     is_local: bool,
 ) -> threading.Thread:
     """Start the thread that runs the trials; what ends it early is added to `errors`."""
-    from orchestrator import launch
+    from orchestrator.execution import tune_adapter
 
     options = conductor.ledger.get("options")
 
     def trials() -> None:
         try:
-            launch.run(
+            tune_adapter.run(
                 conductor,
                 paths=config.paths,
                 dataset=DataLocation(config.data.folder / manifest.name, config.data.address),

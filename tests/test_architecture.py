@@ -19,10 +19,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # Each library's only doors.
 DOORS = {
     "ray": {
-        "orchestrator/cluster.py",
-        "orchestrator/launch.py",
-        "trainables/group.py",
-        "trainables/worker.py",
+        "orchestrator/execution/cluster.py",
+        "orchestrator/execution/tune_adapter.py",
+        "orchestrator/execution/group.py",
+        "orchestrator/execution/worker.py",
     },
     # One writes; the second reads back what was written, and trusts nothing of the first; the
     # third makes models that MLflow serves, and fetches them; the fourth creates its database.
@@ -211,8 +211,9 @@ def test_importing_the_planning_side_changes_no_global_setting() -> None:
     code = (
         "import logging, os, sys, warnings\n"
         "before = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
-        "import orchestrator.search.scheduler, orchestrator.tracking.tracker, orchestrator.display\n"
-        "import orchestrator.ledger.retention, search_spaces.digits, orchestrator.sweep\n"
+        "import orchestrator.search.scheduler, orchestrator.tracking.tracker\n"
+        "import orchestrator.sweep.display, orchestrator.sweep.__main__\n"
+        "import orchestrator.ledger.retention, search_spaces.digits\n"
         "import orchestrator.data.__main__\n"
         "after = dict(os.environ), list(logging.root.handlers), logging.root.level\n"
         "import optuna\n"

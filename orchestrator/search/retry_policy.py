@@ -125,28 +125,6 @@ class DiskPauses:
         self._number = 0
 
 
-def classify_death(text: str) -> FailureClass:
-    """Return the class of a worker that died without a word, from what Ray says of it.
-
-    Of every death Ray adds what its cause might be, out of memory and preemption among them;
-    that says nothing of this one.
-    """
-    text = re.sub(
-        r"(Some common causes include|There are some potential root causes"
-        r"|This can happen if).*",
-        "",
-        text,
-        flags=re.DOTALL,
-    )
-    if re.search(r"OutOfMemory|out of memory|low on memory|memory pressure", text):
-        return "out_of_memory"
-    if re.search(r"preempt", text, re.IGNORECASE):
-        return "preempted"
-    if re.search(r"node.{0,40}(died|dead|crashed|terminated|removed)", text, re.IGNORECASE):
-        return "node"
-    return "killed"
-
-
 def last_line(failure_text: str) -> str:
     """Return what a traceback says in the end."""
     return next((line for line in reversed(failure_text.splitlines()) if line.strip()), "")

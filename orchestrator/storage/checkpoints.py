@@ -9,7 +9,7 @@ from orchestrator.storage.paths import SweepPaths
 from orchestrator.storage.sweeps import storage_of
 
 if TYPE_CHECKING:
-    from trainables.worker import Job
+    from orchestrator.execution.job import Job
 
 
 def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import ensure_token
+from orchestrator.execution.cluster import ensure_token
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import count_epochs, environment, started, sweep, wait_for
 from tests.integration.test_worker_groups import RAY, _address_said_by

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.execution import failure_class, worker
 from tests.trainables.digits_trials import (
     CPU,
     EVERY_DRAW,
@@ -16,7 +17,6 @@ from tests.trainables.digits_trials import (
     learned,
     tensors_of,
 )
-from trainables import worker
 from trainables.config import TrainConfig
 from trainables.training import checkpoint, compiling, cuda_graph, loop
 from trainables.training.loop import EpochEnd
@@ -235,8 +235,8 @@ def test_a_batch_that_is_too_large_is_out_of_memory_and_smaller_parts_are_not(di
     try:
         with pytest.raises(RuntimeError) as raised:
             train(config, digits_dir)
-        assert worker.classify(raised.value) == "out_of_memory"
-        assert not worker._is_spent(raised.value)
+        assert failure_class.classify(raised.value) == "out_of_memory"
+        assert not failure_class._is_spent(raised.value)
         del raised
         worker._release_memory()
         smaller = digits_config(

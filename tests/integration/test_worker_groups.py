@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import ensure_token
+from orchestrator.execution.cluster import ensure_token
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import environment, ledger_of, sweep
 

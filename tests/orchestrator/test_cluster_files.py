@@ -11,7 +11,8 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from orchestrator import aws, cluster, spot
+from orchestrator import aws, spot
+from orchestrator.execution import cluster
 from orchestrator.plan import options
 from orchestrator.plan.machines import planned_machines, workers_fitting
 from orchestrator.tracking import client

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from orchestrator import cluster, spot
+from orchestrator import spot
+from orchestrator.execution import ray_internals
 from orchestrator.spot import Metadata
 
 
@@ -97,7 +98,7 @@ def test_the_node_is_drained_for_the_time_that_is_left(monkeypatch: pytest.Monke
         drained.append((address, node_ip, left_s))
         return "node"
 
-    monkeypatch.setattr(cluster, "drain", drain)
+    monkeypatch.setattr(ray_internals, "drain", drain)
     with service() as (server, address):
         until = datetime.now(UTC).timestamp() + 100
         said = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

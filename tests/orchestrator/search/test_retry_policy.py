@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.execution.failure_class import classify_death
 from orchestrator.ledger.records import Attempt
 from orchestrator.redaction import redacted
 from orchestrator.search.retry_policy import (
@@ -11,7 +12,6 @@ from orchestrator.search.retry_policy import (
     UNCOUNTED,
     Decision,
     FailureClass,
-    classify_death,
     decide,
     fingerprint,
 )

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.execution.failure_class import classify
 from orchestrator.storage import store as storage_store
 from orchestrator.storage.store import Storage, StorageError, open_storage
 from tests.faults.proxy import proxied
 from tests.faults.stores import CREDENTIALS, new_bucket, s3_server
-from trainables.worker import classify
 
 
 @pytest.fixture(params=["file", "s3"], scope="module")

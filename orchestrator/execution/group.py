@@ -14,7 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trainables.worker import Job, Report, address, classify, end_report, train
+from orchestrator.execution.failure_class import classify
+from orchestrator.execution.job import Job, Report, address, end_report
+from orchestrator.execution.ray_internals import _trainer
+from orchestrator.execution.worker import train
 
 if TYPE_CHECKING:
     import torch
@@ -92,26 +95,6 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
         # Where one of them fails, the others only lose the connection to it.
         classes = [kind for kind in map(classify, causes) if kind != "bug"]
         report({**end_report(job, error), "failure_class": next(iter(classes), "bug")})
-
-
-def _trainer() -> Any:
-    """Return Ray Train's data-parallel trainer without the process that frees the group's place.
-
-    The driver frees it (`launch`), at once and also where that process would ask another Ray.
-    `TorchTrainer` is this trainer with a rendezvous that imports torch in every process; `_join`
-    does it in the workers.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import (
-        PlacementGroupCleanerCallback,
-    )
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    class GroupTrainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            usual = super()._create_default_callbacks()
-            return [one for one in usual if not isinstance(one, PlacementGroupCleanerCallback)]
-
-    return GroupTrainer
 
 
 def _train_as_rank(job_text: str) -> None:

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.execution import worker
+from orchestrator.execution.failure_class import _is_spent, classify
+from orchestrator.execution.job import Job, end_report
+from orchestrator.execution.worker import train
 from tests.trainables.digits_trials import digits_config
-from trainables import worker
 from trainables.data.dataset import DatasetError
 from trainables.metrics import METRIC_NAMES
 from trainables.training import checkpoint
 from trainables.training.checkpoint import CheckpointError
-from trainables.worker import Job, classify, end_report, train
 
 
 def job(digits_dir: Path, sweep_dir: Path, **values: Any) -> Job:
@@ -273,7 +275,7 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
     ],
 )
 def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memory(error, is_spent):
-    assert worker._is_spent(error) is is_spent
+    assert _is_spent(error) is is_spent
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator import watchdog
-from orchestrator.watchdog import Watchdog
+from orchestrator.execution import watchdog
+from orchestrator.execution.watchdog import Watchdog
 
 
 class Clock:

@@ -10,13 +10,13 @@ import secrets
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.errors import UsageError
+from orchestrator.execution.ray_internals import _end_monitor, _stay_on_loopback
 from orchestrator.plan.machines import Machine, planned_machines, total
 
 # Set before ray is imported; each has its reason.
@@ -136,18 +136,6 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     )
 
 
-def _stay_on_loopback() -> None:
-    """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
-
-    On Linux its servers otherwise listen on every interface of the host, whatever address
-    `ray.init` is given. On macOS, where the firewall would ask, it has this switch.
-    """
-    from ray._private import ray_constants
-
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-
-
 def machines() -> tuple[Machine, ...]:
     """Return the machines of the cluster, or those it may have once its autoscaler has added all.
 
@@ -167,69 +155,6 @@ def machines() -> tuple[Machine, ...]:
     if head == ray.util.get_node_ip_address() and file.is_file():
         planned = planned_machines(file.read_text())
     return max(now, planned, key=lambda each: total(each)[::-1])  # GPUs first
-
-
-def draining_nodes() -> set[str]:
-    """Return the ids of the nodes that are about to go: preempted, or idle and to be ended."""
-    from ray._private.state import state
-
-    return set(state.get_draining_nodes())
-
-
-def nodes_of_place(place: str) -> set[str]:
-    """Return the ids of the nodes that a placement group, named by its id in hex, lies on."""
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table
-
-    if not place:
-        return set()
-    table = placement_group_table(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
-    return set(table.get("bundles_to_node_id", {}).values())
-
-
-def drain(address: str, node_ip: str, left_s: float, why: str) -> str:
-    """Tell Ray that a node is about to go.
-
-    Args:
-        address: of the cluster, host:port.
-        node_ip: of the node.
-        left_s: seconds until it goes, 0 or more.
-        why: for Ray's log.
-
-    Returns:
-        The node's id.
-
-    Raises:
-        OrchestratorError: the cluster has no such node, or refuses.
-    """
-    from ray import _raylet
-    from ray.core.generated import autoscaler_pb2, gcs_pb2
-
-    # Both are compiled, so their types are not known.
-    raylet, gcs_types, reasons = cast(Any, _raylet), cast(Any, gcs_pb2), cast(Any, autoscaler_pb2)
-    gcs = raylet.GcsClient(address=address)
-    ids = [
-        str(node_id.hex())
-        for node_id, info in gcs.get_all_node_info(timeout=10).items()
-        if info.node_manager_address == node_ip and info.state == gcs_types.GcsNodeInfo.ALIVE
-    ]
-    if not ids:
-        raise OrchestratorError(f"The cluster at {address} has no living node at {node_ip}.")
-    reason = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + max(left_s, 0)) * 1000)
-    # What the hidden `ray drain-node` does.
-    is_accepted, refusal = gcs.drain_node(ids[0], reason, why, deadline_ms)
-    if not is_accepted:
-        raise OrchestratorError(f"Ray refused to drain the node: {refusal}")
-    return ids[0]
-
-
-def this_node() -> tuple[str | None, str]:
-    """Return the address of the cluster that this host has joined, if any, and the host's own."""
-    from ray._private.services import find_bootstrap_address
-    from ray.util import get_node_ip_address
-
-    return find_bootstrap_address(None), get_node_ip_address()
 
 
 def disconnect() -> None:
@@ -266,18 +191,6 @@ def leaving() -> Iterator[None]:
         yield
     finally:
         thread.join()
-
-
-def _end_monitor() -> None:
-    """End the autoscaler of a Ray that this process started; it has nothing to scale.
-
-    Asked to go by `ray.shutdown`, it first tells Ray's server, which has gone before it, for a
-    second.
-    """
-    from ray._private import worker
-
-    if worker._global_node is not None:
-        worker._global_node.kill_monitor(check_alive=False)
 
 
 def ensure_token() -> None:

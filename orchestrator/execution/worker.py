@@ -15,19 +15,17 @@ and the id of the node that it runs on.
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
 import logging
-import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.execution.failure_class import _is_spent
+from orchestrator.execution.job import Job, address, end_report
+from orchestrator.execution.uploads import _Uploads
 from orchestrator.redaction import RedactingFormatter
 from orchestrator.storage.checkpoints import _local
 from orchestrator.storage.paths import checkpoint_path
@@ -35,52 +33,20 @@ from orchestrator.storage.paths import checkpoint_path
 if TYPE_CHECKING:
     import torch
 
+    from orchestrator.execution.job import Report
     from trainables.config import TrainConfig
     from trainables.training.loop import EpochEnd
 
-Report = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
 # A training process says at least so often that it is alive.
 SIGN_EVERY_S = 30.0
 _WARM_SIGN_S = 5.0  # when the first sign of a trial is due that need not wait for its process
 _is_warm = False  # whether a trial has run in this process before
-LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
-# Full, over a quota or limit, read-only, broken.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # What a process takes of a GPU beside what torch allocates, for its context and the libraries'
 # kernels: 0.74 GiB on an H200 with torch 2.11.
 _CONTEXT_BYTES = 3 * 2**28
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One attempt as it travels to a worker. Paths are absolute or relative to `sweep_dir`."""
-
-    signature: str
-    attempt: int
-    config: dict[str, Any]
-    dataset_dir: str
-    sweep_dir: str
-    log: str
-    resume_from: str | None
-    keep_all: bool  # every epoch's checkpoint, not just the last and the best
-    is_judged: bool  # by the test part, after the last epoch
-    cpus: float  # of one worker
-    gpus: float  # of one worker
-    says_where: bool = False  # at its first step: a node is about to go, and it may be this one's
-    data_address: str | None = None  # where to fetch the dataset from, should this host lack it
-    storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
-
-    def to_json(self) -> str:
-        """Return the job as one string; `from_json` is the inverse."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """Rebuild a job."""
-        return cls(**json.loads(text))
 
 
 # What Tune runs. These are here, not with the Tuner, so that a trial's process need not import the
@@ -272,55 +238,6 @@ def _judge(
     )
 
 
-class _Uploads:
-    """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
-
-    Its local files are then copies: where the driver does not clean them up, the attempt does.
-    """
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        from orchestrator.storage.store import open_storage
-
-        assert job.storage is not None
-        self.job, self.folder, self.storage = job, folder, open_storage(job.storage)
-        self._log_s = time.monotonic()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Store the log, whatever the end was."""
-        self._log()
-        is_drivers = (Path(self.job.sweep_dir) / "ledger.sqlite").exists()
-        if not is_drivers and (kind is None or not issubclass(kind, Exception)):
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def checkpoint(self, name: str, alive: Callable[[], None] | None) -> None:
-        """Store a checkpoint; when this returns, any machine can go on from it.
-
-        Args:
-            name: its folder, relative to the sweep's.
-            alive: called now and then meanwhile; a slow upload is no hanging trial.
-
-        Raises:
-            StorageError: it could not be stored.
-        """
-        from trainables.training.checkpoint import MANIFEST
-
-        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST, alive=alive)
-        if time.monotonic() - self._log_s > LOG_EVERY_S:
-            self._log()
-
-    def _log(self) -> None:
-        self._log_s = time.monotonic()
-        path = Path(self.job.sweep_dir) / self.job.log
-        try:
-            if path.exists():
-                self.storage.put(self.job.log, path, keep_trying_s=0)
-        except OSError as error:  # no trial ends for its log
-            log.warning("The log could not be stored: %s", error)
-
-
 def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
     """Return a function to call at every step, which now and then reports that training lives.
 
@@ -344,52 +261,6 @@ def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
     return on_step
 
 
-def end_report(job: Job, error: BaseException) -> dict[str, Any]:
-    """Return the report of a failed attempt: its class and traceback."""
-    return {
-        **address(job),
-        "kind": "end",
-        "outcome": "failed",
-        "failure_class": classify(error),
-        "failure_text": "".join(traceback.format_exception(error)),
-    }
-
-
-def classify(error: BaseException) -> str:
-    """Return the class of a failure that was raised: what kind of thing to do about it."""
-    import torch
-
-    from orchestrator.storage.store import StorageError
-    from trainables.data.dataset import DatasetError
-    from trainables.training.checkpoint import CheckpointError
-
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text
-        for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
-    ):
-        return "out_of_memory"
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return "disk"
-    if isinstance(error, DatasetError):
-        return "data"
-    if isinstance(error, CheckpointError | StorageError):
-        return "disk"
-    return "bug"
-
-
-def address(job: Job) -> dict[str, Any]:
-    """Return what says whose report it is, and where it comes from: the id of Ray's node."""
-    return {"signature": job.signature, "attempt": job.attempt, "node": _node()}
-
-
-@functools.cache
-def _node() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
-
-
 def _release_memory() -> None:
     """Give back what a failed attempt held: the next one in this process may need all of it.
 
@@ -407,30 +278,19 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _is_spent(error: BaseException) -> bool:
-    """Return whether an error leaves a process that no other attempt should run in.
-
-    After a CUDA error other than running out of memory the whole context is unusable. Of the host's
-    memory the C library keeps what was freed, in pieces: what did not fit may not fit again.
-    """
-    text = str(error)
-    if "CUDA error" in text and "out of memory" not in text:
-        return True
-    is_of_device = "CUDA" in text or "HIP" in text
-    return classify(error) == "out_of_memory" and not is_of_device
-
-
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Send this package's log lines to a file as well, while the block runs."""
+    """Copy the log lines of the trial's own packages to a file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("trainables")
-    package.setLevel(logging.INFO)
-    package.addHandler(handler)
+    packages = [logging.getLogger(name) for name in ("trainables", "orchestrator.execution")]
+    for package in packages:
+        package.setLevel(logging.INFO)
+        package.addHandler(handler)
     try:
         yield
     finally:
-        package.removeHandler(handler)
+        for package in packages:
+            package.removeHandler(handler)
         handler.close()

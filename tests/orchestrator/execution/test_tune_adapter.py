@@ -6,9 +6,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from orchestrator import launch
+from orchestrator.execution import attempts, ray_internals
+from orchestrator.execution.watchdog import Watchdog
 from orchestrator.storage.paths import DataLocation
-from orchestrator.watchdog import Watchdog
 
 
 class Ends:
@@ -25,8 +25,8 @@ class Ends:
         self.outcomes.append(outcome)
 
 
-def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> launch._Jobs:
-    return launch._Jobs(
+def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> attempts.AttemptRunner:
+    return attempts.AttemptRunner(
         conductor,  # type: ignore[arg-type]
         None,
         tmp_path,
@@ -98,7 +98,7 @@ def test_only_a_joined_clusters_trials_get_an_environment_of_their_own(
     monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"):
         monkeypatch.setattr(class_cache, name, getattr(class_cache, name).copy())
-    launch._set_environment(is_local)
+    ray_internals._set_environment(is_local)
 
     class Trainable:
         pass

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
+from orchestrator.execution import uploads, worker
+from orchestrator.execution.job import end_report
 from orchestrator.storage import store
 from orchestrator.storage.store import StorageError, open_storage
-from tests.trainables.test_worker_train import job
-from trainables import worker
+from tests.orchestrator.execution.test_worker_train import job
 from trainables.training import checkpoint
 
 
 def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
     digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(uploads, "LOG_EVERY_S", 0.0)
     place = open_storage((tmp_path / "storage").as_uri())
     made = job(digits_dir, tmp_path / "one", storage=place.uri)
     reports: list[dict[str, Any]] = []
@@ -74,4 +75,4 @@ def test_an_epoch_that_cannot_be_stored_is_not_reported_and_is_the_disks_failure
     with pytest.raises(StorageError) as caught:
         worker.train(made, reports.append)
     assert reports == []
-    assert worker.end_report(made, caught.value)["failure_class"] == "disk"
+    assert end_report(made, caught.value)["failure_class"] == "disk"
