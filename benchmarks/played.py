@@ -77,7 +77,7 @@ def curve(config: Mapping[str, Any], epoch: int) -> float:
 
 
 def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
-    """Return what stands for `orchestrator.execution.worker.run_trial`: it sleeps and reports every epoch."""
+    """Return a stand-in for `execution.worker.run_trial` that sleeps and reports every epoch."""
 
     def play(config: dict[str, Any]) -> None:
         from ray import tune

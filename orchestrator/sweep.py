@@ -85,7 +85,7 @@ def dry_run(config: SweepConfig) -> int:
 
 def verify(config: SweepConfig) -> int:
     """Check what a sweep has left; start and write nothing."""
-    from orchestrator.verify import verify
+    from orchestrator.verify.check import verify
 
     return verify(config)
 

@@ -27,7 +27,7 @@ DOORS = {
     # One writes; the second reads back what was written, and trusts nothing of the first; the
     # third makes models that MLflow serves, and fetches them; the fourth creates its database.
     "mlflow": {
-        *("orchestrator/tracking/tracker.py", "orchestrator/verify_tracking.py"),
+        *("orchestrator/tracking/tracker.py", "orchestrator/verify/mlflow_checks.py"),
         *("orchestrator/predict/mlflow_model.py", "orchestrator/tracking/database.py"),
     },
     # Where MLflow's own database keeps artifacts: MLflow has no command for that.

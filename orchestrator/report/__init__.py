@@ -22,8 +22,8 @@ from orchestrator.storage.store import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
-    from orchestrator.report.blocks import Section
-    from orchestrator.report.facts import Facts
+    from orchestrator.report.document.blocks import Section
+    from orchestrator.report.facts import SweepData
 
 WRITTEN, WRONG_USAGE, INTERRUPTED = 0, 2, 130
 
@@ -58,9 +58,9 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     Raises:
         UsageError: the folder cannot be written.
     """
-    from orchestrator.report.blocks import tables_of, to_csv, to_markdown
+    from orchestrator.report.document.blocks import tables_of, to_csv, to_markdown
+    from orchestrator.report.document.page import to_html
     from orchestrator.report.facts import read_facts
-    from orchestrator.report.page import to_html
 
     facts, written_s = read_facts(ledger, name), time.time()
     sections, held = _sections(facts, written_s)
@@ -84,20 +84,21 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     return folder / "report.html"
 
 
-def _sections(facts: Facts, written_s: float) -> tuple[list[Section], dict[str, str]]:
+def _sections(facts: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
     """Return the report's sections in order, and the images that the page holds once."""
-    from orchestrator.report.classes import calibration, classes
-    from orchestrator.report.course import failed, time_ledger
-    from orchestrator.report.curves import curves
-    from orchestrator.report.fronts import fronts, validation_and_test
-    from orchestrator.report.head import head
-    from orchestrator.report.images import images
-    from orchestrator.report.pairs import pairs
-    from orchestrator.report.published import published
-    from orchestrator.report.scores import leaderboard
-    from orchestrator.report.search import search
+    from orchestrator.report.sections.classes import calibration, classes
+    from orchestrator.report.sections.curves import curves
+    from orchestrator.report.sections.failures import failed
+    from orchestrator.report.sections.fronts import fronts, validation_and_test
+    from orchestrator.report.sections.leaderboard import leaderboard
+    from orchestrator.report.sections.overview import head
+    from orchestrator.report.sections.pairs import pairs
+    from orchestrator.report.sections.pictures import images
+    from orchestrator.report.sections.published import published
+    from orchestrator.report.sections.search import search
+    from orchestrator.report.sections.time_spent import time_ledger
 
-    makers: tuple[Callable[[Facts], Section], ...] = (
+    makers: tuple[Callable[[SweepData], Section], ...] = (
         *(leaderboard, pairs, published, curves, search),
         *(fronts, validation_and_test, classes, calibration),
     )

@@ -67,7 +67,7 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class SweepData:
     """The whole sweep. `variants` in order of size."""
 
     name: str
@@ -155,7 +155,7 @@ class Facts:
         return any(record.trial.status in ("complete", "stopped") for record in self.records)
 
 
-def read_facts(ledger: Ledger, name: str = "") -> Facts:
+def read_facts(ledger: Ledger, name: str = "") -> SweepData:
     """Read a ledger whole.
 
     Args:
@@ -174,7 +174,7 @@ def read_facts(ledger: Ledger, name: str = "") -> Facts:
     )
     said = {key: value for key in keys if (value := ledger.get(key)) is not None}
     plan = ledger.get("plan")
-    return Facts(
+    return SweepData(
         name=name or str(plan["space"]["name"]),
         said=said,
         plan=plan,

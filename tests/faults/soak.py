@@ -26,9 +26,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import verify
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.verify_facts import Result, facts_of
+from orchestrator.verify import check
+from orchestrator.verify.facts import Result, facts_of
 from tests.faults.victims import (
     LIMIT_S,
     Broken,
@@ -183,7 +183,7 @@ def after_death(soak: Soak, sweep: Sweep) -> None:
     if sweep.paths.ledger.exists():
         # As if it still ran: its attempts are open until the next driver closes them.
         with facts_of(sweep.paths, "a killed driver") as facts:
-            note(soak, sweep, verify.check_ledger(facts))
+            note(soak, sweep, check.check_ledger(facts))
 
 
 def finish(soak: Soak, sweep: Sweep) -> None:
@@ -205,7 +205,7 @@ def finish(soak: Soak, sweep: Sweep) -> None:
 def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
     """Check every invariant of a sweep that has ended, and compare it with the unbroken one."""
     with facts_of(sweep.paths, None) as facts:
-        note(soak, sweep, verify.check(facts, soak.uri))
+        note(soak, sweep, check.check(facts, soak.uri))
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
     counts = len(ledger.trials("search")), len(ledger.trials("final")), len(ledger.evaluations())

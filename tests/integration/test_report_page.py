@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_mlflow_page import BROWSER, OUTPUT, QUIET
-from tests.orchestrator.report_ledger import build
+from tests.orchestrator.report.played_report import build
 
 pytestmark = pytest.mark.browser
 

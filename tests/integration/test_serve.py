@@ -81,9 +81,8 @@ def test_no_pickle_and_the_signature_of_the_command(exported: Path) -> None:
     names = {path.suffix for path in exported.rglob("*") if path.is_file()}
     assert names == {"", ".yaml", ".txt", ".json", ".safetensors", ".py", ".html", ".sh"}
     about = yaml.safe_load((exported / "MLmodel").read_text())
-    assert (
-        about["flavors"]["python_function"]["loader_module"] == "orchestrator.predict.mlflow_model"
-    )
+    loader = about["flavors"]["python_function"]["loader_module"]
+    assert loader == "orchestrator.predict.mlflow_model"
     assert json.loads(about["signature"]["inputs"]) == [
         {"type": "string", "name": "image", "required": True}
     ]

@@ -138,5 +138,6 @@ if os.environ.get("FAULT_KILLS"):
     _kill_at_renames(pathlib.Path(os.environ["FAULT_KILLS"]))
 if os.environ.get("FAULT_REPORTS"):
     sys.meta_path.insert(
-        0, _AfterImport("orchestrator.execution.worker", _spoil_reports(os.environ["FAULT_REPORTS"]))
+        0,
+        _AfterImport("orchestrator.execution.worker", _spoil_reports(os.environ["FAULT_REPORTS"])),
     )

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb, qualitative
 from plotly.io.json import to_json_plotly
 
-from orchestrator.report.blocks import Figure
+from orchestrator.report.document.blocks import Figure
 
 # Told apart by most people, whatever colours they see.
 _COLOURS = tuple(

@@ -11,10 +11,10 @@ from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
-from orchestrator.verify_facts import (
+from orchestrator.verify.facts import (
     Breach,
-    Facts,
     Result,
+    Snapshot,
     asked_for,
     is_judged,
     is_open,
@@ -24,7 +24,7 @@ from orchestrator.verify_facts import (
 from trainables.config import TrainConfig
 
 
-def check_trials(facts: Facts) -> Result:
+def check_trials(facts: Snapshot) -> Result:
     """A: numbers without gap or repetition, as many as asked for, each the trial it says it is."""
     found: list[Breach] = []
     numbers: dict[str, list[int]] = {}
@@ -47,7 +47,7 @@ def check_trials(facts: Facts) -> Result:
     return Result("A", "every trial is there once, as planned", len(facts.trials), found)
 
 
-def _identity_problems(facts: Facts, trial: Trial) -> Iterator[str]:
+def _identity_problems(facts: Snapshot, trial: Trial) -> Iterator[str]:
     try:
         signature = TrainConfig.from_dict(trial.config).signature()
     except (ValueError, TypeError) as error:
@@ -67,7 +67,7 @@ def _identity_problems(facts: Facts, trial: Trial) -> Iterator[str]:
         yield f"its seed is {trial.config['seed']}, not {' or '.join(map(str, sorted(seeds)))}."
 
 
-def check_attempts(facts: Facts) -> Result:
+def check_attempts(facts: Snapshot) -> Result:
     """A: attempts are counted without gap, only the last is open, and the trial says the same."""
     found: list[Breach] = []
     for trial in facts.trials:
@@ -77,7 +77,7 @@ def check_attempts(facts: Facts) -> Result:
     return Result("A", "attempts fit their trials", sum(map(len, facts.attempts.values())), found)
 
 
-def _attempt_problems(facts: Facts, own: list[Attempt]) -> Iterator[str]:
+def _attempt_problems(facts: Snapshot, own: list[Attempt]) -> Iterator[str]:
     numbers = [attempt.attempt for attempt in own]
     if numbers != list(range(1, len(own) + 1)):
         yield f"attempts are numbered {numbers}."
@@ -108,7 +108,7 @@ def _status_problems(trial: Trial, own: list[Attempt]) -> Iterator[str]:
         yield f"it is {trial.status}, but its end is {trial.ended_seq}."
 
 
-def check_epochs(facts: Facts) -> Result:
+def check_epochs(facts: Snapshot) -> Result:
     """A: epochs are counted without gap, arrived in order, none after the end, and best is best."""
     found: list[Breach] = []
     for trial in facts.trials:
@@ -118,7 +118,7 @@ def check_epochs(facts: Facts) -> Result:
     return Result("A", "epochs are there once", sum(map(len, facts.rows.values())), found)
 
 
-def _epoch_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
+def _epoch_problems(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
     epochs = [row.epoch for row in rows]
     if epochs != list(range(len(rows))):
         doubled = sorted({n for n in epochs if epochs.count(n) > 1})
@@ -140,7 +140,7 @@ def _epoch_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterato
         yield f"it is {trial.status} with {len(rows)} of {wanted} epochs."
 
 
-def _best_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
+def _best_problems(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
     best = best_of(facts, trial, rows) if trial.status in ("complete", "stopped") else None
     epoch, value = best or (None, None)
     if value is not None and math.isnan(value):
@@ -150,7 +150,7 @@ def _best_problems(facts: Facts, trial: Trial, rows: list[EpochRow]) -> Iterator
         yield f"its best is said to be {said}; its rows say epoch {epoch}, {value}."
 
 
-def best_of(facts: Facts, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
+def best_of(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
     """Return the epoch that a trial is judged by and the sweep's metric there."""
     if not trial.config["validation_fraction"]:
         return rows[-1].epoch, math.nan
@@ -165,7 +165,7 @@ def best_of(facts: Facts, trial: Trial, rows: list[EpochRow]) -> tuple[int, floa
     return best
 
 
-def check_evaluations(facts: Facts) -> Result:
+def check_evaluations(facts: Snapshot) -> Result:
     """A: the test part has judged each trial once that it is to judge, and no other."""
     found: list[Breach] = []
     evaluations = facts.ledger.evaluations()
@@ -184,7 +184,7 @@ def check_evaluations(facts: Facts) -> Result:
     return Result("A", "the test part was asked once", len(facts.trials), found)
 
 
-def check_checkpoints(facts: Facts) -> Result:
+def check_checkpoints(facts: Snapshot) -> Result:
     """D: what a trial would go on from, and the best weights, are there and undamaged."""
     from orchestrator.ledger import ranking, retention
 
@@ -215,7 +215,7 @@ def check_checkpoints(facts: Facts) -> Result:
     return Result("D", "checkpoints that are needed can be loaded", checked, found)
 
 
-def _resume_places(facts: Facts, trial: Trial) -> list[list[str | None]]:
+def _resume_places(facts: Snapshot, trial: Trial) -> list[list[str | None]]:
     """Return where an unended trial's epochs may lie, newest first.
 
     An epoch that was trained again lies in more than one attempt's folder, and any of them does.
@@ -233,14 +233,14 @@ def _resume_places(facts: Facts, trial: Trial) -> list[list[str | None]]:
     return places
 
 
-def _is_there(facts: Facts, path: str) -> bool:
+def _is_there(facts: Snapshot, path: str) -> bool:
     """Return whether a checkpoint is on this machine, or comes there from the sweep's storage."""
     if facts.paths.durable and checkpoints.local_checkpoint(facts.paths, path) is not None:
         return True
     return (facts.paths.root / path).exists()
 
 
-def _is_being_deleted(facts: Facts, paths: Sequence[str]) -> bool:
+def _is_being_deleted(facts: Snapshot, paths: Sequence[str]) -> bool:
     """Return whether a driver that runs has just begun to delete these checkpoints."""
     if facts.driver is None:
         return False
@@ -248,7 +248,7 @@ def _is_being_deleted(facts: Facts, paths: Sequence[str]) -> bool:
     return not any((facts.paths.root / path).exists() for path in paths)
 
 
-def _damage(facts: Facts, path: str | None) -> str | None:
+def _damage(facts: Snapshot, path: str | None) -> str | None:
     """Return what is wrong with a checkpoint, None when nothing is."""
     from trainables.training import checkpoint
 

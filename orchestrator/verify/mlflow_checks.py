@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
-from orchestrator.verify_facts import Breach, Facts, Result, is_open, name_of, plan_at
+from orchestrator.verify.facts import Breach, Result, Snapshot, is_open, name_of, plan_at
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _STATUS = {
 }
 
 
-def check_tracking(facts: Facts, uri: str) -> Result:
+def check_tracking(facts: Snapshot, uri: str) -> Result:
     """C: compare MLflow with the ledger. While a driver runs, only what both have so far.
 
     Args:
@@ -80,7 +80,7 @@ def _file_of(uri: str) -> str:
     return urllib.parse.unquote(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
-def _runs(client: MlflowClient, facts: Facts) -> dict[str, list[Run]]:
+def _runs(client: MlflowClient, facts: Snapshot) -> dict[str, list[Run]]:
     """Return the sweep's runs by their trial's signature; the parents' is empty."""
     experiment = client.get_experiment_by_name(facts.paths.name)
     found: dict[str, list[Run]] = collections.defaultdict(list)
@@ -100,7 +100,7 @@ def _runs(client: MlflowClient, facts: Facts) -> dict[str, list[Run]]:
     return found
 
 
-def _parent_problems(facts: Facts, by_trial: dict[str, list[Run]]) -> Iterator[str]:
+def _parent_problems(facts: Snapshot, by_trial: dict[str, list[Run]]) -> Iterator[str]:
     parents = by_trial.get("", [])
     if len(parents) != 1:
         if parents or facts.driver is None:
@@ -115,7 +115,7 @@ def _parent_problems(facts: Facts, by_trial: dict[str, list[Run]]) -> Iterator[s
                 yield f"the run {run.info.run_id} is not a child of the sweep's parent run."
 
 
-def _run_problems(client: MlflowClient, facts: Facts, trial: Trial, run: Run) -> Iterator[str]:
+def _run_problems(client: MlflowClient, facts: Snapshot, trial: Trial, run: Run) -> Iterator[str]:
     is_live = facts.driver is not None
     rows = facts.rows[trial.signature]
     for name in METRIC_NAMES:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from orchestrator.report.blocks import Block, Picture, Pictures, Section, Tabs, text
-from orchestrator.report.facts import Facts, Record
+from orchestrator.report.document.blocks import Block, Picture, Pictures, Section, Tabs, text
+from orchestrator.report.facts import Record, SweepData
 
 # Shown per variant: more would make the page heavy and say no more.
 _MOST_MAPS = 12
@@ -19,7 +19,7 @@ _SIDE_PX = 96  # of a picture in the page
 _COLOURS_KEPT = 128  # in a PNG of an overlay
 
 
-def images(facts: Facts) -> tuple[list[Section], dict[str, str]]:
+def images(facts: SweepData) -> tuple[list[Section], dict[str, str]]:
     """Return the sections with images, and the images that both show, by key, as data URIs.
 
     The first judged seed of each variant speaks for it; all trials were shown the same images.
@@ -46,7 +46,7 @@ def images(facts: Facts) -> tuple[list[Section], dict[str, str]]:
 _MAPS, _GRID = "Where the models look", "Predicted and true labels"
 
 
-def _maps(facts: Facts, speakers: Mapping[str, Record]) -> Section:
+def _maps(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
     with_maps = {v: r for v, r in speakers.items() if any(e["map"] for e in _examples(r).values())}
     without = [variant for variant in speakers if variant not in with_maps]
     blocks: list[Block] = []
@@ -73,7 +73,7 @@ def _maps(facts: Facts, speakers: Mapping[str, Record]) -> Section:
     return Section(name="maps", title=_MAPS, blocks=tuple(blocks))
 
 
-def _mistakes(facts: Facts, variant: str, record: Record) -> tuple[Block, ...]:
+def _mistakes(facts: SweepData, variant: str, record: Record) -> tuple[Block, ...]:
     wrong = record.evaluation.get("mistakes", []) if record.evaluation else []
     if not wrong:
         return (text(f"{variant} got every test image right."),)
@@ -83,7 +83,7 @@ def _mistakes(facts: Facts, variant: str, record: Record) -> tuple[Block, ...]:
     return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes of {variant}", rows=[line]),)
 
 
-def _map_table(facts: Facts, speakers: Mapping[str, Record]) -> Pictures:
+def _map_table(facts: SweepData, speakers: Mapping[str, Record]) -> Pictures:
     found = {variant: _examples(record) for variant, record in speakers.items()}
     rows = []
     for row in _chosen(list(found.values())):
@@ -121,7 +121,7 @@ def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
     return [row for row in (*disputed, *wrong, *right) if row in kept]
 
 
-def _grid(facts: Facts, speakers: Mapping[str, Record]) -> Section:
+def _grid(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
     tabs = []
     for variant, record in speakers.items():
         examples = list(_examples(record).values())
@@ -143,7 +143,7 @@ def _grid(facts: Facts, speakers: Mapping[str, Record]) -> Section:
 
 
 def _judged_picture(
-    facts: Facts, example: Mapping[str, Any], source: str, *, both: bool = False
+    facts: SweepData, example: Mapping[str, Any], source: str, *, both: bool = False
 ) -> Picture:
     label, probability = example["top5"][0]
     is_right = _is_right(example)

@@ -19,16 +19,20 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease, locks, sweeps
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths
-from orchestrator.verify_decisions import check_early_stopping, check_finals, check_suggestions
-from orchestrator.verify_facts import Facts, Result, is_open, read, trials_left
-from orchestrator.verify_ledger import (
+from orchestrator.verify.decision_checks import (
+    check_early_stopping,
+    check_finals,
+    check_suggestions,
+)
+from orchestrator.verify.facts import Result, Snapshot, is_open, read, trials_left
+from orchestrator.verify.ledger_checks import (
     check_attempts,
     check_checkpoints,
     check_epochs,
     check_evaluations,
     check_trials,
 )
-from orchestrator.verify_tracking import check_tracking
+from orchestrator.verify.mlflow_checks import check_tracking
 
 HOLDS, BROKEN = 0, 1
 
@@ -66,12 +70,12 @@ def verify(config: SweepConfig) -> int:
     return BROKEN if found else HOLDS
 
 
-def check(facts: Facts, tracking_uri: str) -> list[Result]:
+def check(facts: Snapshot, tracking_uri: str) -> list[Result]:
     """Return what every check finds."""
     return [*check_ledger(facts), check_tracking(facts, tracking_uri)]
 
 
-def check_ledger(facts: Facts) -> list[Result]:
+def check_ledger(facts: Snapshot) -> list[Result]:
     """Return what the checks find that need no MLflow."""
     return [
         Result("A", "the ledger's file is intact", 1, []),  # else there would be no facts

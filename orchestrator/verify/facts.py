@@ -38,7 +38,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Snapshot:
     """A sweep as the checks see it. `driver` says who runs it, None when nobody does."""
 
     paths: SweepPaths
@@ -52,7 +52,7 @@ class Facts:
 
 
 @contextlib.contextmanager
-def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
+def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Snapshot]:
     """Yield what this machine's ledger of a sweep says, from a copy that goes with the block.
 
     Args:
@@ -66,7 +66,7 @@ def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Facts]:
         yield read(paths, ledger, driver)
 
 
-def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Facts:
+def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
     """Return what a sweep's ledger says, read once.
 
     Args:
@@ -78,7 +78,7 @@ def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Facts:
     attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
     for attempt in ledger.attempts():
         attempts.setdefault(attempt.signature, []).append(attempt)
-    return Facts(
+    return Snapshot(
         paths=paths,
         ledger=ledger,
         driver=driver,
@@ -90,7 +90,7 @@ def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Facts:
     )
 
 
-def plan_at(facts: Facts, seq: int) -> Mapping[str, Any]:
+def plan_at(facts: Snapshot, seq: int) -> Mapping[str, Any]:
     """Return the plan that was in force when the change of this number was made."""
     for former in facts.former_plans:
         if seq <= former["until_seq"]:
@@ -120,7 +120,7 @@ def is_open(attempts: list[Attempt]) -> bool:
     return bool(attempts) and attempts[-1].outcome is None
 
 
-def asked_for(facts: Facts) -> dict[str, int]:
+def asked_for(facts: Snapshot) -> dict[str, int]:
     """Return how many trials of each variant were asked for, by the command that wanted most."""
     planned: dict[str, int] = {}
     for trial in facts.trials:
@@ -131,7 +131,7 @@ def asked_for(facts: Facts) -> dict[str, int]:
     return {**planned, **asked}
 
 
-def trials_left(facts: Facts) -> int:
+def trials_left(facts: Snapshot) -> int:
     """Return how many trials that were ever asked for have not ended."""
     searched = [trial for trial in facts.trials if trial.stage == "search"]
     ended = sum(trial.status in ENDED for trial in searched)

@@ -10,24 +10,25 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.report.blocks import Figure, Matrix, Pictures, Table
-from orchestrator.report.classes import calibration, classes
-from orchestrator.report.course import failed, time_ledger
-from orchestrator.report.curves import curves
-from orchestrator.report.facts import Facts, read_facts
-from orchestrator.report.fronts import fronts, validation_and_test
-from orchestrator.report.head import departures
-from orchestrator.report.images import images
-from orchestrator.report.pairs import COMPUTE, TRIALS, compare, pairs
-from orchestrator.report.scores import leaderboard
-from orchestrator.report.search import Suggested, search, suggested
+from orchestrator.report.document.blocks import Figure, Matrix, Pictures, Table
+from orchestrator.report.facts import SweepData, read_facts
+from orchestrator.report.sections.classes import calibration, classes
+from orchestrator.report.sections.curves import curves
+from orchestrator.report.sections.failures import failed
+from orchestrator.report.sections.fronts import fronts, validation_and_test
+from orchestrator.report.sections.leaderboard import leaderboard
+from orchestrator.report.sections.overview import departures
+from orchestrator.report.sections.pairs import COMPUTE, TRIALS, compare, pairs
+from orchestrator.report.sections.pictures import images
+from orchestrator.report.sections.search import Suggested, search, suggested
+from orchestrator.report.sections.time_spent import time_ledger
 from tests.orchestrator import sweeps
-from tests.orchestrator.report_ledger import TRACEBACK, build
-from tests.orchestrator.report_parts import blocks_of, figure, read, table, words
+from tests.orchestrator.report.parts import blocks_of, figure, read, table, words
+from tests.orchestrator.report.played_report import TRACEBACK, build
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def facts(tmp_path_factory: pytest.TempPathFactory) -> SweepData:
     path = tmp_path_factory.mktemp("sweep") / "ledger.sqlite"
     build(path, trials=12).close()
     return read(path)
@@ -40,7 +41,7 @@ def change(ledger: Ledger, statement: str) -> None:
     ledger._trials_seq = -1
 
 
-def test_the_leaderboard_has_means_over_the_final_seeds(facts: Facts) -> None:
+def test_the_leaderboard_has_means_over_the_final_seeds(facts: SweepData) -> None:
     section = leaderboard(facts)
     rows = table(section, "leaderboard")
     assert [row["variant"] for row in rows] == ["cnn3", "cnn2"]  # the better one first
@@ -144,7 +145,7 @@ def test_where_no_trial_has_a_validation_part_there_is_no_such_figure(tmp_path: 
     ledger.close()
 
 
-def test_pairs_say_what_they_compare_and_what_is_missing(facts: Facts) -> None:
+def test_pairs_say_what_they_compare_and_what_is_missing(facts: SweepData) -> None:
     by_trials, by_compute = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
     assert (by_trials.by, by_trials.budget, by_trials.seeds) == (TRIALS, 12, (3, 3))
     assert by_trials.difference is not None
@@ -185,7 +186,7 @@ def test_equal_trials_end_before_the_first_trial_that_has_not_ended(tmp_path: Pa
     ledger.close()
 
 
-def test_curves_tell_how_a_trial_ended(facts: Facts) -> None:
+def test_curves_tell_how_a_trial_ended(facts: SweepData) -> None:
     lines = {
         (trace["legendgroup"], trace["name"].partition(":")[0]): trace["line"]["dash"]
         for trace in figure(curves(facts), "curves-val_top1")["data"]
@@ -212,7 +213,7 @@ def test_a_curve_of_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
         assert {trace["mode"] for trace in figure(section, name)["data"]} == {"lines+markers"}
 
 
-def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: Facts) -> None:
+def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: SweepData) -> None:
     section = search(facts)
     assert "The sampler was adaptive: TPE suggested more of" in words(section)
     counts = "cnn2: 0 trials prescribed by the space, 3 random, 9 suggested by TPE"
@@ -264,11 +265,11 @@ def test_the_fronts_say_who_is_beaten(tmp_path: Path) -> None:
     assert [row["multiply_accumulates"] for row in rows] == [10**7, 3 * 10**7, 9 * 10**7]
 
 
-def test_the_fronts_name_the_section_that_says_what_is_resolved(facts: Facts) -> None:
+def test_the_fronts_name_the_section_that_says_what_is_resolved(facts: SweepData) -> None:
     assert f'says the section "{pairs(facts).title}"' in words(fronts(facts))
 
 
-def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: Facts) -> None:
+def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: SweepData) -> None:
     said = "measured while other trials of the sweep may have shared the device"
     [drawn] = [b for b in fronts(facts).blocks if isinstance(b, Figure)]
     assert said in drawn.note
@@ -276,13 +277,13 @@ def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: Facts) -> 
     assert [said in block.note for block in costs] == [True, True]
 
 
-def test_the_correlation_says_how_many_points_it_is_of(facts: Facts) -> None:
+def test_the_correlation_says_how_many_points_it_is_of(facts: SweepData) -> None:
     said = words(validation_and_test(facts))
     assert "n = 9 trials." in said
     assert "n = 3 variants." in said
 
 
-def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: Facts) -> None:
+def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: SweepData) -> None:
     section = classes(facts)
     rows = {row["class"]: row for row in table(section, "classes_cnn2")}
     judged = [r.evaluation for r in facts.judged("cnn2") if r.evaluation]
@@ -300,13 +301,13 @@ def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: Facts) -
     assert names == figure(section, "confusion-resnet50")["data"][0]["x"]
 
 
-def test_calibration_adds_up_to_the_images(facts: Facts) -> None:
+def test_calibration_adds_up_to_the_images(facts: SweepData) -> None:
     rows = [row for row in table(calibration(facts), "calibration") if row["variant"] == "cnn2"]
     assert sum(row["judgements"] for row in rows) == 3 * sum(10 * n for n in range(15))
     assert [row["accuracy"] / row["confidence"] for row in rows] == pytest.approx([0.9] * 14)
 
 
-def test_maps_show_the_same_images_for_every_variant(facts: Facts) -> None:
+def test_maps_show_the_same_images_for_every_variant(facts: SweepData) -> None:
     (maps, predictions), held = images(facts)
     [shown] = [block for block in maps.blocks if isinstance(block, Pictures)]
     assert shown.headings == ("image, true class", "cnn2", "cnn3", "resnet50")
@@ -341,7 +342,7 @@ def _without_maps(ledger: Ledger) -> None:
         )
 
 
-def test_failures_that_are_alike_are_one_group(facts: Facts) -> None:
+def test_failures_that_are_alike_are_one_group(facts: SweepData) -> None:
     rows = table(failed(facts), "failures")
     assert [(row["outcome"], row["class"], row["trials"], row["variants"]) for row in rows] == [
         ("diverged", "diverged", 6, "cnn2, cnn3, resnet50"),
@@ -351,7 +352,7 @@ def test_failures_that_are_alike_are_one_group(facts: Facts) -> None:
     assert rows[1]["log"] == "trials/cnn2-s0005/attempt_1.log"
 
 
-def test_the_time_ledger_adds_up(facts: Facts) -> None:
+def test_the_time_ledger_adds_up(facts: SweepData) -> None:
     """An attempt of n epochs: 1 s of start, 2.5 s an epoch (0.25 s of it on the way), 0.5 s of
     test."""
     section = time_ledger(facts)
@@ -420,7 +421,7 @@ def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_the_matrix_of_pairs_names_both_ways(facts: Facts) -> None:
+def test_the_matrix_of_pairs_names_both_ways(facts: SweepData) -> None:
     matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
     assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2
     (_, loses), (wins, _) = matrices[0].cells

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.ledger.records import ENDED, TrialStatus
-from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
-from orchestrator.report.facts import Facts, Record, is_fraction
-from orchestrator.report.plots import colours, faint, figure
-from orchestrator.report.scores import metric_kind
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.document.plots import colours, faint, figure
+from orchestrator.report.facts import Record, SweepData, is_fraction
+from orchestrator.report.sections.leaderboard import metric_kind
 
 # Line, opacity and the mark at its end, by how a trial ended.
 _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
@@ -27,7 +27,7 @@ _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
 _MOST_POINTS = 60_000
 
 
-def curves(facts: Facts) -> Section:
+def curves(facts: SweepData) -> Section:
     """Return the curves of all trials, of the best of each variant, and the table of trials."""
     shown = [record for record in facts.records if record.rows]
     blocks: list[Block] = []
@@ -77,7 +77,7 @@ def _having(shown: Sequence[Record], metric: str) -> list[Record]:
     return [r for r in shown if r.has_validation or not metric.startswith("val_")]
 
 
-def _all_trials(facts: Facts, shown: Sequence[Record], metric: str) -> Figure:
+def _all_trials(facts: SweepData, shown: Sequence[Record], metric: str) -> Figure:
     drawn, colour = go.Figure(), colours(facts.variants)
     scale = 100 if is_fraction(metric) else 1
     most = max(2, _MOST_POINTS // len(shown))
@@ -183,7 +183,7 @@ def _add_ends(
     )
 
 
-def _best(facts: Facts) -> list[Record]:
+def _best(facts: SweepData) -> list[Record]:
     """Return the best trial of each variant: of its seeds, else of its search."""
     found = []
     for variant in facts.variants:
@@ -193,7 +193,7 @@ def _best(facts: Facts) -> list[Record]:
     return found
 
 
-def _train_and_validation(facts: Facts, best: Sequence[Record]) -> Figure:
+def _train_and_validation(facts: SweepData, best: Sequence[Record]) -> Figure:
     colour = colours(facts.variants)
     drawn = make_subplots(rows=1, cols=2, subplot_titles=("top-1, %", "loss"))
     for column, (metric, scale) in enumerate((("top1", 100), ("loss", 1)), start=1):
@@ -223,7 +223,7 @@ def _train_and_validation(facts: Facts, best: Sequence[Record]) -> Figure:
     )
 
 
-def _trials(facts: Facts) -> Table:
+def _trials(facts: SweepData) -> Table:
     params = sorted({name for record in facts.records for name in record.trial.params})
     kind = metric_kind(facts.metric)
     rows = []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.records import ENDED
-from orchestrator.report.blocks import Block, Column, Matrix, Section, Table, text
-from orchestrator.report.facts import Facts, Record, ended, figures_of
+from orchestrator.report.document.blocks import Block, Column, Matrix, Section, Table, text
+from orchestrator.report.facts import Record, SweepData, ended, figures_of
 from orchestrator.report.statistics import Difference, holm, welch
 
 TITLE = "Resolved or not"
@@ -51,7 +51,7 @@ class Pair:
         return self.first if self.difference.mean > 0 else self.second
 
 
-def pairs(facts: Facts) -> Section:
+def pairs(facts: SweepData) -> Section:
     """Return who beats whom, from scratch and pretrained apart."""
     blocks: list[Block] = [text(*_DEFINITION)]
     for is_pretrained, variants in facts.groups():
@@ -68,7 +68,7 @@ def pairs(facts: Facts) -> Section:
     return Section(name="pairs", title=TITLE, blocks=tuple(blocks))
 
 
-def compare(facts: Facts, variants: Sequence[str], is_pretrained: bool) -> list[Pair]:
+def compare(facts: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Pair]:
     """Compare all pairs of variants at equal trials and at equal compute."""
     planned = {
         variant: [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
@@ -107,7 +107,7 @@ def _within(done: Sequence[Record], compute_s: float) -> list[Record]:
 
 
 def _pair(
-    facts: Facts,
+    facts: SweepData,
     names: tuple[str, str],
     by: str,
     budget: float,
@@ -136,7 +136,7 @@ def _few(name: str, count: int) -> str:
     return f"{name} has {count or 'no'} judged {'seed' if count == 1 else 'seeds'}."
 
 
-def _seeds(facts: Facts, variant: str, records: Sequence[Record]) -> tuple[list[Record], str]:
+def _seeds(facts: SweepData, variant: str, records: Sequence[Record]) -> tuple[list[Record], str]:
     """Return the judged seeds of the best of these trials, and why there are none."""
     if not facts.is_searched(variant):
         return [r for r in records if r.trial.status == "complete" and r.evaluation], ""

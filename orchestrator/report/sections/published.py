@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.report.blocks import Block, Column, Section, Table, text
-from orchestrator.report.facts import Facts, Record, estimated, mean
-from orchestrator.report.head import departures
+from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.facts import Record, SweepData, estimated, mean
+from orchestrator.report.sections.overview import departures
 from orchestrator.report.statistics import estimate
 
 
-def published(facts: Facts) -> Section:
+def published(facts: SweepData) -> Section:
     """Return the source's own table beside ours, with every reason why they are not the same."""
     said = facts.said.get("published") or {}
     rows: list[Mapping[str, Any]] = said.get("rows", [])
@@ -34,7 +34,7 @@ def published(facts: Facts) -> Section:
     return Section(name="published", title="Published and ours", blocks=tuple(blocks))
 
 
-def _tables(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _tables(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     tables = [
         Table(
             name="published",
@@ -77,7 +77,7 @@ def _tables(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 _AVERAGES = ("precision", "recall", "f1")
 
 
-def _averages(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _averages(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return averages over classes: the published ones, then ours."""
     theirs = [
         [_label(row), _top1(row), *(row.get(name) for name in _AVERAGES)]
@@ -129,7 +129,7 @@ _PUBLISHED_COLUMNS = (
 )
 
 
-def _published_lines(facts: Facts, row: Mapping[str, Any]) -> list[list[Any]]:
+def _published_lines(facts: SweepData, row: Mapping[str, Any]) -> list[list[Any]]:
     """Return a published row once for each kind of trial that stands beside it."""
     variant, number = row.get("variant"), row.get("enqueued")
     ours: list[tuple[str, Sequence[Record]]] = []
@@ -146,7 +146,7 @@ def _published_lines(facts: Facts, row: Mapping[str, Any]) -> list[list[Any]]:
     return [_published_line(row, what, records) for what, records in ours or [("", ())]]
 
 
-def enqueued_trial(facts: Facts, variant: str, number: int) -> list[Record]:
+def enqueued_trial(facts: SweepData, variant: str, number: int) -> list[Record]:
     """Return the prescribed trial of a searched variant with this number, if it was judged.
 
     Several prescribed ones differ in their configuration, so their mean would be of nothing.
@@ -229,7 +229,7 @@ def _has_size(row: Mapping[str, Any]) -> bool:
     return is_ours or row.get("parameters") is not None or row.get("flops") is not None
 
 
-def _size_line(facts: Facts, row: Mapping[str, Any]) -> list[Any]:
+def _size_line(facts: SweepData, row: Mapping[str, Any]) -> list[Any]:
     variant = row.get("variant")
     cost: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
     judged = [r for r in facts.of(str(variant)) if r.evaluation]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.blocks import Block, Column, Figure, Section, Table, Tabs, text
-from orchestrator.report.facts import Facts, Record
-from orchestrator.report.plots import colours, figure
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, Tabs, text
+from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.statistics import class_order, most_confused, row_shares
 
 _MOST_PAIRS = 25
@@ -30,7 +30,7 @@ _SCALE = (
 )
 
 
-def classes(facts: Facts) -> Section:
+def classes(facts: SweepData) -> Section:
     """Return confusion matrices in one order for all variants, and the table of each class."""
     judged = {variant: facts.judged(variant) for variant in facts.variants}
     judged = {variant: records for variant, records in judged.items() if records}
@@ -69,7 +69,7 @@ def _confusion(records: Sequence[Record]) -> np.ndarray:
 
 
 def _matrix(
-    facts: Facts, variant: str, confusion: np.ndarray, order: Sequence[int], seeds: int
+    facts: SweepData, variant: str, confusion: np.ndarray, order: Sequence[int], seeds: int
 ) -> Figure:
     ordered = confusion[np.ix_(order, order)]
     # Whole numbers of two bytes: a page may have eight matrices of 40,000 cells.
@@ -118,7 +118,7 @@ def _unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _pairs(facts: Facts, variant: str, confusion: np.ndarray) -> Table:
+def _pairs(facts: SweepData, variant: str, confusion: np.ndarray) -> Table:
     sums = confusion.sum(axis=1)
     rows = []
     for a, b, a_as_b, b_as_a in most_confused(confusion, _MOST_PAIRS):
@@ -142,7 +142,7 @@ def _pairs(facts: Facts, variant: str, confusion: np.ndarray) -> Table:
     )
 
 
-def _per_class(facts: Facts, variant: str, records: Sequence[Record]) -> Table:
+def _per_class(facts: SweepData, variant: str, records: Sequence[Record]) -> Table:
     judged = [r.evaluation for r in records if r.evaluation]
 
     def means(key: str) -> list[float]:
@@ -181,7 +181,7 @@ def _per_class(facts: Facts, variant: str, records: Sequence[Record]) -> Table:
     )
 
 
-def calibration(facts: Facts) -> Section:
+def calibration(facts: SweepData) -> Section:
     """Return how often a prediction is right against how sure the model is."""
     drawn, colour = go.Figure(), colours(facts.variants)
     drawn.add_scatter(

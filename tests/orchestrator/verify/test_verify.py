@@ -23,9 +23,9 @@ from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.verify_decisions import check_early_stopping, check_suggestions
-from orchestrator.verify_facts import facts_of
-from orchestrator.verify_ledger import check_attempts, check_epochs, check_trials
+from orchestrator.verify.decision_checks import check_early_stopping, check_suggestions
+from orchestrator.verify.facts import facts_of
+from orchestrator.verify.ledger_checks import check_attempts, check_epochs, check_trials
 from tests.orchestrator.search.test_scheduler import Killed, begin, die_at, messy, play, quick, step
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training import checkpoint

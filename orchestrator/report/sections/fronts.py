@@ -9,15 +9,15 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.report import pairs
-from orchestrator.report.blocks import Block, Column, Figure, Section, Table, text
-from orchestrator.report.facts import Facts, Record, estimated, mean
-from orchestrator.report.plots import colours, figure
-from orchestrator.report.scores import SHARED
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.facts import Record, SweepData, estimated, mean
+from orchestrator.report.sections import pairs
+from orchestrator.report.sections.leaderboard import SHARED
 from orchestrator.report.statistics import correlation, front
 
 
-def fronts(facts: Facts) -> Section:
+def fronts(facts: SweepData) -> Section:
     """Return Pareto fronts over parameters, operations, inference time and device-seconds."""
     points = {name: point for name in facts.variants if (point := _point(facts, name))}
     if not points:
@@ -44,7 +44,7 @@ _COSTS: tuple[tuple[str, str], ...] = (
 )
 
 
-def _point(facts: Facts, variant: str) -> dict[str, Any] | None:
+def _point(facts: SweepData, variant: str) -> dict[str, Any] | None:
     judged = facts.judged(variant)
     if not judged:
         return None
@@ -70,7 +70,7 @@ def _front(points: Mapping[str, dict[str, Any]], cost: str) -> dict[bool, list[s
     return found
 
 
-def _fronts_figure(facts: Facts, points: Mapping[str, dict[str, Any]]) -> Figure:
+def _fronts_figure(facts: SweepData, points: Mapping[str, dict[str, Any]]) -> Figure:
     colour = colours(facts.variants)
     drawn = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.09)
     for index, (cost, title) in enumerate(_COSTS):
@@ -125,7 +125,7 @@ def _ticks(costs: Sequence[float]) -> list[float]:
     return [step * 10.0**power for power in range(low, high + 1) for step in steps]
 
 
-def _fronts_table(facts: Facts, points: Mapping[str, dict[str, Any]]) -> Table:
+def _fronts_table(facts: SweepData, points: Mapping[str, dict[str, Any]]) -> Table:
     on = {cost: {n for names in _front(points, cost).values() for n in names} for cost, _ in _COSTS}
     return Table(
         name="fronts",
@@ -153,7 +153,7 @@ def _fronts_table(facts: Facts, points: Mapping[str, dict[str, Any]]) -> Table:
     )
 
 
-def validation_and_test(facts: Facts) -> Section:
+def validation_and_test(facts: SweepData) -> Section:
     """Return validation top-1 against test top-1 of everything that was judged."""
     judged = [record for record in facts.records if record.evaluation is not None]
     points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in judged]
@@ -203,7 +203,7 @@ def _test(record: Record) -> float:
     return 100 * float(record.evaluation["top1"]) if record.evaluation else math.nan
 
 
-def _correlations(facts: Facts, points: list[tuple[Record, float]]) -> list[str]:
+def _correlations(facts: SweepData, points: list[tuple[Record, float]]) -> list[str]:
     lines = [
         _said(
             "Over trials (seeds of one variant are no independent points)",

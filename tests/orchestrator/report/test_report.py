@@ -15,11 +15,11 @@ from orchestrator import report
 from orchestrator.ledger import backup
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report import main, write_report
-from orchestrator.report.blocks import Column, Section, Table, text, to_csv, to_markdown
+from orchestrator.report.document.blocks import Column, Section, Table, text, to_csv, to_markdown
 from orchestrator.storage import lease
 from orchestrator.storage.paths import sweep_paths
 from tests.orchestrator import sweeps
-from tests.orchestrator.report_ledger import build
+from tests.orchestrator.report.played_report import build
 
 SECTIONS = (
     *("sweep", "leaderboard", "pairs", "published", "curves", "search", "fronts", "validation"),

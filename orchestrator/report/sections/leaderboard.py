@@ -7,14 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger.records import TrialStatus
-from orchestrator.report.blocks import Block, Column, Kind, Section, Table, text
-from orchestrator.report.facts import (
-    Facts,
-    Record,
-    estimated,
-    is_fraction,
-    mean,
-)
+from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, text
+from orchestrator.report.facts import Record, SweepData, estimated, is_fraction, mean
 
 # A trial is timed where it is judged, and nobody waits for that.
 SHARED = (
@@ -28,7 +22,7 @@ _RECONSTRUCTED = {
 _GROUP = {False: "from scratch", True: "pretrained"}
 
 
-def leaderboard(facts: Facts) -> Section:
+def leaderboard(facts: SweepData) -> Section:
     """Return the leaderboard per variant, from scratch and pretrained apart, and what each costs.
 
     The best mean on the test part comes first; without one, the best validation value.
@@ -80,7 +74,7 @@ def leaderboard(facts: Facts) -> Section:
     return Section(name="leaderboard", title="Leaderboard", blocks=tuple(blocks))
 
 
-def _columns(facts: Facts) -> tuple[Column, ...]:
+def _columns(facts: SweepData) -> tuple[Column, ...]:
     kind = metric_kind(facts.metric)
     return (
         Column("variant", "variant"),
@@ -99,7 +93,7 @@ def _columns(facts: Facts) -> tuple[Column, ...]:
     )
 
 
-def _row(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
+def _row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     search = [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
     best = facts.best(search)
     seeds, judged = facts.seeds(variant, is_pretrained), facts.judged(variant, is_pretrained)
@@ -118,7 +112,7 @@ def _row(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
     ]
 
 
-def _search_columns(facts: Facts) -> tuple[Column, ...]:
+def _search_columns(facts: SweepData) -> tuple[Column, ...]:
     return (
         Column("variant", "variant"),
         Column("trials", "trials", "count"),
@@ -134,7 +128,7 @@ def _search_columns(facts: Facts) -> tuple[Column, ...]:
 _ENDINGS: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 
-def _search_row(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
+def _search_row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     search = [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
     status = collections.Counter(record.trial.status for record in search)
     best = facts.best(search)
@@ -153,7 +147,7 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _rank(facts: Facts) -> Any:
+def _rank(facts: SweepData) -> Any:
     worse = 1 if facts.mode == "min" else -1
 
     def key(row: Sequence[Any]) -> tuple[bool, float, bool, float]:
@@ -163,7 +157,7 @@ def _rank(facts: Facts) -> Any:
     return key
 
 
-def _note(facts: Facts, variants: Sequence[str], is_pretrained: bool) -> str:
+def _note(facts: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
     unjudged = [v for v in variants if not facts.judged(v, is_pretrained)]
     notes = [text for variant, text in _RECONSTRUCTED.items() if variant in variants]
     if unjudged:
@@ -201,7 +195,7 @@ _COST_COLUMNS = (
 )
 
 
-def _cost(facts: Facts, variant: str, is_pretrained: bool) -> list[Any]:
+def _cost(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     planned: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
     own = [r for r in facts.of(variant) if r.is_pretrained == is_pretrained]
     judged = facts.judged(variant, is_pretrained)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from orchestrator.report.blocks import Section, for_people
+from orchestrator.report.document.blocks import Section, for_people
 
 
 def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) -> str:

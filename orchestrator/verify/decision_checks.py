@@ -15,10 +15,10 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study, optuna_version, read_params
-from orchestrator.verify_facts import Breach, Facts, Result, is_judged, name_of, plan_at
+from orchestrator.verify.facts import Breach, Result, Snapshot, is_judged, name_of, plan_at
 
 
-def check_suggestions(facts: Facts) -> Result:
+def check_suggestions(facts: Snapshot) -> Result:
     """E: a rebuilt study suggests what was suggested."""
     what = "suggestions follow from the results they were made from"
     written = facts.ledger.get("versions", {}).get("optuna")
@@ -42,7 +42,7 @@ def check_suggestions(facts: Facts) -> Result:
     return Result("E", what, checked, found, note)
 
 
-def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> Iterator[Breach]:
+def _wrong_suggestions(facts: Snapshot, variant: str, own: list[Trial]) -> Iterator[Breach]:
     study: Study | None = None
     plan: Mapping[str, Any] | None = None
     told: set[str] = set()
@@ -68,7 +68,7 @@ def _wrong_suggestions(facts: Facts, variant: str, own: list[Trial]) -> Iterator
             study = None  # it does not believe in the trials as they are
 
 
-def _may_have_failed(facts: Facts, other: Trial, trial: Trial) -> bool:
+def _may_have_failed(facts: Snapshot, other: Trial, trial: Trial) -> bool:
     """Return whether a trial had perhaps failed when another was suggested.
 
     The ledger does not say when one that was tried again had failed before. It matters, since the
@@ -86,7 +86,7 @@ def _subsets(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
 
 
 def _tell(
-    facts: Facts,
+    facts: Snapshot,
     study: Study,
     earlier: list[Trial],
     seen_seq: int,
@@ -120,7 +120,7 @@ def _new_study(plan: Mapping[str, Any], variant: str, earlier: list[Trial]) -> S
     return study
 
 
-def check_finals(facts: Facts) -> Result:
+def check_finals(facts: Snapshot) -> Result:
     """E: a final trial trains the best configuration of its variant's search at that time."""
     found: list[Breach] = []
     checked = [trial for trial in facts.trials if trial.stage == "final"]
@@ -143,7 +143,7 @@ def check_finals(facts: Facts) -> Result:
     return Result("E", "final trials follow from their variant's search", len(checked), found)
 
 
-def check_early_stopping(facts: Facts) -> Result:
+def check_early_stopping(facts: Snapshot) -> Result:
     """E: trials were stopped where, and only where, their rung's values say so."""
     found: list[Breach] = []
     checked = 0
@@ -166,7 +166,7 @@ def check_early_stopping(facts: Facts) -> Result:
     return Result("E", "early stopping follows from the values of its time", checked, found)
 
 
-def _stops_at(facts: Facts, trial: Trial, row: EpochRow) -> bool | None:
+def _stops_at(facts: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
     """Return what early stopping says of a row; None where it does not look."""
     space = plan_at(facts, row.seq)["space"]
     done = row.epoch + 1

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.ledger import open_ledger
-from orchestrator.report.blocks import Block, Figure, Section, Table, Tabs, Text
-from orchestrator.report.facts import Facts, read_facts
+from orchestrator.report.document.blocks import Block, Figure, Section, Table, Tabs, Text
+from orchestrator.report.facts import SweepData, read_facts
 
 
-def read(path: Path) -> Facts:
+def read(path: Path) -> SweepData:
     ledger = open_ledger(path, read_only=True)
     try:
         return read_facts(ledger)

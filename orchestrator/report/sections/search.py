@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.blocks import Block, Section, Tabs, text
-from orchestrator.report.facts import Facts, Record
-from orchestrator.report.plots import figure
+from orchestrator.report.document.blocks import Block, Section, Tabs, text
+from orchestrator.report.document.plots import figure
+from orchestrator.report.facts import Record, SweepData
 from orchestrator.search.sampler import Study, read_params
 
 # Below this many complete trials a share of importance is noise.
@@ -18,7 +18,7 @@ ENOUGH_TRIALS = 30
 _MOST_LINES = 300
 
 
-def search(facts: Facts) -> Section:
+def search(facts: SweepData) -> Section:
     """Return parallel coordinates, slices and importance of each variant's search."""
     searched = [variant for variant in facts.variants if facts.is_searched(variant)]
     if not searched:
@@ -49,7 +49,7 @@ class Suggested:
     adaptive: int
 
 
-def suggested(facts: Facts, variant: str) -> Suggested:
+def suggested(facts: SweepData, variant: str) -> Suggested:
     """Return how many trials the space prescribed, how many were random and how many were not.
 
     TPE models nothing before `startup_trials` trials have ended that say something, which a failed
@@ -87,7 +87,7 @@ def _counts(kind: Suggested) -> str:
     )
 
 
-def _of_variant(facts: Facts, variant: str) -> list[Block]:
+def _of_variant(facts: SweepData, variant: str) -> list[Block]:
     records = facts.of(variant, "search")
     complete = sum(record.trial.status == "complete" for record in records)
     if complete < FEWEST_TRIALS:
@@ -134,7 +134,7 @@ def _few(complete: int) -> str:
     return f" Of {complete} trials two or three are the better ones, so this is a hint at most."
 
 
-def _study(facts: Facts, variant: str, records: Sequence[Record]) -> Study:
+def _study(facts: SweepData, variant: str, records: Sequence[Record]) -> Study:
     space = facts.plan["space"]
     study = Study(
         variant,

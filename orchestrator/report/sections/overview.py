@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.data.known import OFFICIAL
-from orchestrator.report.blocks import Block, Column, Section, Table, text
-from orchestrator.report.facts import Facts
+from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.facts import SweepData
 
 
-def head(facts: Facts, written_s: float) -> Section:
+def head(facts: SweepData, written_s: float) -> Section:
     """Return what, when, on which data, and every departure from the space's recipe.
 
     Args:
@@ -38,7 +38,7 @@ def head(facts: Facts, written_s: float) -> Section:
     return Section(name="sweep", title="What was run", blocks=tuple(blocks))
 
 
-def departures(facts: Facts) -> list[str]:
+def departures(facts: SweepData) -> list[str]:
     """Return one sentence for everything that is not as the space says."""
     lines = [*_changed_epochs(facts), *_changed_overrides(facts), *_changed_variants(facts)]
     lines += _given(facts)
@@ -50,7 +50,7 @@ def departures(facts: Facts) -> list[str]:
     return lines
 
 
-def _changed_variants(facts: Facts) -> list[str]:
+def _changed_variants(facts: SweepData) -> list[str]:
     space, options = facts.plan["space"], facts.said.get("options", {})
     own, run = list(space["variants"]), list(facts.plan["side_px"])
     lines = []
@@ -67,7 +67,7 @@ def _changed_variants(facts: Facts) -> list[str]:
     return lines
 
 
-def _given(facts: Facts) -> list[str]:
+def _given(facts: SweepData) -> list[str]:
     """Return a sentence for each flag that changes what is computed without changing a trial."""
     options = facts.said.get("options", {})
     own: Mapping[str, Any] = facts.said.get("space_own") or {}  # older ledgers do not know it
@@ -99,7 +99,7 @@ def _given(facts: Facts) -> list[str]:
     return lines
 
 
-def sample_of(facts: Facts) -> str | None:
+def sample_of(facts: SweepData) -> str | None:
     """Return the sentence that says how much of the official dataset this is; None: all of it."""
     images = facts.said.get("manifest", {}).get("images", {})
     dataset = str(facts.plan["dataset"])
@@ -118,7 +118,7 @@ def sample_of(facts: Facts) -> str | None:
     )
 
 
-def _changed_epochs(facts: Facts) -> list[str]:
+def _changed_epochs(facts: SweepData) -> list[str]:
     given = facts.plan["overrides"].get("epochs")
     fixed = facts.plan["space"]["fixed"]
     own = {
@@ -138,7 +138,7 @@ def _changed_epochs(facts: Facts) -> list[str]:
     return [f"Epochs: {given} in place of {said}.", *_shortened(facts, given)]
 
 
-def _shortened(facts: Facts, given: int) -> list[str]:
+def _shortened(facts: SweepData, given: int) -> list[str]:
     """Return a sentence for each span that shrinks with the epochs, as `train_config` does it."""
     space, overrides = facts.plan["space"], facts.plan["overrides"]
     lines = []
@@ -164,7 +164,7 @@ def _shortened(facts: Facts, given: int) -> list[str]:
     return lines
 
 
-def _changed_overrides(facts: Facts) -> list[str]:
+def _changed_overrides(facts: SweepData) -> list[str]:
     """Return a sentence for each other training parameter that the command line decided."""
     lines = []
     fixed = facts.plan["space"]["fixed"]
@@ -182,7 +182,7 @@ def _side_of(space: Mapping[str, Any]) -> str:
     return f"{space['side']}" + (f" ({own})" if own else "")
 
 
-def _facts(facts: Facts, written_s: float) -> list[tuple[str, str]]:
+def _facts(facts: SweepData, written_s: float) -> list[tuple[str, str]]:
     said, plan = facts.said, facts.plan
     images = said.get("manifest", {}).get("images", {})
     starts = [a.started_s for record in facts.records for a in record.attempts]

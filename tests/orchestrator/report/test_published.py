@@ -12,14 +12,14 @@ import pytest
 from optuna.distributions import IntDistribution
 
 import search_spaces
-from orchestrator.report.blocks import Table
+from orchestrator.report.document.blocks import Table
 from orchestrator.report.facts import read_facts
-from orchestrator.report.head import departures
-from orchestrator.report.published import published
+from orchestrator.report.sections.overview import departures
+from orchestrator.report.sections.published import published
 from search_spaces.space import SearchSpace
 from tests.orchestrator import sweeps
-from tests.orchestrator.report_ledger import build
-from tests.orchestrator.report_parts import read, table, words
+from tests.orchestrator.report.parts import read, table, words
+from tests.orchestrator.report.played_report import build
 
 
 def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a report consists of: `blocks`, `plots` and the HTML `page`."""
