@@ -59,7 +59,7 @@ def _best(ledger: Ledger) -> str:
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
     from orchestrator.plan import disk
-    from orchestrator.report import write_report
+    from orchestrator.report.render import write_report
 
     if ledger.get("forecast_whole") and not paths.durable:  # for the report to compare
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))

@@ -38,7 +38,7 @@ MAY_PRINT = {
     "orchestrator/aws.py",
     "orchestrator/predict/__main__.py",
     "orchestrator/spot.py",
-    "orchestrator/report/__init__.py",
+    "orchestrator/report/render.py",
     "orchestrator/ledger/snapshot.py",  # says on stderr that a storage cannot be reached
     "orchestrator/data/download.py",  # says on stderr for whom it waits
     "orchestrator/data/prepare.py",  # says on stderr that a dataset is on its way

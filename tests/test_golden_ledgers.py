@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.ranking import best_trial
-from orchestrator.report import write_report
+from orchestrator.report.render import write_report
 
 LEDGERS = Path(__file__).parent / "golden" / "ledgers"
 EXPECTED: dict[str, Any] = json.loads((LEDGERS / "expected.json").read_text())

@@ -10,7 +10,7 @@ import search_spaces
 from orchestrator.data.__main__ import _parser as data_parser
 from orchestrator.plan.options import parse_args
 from orchestrator.predict.__main__ import _parser as predict_parser
-from orchestrator.report import _parser as report_parser
+from orchestrator.report.__main__ import _parser as report_parser
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()

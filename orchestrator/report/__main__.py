@@ -1,7 +1,70 @@
-"""`python -m orchestrator.report`."""
+"""`python -m orchestrator.report NAME`: writes the report of a sweep, which may be running."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
 
 from orchestrator.command import exit_fast
-from orchestrator.report import main
+from orchestrator.errors import OrchestratorError, SweepNotFoundError, unknown_name
+from orchestrator.ledger.snapshot import ledger_copy
+from orchestrator.report.render import write_report
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
+from orchestrator.storage.store import StorageError
+
+WRITTEN, WRONG_USAGE, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 (wrong input) or 130 (Ctrl+C)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        paths = _paths(arguments.name, arguments.storage)
+        with ledger_copy(paths) as ledger:
+            page = write_report(ledger, paths.root / "report", paths.name)
+    except (OrchestratorError, StorageError, OSError) as error:
+        print(error, file=sys.stderr)
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        print("Interrupted: no report was written.", file=sys.stderr)
+        return INTERRUPTED
+    print(page)
+    return WRITTEN
+
+
+def _paths(name: str, storage: str) -> SweepPaths:
+    from orchestrator.storage import sweeps
+
+    paths = sweep_paths(storage, name) if is_sweep_name(name) else None
+    if paths is not None and paths.ledger.exists():
+        return paths
+    known = sweep_paths(storage, "-")
+    names = set(sweep_names(known.storage))
+    if known.durable:
+        names |= set(sweeps.sweeps_in(known.durable))
+    if paths is not None and name in names:
+        return paths
+    raise SweepNotFoundError(
+        f"{unknown_name('sweep', name, names)} They were looked for in {storage}; say another "
+        "place with --storage."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.report",
+        description="Write a sweep's report: one HTML page, Markdown and CSV, from its ledger.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the sweep")
+    parser.add_argument(
+        "--storage",
+        default="results",
+        metavar="PLACE",
+        help="where sweeps live, as the sweep was told (default: results)",
+    )
+    return parser
+
 
 if __name__ == "__main__":
     exit_fast(main)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from orchestrator import report
 from orchestrator.ledger import backup
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.report import main, write_report
+from orchestrator.report import render
+from orchestrator.report.__main__ import main
 from orchestrator.report.document.blocks import Column, Section, Table, text, to_csv, to_markdown
+from orchestrator.report.render import write_report
 from orchestrator.storage import lease
 from orchestrator.storage.paths import sweep_paths
 from tests.orchestrator import sweeps
@@ -211,7 +212,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 def test_help_needs_neither_plotly_nor_optuna() -> None:
     heavy = ("plotly", "scipy", "optuna", "matplotlib")
-    source = Path(report.__file__).read_text()
+    source = Path(render.__file__).read_text()
     top = source.partition("\ndef ")[0]
     assert not any(re.search(rf"^(import|from) {name}", top, re.MULTILINE) for name in heavy)
 
