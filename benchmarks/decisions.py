@@ -67,9 +67,9 @@ def _looking_s(conductor: Any) -> float:
     """Return what each second of a sweep takes the driver for those who only look at the ledger."""
     from rich.console import Console
 
-    from orchestrator.display import Display
     from orchestrator.ledger import retention
     from orchestrator.storage.paths import SweepPaths
+    from orchestrator.sweep.display import Display
 
     ledger, clean = conductor.ledger, set[str]()
     console = Console(file=io.StringIO(), force_terminal=True, width=140)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import search_spaces
 from orchestrator.data.__main__ import _parser as data_parser
-from orchestrator.plan.options import parse_args
 from orchestrator.predict.__main__ import _parser as predict_parser
 from orchestrator.report.__main__ import _parser as report_parser
+from orchestrator.sweep.arguments import parse_args
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -56,7 +56,7 @@ def test_the_example_space_is_valid(tmp_path: Path) -> None:
 
 
 def test_every_flag_is_in_the_table() -> None:
-    from orchestrator.plan.options import _parser
+    from orchestrator.sweep.arguments import _parser
 
     for action in _parser()._actions:
         for flag in action.option_strings:

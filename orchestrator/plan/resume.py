@@ -8,11 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import SweepExistsError, UsageError
-from orchestrator.plan.options import SweepConfig
-from orchestrator.redaction import redacted
-from orchestrator.storage import sweeps
-from orchestrator.storage.sweeps import not_found
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -22,23 +18,6 @@ _PACKAGES = (
     *("sweep-orchestrator", "ray", "torch", "torchvision", "timm", "optuna", "mlflow"),
     *("pyarrow", "numpy"),
 )
-
-
-def check_existence(config: SweepConfig) -> None:
-    """Refuse to start a sweep that is there, and to go on with one that is not.
-
-    Raises:
-        UsageError: so it is; it lists the sweeps there are.
-    """
-    paths = config.paths
-    exists, storage = sweeps.has_sweep(paths), redacted(str(config.storage))
-    if exists and not config.resume:
-        raise SweepExistsError(
-            f"A sweep named {config.name!r} exists in {storage}. Go on with it by adding "
-            "--resume, or start another one with --name."
-        )
-    if config.resume and not exists:
-        raise not_found(config)
 
 
 def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force: bool) -> None:

@@ -35,8 +35,6 @@ from orchestrator.tracking.client import reason
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.storage.paths import SweepPaths
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
 
@@ -47,22 +45,6 @@ _REQUIREMENTS = (
     *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow"),
     *("pyarrow", "scikit-learn"),
 )
-
-
-def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: Path) -> bool:
-    """Export the best model of a sweep; return whether there is one.
-
-    Raises:
-        UsageError: its checkpoint is missing or damaged.
-        FileExistsError: the target is there already.
-    """
-    from orchestrator.ledger import ranking
-    from orchestrator.predict import find
-
-    trial = ranking.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
-    if trial is not None:
-        export_model(find.model_of(ledger, paths, trial, manifest), target)
-    return trial is not None
 
 
 def export_model(model: TrainedModel, target: Path, example: bytes | None = None) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import views
-from orchestrator.process import Interruption
-from orchestrator.views import Views
+from orchestrator.sweep import mlflow_thread
+from orchestrator.sweep.mlflow_thread import MlflowThread
+from orchestrator.sweep.signals import Interruption
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.orchestrator.sweeps import metrics
 from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
@@ -186,7 +186,7 @@ def test_a_trial_that_mlflow_rejects_holds_up_no_other(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 57, of one trial only: it is said once, noted in the ledger, and written when it can."""
-    monkeypatch.setattr(views, "_TELL_AFTER_S", 1.0)
+    monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 1.0)
     rejected = sweep.config(1).signature()
 
     def rule(request: Request) -> Fault | None:
@@ -195,7 +195,7 @@ def test_a_trial_that_mlflow_rejects_holds_up_no_other(
     proxy.rule = rule
     said = io.StringIO()
     console = Console(file=said, width=500)
-    threads = Views(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     for scene in story(sweep):
         scene()
@@ -234,7 +234,7 @@ def test_a_server_that_refuses_us_is_explained_once(
     proxy.rule = lambda request: fault
     said = io.StringIO()
     console = Console(file=said, width=500)
-    threads = Views(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     end_s = time.monotonic() + 30
     while "behind" not in said.getvalue() and time.monotonic() < end_s:
@@ -251,10 +251,12 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 57: one line when it has lasted, one when it is over."""
-    monkeypatch.setattr(views, "_TELL_AFTER_S", 7.0)  # the client asks again for some seconds
+    monkeypatch.setattr(
+        mlflow_thread, "_TELL_AFTER_S", 7.0
+    )  # the client asks again for some seconds
     said = io.StringIO()
     console = Console(file=said, width=500)
-    threads = Views(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     scenes = story(sweep)
 

@@ -28,6 +28,7 @@ from PIL import Image
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.predict import __main__ as predict
 from orchestrator.predict import mlflow_model
+from orchestrator.sweep import outputs
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 
 # MLflow warns of its own type hints when it is imported.
@@ -45,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> 
 def exported(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     target = tmp_path_factory.mktemp("exported") / "model"
     with closing(open_ledger(trained.paths.ledger)) as ledger:
-        assert mlflow_model.export_best(ledger, trained.paths, trained.manifest, target)
+        assert outputs.export_best(ledger, trained.paths, trained.manifest, target)
     return target
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from points import point_of
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.sweep import main
+from orchestrator.sweep.__main__ import main
 
 point = point_of(os.environ["FAULTS_ARM_LEDGER"])
 original = Ledger._change

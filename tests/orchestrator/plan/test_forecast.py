@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.measuring import whole_of
 from orchestrator.plan.budget import shares
 from orchestrator.plan.forecast import epochs_left, epochs_s, left_s
 from orchestrator.plan.plan import Plan
 from orchestrator.search.scheduler import TrialScheduler
+from orchestrator.sweep.measure import whole_of
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 OPERATIONS = {"cnn2": 100, "cnn3": 300}

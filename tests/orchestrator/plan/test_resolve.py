@@ -12,10 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from orchestrator.data.known import expected_manifest
 from orchestrator.errors import UsageError
 from orchestrator.plan import options, resolve
-from orchestrator.plan.options import SweepConfig, parse_args
+from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.plan.resolve import make_plan
 from orchestrator.plan.resume import difference
+from orchestrator.sweep.arguments import parse_args
 from search_spaces.space import SearchSpace
 from tests.orchestrator.sweeps import space
 

@@ -24,8 +24,9 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.predict import __main__ as predict
-from orchestrator.predict import find, mlflow_model
+from orchestrator.predict import find
 from orchestrator.predict.model import from_checkpoint, load
+from orchestrator.sweep import outputs
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 from trainables.config import TrainConfig
 from trainables.data import preprocess
@@ -478,5 +479,5 @@ def test_an_exported_model_appears_whole_or_not_at_all(copy: Trained, tmp_path: 
         closing(open_ledger(copy.paths.ledger)) as ledger,
         pytest.raises(UsageError, match=r"model\.safetensors is damaged"),
     ):
-        mlflow_model.export_best(ledger, copy.paths, copy.manifest, target)
+        outputs.export_best(ledger, copy.paths, copy.manifest, target)
     assert not target.parent.exists()

@@ -16,12 +16,12 @@ import optuna
 import pytest
 import torch
 
-from orchestrator import sweep
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Stage
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.sweep import __main__ as sweep
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify.decision_checks import check_early_stopping, check_suggestions
 from orchestrator.verify.facts import facts_of

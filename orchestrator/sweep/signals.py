@@ -5,56 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.command import console_on
-from orchestrator.storage.paths import SweepPaths
-
 if TYPE_CHECKING:
-    from rich.console import Console
-
-
-@contextlib.contextmanager
-def terminal(log_path: Path | None) -> Iterator[Console]:
-    """Yield the user's terminal, while everything else that writes goes to the log file.
-
-    Args:
-        log_path: the file; None leaves everything on the terminal.
-    """
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    if log_path is None:
-        yield console_on(out)
-        return
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    kept = os.dup(1), os.dup(2)
-    with log_path.open("a") as log:
-        sys.stdout.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield console_on(out)
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError):  # the disk of the log is full
-                    stream.flush()
-            for number, saved in enumerate(kept, start=1):
-                os.dup2(saved, number)
-                os.close(saved)
-
-
-def remove_traces(paths: SweepPaths) -> None:
-    """Remove what a sweep that never began has left: its log, its lock, its empty folder."""
-    if paths.ledger.exists():
-        return
-    for file in (paths.log, paths.lock):
-        file.unlink(missing_ok=True)
-    for folder in (paths.root, paths.storage):
-        with contextlib.suppress(OSError):  # something else lies there
-            folder.rmdir()
+    pass
 
 
 class Interruption:

@@ -18,8 +18,9 @@ from orchestrator.errors import (
     UsageError,
     unknown_name,
 )
-from orchestrator.plan.options import SweepConfig, _parser, parse_args
+from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names
+from orchestrator.sweep.arguments import _parser, parse_args
 
 # The command line's contract: a change here is a change for every user.
 FLAGS = (

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator import measuring
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan.options import SweepConfig, parse_args
+from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import VariantCost
 from orchestrator.search.scheduler import TrialScheduler
+from orchestrator.sweep import measure as sweep_measure
+from orchestrator.sweep.arguments import parse_args
 from tests.orchestrator.plan.test_forecast import train
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training.probe import TrainingTime
@@ -50,9 +51,9 @@ def measure(
     def measured(plan: Any, variant: str, dataset: Path) -> TrainingTime:
         return TrainingTime(step_s=0.5, epoch_s=epoch_s, peak_gib=1.0)
 
-    monkeypatch.setattr(measuring, "_measured", measured)
+    monkeypatch.setattr(sweep_measure, "_measured", measured)
     said = io.StringIO()
-    found = measuring.measure(config, of, FACTS, Console(file=said, width=120), ledger)
+    found = sweep_measure.measure(config, of, FACTS, Console(file=said, width=120), ledger)
     return found, said.getvalue()
 
 

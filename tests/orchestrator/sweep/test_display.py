@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.display import Display, clock, failures, leaderboard
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
+from orchestrator.sweep.display import Display, clock
+from orchestrator.sweep.summary import failures, leaderboard
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Whole:
+class SweepForecast:
     """What was to be done of a sweep, as forecast.
 
     Attributes:
@@ -120,7 +120,7 @@ def whole_of(
     longest_s: float,
     concurrent: int,
     disk_bytes: int,
-) -> Whole:
+) -> SweepForecast:
     """Return what so many epochs take, of trials that do not slow each other down.
 
     Args:
@@ -132,7 +132,7 @@ def whole_of(
         disk_bytes: the most that checkpoints take.
     """
     all_s = {variant: number * epoch_s[variant] for variant, number in epochs.items()}
-    return Whole(
+    return SweepForecast(
         concurrent=concurrent,
         epochs=sum(epochs.values()),
         wall_s=max(sum(all_s.values()) / concurrent, longest_s),
@@ -168,7 +168,7 @@ def print_forecast(
     plan: Plan,
     measured: Mapping[str, TrainingTime],
     epochs: Mapping[str, int],
-    whole: Whole,
+    whole: SweepForecast,
 ) -> None:
     """Print what is left of a sweep if no trial is stopped early.
 
@@ -181,8 +181,8 @@ def print_forecast(
     """
     from rich.table import Table
 
-    from orchestrator.display import clock
     from orchestrator.plan import disk
+    from orchestrator.sweep.display import clock
 
     table = Table(title="Forecast, from a few steps of each model here")
     table.add_column("variant", no_wrap=True)

@@ -10,7 +10,7 @@ import pytest
 
 DRIVER = """
 import subprocess, time
-from orchestrator.process import Interruption, signals_set
+from orchestrator.sweep.signals import Interruption, signals_set
 
 interruption = Interruption()
 with signals_set(interruption):

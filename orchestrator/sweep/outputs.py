@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.artifacts import Product
@@ -67,7 +68,6 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
 
 
 def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
-    from orchestrator.predict.mlflow_model import export_best
 
     new = folder.with_name(f".{folder.name}.new")
     for leftover in paths.root.glob(f".*{folder.name}.new*"):  # of a driver that was killed
@@ -75,3 +75,19 @@ def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: 
     export_best(ledger, paths, manifest, new)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
+
+
+def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: Path) -> bool:
+    """Export the best model of a sweep; return whether there is one.
+
+    Raises:
+        UsageError: its checkpoint is missing or damaged.
+        FileExistsError: the target is there already.
+    """
+    from orchestrator.ledger import ranking
+    from orchestrator.predict import find
+
+    trial = ranking.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    if trial is not None:
+        export_model(find.model_of(ledger, paths, trial, manifest), target)
+    return trial is not None

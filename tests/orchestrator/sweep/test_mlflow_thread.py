@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import views
-from orchestrator.process import Interruption
-from orchestrator.views import Views
+from orchestrator.sweep import mlflow_thread
+from orchestrator.sweep.mlflow_thread import MlflowThread
+from orchestrator.sweep.signals import Interruption
 from tests.orchestrator.tracking.tracked import Sweep
 
 
@@ -38,7 +38,7 @@ class Noted(Sweep):
 
 @contextmanager
 def running(sweep: Sweep) -> Iterator[None]:
-    threads = Views(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     try:
         yield
@@ -62,7 +62,7 @@ def test_mlflow_is_first_told_of_the_first_epoch(tmp_path: Path) -> None:
 def test_where_the_first_epoch_takes_long_mlflow_shows_the_trial_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "_FIRST_AFTER_S", 0.5)
+    monkeypatch.setattr(mlflow_thread, "_FIRST_AFTER_S", 0.5)
     sweep = Noted(tmp_path)
     sweep.start(0)
     with running(sweep):
@@ -72,7 +72,7 @@ def test_where_the_first_epoch_takes_long_mlflow_shows_the_trial_before_it(
 def test_an_mlflow_that_refuses_from_the_start_is_not_asked_without_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "_FIRST_AFTER_S", 0.0)
+    monkeypatch.setattr(mlflow_thread, "_FIRST_AFTER_S", 0.0)
     sweep = Noted(tmp_path)
 
     def refuse(*, last: bool = False) -> int:
@@ -89,7 +89,7 @@ def test_a_sweep_that_ends_before_its_first_epoch_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Noted(tmp_path)
-    threads = Views(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     began_s = time.monotonic()
     monkeypatch.setattr(sweep.tracker, "finish", lambda outcome, facts: sweep.note())

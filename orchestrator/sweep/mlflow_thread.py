@@ -13,9 +13,9 @@ import time
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import retention
-from orchestrator.process import Interruption
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.sweep.signals import Interruption
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
 
@@ -37,7 +37,7 @@ _LONGEST_PAUSE_S = 10.0
 _LAST_PAUSES_S = (1.0, 3.0)
 
 
-class Views:
+class MlflowThread:
     """Both threads. `start`, `tell` often, `finish` once."""
 
     def __init__(self, tracker: Tracker, paths: SweepPaths) -> None:

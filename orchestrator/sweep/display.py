@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import forecast
 from orchestrator.plan.plan import Plan
 
@@ -141,81 +138,3 @@ def clock(seconds: float) -> str:
     """Return a duration as h:mm:ss."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
-    """Return the best trial of every variant, best variant first."""
-    metric, mode = plan.space.metric, plan.space.mode
-    table = Table(title=f"Best of each variant ({metric}, validation part)")
-    for name in ("variant", metric, "epoch", "trials", "signature", "found with"):
-        table.add_column(name, justify="right" if name in (metric, "epoch", "trials") else "left")
-    best: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.status not in ("complete", "stopped") or trial.best_value is None:
-            continue
-        if trial.stage == "final":
-            continue
-        held = best.get(trial.variant)
-        if held is None or is_better(trial.best_value, held.best_value or 0.0, mode):
-            best[trial.variant] = trial
-    ended = Counter(t.variant for t in trials if t.status in ENDED and t.stage == "search")
-    for trial in sorted(
-        best.values(), key=lambda t: (t.best_value or 0.0) * (-1 if mode == "max" else 1)
-    ):
-        table.add_row(
-            trial.variant,
-            f"{trial.best_value:.4f}",
-            str((trial.best_epoch or 0) + 1),
-            str(ended[trial.variant]),
-            trial.signature,
-            "  ".join(f"{name} {_short(value)}" for name, value in trial.params.items()),
-        )
-    return table
-
-
-def final_table(
-    plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
-) -> Table | None:
-    """Return what the test part says of each variant's chosen configuration, None without any."""
-    table = Table(title="Chosen configurations, judged once by the test part")
-    for name in ("variant", "seeds", "test top-1", "test top-5", "loss", "calibration error"):
-        table.add_column(name, justify="left" if name == "variant" else "right")
-    for variant in plan.variants:
-        own = ranking.final_trials_of(trials, variant, plan.space.mode)
-        judged = [evaluations[trial.signature] for trial in own if trial.signature in evaluations]
-        if judged:
-            table.add_row(
-                variant,
-                str(len(judged)),
-                *(_spread([one[name] for one in judged]) for name in ("top1", "top5")),
-                *(_spread([one[name] for one in judged]) for name in ("loss", "ece")),
-            )
-    return table if table.row_count else None
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Return mean and, of several, standard deviation."""
-    mean = statistics.fmean(values)
-    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
-    """Return one line for each failed or diverged trial: its class, last line and log."""
-    last = {attempt.signature: attempt for attempt in attempts}
-    lines = []
-    for trial in trials:
-        if trial.status not in ("failed", "diverged"):
-            continue
-        attempt = last[trial.signature]
-        text = (attempt.failure_text or "").strip().splitlines()
-        reason = f"{attempt.failure_class}: {text[-1]}" if text else "the loss was not finite"
-        lines.append(
-            f"{trial.signature}  {trial.name}  {trial.status} after "
-            f"{attempt.attempt} {'attempt' if attempt.attempt == 1 else 'attempts'}  {reason}  "
-            f"(log: {attempt.log})"
-        )
-    return lines
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

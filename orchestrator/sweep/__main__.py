@@ -1,0 +1,83 @@
+"""`python -m orchestrator.sweep SPACE`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from orchestrator import command
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.plan.options import SweepConfig
+from orchestrator.storage.store import StorageError
+from orchestrator.sweep import signals
+from orchestrator.sweep.arguments import parse_args
+from orchestrator.sweep.driver import sweep
+
+if TYPE_CHECKING:
+    from trainables.data.dataset import Manifest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    config = None
+    try:
+        config = parse_args(sys.argv[1:] if argv is None else argv)
+        signals.take_term_as_interrupt()
+        if config.verify:
+            return verify(config)
+        return dry_run(config) if config.dry_run else sweep(config)
+    except (OrchestratorError, StorageError) as error:
+        if config is not None and config.verbose:
+            traceback.print_exception(error)
+        else:
+            print(f"{error}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except KeyboardInterrupt:
+        print("Interrupted before the sweep had started.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def dry_run(config: SweepConfig) -> int:
+    """Print the plan; write, download and start nothing."""
+    from orchestrator.plan import disk, resolve
+    from orchestrator.sweep import measure, summary
+
+    space = resolve.load_space(config.space)
+    manifest = _manifest_or_expected(config, config.dataset or space.dataset)
+    plan, facts = resolve.make_plan(config, space, manifest, {})
+    console = command.console_on(sys.stdout)
+    summary.print_plan(console, plan, facts)
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
+    free = disk.free_bytes(config.paths.root)
+    console.print(
+        f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
+        f"{disk.gib(free)} are free."
+    )
+    if config.measure:
+        measure.measure(config, plan, facts, console)
+    return COMPLETE
+
+
+def verify(config: SweepConfig) -> int:
+    """Check what a sweep has left; start and write nothing."""
+    from orchestrator.verify.check import verify
+
+    return verify(config)
+
+
+def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
+    """Return the prepared dataset's manifest, or what a known one would be."""
+    from orchestrator.data import known
+    from trainables.data.dataset import load_manifest
+
+    if (config.data.folder / dataset / "manifest.json").is_file():
+        return load_manifest(config.data.folder / dataset)
+    return known.expected_manifest(dataset)
+
+
+if __name__ == "__main__":
+    command.exit_fast(main)

@@ -1,0 +1,43 @@
+"""Redirects library output to the driver's log while a sweep runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.command import console_on
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextlib.contextmanager
+def redirected_output(log_path: Path | None) -> Iterator[Console]:
+    """Yield the user's terminal, while everything else that writes goes to the log file.
+
+    Args:
+        log_path: the file; None leaves everything on the terminal.
+    """
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    if log_path is None:
+        yield console_on(out)
+        return
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(1), os.dup(2)
+    with log_path.open("a") as log:
+        sys.stdout.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield console_on(out)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # the disk of the log is full
+                    stream.flush()
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
