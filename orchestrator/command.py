@@ -45,9 +45,11 @@ def exit_fast(main: Callable[[], int]) -> NoReturn:
     sys.exit(ended_with)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line to standard output at once."""
     print(text, flush=True)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Print a line to standard error at once."""
     print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,36 +17,45 @@ PACKAGES = ("orchestrator", "search_spaces", "trainables")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
-# Each library's only doors.
-DOORS = {
-    "ray": {
-        "orchestrator/execution/cluster.py",
-        "orchestrator/execution/tune_adapter.py",
-        "orchestrator/execution/group.py",
-        "orchestrator/execution/worker.py",
-    },
-    # One writes; the second reads back what was written, and trusts nothing of the first; the
-    # third makes models that MLflow serves, and fetches them; the fourth creates its database.
-    "mlflow": {
-        *("orchestrator/tracking/tracker.py", "orchestrator/verify/mlflow_checks.py"),
-        *("orchestrator/predict/mlflow_model.py", "orchestrator/tracking/database.py"),
-    },
-    # Where MLflow's own database keeps artifacts: MLflow has no command for that.
-    "sqlite3": {"orchestrator/ledger/ledger.py", "orchestrator/tracking/database.py"},
+# A package imports from those to its left, never from one of its own group or to its right.
+ORDER = (
+    ("trainables",),
+    ("search_spaces",),
+    ("errors", "redaction", "command"),
+    ("storage",),
+    ("ledger", "data"),
+    ("plan", "tracking"),
+    ("search", "predict"),
+    ("execution", "report", "verify"),
+    ("sweep", "spot", "aws"),
+)
+# The only files or folders that may import a library.
+IMPORTERS = {
+    "ray": ("orchestrator/execution/",),
+    "mlflow": (
+        "orchestrator/tracking/",
+        "orchestrator/predict/mlflow_model.py",  # saves and loads models in MLflow's format
+        "orchestrator/verify/mlflow_checks.py",  # reads back what tracking wrote
+    ),
+    "optuna": ("orchestrator/search/sampler.py", "search_spaces/"),
+    # MLflow has no command to create its database, nor to change where it keeps artifacts.
+    "sqlite3": ("orchestrator/ledger/", "orchestrator/tracking/database.py"),
 }
 MAY_PRINT = {
-    *(
-        "orchestrator/sweep/driver.py",
-        "orchestrator/data/__main__.py",
-        "orchestrator/data/progress.py",
-    ),
     "orchestrator/aws.py",
+    "orchestrator/command.py",
+    "orchestrator/data/__main__.py",
+    "orchestrator/data/download.py",  # on stderr: for whom it waits
+    "orchestrator/data/prepare.py",  # on stderr: that a dataset is being prepared
+    "orchestrator/data/progress.py",
+    "orchestrator/ledger/snapshot.py",  # on stderr: that a storage cannot be reached
     "orchestrator/predict/__main__.py",
+    "orchestrator/report/__main__.py",
     "orchestrator/spot.py",
-    "orchestrator/report/render.py",
-    "orchestrator/ledger/snapshot.py",  # says on stderr that a storage cannot be reached
-    "orchestrator/data/download.py",  # says on stderr for whom it waits
-    "orchestrator/data/prepare.py",  # says on stderr that a dataset is on its way
+    "orchestrator/storage/locks.py",  # on stderr: for whom it waits
+    "orchestrator/sweep/__main__.py",
+    "orchestrator/sweep/driver.py",
+    "orchestrator/sweep/opening.py",
 }
 LONGEST_FUNCTION = 70  # lines
 LONG_BY_DESIGN = {("trainables/training/loop.py", "fit")}  # training, readable from top to bottom
@@ -100,26 +110,66 @@ def test_there_is_something_to_check() -> None:
     } <= set(NAMES)
 
 
+def dotted(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def package(module: str) -> str:
+    """Return the place of a dotted module in `ORDER`: its package, or a module of its own."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "orchestrator" and rest else first
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_imports_go_one_way(name: str) -> None:
-    """orchestrator -> search_spaces -> trainables, never back."""
-    package = name.partition("/")[0]
-    forbidden = set(PACKAGES[: PACKAGES.index(package)])
-    assert tops(name) & forbidden == set()
+    rank = {member: place for place, group in enumerate(ORDER) for member in group}
+    own = package(dotted(name))
+    others = {package(module) for module in imported(name) if module.partition(".")[0] in PACKAGES}
+    assert {other for other in others - {own, "orchestrator"} if rank[other] >= rank[own]} == set()
     assert "tests" not in tops(name)
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_a_library_has_its_doors_only(library: str) -> None:
-    assert {name for name in NAMES if library in tops(name)} == DOORS[library]
-
-
-def test_only_the_study_and_the_spaces_import_optuna() -> None:
-    importing = {name for name in NAMES if "optuna" in tops(name)}
-    assert "orchestrator/search/sampler.py" in importing
-    assert {name for name in importing if not name.startswith("search_spaces/")} == {
-        "orchestrator/search/sampler.py"
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports at the top of a module alone: those inside functions run later."""
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in NAMES
     }
+    graph = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): {
+            found
+            for node in tree(name).body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+            for found in {node.module, f"{node.module}.{alias.name}"} & modules
+        }
+        for name in NAMES
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_a_library_is_imported_in_its_own_place_only(library: str) -> None:
+    importing = [name for name in NAMES if library in tops(name)]
+    assert importing
+    assert [name for name in importing if not name.startswith(IMPORTERS[library])] == []
+
+
+def test_a_package_imports_nothing_when_it_is_imported() -> None:
+    for name in NAMES:
+        if name.endswith("/__init__.py") and not name.startswith("search_spaces/"):
+            assert [ast.unparse(node) for node in tree(name).body[1:]] == [], name
+
+
+def test_a_trials_process_imports_no_optuna_no_mlflow_and_no_search() -> None:
+    code = (
+        "import sys, orchestrator.execution.worker, orchestrator.execution.group\n"
+        "unwanted = ('optuna', 'mlflow', 'orchestrator.search', 'orchestrator.sweep')\n"
+        "print([name for name in unwanted if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_orchestrator_knows_no_tensor() -> None:
@@ -129,9 +179,11 @@ def test_the_orchestrator_knows_no_tensor() -> None:
         for name in NAMES
         if name.startswith("orchestrator/") and (found := tops(name) & libraries)
     }
-    # Decoding images on a CPU is no training: torchvision has the fastest decoder.
-    assert {name for name, found in importing.items() if "torch" in found} == set()
-    assert set(importing) <= {"orchestrator/data/decode.py"}
+    # What sets a trial's process up: its memory limit, its rank, the errors of its device.
+    worker_side = {
+        f"orchestrator/execution/{name}.py" for name in ("worker", "group", "failure_class")
+    }
+    assert set(importing) == worker_side
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -239,7 +291,7 @@ def test_nothing_is_unpickled_but_cifar() -> None:
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler")
     }
-    assert unpickling == {"orchestrator/cifar_pickle.py"}
+    assert unpickling == {"orchestrator/data/sources/cifar.py"}
     assert not any(tops(name) & {"dill", "cloudpickle", "joblib", "shelve"} for name in NAMES)
     for name in NAMES:
         for node in ast.walk(tree(name)):

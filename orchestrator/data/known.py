@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
-from trainables.data.dataset import Manifest
 
 if TYPE_CHECKING:
     from orchestrator.data.sources.source import Contents
+    from trainables.data.dataset import Manifest
 
 # Whole official datasets: classes, training and test images.
 OFFICIAL = {
@@ -35,6 +35,8 @@ def expected_manifest(dataset: str) -> Manifest:
     Raises:
         UsageError: the dataset is neither prepared nor known.
     """
+    from trainables.data.dataset import Manifest  # imports numpy, which `--help` must not wait for
+
     if dataset not in _KNOWN:
         raise UsageError(
             f"The dataset {dataset!r} is not prepared, so its images' shape is unknown. Prepare "
@@ -87,7 +89,12 @@ KNOWN: dict[str, KnownDataset] = {
 }
 
 
-def _read(kind: str, path: Path, side_px: int) -> Contents:
+def read_source(kind: str, path: Path, side_px: int) -> Contents:
+    """Return what a source of this kind holds; no image is decoded.
+
+    Raises:
+        UsageError: the source does not have the layout of its kind.
+    """
     from orchestrator.data.sources import cifar, digits, imagefolder, tinyimagenet
 
     if kind == "digits":

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN, _read
+from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN, read_source
 from orchestrator.data.prepared import (
     PreparedDataset,
     fsync,
@@ -100,7 +100,7 @@ def _prepare(
         building = data_dir / f".{name}.preparing-{os.getpid()}"
         building.mkdir()
         try:
-            contents = _read(kind, path, side_px or DEFAULT_SIDE_PX)
+            contents = read_source(kind, path, side_px or DEFAULT_SIDE_PX)
             about = {"name": name, "kind": kind, "source": {"address": address, "sha256": digest}}
             write_prepared(building, path, contents, about, shown=progress)
             os.rename(building, folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.execution.ray_internals import _end_monitor, _stay_on_loopback
+from orchestrator.execution.ray_internals import end_autoscaler, stay_on_loopback
 from orchestrator.plan.machines import Machine, planned_machines, total
 
 # Set before ray is imported; each has its reason.
@@ -104,7 +104,7 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     try:
         if is_local:
             os.environ.pop("RAY_ADDRESS", None)
-            _stay_on_loopback()
+            stay_on_loopback()
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -179,7 +179,7 @@ def leaving() -> Iterator[None]:
 
     def leave() -> None:
         try:
-            _end_monitor()
+            end_autoscaler()
             ray.shutdown()
         finally:
             if was_enabled:

@@ -36,7 +36,7 @@ def classify(error: BaseException) -> str:
     return "bug"
 
 
-def _is_spent(error: BaseException) -> bool:
+def is_process_unusable(error: BaseException) -> bool:
     """Return whether an error leaves a process that no other attempt should run in.
 
     After a CUDA error other than running out of memory the whole context is unusable. Of the host's

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.failure_class import classify
 from orchestrator.execution.job import Job, Report, address, end_report
-from orchestrator.execution.ray_internals import _trainer
+from orchestrator.execution.ray_internals import group_trainer
 from orchestrator.execution.worker import train
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run_attempt_on_group(job: Job, report: Report, *, workers: int, storage: str
     # Whatever of Ray asks for "the" Ray of this host would otherwise take any of several.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    trainer = _trainer()(
+    trainer = group_trainer()(
         functools.partial(_train_as_rank, job.to_json()),
         scaling_config=ScalingConfig(
             num_workers=workers,

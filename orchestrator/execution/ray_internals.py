@@ -10,7 +10,7 @@ from typing import Any, cast
 from orchestrator.errors import OrchestratorError
 
 
-def _trainer() -> Any:
+def group_trainer() -> Any:
     """Return Ray Train's data-parallel trainer without the process that frees the group's place.
 
     The driver frees it (`launch`), at once and also where that process would ask another Ray.
@@ -30,7 +30,7 @@ def _trainer() -> Any:
     return GroupTrainer
 
 
-def _set_environment(is_local: bool) -> None:
+def set_trial_environment(is_local: bool) -> None:
     """Choose what of this process's environment Tune gives the trials' processes.
 
     To a local Ray nothing, as its processes have it: an environment of their own would keep them
@@ -46,7 +46,7 @@ def _set_environment(is_local: bool) -> None:
         class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
 
 
-def _death_of(trial: Any) -> str:
+def death_message(trial: Any) -> str:
     """Return what Ray says of the death of a trial's process.
 
     `trial.get_error()` looks where Tune has not copied it yet.
@@ -57,7 +57,7 @@ def _death_of(trial: Any) -> str:
         return "The worker process died."
 
 
-def _let_tune_take_every_death() -> None:
+def accept_every_actor_death() -> None:
     """Make an actor's death of any cause the end of its trial, not of all of Tune.
 
     Ray says of an actor that it killed for want of memory `OutOfMemoryError`, of others
@@ -83,7 +83,7 @@ def _let_tune_take_every_death() -> None:
     RayActorManager._actor_task_failed = take  # type: ignore[method-assign]
 
 
-def _stay_on_loopback() -> None:
+def stay_on_loopback() -> None:
     """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
 
     On Linux its servers otherwise listen on every interface of the host, whatever address
@@ -158,7 +158,7 @@ def this_node() -> tuple[str | None, str]:
     return find_bootstrap_address(None), get_node_ip_address()
 
 
-def _end_monitor() -> None:
+def end_autoscaler() -> None:
     """End the autoscaler of a Ray that this process started; it has nothing to scale.
 
     Asked to go by `ray.shutdown`, it first tells Ray's server, which has gone before it, for a

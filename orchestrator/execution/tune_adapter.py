@@ -16,9 +16,9 @@ from typing import Any
 from orchestrator.execution.attempts import AttemptRunner
 from orchestrator.execution.group import group_resources, group_trial
 from orchestrator.execution.ray_internals import (
-    _death_of,
-    _let_tune_take_every_death,
-    _set_environment,
+    accept_every_actor_death,
+    death_message,
+    set_trial_environment,
 )
 from orchestrator.execution.watchdog import Watchdog
 from orchestrator.execution.worker import resources, run_trial
@@ -56,13 +56,13 @@ def run(
     """
     from ray import tune
 
-    _set_environment(is_local)
+    set_trial_environment(is_local)
     workers = workers_per_trial(conductor.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
     storage = sweeps.storage_of(paths)
-    _let_tune_take_every_death()
+    accept_every_actor_death()
     jobs = AttemptRunner(
         conductor,
         gpus_per_trial,
@@ -153,7 +153,7 @@ def _scheduler(jobs: AttemptRunner) -> Any:  # noqa: C901 - one class, six short
             self._gone(trial, "The trial was removed before it ended.")
 
         def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
-            self._gone(trial, _death_of(trial))
+            self._gone(trial, death_message(trial))
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             # A failed reset of a reused actor ends a Tune trial without telling anyone.

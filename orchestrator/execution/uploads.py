@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.execution.worker import log
-
 if TYPE_CHECKING:
     from orchestrator.execution.job import Job
+
+log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
 
 
-class _Uploads:
+class Uploads:
     """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
 
     Its local files are then copies: where the driver does not clean them up, the attempt does.

@@ -23,12 +23,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.execution.failure_class import _is_spent
+from orchestrator.execution.failure_class import is_process_unusable
 from orchestrator.execution.job import Job, address, end_report
-from orchestrator.execution.uploads import _Uploads
+from orchestrator.execution.uploads import Uploads
 from orchestrator.redaction import RedactingFormatter
-from orchestrator.storage.checkpoints import _local
+from orchestrator.storage.checkpoints import fetch_checkpoint
 from orchestrator.storage.paths import checkpoint_path
+from orchestrator.storage.store import open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def run_attempt(job: Job, report: Report) -> None:
             train(job, report, signs=True)
         except Exception as error:
             report(end_report(job, error))
-            if _is_spent(error):
+            if is_process_unusable(error):
                 raise  # the process is of no further use: Ray replaces it
         else:
             return
@@ -123,7 +124,7 @@ def train(
         ensure(job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step)
     _cap_memory(job.gpus)
     folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
-    upload = _Uploads(job, folder) if job.storage else None
+    upload = Uploads(job, folder) if job.storage else None
     epochs = loop.fit(
         config,
         Path(job.dataset_dir),
@@ -196,13 +197,17 @@ def _epoch_report(
 
 
 def _resume_point(job: Job) -> Path | None:
-    """Return the checkpoint to go on from, fetched from the storage if this machine lacks it.
-
-    Loading verifies it.
-    """
+    """Return the checkpoint to resume from, fetched from the storage if this machine lacks it."""
     if job.resume_from is None:
         return None
-    return _local(job, job.resume_from)
+    # A damaged one is returned too: loading it raises an error that names the damage.
+    return _fetched(job, job.resume_from) or Path(job.sweep_dir) / job.resume_from
+
+
+def _fetched(job: Job, name: str) -> Path | None:
+    return fetch_checkpoint(
+        Path(job.sweep_dir), open_storage(job.storage) if job.storage else None, name
+    )
 
 
 def _judge(
@@ -226,7 +231,7 @@ def _judge(
         best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
     names = [checkpoint_path(job.signature, n, best_epoch) for n in range(job.attempt, 0, -1)]
     for name in names:
-        folder = checkpoint.newest_valid([_local(job, name)])
+        folder = _fetched(job, name)
         if folder is not None:
             judged = held_out.evaluate_test(
                 config, Path(job.dataset_dir), folder, device=device, on_step=on_step

@@ -126,7 +126,8 @@ def top_k(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
     return best
 
 
-def _best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
+def best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
+    """Return the row with the best value of a metric, the earliest of equal ones, or None."""
     mode = "min" if judge == "val_loss" else "max"
     best: EpochRow | None = None
     for row in rows:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.ranking import _best_row, top_k
+from orchestrator.ledger.ranking import best_row, top_k
 from orchestrator.ledger.records import Trial
 from orchestrator.storage import checkpoints, sweeps
 from orchestrator.storage.paths import SweepPaths
@@ -113,7 +113,7 @@ def _collect_dead_attempts(ledger: Ledger, paths: SweepPaths) -> None:
         if len(attempts) < 2:
             continue
         rows = [row for row in ledger.epochs(trial.signature) if row.checkpoint]
-        best = _best_row(rows, trial.config["select_by"])
+        best = best_row(rows, trial.config["select_by"])
         keep = {row.checkpoint for row in (*rows[-2:], *([best] if best else ()))}
         keep.add(attempts[-1].resumed_from)
         for attempt in attempts[:-1]:
@@ -154,7 +154,7 @@ def _collect_outdated(
     """
     for signature in signatures:
         stored = [r for r in ledger.epochs(signature) if r.seq <= up_to and r.checkpoint]
-        best = _best_row(stored, ledger.trial(signature).config["select_by"])
+        best = best_row(stored, ledger.trial(signature).config["select_by"])
         for row in stored[:-2]:
             if row is not best and row.checkpoint and row.checkpoint not in done:
                 storage.delete_folder(row.checkpoint)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import UsageError, unknown_name
+from orchestrator.errors import SweepNotFoundError, UsageError, unknown_name
 from orchestrator.ledger import ranking, retention
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
@@ -24,9 +24,8 @@ from orchestrator.predict.model import (
     manifest_of,
     read_folder,
 )
-from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
-from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
+from orchestrator.storage.paths import SweepPaths, sweep_paths
 from orchestrator.storage.store import StorageError
 from trainables.config import TrainConfig
 
@@ -108,30 +107,23 @@ def found(config: PredictConfig) -> Iterator[TrainedModel]:
     Raises:
         UsageError: there is none of that name, or it has no weights.
     """
-    paths = sweep_paths(config.storage, config.model) if is_sweep_name(config.model) else None
     with tempfile.TemporaryDirectory(prefix="sweep-predict-") as folder:
-        if paths is not None and _has_sweep(paths):
+        try:
+            paths = sweeps.find_sweep(
+                config.storage,
+                config.model,
+                way_out="Name another place with --storage, or give the id of an MLflow run: 32 "
+                "hexadecimal digits.",
+            )
+        except SweepNotFoundError:
+            if not re.fullmatch(r"[0-9a-f]{32}", config.model):
+                raise
+            yield _of_run(config, Path(folder))
+        except StorageError as error:
+            raise UsageError(str(error)) from error
+        else:
             with ledger_copy(paths) as ledger:
                 yield _of_sweep(config, paths, ledger)
-        elif re.fullmatch(r"[0-9a-f]{32}", config.model):
-            yield _of_run(config, Path(folder))
-        else:
-            anywhere = sweep_paths(config.storage, "any")
-            known = set(sweep_names(anywhere.storage))
-            if anywhere.durable:
-                known |= set(sweeps.sweeps_in(anywhere.durable))
-            raise UsageError(
-                f"{unknown_name('sweep', config.model, known)} It is looked for in "
-                f"{redacted(config.storage)}; --storage names another place. A run of MLflow is "
-                "named by its id of 32 hexadecimal digits."
-            )
-
-
-def _has_sweep(paths: SweepPaths) -> bool:
-    try:
-        return sweeps.has_sweep(paths)
-    except StorageError as error:
-        raise UsageError(str(error)) from error
 
 
 def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> TrainedModel:

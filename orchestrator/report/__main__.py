@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.command import exit_fast
-from orchestrator.errors import OrchestratorError, SweepNotFoundError, unknown_name
+from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.snapshot import ledger_copy
 from orchestrator.report.render import write_report
-from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names, sweep_paths
 from orchestrator.storage.store import StorageError
+from orchestrator.storage.sweeps import find_sweep
 
 WRITTEN, WRONG_USAGE, INTERRUPTED = 0, 2, 130
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 2 (wrong input) or 130 (Ctrl+C)."""
     arguments = _parser().parse_args(argv)
     try:
-        paths = _paths(arguments.name, arguments.storage)
+        paths = find_sweep(arguments.storage, arguments.name)
         with ledger_copy(paths) as ledger:
             page = write_report(ledger, paths.root / "report", paths.name)
     except (OrchestratorError, StorageError, OSError) as error:
@@ -31,24 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     print(page)
     return WRITTEN
-
-
-def _paths(name: str, storage: str) -> SweepPaths:
-    from orchestrator.storage import sweeps
-
-    paths = sweep_paths(storage, name) if is_sweep_name(name) else None
-    if paths is not None and paths.ledger.exists():
-        return paths
-    known = sweep_paths(storage, "-")
-    names = set(sweep_names(known.storage))
-    if known.durable:
-        names |= set(sweeps.sweeps_in(known.durable))
-    if paths is not None and name in names:
-        return paths
-    raise SweepNotFoundError(
-        f"{unknown_name('sweep', name, names)} They were looked for in {storage}; say another "
-        "place with --storage."
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,19 +1,16 @@
-"""Fetches a trial's checkpoints from the sweep's storage to this machine."""
+"""Brings a trial's checkpoints from the sweep's storage to this machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.store import Storage
 from orchestrator.storage.sweeps import storage_of
-
-if TYPE_CHECKING:
-    from orchestrator.execution.job import Job
 
 
 def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
-    """Return a whole checkpoint's folder on this machine, from the storage if need be, or None.
+    """Return the folder of a whole checkpoint on this machine, or None if there is none.
 
     Args:
         paths: the sweep's.
@@ -22,24 +19,22 @@ def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
     Raises:
         StorageError: the storage cannot be reached, so nobody knows.
     """
+    return fetch_checkpoint(paths.root, storage_of(paths), name)
+
+
+def fetch_checkpoint(sweep_dir: Path, storage: Storage | None, name: str) -> Path | None:
+    """Return the folder of a whole checkpoint in `sweep_dir`, or None if there is none.
+
+    A checkpoint that this machine lacks is fetched from the sweep's folder in the storage.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
     from trainables.training import checkpoint
 
-    folder = paths.root / name
+    folder = sweep_dir / name
     whole = checkpoint.newest_valid([folder])
-    storage = storage_of(paths)
     if whole is None and storage is not None:
         storage.get_folder(name, folder, mark=checkpoint.MANIFEST)
         whole = checkpoint.newest_valid([folder])
     return whole
-
-
-def _local(job: Job, name: str) -> Path:
-    """Return a checkpoint's folder on this machine, fetched from the storage if it lacks it."""
-    folder = Path(job.sweep_dir) / name
-    if job.storage:
-        from orchestrator.storage.store import open_storage
-        from trainables.training import checkpoint
-
-        if checkpoint.newest_valid([folder]) is None:
-            open_storage(job.storage).get_folder(name, folder, mark=checkpoint.MANIFEST)
-    return folder

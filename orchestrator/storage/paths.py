@@ -102,11 +102,6 @@ def is_sweep_name(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name))
 
 
-def sweep_names(storage: Path) -> list[str]:
-    """Return the sweeps that exist in a storage folder, sorted."""
-    return sorted(path.parent.name for path in storage.glob("*/ledger.sqlite"))
-
-
 def _address(storage: str) -> str | None:
     """Return the address of a storage that is not on a local disk, None for one that is."""
     if is_uri(storage):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from orchestrator.errors import SweepNotFoundError, UsageError
-from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
-from orchestrator.storage.paths import SweepPaths, sweep_names
+from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths
 from orchestrator.storage.store import Storage, StorageError, open_storage
 
 LEDGER = "ledger.sqlite"
@@ -33,10 +33,45 @@ def has_sweep(paths: SweepPaths) -> bool:
     return paths.ledger.exists() or (storage is not None and storage.exists(LEDGER))
 
 
-def sweeps_in(address: str) -> list[str]:
-    """Return the sweeps that exist in a storage, sorted."""
-    storage = open_storage(address)
-    return [name for name in storage.folders() if storage.exists(f"{name}/{LEDGER}")]
+def sweep_names(storage: str) -> list[str]:
+    """Return the names of the sweeps in a storage, which is a path or an address, sorted.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    anywhere = sweep_paths(storage, "any")
+    names = {path.parent.name for path in anywhere.storage.glob(f"*/{LEDGER}")}
+    if anywhere.durable:
+        remote = open_storage(anywhere.durable)
+        names |= {name for name in remote.folders() if remote.exists(f"{name}/{LEDGER}")}
+    return sorted(names)
+
+
+def find_sweep(
+    storage: str, *names: str, way_out: str = "Name another place with --storage."
+) -> SweepPaths:
+    """Return the paths of the first of these sweeps that exists in a storage.
+
+    Args:
+        storage: a path or an address.
+        names: of the sweep; those that cannot be a sweep's name are passed over.
+        way_out: the last sentence of the error.
+
+    Raises:
+        SweepNotFoundError: none exists; the error lists those that do.
+        StorageError: the storage cannot be reached.
+    """
+    for name in filter(is_sweep_name, names):
+        paths = sweep_paths(storage, name)
+        if has_sweep(paths):
+            return paths
+    known = sweep_names(storage)
+    near = difflib.get_close_matches(names[0], known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise SweepNotFoundError(
+        f"There is no sweep named {names[0]!r} in {redacted(storage)}. Existing: "
+        f"{', '.join(known) or 'none'}.{hint} {way_out}"
+    )
 
 
 def local_file(paths: SweepPaths, name: str) -> Path | None:
@@ -45,15 +80,3 @@ def local_file(paths: SweepPaths, name: str) -> Path | None:
     if not file.is_file() and storage is not None:
         storage.get_file(name, file)
     return file if file.is_file() else None
-
-
-def not_found(config: SweepConfig) -> SweepNotFoundError:
-    """Return the error for a sweep that is not there; it lists those that are."""
-    names = set(sweep_names(config.paths.storage))
-    if config.paths.durable:
-        names |= set(sweeps_in(config.paths.durable))
-    way_out = "Leave out --resume to start it." if config.resume else "Name one of them."
-    return SweepNotFoundError(
-        f"There is no sweep named {config.name!r} in {redacted(str(config.storage))}. Existing: "
-        f"{', '.join(sorted(names)) or 'none'}. {way_out}"
-    )

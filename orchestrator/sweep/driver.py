@@ -9,7 +9,7 @@ import collections
 import threading
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, _warn
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, warn
 from orchestrator.errors import (
     OrchestratorError,
     UsageError,
@@ -20,7 +20,7 @@ from orchestrator.redaction import redacted
 from orchestrator.storage import checkpoints, locks
 from orchestrator.storage.paths import DataLocation, SweepPaths
 from orchestrator.sweep import opening, signals, terminal
-from orchestrator.sweep.opening import _check_room, _open, _tracking_uri
+from orchestrator.sweep.opening import check_room, open_sweep, tracking_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 def sweep(config: SweepConfig) -> int:
     """Run or continue a sweep."""
     opening.check_existence(config)
-    with locks.driver_lock(config.paths), backup.open_backup(config.paths, say=_warn) as durable:
+    with locks.driver_lock(config.paths), backup.open_backup(config.paths, say=warn) as durable:
         opening.check_existence(config)  # again: another driver may have begun it meanwhile
         if durable:
             durable.fetch()
         is_new = not config.resume
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            ledger, plan, facts, manifest = _open(config)
+            ledger, plan, facts, manifest = open_sweep(config)
         except BaseException:
             opening.remove_traces(config.paths)
             raise
@@ -93,9 +93,9 @@ def _run(
     if config.measure and conductor.has_work():
         here_s = measure.measure(config, plan, facts, console, ledger)
     if conductor.has_work() and not config.force:
-        _check_room(config, plan, facts, ledger.get("options").get("keep"))
+        check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
-    tracker = Tracker(ledger, config.paths, _tracking_uri(config, ledger), up_to)
+    tracker = Tracker(ledger, config.paths, tracking_uri(config, ledger), up_to)
     interruption = signals.Interruption()
     interrupted = interruption.wanted
     errors: list[BaseException] = []

@@ -8,14 +8,13 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.command import _say
+from orchestrator.command import say
 from orchestrator.errors import SweepExistsError, UsageError
 from orchestrator.plan import resume
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.storage.sweeps import not_found
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
 
 
-def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost], Manifest]:
+def open_sweep(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost], Manifest]:
     """Resolve what is to be done, and create the sweep's ledger or open the one to go on with."""
     from orchestrator.plan import resolve
     from orchestrator.plan.options import given_options
@@ -41,7 +40,7 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost], Ma
     if ledger is None:
         ledger = _create(config, plan, facts, manifest)
     else:
-        resume.check_same(ledger, plan, _say, force=config.force)
+        resume.check_same(ledger, plan, say, force=config.force)
         resume.add_variants(ledger, plan, facts)
         for line in resume.changes(ledger.get("versions", {})):
             print(line, flush=True)
@@ -53,9 +52,10 @@ def _open(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost], Ma
     return ledger, plan, facts, manifest
 
 
-def _check_room(
+def check_room(
     config: SweepConfig, plan: Plan, facts: dict[str, VariantCost], keep: str | None
 ) -> None:
+    """Refuse to start if the disk is too small for the checkpoints that the sweep will keep."""
     from orchestrator.plan import disk
 
     concurrent = config.max_concurrent or os.cpu_count() or 1
@@ -63,7 +63,7 @@ def _check_room(
     disk.check_room(config.paths.root, needed, disk.used_bytes(config.paths.root))
 
 
-def _tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
+def tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     """Return where MLflow is: as said now, as said before, or in the storage."""
     default = config.paths.default_tracking_uri
     uri = config.tracking_uri or ledger.get("tracking_uri") or default
@@ -153,4 +153,6 @@ def check_existence(config: SweepConfig) -> None:
             "--resume, or start another one with --name."
         )
     if config.resume and not exists:
-        raise not_found(config)
+        sweeps.find_sweep(
+            str(config.storage), config.name, way_out="Leave out --resume to start it."
+        )

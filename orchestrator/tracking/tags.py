@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-_SWEEP, _SIGNATURE, _OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
-_MARK, _PARENT = "sweep.mark", "mlflow.parentRunId"
+SWEEP_ID, SIGNATURE, OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
+MARK, PARENT_RUN_ID = "sweep.mark", "mlflow.parentRunId"
 # What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
-_WEIGHTS_TAG, _UNSURE, _NONE = "sweep.weights", "incomplete", ""
-_WEIGHTS = "weights"
+WEIGHTS_TAG, INCOMPLETE, NO_WEIGHTS = "sweep.weights", "incomplete", ""
+WEIGHTS_FOLDER = "weights"
 # MLflow's word for each way a trial stands; `sweep.outcome` holds ours.
-_STATUS = {
+RUN_STATUS = {
     "complete": "FINISHED",
     "stopped": "FINISHED",
     "diverged": "FAILED",

@@ -28,16 +28,16 @@ from orchestrator.tracking import database
 from orchestrator.tracking.artifacts import rebuild_recipe
 from orchestrator.tracking.client import RetryingClient, patiently, reason
 from orchestrator.tracking.tags import (
-    _MARK,
-    _NONE,
-    _OUTCOME,
-    _PARENT,
-    _SIGNATURE,
-    _STATUS,
-    _SWEEP,
-    _UNSURE,
-    _WEIGHTS,
-    _WEIGHTS_TAG,
+    INCOMPLETE,
+    MARK,
+    NO_WEIGHTS,
+    OUTCOME,
+    PARENT_RUN_ID,
+    RUN_STATUS,
+    SIGNATURE,
+    SWEEP_ID,
+    WEIGHTS_FOLDER,
+    WEIGHTS_TAG,
 )
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ class Tracker:
             self._client = None
         self.sync(last=True)
         assert self._parent is not None
-        stands = self._parent.info.status, self._parent.data.tags.get(_OUTCOME)
-        if stands != (_STATUS[outcome], outcome):
+        stands = self._parent.info.status, self._parent.data.tags.get(OUTCOME)
+        if stands != (RUN_STATUS[outcome], outcome):
             self._stand(outcome)
 
     def _connect(self) -> None:
@@ -160,13 +160,13 @@ class Tracker:
         client = RetryingClient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)
-        tags = {_SWEEP: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
+        tags = {SWEEP_ID: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
         parent = found.pop("", None) or self._find_or_create(
             client, "", self.paths.name, self.ledger.get("created_s"), tags
         )
-        if _OUTCOME not in parent.data.tags:
+        if OUTCOME not in parent.data.tags:
             client.log_dict(parent.info.run_id, self.ledger.get("plan"), "plan.json")
-            client.set_tag(parent.info.run_id, _OUTCOME, "running")
+            client.set_tag(parent.info.run_id, OUTCOME, "running")
         self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
         self._parent, self._client, self._position = parent, client, -1
         self._is_fresh = True
@@ -210,9 +210,9 @@ class Tracker:
 
         Doubled runs, from a request that was acted on after it had been given up, are deleted.
         """
-        wanted = f"tags.`{_SWEEP}` = '{self.ledger.get('sweep_id')}'"
+        wanted = f"tags.`{SWEEP_ID}` = '{self.ledger.get('sweep_id')}'"
         if signature:
-            wanted += f" and tags.`{_SIGNATURE}` = '{signature}'"
+            wanted += f" and tags.`{SIGNATURE}` = '{signature}'"
         runs: list[Run] = []
         token = None
         while True:
@@ -223,8 +223,8 @@ class Tracker:
                 break
         found: dict[str, Run] = {}
         # The one that was written to is kept.
-        for run in sorted(runs, key=lambda run: (_OUTCOME not in run.data.tags, run.info.run_id)):
-            key = run.data.tags.get(_SIGNATURE, "")
+        for run in sorted(runs, key=lambda run: (OUTCOME not in run.data.tags, run.info.run_id)):
+            key = run.data.tags.get(SIGNATURE, "")
             if key in found:
                 client.delete_run(run.info.run_id)
             else:
@@ -236,14 +236,14 @@ class Tracker:
         tags = run.data.tags
         self._runs[signature] = run.info.run_id
         self._status[signature] = run.info.status
-        self._weights[signature] = tags.get(_WEIGHTS_TAG, _NONE)
+        self._weights[signature] = tags.get(WEIGHTS_TAG, NO_WEIGHTS)
         assert self._parent is not None
         if (
-            _MARK in tags
-            and run.info.status == _STATUS.get(tags.get(_OUTCOME, ""))
-            and tags.get(_PARENT) == self._parent.info.run_id
+            MARK in tags
+            and run.info.status == RUN_STATUS.get(tags.get(OUTCOME, ""))
+            and tags.get(PARENT_RUN_ID) == self._parent.info.run_id
         ):
-            self._written[signature] = tags[_MARK]
+            self._written[signature] = tags[MARK]
 
     def _mark(self, trial: Trial) -> str:
         """Return what tells whether a run shows a trial as it is: its state, and of which ledger.
@@ -290,7 +290,7 @@ class Tracker:
             write(trial)
         except Exception as error:
             self._forget(key)
-            self._weights[key] = _UNSURE
+            self._weights[key] = INCOMPLETE
             assert self._parent is not None
             parent = self._client.get_run(self._parent.info.run_id)
             if parent.info.lifecycle_stage == "deleted":
@@ -343,11 +343,11 @@ class Tracker:
         """Give the sweep's run its outcome and status."""
         assert self._parent is not None
         run_id = self._parent.info.run_id
-        self._client.set_tag(run_id, _OUTCOME, outcome)
+        self._client.set_tag(run_id, OUTCOME, outcome)
         if outcome == "running":
             self._client.update_run(run_id, status="RUNNING")
         else:
-            self._client.set_terminated(run_id, _STATUS[outcome])
+            self._client.set_terminated(run_id, RUN_STATUS[outcome])
         self._parent = self._client.get_run(run_id)
 
     def _run_of(self, trial: Trial, started_s: float) -> str:
@@ -356,9 +356,9 @@ class Tracker:
         key = trial.signature
         if key not in self._runs:
             tags = {
-                _SWEEP: self.ledger.get("sweep_id"),
-                _SIGNATURE: key,
-                _PARENT: self._parent.info.run_id,
+                SWEEP_ID: self.ledger.get("sweep_id"),
+                SIGNATURE: key,
+                PARENT_RUN_ID: self._parent.info.run_id,
                 "mlflow.source.name": "orchestrator.sweep",
                 "variant": trial.variant,
                 "stage": trial.stage,
@@ -386,22 +386,22 @@ class Tracker:
         after = seq if (run_before, mark_before) == (run_id, written) else -1
         metrics = self._metrics(trial, attempts, after)
         tags = self._tags(attempts, outcome, mark)
-        is_open = _STATUS[outcome] in ("RUNNING", "SCHEDULED")
+        is_open = RUN_STATUS[outcome] in ("RUNNING", "SCHEDULED")
         # MLflow stores tags after all else of a batch: they say that the rest is there.
-        if is_open and self._status.get(trial.signature) == _STATUS[outcome]:
+        if is_open and self._status.get(trial.signature) == RUN_STATUS[outcome]:
             self._log(run_id, metrics, params, tags)
         else:
             self._log(run_id, metrics, params, [])
             if is_open:
-                self._client.update_run(run_id, status=_STATUS[outcome])
+                self._client.update_run(run_id, status=RUN_STATUS[outcome])
             else:
                 self._log_files(run_id, attempts)
                 if judged := self.ledger.evaluation(trial.signature):
                     self._client.log_dict(run_id, judged, "test.json")
                 ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-                self._client.set_terminated(run_id, _STATUS[outcome], ended_ms)
+                self._client.set_terminated(run_id, RUN_STATUS[outcome], ended_ms)
             self._log(run_id, [], [], tags)
-        self._status[trial.signature] = _STATUS[outcome]
+        self._status[trial.signature] = RUN_STATUS[outcome]
         self._written[trial.signature] = mark
         self._own[trial.signature] = (run_id, mark, trial.changed_seq)
 
@@ -437,9 +437,9 @@ class Tracker:
 
         assert self._parent is not None
         tags = {
-            _OUTCOME: outcome,
-            _MARK: mark,
-            _PARENT: self._parent.info.run_id,
+            OUTCOME: outcome,
+            MARK: mark,
+            PARENT_RUN_ID: self._parent.info.run_id,
             "attempts": str(len(attempts)),
         }
         if attempts and attempts[-1].micro_batch_size:
@@ -477,10 +477,10 @@ class Tracker:
         best = ranking.top_k(trials, retention.num_best(self.ledger), plan["space"]["mode"])
         for trial in trials:
             key = trial.signature
-            wanted = f"epoch {trial.best_epoch}" if key in best else _NONE
+            wanted = f"epoch {trial.best_epoch}" if key in best else NO_WEIGHTS
             if key not in self._runs:
                 continue
-            if self._weights.get(key, _NONE) == wanted:
+            if self._weights.get(key, NO_WEIGHTS) == wanted:
                 if key in self.behind and self._written.get(key) == self._mark(trial):
                     del self.behind[key]  # what failed had been done
                 continue
@@ -492,28 +492,28 @@ class Tracker:
         run_id = self._runs[trial.signature]
         source = retention.best_weights(self.ledger, self.paths, trial)
         if source is not None:
-            self._clear(run_id, _WEIGHTS, _WEIGHTS_TAG)
+            self._clear(run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
             with tempfile.TemporaryDirectory() as folder:
                 link = Path(folder) / "model.safetensors"
                 link.symlink_to(source.absolute())
-                self._client.log_artifact(run_id, str(link), _WEIGHTS)
+                self._client.log_artifact(run_id, str(link), WEIGHTS_FOLDER)
             # Last: weights without it are not whole.
             recipe = rebuild_recipe(self.ledger, trial)
-            self._client.log_dict(run_id, recipe, f"{_WEIGHTS}/model.json")
-            self._client.set_tag(run_id, _WEIGHTS_TAG, f"epoch {trial.best_epoch}")
+            self._client.log_dict(run_id, recipe, f"{WEIGHTS_FOLDER}/model.json")
+            self._client.set_tag(run_id, WEIGHTS_TAG, f"epoch {trial.best_epoch}")
         self._weights[trial.signature] = f"epoch {trial.best_epoch}"
 
     def _delete_weights(self, trial: Trial) -> None:
         run_id = self._runs[trial.signature]
-        self._clear(run_id, _WEIGHTS, _WEIGHTS_TAG)
-        self._client.delete_tag(run_id, _WEIGHTS_TAG)
-        self._weights[trial.signature] = _NONE
+        self._clear(run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
+        self._client.delete_tag(run_id, WEIGHTS_TAG)
+        self._weights[trial.signature] = NO_WEIGHTS
 
     def _clear(self, run_id: str, folder: str, tag: str) -> None:
         """Empty a folder of a run's artifacts, having said in a tag that it is not whole."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        self._client.set_tag(run_id, tag, _UNSURE)
+        self._client.set_tag(run_id, tag, INCOMPLETE)
         uri = self._client.get_run(run_id).info.artifact_uri
         files = get_artifact_repository(uri, tracking_uri=self.uri)
         if patiently(files.list_artifacts)(folder):

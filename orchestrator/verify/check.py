@@ -18,7 +18,7 @@ from orchestrator.ledger.snapshot import newest_copy
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease, locks, sweeps
-from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths
+from orchestrator.storage.paths import SweepPaths
 from orchestrator.verify.decision_checks import (
     check_early_stopping,
     check_finals,
@@ -43,7 +43,7 @@ def verify(config: SweepConfig) -> int:
     Raises:
         SweepNotFoundError: there is no such sweep.
     """
-    paths = _paths(config)
+    paths = sweeps.find_sweep(str(config.storage), config.name, config.space)
     console = command.console_on(sys.stdout)
     driver = _driver(paths)
     try:
@@ -88,15 +88,6 @@ def check_ledger(facts: Snapshot) -> list[Result]:
         check_early_stopping(facts),
         check_finals(facts),
     ]
-
-
-def _paths(config: SweepConfig) -> SweepPaths:
-    for name in (config.name, config.space):  # a dot in a sweep's name is no file's ending
-        if is_sweep_name(name):
-            paths = sweep_paths(str(config.storage), name)
-            if sweeps.has_sweep(paths):
-                return paths
-    raise sweeps.not_found(config)
 
 
 def _driver(paths: SweepPaths) -> str | None:

@@ -333,8 +333,8 @@ def test_a_locked_ledger_is_waited_for(tmp_path: Path, digits_data_dir: Path) ->
 
 _DIE_INSIDE = """
 import contextlib, itertools, os, signal, sys
-from orchestrator import sweep
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.sweep.__main__ import main
 change, count = Ledger._change, itertools.count(1)
 
 @contextlib.contextmanager
@@ -345,7 +345,7 @@ def dying(self):
             os.kill(os.getpid(), signal.SIGKILL)
 
 Ledger._change = dying
-sys.exit(sweep.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

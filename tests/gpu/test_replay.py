@@ -236,7 +236,7 @@ def test_a_batch_that_is_too_large_is_out_of_memory_and_smaller_parts_are_not(di
         with pytest.raises(RuntimeError) as raised:
             train(config, digits_dir)
         assert failure_class.classify(raised.value) == "out_of_memory"
-        assert not failure_class._is_spent(raised.value)
+        assert not failure_class.is_process_unusable(raised.value)
         del raised
         worker._release_memory()
         smaller = digits_config(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.archives import member_names, read_small
-from orchestrator.data.sources.source import Contents, Part, _layout
+from orchestrator.data.sources.source import Contents, Part, layout_error
 from orchestrator.errors import UsageError
 
 
@@ -126,7 +126,7 @@ def read_cifar(source: Path, coarse: bool) -> Contents:
         found.setdefault(PurePosixPath(name).name, name)
     for file in (*train, test, meta):
         if file not in found:
-            raise _layout(source, title, file)
+            raise layout_error(source, title, file)
     raw = read_small(source, [found[file] for file in (*train, test, meta)])
     loaded = {
         file: load_cifar_pickle(raw[found[file]], found[file]) for file in (*train, test, meta)

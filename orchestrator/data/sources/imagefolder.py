@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from orchestrator.data.archives import member_names
-from orchestrator.data.sources.source import Contents, _members, _raise_all, stratified_mask
+from orchestrator.data.sources.source import Contents, members, raise_all, stratified_mask
 
 FOLDER_HELD_OUT = 0.1
 # One image each for training, validation and test; or for training and validation.
@@ -45,7 +45,7 @@ def read_imagefolder(source: Path, side_px: int) -> Contents:
             "It has both `val` and `test` beside `train`; validation images are split off from "
             "`train`, so keep one of them as the held-out part and move the other into `train`."
         )
-    _raise_all(source, problems)
+    raise_all(source, problems)
 
     folders: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
@@ -54,20 +54,20 @@ def read_imagefolder(source: Path, side_px: int) -> Contents:
     classes = sorted(folders["train"])
     index = {label: number for number, label in enumerate(classes)}
     other = [split for split in folders if split != "train"]
-    _raise_all(source, _class_problems(folders, other))
+    raise_all(source, _class_problems(folders, other))
 
     train = {name: index[label] for label in classes for name in folders["train"][label]}
     if other:
         held_out = folders[other[0]]
         test = {name: index[label] for label in sorted(held_out) for name in held_out[label]}
-        parts, extra = {"train": _members(train), "test": _members(test)}, {}
+        parts, extra = {"train": members(train), "test": members(test)}, {}
     else:
-        whole = _members(train)
+        whole = members(train)
         mask = stratified_mask(whole.labels, FOLDER_HELD_OUT)
         chosen = dict(zip(whole.members, mask.tolist(), strict=True))
         parts = {
-            "train": _members({name: train[name] for name in train if not chosen[name]}),
-            "test": _members({name: train[name] for name in train if chosen[name]}),
+            "train": members({name: train[name] for name in train if not chosen[name]}),
+            "test": members({name: train[name] for name in train if chosen[name]}),
         }
         extra = {"held_out_fraction": FOLDER_HELD_OUT}
     return Contents(

@@ -66,7 +66,7 @@ def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArr
     return chosen
 
 
-def _members(labels: dict[str, int]) -> Part:
+def members(labels: dict[str, int]) -> Part:
     """Return a part in the order of (label, natural name), whatever order the source has."""
     ordered = sorted(labels, key=lambda name: (labels[name], _natural(name), name))
     return Part(
@@ -79,7 +79,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
-def _texts(source: Path, names: Sequence[str]) -> list[str]:
+def read_texts(source: Path, names: Sequence[str]) -> list[str]:
+    """Return the content of small UTF-8 text files of a source.
+
+    Raises:
+        UsageError: one is not UTF-8.
+    """
     raw = read_small(source, names)
     try:
         return [raw[name].decode("utf-8") for name in names]
@@ -87,14 +92,16 @@ def _texts(source: Path, names: Sequence[str]) -> list[str]:
         raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
 
 
-def _layout(source: Path, title: str, missing: str) -> UsageError:
+def layout_error(source: Path, title: str, missing: str) -> UsageError:
+    """Return the error for a source that does not have its official layout."""
     return UsageError(
         f"{source} must be in the official layout of {title}; it holds no {missing!r}. Give the "
         "archive as it was published, or its extracted folder."
     )
 
 
-def _raise_all(source: Path, problems: list[str]) -> None:
+def raise_all(source: Path, problems: list[str]) -> None:
+    """Raise a UsageError that lists the problems of a source, if there are any."""
     if problems:
         counted = Counter(problems)
         shown = " ".join(list(counted)[:_SHOWN])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.data.archives import member_names
-from orchestrator.data.sources.source import Contents, _layout, _members, _raise_all, _texts
+from orchestrator.data.sources.source import Contents, layout_error, members, raise_all, read_texts
 
 
 def read_tinyimagenet(source: Path) -> Contents:
@@ -17,13 +17,13 @@ def read_tinyimagenet(source: Path) -> Contents:
     names = member_names(source)
     lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
     if not lists:
-        raise _layout(source, "Tiny ImageNet", "wnids.txt")
+        raise layout_error(source, "Tiny ImageNet", "wnids.txt")
     root = min(lists, key=len).removesuffix("wnids.txt")
     needed = [f"{root}{name}" for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")]
     for name in needed:
         if name not in names:
-            raise _layout(source, "Tiny ImageNet", name)
-    wnids_text, words, annotations = _texts(source, needed)
+            raise layout_error(source, "Tiny ImageNet", name)
+    wnids_text, words, annotations = read_texts(source, needed)
     wnids = sorted(set(wnids_text.split()))
     index = {wnid: label for label, wnid in enumerate(wnids)}
     problems: list[str] = []
@@ -46,13 +46,13 @@ def read_tinyimagenet(source: Path) -> Contents:
     problems += [f"The class {wnid!r} has no training image." for wnid in missing]
     if not test:
         problems.append(f"{root}val/val_annotations.txt lists no image.")
-    _raise_all(source, problems)
+    raise_all(source, problems)
 
     readable = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     return Contents(
         class_names=tuple(readable.get(wnid, wnid).split(",")[0].strip() for wnid in wnids),
         shape=(64, 64, 3),
-        splits={"train": _members(train), "test": _members(test)},
+        splits={"train": members(train), "test": members(test)},
         extra={"class_ids": wnids},
     )
 

@@ -14,8 +14,7 @@ import pytest
 
 from orchestrator.data import archives
 from orchestrator.errors import UsageError
-
-from . import sources
+from tests.orchestrator.data import archive_files as sources
 
 
 @pytest.mark.parametrize("make", [sources.write_zip, sources.write_tar])

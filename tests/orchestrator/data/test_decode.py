@@ -14,8 +14,7 @@ from PIL import Image
 from orchestrator.data import decode
 from orchestrator.data.arrow import SplitFile, create_split, histogram, mean_and_std, open_split
 from orchestrator.errors import OrchestratorError, UsageError
-
-from . import sources
+from tests.orchestrator.data import archive_files as sources
 
 
 def _decode(picture: Image.Image, kind: str = "PNG", *, side: int | None = None) -> np.ndarray:

@@ -17,8 +17,7 @@ from orchestrator.data import __main__ as data
 from orchestrator.data import download, prepare
 from orchestrator.data.known import KNOWN, KnownDataset
 from orchestrator.errors import UsageError
-
-from . import sources
+from tests.orchestrator.data import archive_files as sources
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -19,8 +19,7 @@ import pytest
 from orchestrator.data import __main__ as data
 from orchestrator.data import prepare
 from orchestrator.errors import UsageError
-
-from . import sources
+from tests.orchestrator.data import archive_files as sources
 
 
 def _open(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, Any]:

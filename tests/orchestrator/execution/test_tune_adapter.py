@@ -98,7 +98,7 @@ def test_only_a_joined_clusters_trials_get_an_environment_of_their_own(
     monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"):
         monkeypatch.setattr(class_cache, name, getattr(class_cache, name).copy())
-    ray_internals._set_environment(is_local)
+    ray_internals.set_trial_environment(is_local)
 
     class Trainable:
         pass

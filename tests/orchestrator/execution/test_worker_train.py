@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orchestrator.execution import worker
-from orchestrator.execution.failure_class import _is_spent, classify
+from orchestrator.execution.failure_class import classify, is_process_unusable
 from orchestrator.execution.job import Job, end_report
 from orchestrator.execution.worker import train
 from tests.trainables.digits_trials import digits_config
@@ -275,7 +275,7 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
     ],
 )
 def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memory(error, is_spent):
-    assert _is_spent(error) is is_spent
+    assert is_process_unusable(error) is is_spent
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_an_unknown_trial_is_a_key_error(ledger: Ledger) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.ledger import open_ledger
+from orchestrator.ledger.ledger import open_ledger
 from tests.orchestrator.sweeps import metrics
 ledger = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -302,11 +302,13 @@ def test_an_unknown_sweep_lists_the_known_ones(
 ) -> None:
     with untouched(trained.storage):
         said = refused(capsys, "tinny", "x.png", "--storage", trained.storage)
-        assert "Unknown sweep 'tinny'. Known: tiny. Did you mean 'tiny'?" in said
+        assert "There is no sweep named 'tinny' in " in said
+        assert "Existing: tiny. Did you mean 'tiny'?" in said
         said = refused(capsys, "../tiny", "x.png", "--storage", trained.storage)
-        assert "Unknown sweep '../tiny'. Known: tiny." in said
+        assert "There is no sweep named '../tiny' in " in said
+        assert "Existing: tiny." in said
     said = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
-    assert "Known: none." in said
+    assert "Existing: none." in said
     assert not (tmp_path / "none").exists()
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     said = refused(capsys, *arguments(trained, *files, variant="cnn33"))
@@ -447,7 +449,7 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
     with untouched(store):
         assert asked(capsys, trained, *files, storage=store.as_uri()) == here
         said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
-    assert "Known: tiny. Did you mean 'tiny'?" in said
+    assert "Existing: tiny. Did you mean 'tiny'?" in said
     stored.write_bytes(b"no database" * 100)
     said = refused(capsys, *arguments(trained, *files, storage=store.as_uri()))
     assert f"The copy of the ledger at {store.as_uri()}/tiny/ledger.sqlite is damaged" in said

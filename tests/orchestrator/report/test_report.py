@@ -125,11 +125,11 @@ def test_an_unknown_name_lists_the_known_ones(
     assert main(["dem", "--storage", str(storage)]) == 2
     said = capsys.readouterr().err
     assert said == (
-        "Unknown sweep 'dem'. Known: demo. Did you mean 'demo'? They were looked for in "
-        f"{storage}; say another place with --storage.\n"
+        f"There is no sweep named 'dem' in {storage}. Existing: demo. Did you mean 'demo'? "
+        "Name another place with --storage.\n"
     )
     assert main(["../x", "--storage", str(storage / "none")]) == 2
-    assert "Known: none." in capsys.readouterr().err
+    assert "Existing: none." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
@@ -192,7 +192,7 @@ def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
     assert "cnn2" in page.read_text()
     assert [path.name for path in page.parents[1].iterdir()] == ["report"]
     assert main(["dem", "--storage", address]) == 2
-    assert "Known: demo." in capsys.readouterr().err
+    assert "Existing: demo." in capsys.readouterr().err
 
 
 def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:

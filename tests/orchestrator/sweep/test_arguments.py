@@ -19,7 +19,8 @@ from orchestrator.errors import (
     unknown_name,
 )
 from orchestrator.plan.options import SweepConfig
-from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_names
+from orchestrator.storage.paths import SweepPaths, is_sweep_name
+from orchestrator.storage.sweeps import sweep_names
 from orchestrator.sweep.arguments import _parser, parse_args
 
 # The command line's contract: a change here is a change for every user.
@@ -205,7 +206,7 @@ def test_help_is_fast_and_imports_no_heavy_library() -> None:
     """Also what it names: every flag, and the built-in spaces."""
     code = (
         "import sys\n"
-        "from orchestrator.sweep import main\n"
+        "from orchestrator.sweep.__main__ import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'timm', 'numpy', 'pyarrow', 'rich'}\n"
@@ -241,8 +242,8 @@ def test_existing_sweeps_are_those_with_a_ledger(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in ("zebra", "ant"):
         SweepPaths(tmp_path, name).ledger.touch()
-    assert sweep_names(tmp_path) == ["ant", "zebra"]
-    assert sweep_names(tmp_path / "none") == []
+    assert sweep_names(str(tmp_path)) == ["ant", "zebra"]
+    assert sweep_names(str(tmp_path / "none")) == []
 
 
 def test_the_default_tracking_address_is_absolute(

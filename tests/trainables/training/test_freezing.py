@@ -12,6 +12,7 @@ from tests.trainables.digits_trials import (
     train,
 )
 from trainables.config import TrainConfig, choices
+from trainables.data import batches
 from trainables.models import build
 from trainables.training import checkpoint, freezing, loop, optim
 
@@ -36,7 +37,7 @@ def test_the_classifier_alone_moves_until_the_backbone_thaws(digits_dir, tmp_pat
     config = digits_config(digits_dir, **FROZEN, l2=1e-3, dropout=0.2)
     epochs = loop.fit(config, digits_dir, checkpoints=tmp_path, device=CPU, keep_all=True)
     assert len(list(epochs)) == 4
-    torch.manual_seed(loop.data.derived_seed(config.seed, "model"))
+    torch.manual_seed(batches.derived_seed(config.seed, "model"))
     start = build.build_model(config, num_classes=10, in_channels=1, image_side_px=32).state_dict()
     for epoch, before in enumerate([start, *(weights_after(tmp_path, n) for n in range(3))]):
         after = weights_after(tmp_path, epoch)
