@@ -1,7 +1,7 @@
 """The way of decisions: which trial is next, which stops. Trials of ten reports train nothing.
 
 Both run under Ray with two trials at a time, early stopping by successive halving and TPE. Ours
-also stores every report durably. `facts` of ours have the conductor alone, without Ray: trials per
+also stores every report durably. `facts` of ours have the scheduler alone, without Ray: trials per
 second, the longest that a suggestion kept the driver, what the display and the cleaning of the disk
 take of a second when all trials have ended, and the driver's memory, for 1,000 trials of ten
 variants (`--full`: 10,000).
@@ -24,7 +24,7 @@ EPOCHS = 10
 
 
 def ours(full: bool) -> Measure:
-    facts = _conductor_alone(10_000 if full else 1_000)
+    facts = _scheduler_alone(10_000 if full else 1_000)
     trials = 1_000 if full else 200
     plan = played.plan(trials=trials, variants=("cnn3",), epochs=EPOCHS)
     ledger = played.run(plan, scratch(), epoch_s=0, concurrent=2, address="local")
@@ -33,37 +33,37 @@ def ours(full: bool) -> Measure:
     return Measure(values=_gaps(ends), facts=facts)
 
 
-def _conductor_alone(trials: int) -> dict[str, float | str]:
+def _scheduler_alone(trials: int) -> dict[str, float | str]:
     from orchestrator.search.scheduler import TrialScheduler
 
     plan = played.plan(trials=trials // 10, variants=played.VARIANTS, epochs=EPOCHS)
     folder = scratch() / "alone"
-    conductor = TrialScheduler(played.new_ledger(folder, plan), plan)
+    scheduler = TrialScheduler(played.new_ledger(folder, plan), plan)
     longest_s, began_s = 0.0, time.perf_counter()
     for _ in range(trials):
         asked_s = time.perf_counter()
-        start = conductor.next_start()
+        start = scheduler.next_start()
         longest_s = max(longest_s, time.perf_counter() - asked_s)
         assert start is not None
         config = start.config.to_dict()
         for epoch in range(EPOCHS):
             row = played.metrics(config, epoch)
-            if conductor.on_epoch(start.signature, start.attempt, epoch, row, None):
+            if scheduler.on_epoch(start.signature, start.attempt, epoch, row, None):
                 break
         else:
-            conductor.on_end(start.signature, start.attempt, outcome="complete")
+            scheduler.on_end(start.signature, start.attempt, outcome="complete")
     took_s = time.perf_counter() - began_s
     held_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
-        "conductor_trials": trials,
-        "conductor_trials_per_s": trials / took_s,
-        "conductor_longest_suggestion_s": longest_s,
-        "conductor_looking_s": _looking_s(conductor),
-        "conductor_gib": held_gib,
+        "scheduler_trials": trials,
+        "scheduler_trials_per_s": trials / took_s,
+        "scheduler_longest_suggestion_s": longest_s,
+        "scheduler_looking_s": _looking_s(scheduler),
+        "scheduler_gib": held_gib,
     }
 
 
-def _looking_s(conductor: Any) -> float:
+def _looking_s(scheduler: Any) -> float:
     """Return what each second of a sweep takes the driver for those who only look at the ledger."""
     from rich.console import Console
 
@@ -71,9 +71,9 @@ def _looking_s(conductor: Any) -> float:
     from orchestrator.storage.paths import SweepPaths
     from orchestrator.sweep.display import Display
 
-    ledger, clean = conductor.ledger, set[str]()
+    ledger, clean = scheduler.ledger, set[str]()
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    with Display(console, ledger, conductor.plan) as display:
+    with Display(console, ledger, scheduler.plan) as display:
         for _ in range(2):  # the first time they read all that there is
             began_s = time.perf_counter()
             display.show()

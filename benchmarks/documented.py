@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def build(variant: str, *, classes: int, channels: int, side_px: int, dropout: float = 0.0) -> Any:
+def build(
+    variant: str, *, classes: int, channels: int, image_size_px: int, dropout: float = 0.0
+) -> Any:
     """Return the same network as ours, freshly initialised."""
     from trainables.config import TrainConfig
     from trainables.models.build import build_model
@@ -29,10 +31,12 @@ def build(variant: str, *, classes: int, channels: int, side_px: int, dropout: f
         dataset_fingerprint="any",
         epochs=1,
         seed=0,
-        side_px=side_px,
+        image_size_px=image_size_px,
         dropout=dropout,
     )
-    return build_model(config, num_classes=classes, in_channels=channels, image_side_px=side_px)
+    return build_model(
+        config, num_classes=classes, in_channels=channels, image_size_px=image_size_px
+    )
 
 
 def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
@@ -45,7 +49,7 @@ def train_one_batch(config: dict[str, Any]) -> dict[str, float]:
     device = _device()
     images, labels = (part.to(device) for part in _digits())
     torch.manual_seed(0)
-    model = build("cnn3", classes=10, channels=1, side_px=32).to(device)
+    model = build("cnn3", classes=10, channels=1, image_size_px=32).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     model.train()
     loss = F.cross_entropy(model(images[:32]), labels[:32])
@@ -145,9 +149,9 @@ def train_epochs(config: dict[str, Any]) -> Any:
     parts = torch.load(config["images"], mmap=True, weights_only=True)
     train, val = (TensorDataset(*parts[name]) for name in ("train", "val"))
     loader = DataLoader(train, config["batch_size"], shuffle=True, drop_last=True)
-    judged = DataLoader(val, 256)
+    evaluated = DataLoader(val, 256)
     model: nn.Module = build(
-        config["variant"], classes=200, channels=3, side_px=64, dropout=config["dropout"]
+        config["variant"], classes=200, channels=3, image_size_px=64, dropout=config["dropout"]
     ).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     uses = is_faster_in_bfloat16(config["variant"], device)
@@ -170,7 +174,7 @@ def train_epochs(config: dict[str, Any]) -> Any:
         model.eval()
         correct = seen = 0
         with torch.inference_mode(), amp:
-            for images, labels in batches(judged):
+            for images, labels in batches(evaluated):
                 correct += int((model(images).argmax(1) == labels).sum())
                 seen += len(labels)
         times = {"began_s": began_s, "ended_s": time.time()}

@@ -10,7 +10,7 @@ import os
 import zipfile
 from pathlib import Path
 
-SIDE_PX = 64
+SIZE_PX = 64
 
 
 def archive() -> Path:

@@ -39,7 +39,7 @@ def ours(full: bool) -> Measure:
         dataset_fingerprint=manifest.fingerprint,
         epochs=1,
         seed=0,
-        side_px=images.SIDE_PX,
+        image_size_px=images.SIZE_PX,
         batch_size=BATCH,
         hflip=True,
         crop_padding_px=PADDING_PX,
@@ -67,7 +67,7 @@ def image_folder(full: bool) -> Measure:
 
     transform = transforms.Compose(
         [
-            transforms.RandomCrop(images.SIDE_PX, padding=PADDING_PX),
+            transforms.RandomCrop(images.SIZE_PX, padding=PADDING_PX),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
@@ -101,7 +101,7 @@ def tensor_dataset(full: bool) -> Measure:
     dataset = torch.utils.data.TensorDataset(ready, labels)
     loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, drop_last=True)
     change = v2.Compose(
-        [v2.RandomCrop(images.SIDE_PX, padding=PADDING_PX), v2.RandomHorizontalFlip()]
+        [v2.RandomCrop(images.SIZE_PX, padding=PADDING_PX), v2.RandomHorizontalFlip()]
     )
     batches = (change(batch) for batch in _without_end(loader))
     return _measure(batches, 200 if full else 60)
@@ -115,7 +115,7 @@ def memory_map(full: bool) -> Measure:
     path = scratch() / "pixels.npy"
     np.save(path, _pixels()[0].numpy())
     array = np.load(path, mmap_mode="r")
-    side, padding = images.SIDE_PX, PADDING_PX
+    side, padding = images.SIZE_PX, PADDING_PX
 
     def batches() -> Iterator[Tensor]:
         while True:
@@ -159,7 +159,7 @@ def _measure(batches: Iterator[Tensor], number: int, blocks: int = 5) -> Measure
     """Time blocks of batches after a few that warm up; seconds per image."""
     seconds = []
     for batch in itertools.islice(batches, 5):
-        assert batch.shape == (BATCH, 3, images.SIDE_PX, images.SIDE_PX)
+        assert batch.shape == (BATCH, 3, images.SIZE_PX, images.SIZE_PX)
     _wait(batch)
     for _ in range(blocks):
         began_s = time.perf_counter()
@@ -178,7 +178,7 @@ def _wait(batch: Tensor) -> None:
 def _limit_s(probes: Mapping[str, float]) -> float:
     """Read the pixels once (uint8) and write the batch once (float32), at the speed of a copy."""
     speed = probes.get("cuda_copy_gb_s", probes["copy_gb_s"])
-    return images.SIDE_PX**2 * 3 * (1 + 4) / (speed * 1e9)
+    return images.SIZE_PX**2 * 3 * (1 + 4) / (speed * 1e9)
 
 
 BENCHMARK = Benchmark(

@@ -32,7 +32,7 @@ def plan(*, trials: int, variants: Sequence[str], epochs: int) -> Plan:
         dataset="digits",
         variants=tuple(variants),
         trials=trials,
-        side=64,
+        image_size=64,
         base={"epochs": epochs},
         params=PARAMS,
         first_rung_epochs=1,
@@ -43,7 +43,7 @@ def plan(*, trials: int, variants: Sequence[str], epochs: int) -> Plan:
         seed=0,
         trials=trials,
         variants=space.variants,
-        side_px=dict.fromkeys(space.variants, 64),
+        image_size_px=dict.fromkeys(space.variants, 64),
         dataset="digits",
         fingerprint="f" * 8,
         overrides={},
@@ -101,11 +101,11 @@ def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address
     from orchestrator.storage.paths import DataLocation, SweepPaths
 
     ledger = new_ledger(folder, of_plan)
-    conductor = TrialScheduler(ledger, of_plan)
+    scheduler = TrialScheduler(ledger, of_plan)
     tune_adapter.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
     joined = cluster.connect(address, needs_state_api=False)
     tune_adapter.run(
-        conductor,
+        scheduler,
         paths=SweepPaths(folder, "played"),
         dataset=DataLocation(folder),
         max_concurrent=concurrent,

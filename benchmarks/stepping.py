@@ -40,7 +40,7 @@ def ours(variant: str, full: bool) -> Measure:
         dataset_fingerprint=dataset.load_manifest(folder).fingerprint,
         epochs=EPOCHS,
         seed=0,
-        side_px=images.SIDE_PX,
+        image_size_px=images.SIZE_PX,
         batch_size=BATCH,
         optimizer="adamw",
         lr=1e-3,
@@ -64,9 +64,9 @@ def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    model = documented.build(variant, classes=200, channels=3, side_px=images.SIDE_PX)
+    model = documented.build(variant, classes=200, channels=3, image_size_px=images.SIZE_PX)
     model = model.to(device).train()
-    batch = torch.randn(BATCH, 3, images.SIDE_PX, images.SIDE_PX, device=device)
+    batch = torch.randn(BATCH, 3, images.SIZE_PX, images.SIZE_PX, device=device)
     labels = torch.randint(0, 200, (BATCH,), device=device)
     stepped = model
     if compiled:
@@ -115,8 +115,10 @@ def _least_s(variant: str, probes: Mapping[str, float]) -> float:
     """
     from trainables.models import cost
 
-    model = documented.build(variant, classes=200, channels=3, side_px=images.SIDE_PX)
-    forward = 2 * cost.count_multiply_accumulates(model, side_px=images.SIDE_PX, in_channels=3)
+    model = documented.build(variant, classes=200, channels=3, image_size_px=images.SIZE_PX)
+    forward = 2 * cost.count_multiply_accumulates(
+        model, image_size_px=images.SIZE_PX, in_channels=3
+    )
     gflop_s = probes.get("cuda_matmul_gflop_s", probes["matmul_gflop_s"])
     return 3 * forward * BATCH / 1e9 / gflop_s
 

@@ -65,14 +65,14 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
     plan = played.plan(trials=trials, variants=("cnn3",), epochs=epochs)
     paths = SweepPaths(scratch(), "written")
     ledger = played.new_ledger(paths.root, plan)
-    conductor = TrialScheduler(ledger, plan)
-    while start := conductor.next_start():
+    scheduler = TrialScheduler(ledger, plan)
+    while start := scheduler.next_start():
         for epoch in range(epochs):
             row = played.metrics(start.config.to_dict(), epoch)
-            if conductor.on_epoch(start.signature, start.attempt, epoch, row, None):
+            if scheduler.on_epoch(start.signature, start.attempt, epoch, row, None):
                 break
         else:
-            conductor.on_end(start.signature, start.attempt, outcome="complete")
+            scheduler.on_end(start.signature, start.attempt, outcome="complete")
     tracker = Tracker(ledger, paths, paths.default_tracking_uri)
     tracker._connect()  # a store's first tables take seconds, for everybody
     began_s = time.perf_counter()

@@ -26,7 +26,7 @@ from optuna.distributions import FloatDistribution
 from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace(
-    name="start", dataset="digits", variants=("cnn3",), trials={trials}, side=32,
+    name="start", dataset="digits", variants=("cnn3",), trials={trials}, image_size=32,
     base={{"epochs": 1, "steps_per_epoch": 1, "batch_size": 32, "optimizer": "adamw"}},
     params={{"lr": FloatDistribution(5e-4, 1e-2, log=True)}},
     final_seeds=0,

@@ -28,7 +28,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace(
-    name="whole", dataset="tinyimagenet", variants=("cnn3",), trials={trials}, side="native",
+    name="whole", dataset="tinyimagenet", variants=("cnn3",), trials={trials}, image_size="native",
     base={{
         "epochs": 1, "steps_per_epoch": {steps}, "hflip": True,
         "optimizer": "adamw", "schedule": "constant",
@@ -176,7 +176,7 @@ def train(batch_size: int) -> float:
         dataset_fingerprint=dataset.load_manifest(folder).fingerprint,
         epochs=2,
         seed=0,
-        side_px=images.SIDE_PX,
+        image_size_px=images.SIZE_PX,
         batch_size=batch_size,
         steps_per_epoch=10,
         hflip=True,

@@ -18,7 +18,7 @@ _DECIDED_ELSEWHERE = {
     "dataset",
     "dataset_fingerprint",
     "seed",
-    "side_px",
+    "image_size_px",
     "workers",
     "micro_batch_size",
 }
@@ -64,7 +64,7 @@ def _shape_problems(space: SearchSpace) -> list[str]:
             problems.append(f"`{name}` must be a text; got {getattr(space, name)!r}.")
     mappings = {
         name: getattr(space, name)
-        for name in ("base", "params", "by_variant", "side_by_variant", "gpus_by_variant")
+        for name in ("base", "params", "by_variant", "image_size_by_variant", "gpus_by_variant")
     }
     if isinstance(space.by_variant, Mapping):
         mappings |= {f"by_variant[{name!r}]": own for name, own in space.by_variant.items()}
@@ -98,7 +98,8 @@ def _name_problems(space: SearchSpace) -> list[str]:
                     f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
                 )
     strangers = sorted(
-        {*space.by_variant, *space.side_by_variant, *space.gpus_by_variant} - set(space.variants)
+        {*space.by_variant, *space.image_size_by_variant, *space.gpus_by_variant}
+        - set(space.variants)
     )
     if strangers:
         problems.append(
@@ -167,9 +168,9 @@ def _choice_problems(space: SearchSpace) -> list[str]:
             f"`metric` {space.metric!r} gets better towards {_DIRECTION[space.metric]!r}; got "
             f"`mode` {space.mode!r}."
         )
-    for side in (space.side, *space.side_by_variant.values()):
-        if side not in ("native", "paper") and not (type(side) is int and side > 0):
-            problems.append(f"A side must be 'native', 'paper' or pixels; got {side!r}.")
+    for size in (space.image_size, *space.image_size_by_variant.values()):
+        if size not in ("native", "paper") and not (type(size) is int and size > 0):
+            problems.append(f"An image size must be 'native', 'paper' or pixels; got {size!r}.")
     for share in (space.gpus_per_trial, *space.gpus_by_variant.values()):
         number = type(share) in (int, float) and math.isfinite(share) and share >= 0
         if not number or (share > 1 and share != int(share)):
@@ -198,7 +199,7 @@ def _config_problems(space: SearchSpace, variant: str, params: Mapping[str, Any]
             params,
             dataset=space.dataset,
             fingerprint="",
-            side_px=64,
+            image_size_px=64,
             seed=0,
             overrides={},
         )

@@ -2,10 +2,10 @@
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_family`
-In minutes: `--epochs 1 --trials 1 --side 32 --variants efficientnet_b0,efficientnet_b1`, on a
+In minutes: `--epochs 1 --trials 1 --image-size 32 --variants efficientnet_b0,efficientnet_b1`, on a
     sample.
 Cost: not yet measured.
-Expected: not yet measured. Published: 67.9 % (B0) to 70.8 % (B6) on the test part.
+Expected: not yet measured. Published: 67.9 % (B0) to 70.8 % (B6) on the test split.
 
 Nothing is searched: the trials of a model are its seeds. `scaling_grid` trains other scalings of B0
 by the same recipe.
@@ -31,7 +31,7 @@ RECIPE = {
 }
 
 # The paper's sides over 224, times CIFAR's 32 px; and the paper's dropout.
-_SIDES_PX = (32, 34, 37, 43, 54, 65, 75, 86)
+_SIZES_PX = (32, 34, 37, 43, 54, 65, 75, 86)
 _DROPOUT = (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5)
 
 _VAL = (0.6314, 0.6426, 0.6394, 0.6598, 0.6704, 0.6644, 0.6656, 0.6748)
@@ -51,8 +51,8 @@ SPACE = SearchSpace(
     dataset="cifar100",
     variants=EFFICIENTNETS,
     trials=3,
-    side="native",
-    side_by_variant=dict(zip(EFFICIENTNETS, _SIDES_PX, strict=True)),
+    image_size="native",
+    image_size_by_variant=dict(zip(EFFICIENTNETS, _SIZES_PX, strict=True)),
     base=RECIPE,
     by_variant={
         variant: {"dropout": dropout}
@@ -87,7 +87,7 @@ SPACE = SearchSpace(
         "batch 128, weight decay 5e-4, flips and crops of 4 px of padding. A warm-up of 5 epochs "
         "carries the deep models through the first steps.",
         "Not said: dropout 0.2 to 0.5 by model and drop path 0.2, as in the paper's code.",
-        "The input sides are not said: here the paper's, scaled from 224 to CIFAR's own 32 px, so "
+        "The image sizes are not said: here the paper's, scaled from 224 to CIFAR's own 32 px, so "
         "32, 34, 37, 43, 54, 65, 75 and 86. Without that, stem stride 2 leaves 1 x 1 features of "
         "32 px; the stem has stride 1 here.",
         "Their test accuracy is 2.5 to 4.8 points above their validation accuracy for every "

@@ -2,11 +2,11 @@
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer`
-In minutes: `--epochs 1 --trials 1 --side 32 --weights none`, on a sample.
+In minutes: `--epochs 1 --trials 1 --image-size 32 --weights none`, on a sample.
 Weights: `tf_efficientnet_b0.aa_in1k`, downloaded at first use; without a network the error says
     which file to put where. `--weights none` trains from scratch instead.
 Cost: not yet measured.
-Expected: not yet measured. Published: 82 % (B0) and 59 % (the CNN) on the test part.
+Expected: not yet measured. Published: 82 % (B0) and 59 % (the CNN) on the test split.
 
 Nothing is searched: the trials of a model are its seeds. What the seed tried and found worse is in
 `cifar100_transfer_settings`.
@@ -38,7 +38,7 @@ TRANSFER = {
     "elastic": 0.2,
 }
 SOURCE = "Khanna: CIFAR-100: Object Recognition using EfficientNet-B0 (seed 004)"
-SIDE_PX = 224
+SIZE_PX = 224
 TRANSFER_NOTES = (
     "Said of B0: everything but the probabilities of the augmentation and the optimizer's epsilon. "
     "The author's public notebook (CIFAR100_ImageRecognition) has 0.5 for the flips, 0.2 for grid "
@@ -56,8 +56,8 @@ SPACE = SearchSpace(
     dataset="cifar100",
     variants=("efficientnet_b0", "cnn9"),
     trials=3,
-    side=SIDE_PX,
-    side_by_variant={"cnn9": "native"},
+    image_size=SIZE_PX,
+    image_size_by_variant={"cnn9": "native"},
     base=BASE,
     by_variant={
         "efficientnet_b0": {**TRANSFER},

@@ -5,7 +5,7 @@ search goes on from them, over the optimizers that the seed names for later work
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer_settings`
-In minutes: `--epochs 1 --trials 2 --final-seeds 0 --side 32 --weights none`, on a sample.
+In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
 Weights: as of `cifar100_transfer`.
 Cost: not yet measured.
 Expected: not yet measured. Published, without figures but one: learning rates 1e-2 and 1e-3 learn
@@ -14,7 +14,7 @@ Expected: not yet measured. Published, without figures but one: learning rates 1
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from search_spaces.cifar100_transfer import BASE, SIDE_PX, SOURCE, TRANSFER, TRANSFER_NOTES
+from search_spaces.cifar100_transfer import BASE, SIZE_PX, SOURCE, TRANSFER, TRANSFER_NOTES
 from search_spaces.space import Published, SearchSpace
 
 _RECIPE = {"lr": 1e-4, "optimizer": "adam", "momentum": 0.0, "dropout": 0.5}
@@ -25,7 +25,7 @@ SPACE = SearchSpace(
     dataset="cifar100",
     variants=("efficientnet_b0",),
     trials=6,
-    side=SIDE_PX,
+    image_size=SIZE_PX,
     base={**_FIXED, **TRANSFER},
     params={
         "lr": FloatDistribution(1e-5, 1e-2, log=True),

@@ -5,8 +5,8 @@ Command: `python -m orchestrator.sweep cifar10_scaling`
 Their table only: `--variants efficientnet_b0,efficientnet_b0_depth,efficientnet_b0_width,
     efficientnet_b0_resolution,efficientnet_b2` (one word). For what is larger they had no memory;
     here a batch that does not fit is trained in micro-batches by itself.
-In minutes: `--epochs 1 --trials 1 --side native`, with few variants, on a sample: 32 px, and 64 for
-    `efficientnet_b0_resolution`. `--side 32` would make that one B0.
+In minutes: `--epochs 1 --trials 1 --image-size native`, with few variants, on a sample: 32 px,
+    and 64 px for `efficientnet_b0_resolution`. `--image-size 32` would make that one B0.
 Cost: not yet measured.
 Expected: not yet measured. Published: 85.2 % (B2) to 89.5 % (B0).
 
@@ -39,8 +39,8 @@ SPACE = SearchSpace(
     dataset="cifar10",
     variants=(*_TABLE, "efficientnet_b1", *EFFICIENTNETS[3:]),
     trials=3,
-    side="paper",
-    side_by_variant={"efficientnet_b2": 256},
+    image_size="paper",
+    image_size_by_variant={"efficientnet_b2": 256},
     base={
         "epochs": 35,
         "batch_size": 128,
@@ -120,14 +120,14 @@ SPACE = SearchSpace(
     recipe_notes=(
         "Said: RMSProp with momentum 0.9, alpha 0.9, epsilon 0.1; a linear, then exponential "
         "learning rate; 35 epochs (the paper: 350).",
-        "The input sides are not said: derived from their FLOPs, 224 px, 448 for the scaled "
+        "The image sizes are not said: derived from their FLOPs, 224 px, 448 for the scaled "
         "resolution, 256 for B2. CIFAR's 32 px are upscaled on the device.",
         "Not said, here the paper's: 0.016 per 256 images, so 0.008 at batch 128; 5 epochs of "
         "warm-up; a factor 0.97 every 2.4 epochs, not shortened with the epochs; weight decay "
         "1e-5; dropout 0.2 and drop path 0.2, for every model, so that only the scaling differs.",
         "Not said: augmentation, here flips and crops with 4 px of padding.",
-        "They do not say on which images the accuracy is measured; it is taken for the test part. "
-        "Here 10 % of the training part are held out, and the epoch best on them is judged.",
+        "They do not say on which images the accuracy is measured; it is taken for the test split. "
+        "Here 10 % of the training part are held out, and the epoch best on them is evaluated.",
         "B1 and B3 to B7 are the later work they name, at the paper's sides (240 to 600 px).",
     ),
 )

@@ -17,7 +17,7 @@ SPACE = SearchSpace(
     dataset="digits",
     variants=("cnn2", "cnn3", "efficientnet_b0"),
     trials=4,
-    side=32,
+    image_size=32,
     base={
         "epochs": 8,
         "schedule": "cosine",

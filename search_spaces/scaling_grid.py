@@ -7,7 +7,7 @@ recipe of `cifar100_family`.
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep scaling_grid`
 In minutes: `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`, on a
-    sample. Not with `--side N`: one side for all takes the resolution out of the grid.
+    sample. Not with `--image-size N`: one side for all takes the resolution out of the grid.
 Cost: not yet measured.
 Expected: not yet measured. Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
 
@@ -54,7 +54,7 @@ SPACE = SearchSpace(
     dataset="cifar100",
     variants=("efficientnet_b0", *map(variant_of, GRID)),
     trials=3,
-    side="native",
+    image_size="native",
     base={**RECIPE, "dropout": 0.2},
     source="Tan and Le, 2019, section 3.3, as told in seeds 002 and 003",
     recipe_notes=(

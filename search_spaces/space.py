@@ -22,7 +22,7 @@ from optuna.distributions import (
 from trainables.config import TrainConfig
 from trainables.models import build
 
-Side = Literal["native", "paper"] | int
+ImageSize = Literal["native", "paper"] | int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class Published:
         parameters: a total, as they count it.
         flops: as they count them, which `note` explains.
         note: what is odd about the row, such as a contradiction; else empty.
-        val_is_test: their validation images are this project's test part, so that `val_top1` is
+        val_is_test: their validation images are this project's test split, so that `val_top1` is
             to be compared with our test accuracy.
         enqueued: number of the enqueued trial that it is compared with, in a space with several
             published settings of one model; None for the variant's seeds and its first trial.
@@ -76,8 +76,8 @@ class SearchSpace:
         params: searched parameters, by field of `TrainConfig`; may be empty, then the trials of a
             variant differ in their seeds only.
         by_variant: for some variants, other fixed values or other ranges.
-        side: input side: the dataset's own, the paper's per variant, or pixels.
-        side_by_variant: exceptions to `side`.
+        image_size: the dataset's own, the paper's per variant, or pixels.
+        image_size_by_variant: exceptions to `image_size`.
         metric: a field of `EpochMetrics` to optimise, and `mode` its direction.
         first_rung_epochs: early stopping looks first after this many epochs, then at each
             `rung_factor` times as many; 0 switches it off.
@@ -103,8 +103,8 @@ class SearchSpace:
     base: Mapping[str, Any]
     params: Mapping[str, BaseDistribution] = field(default_factory=dict)
     by_variant: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    side: Side = "native"
-    side_by_variant: Mapping[str, Side] = field(default_factory=dict)
+    image_size: ImageSize = "native"
+    image_size_by_variant: Mapping[str, ImageSize] = field(default_factory=dict)
     metric: str = "val_top1"
     mode: Literal["max", "min"] = "max"
     first_rung_epochs: int = 0
@@ -146,7 +146,7 @@ class SearchSpace:
         *,
         dataset: str,
         fingerprint: str,
-        side_px: int,
+        image_size_px: int,
         seed: int,
         overrides: Mapping[str, Any],
     ) -> TrainConfig:
@@ -157,7 +157,7 @@ class SearchSpace:
             params: the suggestion, by field.
             dataset: name of the prepared dataset.
             fingerprint: its content's.
-            side_px: the resolved input side.
+            image_size_px: the resolved image size.
             seed: the trial's own.
             overrides: what the command line decides (`epochs`, `workers`); a warm-up given in
                 epochs shrinks with a shortened training, and so do epochs with a frozen backbone
@@ -180,7 +180,7 @@ class SearchSpace:
             variant=variant,
             dataset=dataset,
             dataset_fingerprint=fingerprint,
-            side_px=side_px,
+            image_size_px=image_size_px,
             seed=seed,
         )
 
@@ -216,8 +216,8 @@ class SearchSpace:
                 for variant in names
             },
             "enqueued": [dict(values) for values in self.enqueued],
-            "side": self.side,
-            "side_by_variant": dict(self.side_by_variant),
+            "image_size": self.image_size,
+            "image_size_by_variant": dict(self.image_size_by_variant),
             "metric": self.metric,
             "mode": self.mode,
             "first_rung_epochs": self.first_rung_epochs,

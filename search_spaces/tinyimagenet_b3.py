@@ -7,11 +7,11 @@ early layers learn).
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_b3`
 The recipe alone: `--trials 1 --final-seeds 3`.
-In minutes: `--epochs 1 --trials 2 --final-seeds 0 --side 32 --weights none`, on a sample.
+In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
 Weights: `tf_efficientnet_b3.aa_in1k`, downloaded at first use; without a network the error says
     which file to put where. `--weights none` trains from scratch instead.
 Cost: not yet measured.
-Expected: not yet measured. Published: 77.0 % on the official validation part, our test part.
+Expected: not yet measured. Published: 77.0 % on the official validation split, our test split.
 """
 
 from optuna.distributions import (
@@ -27,7 +27,7 @@ SPACE = SearchSpace(
     dataset="tinyimagenet",
     variants=("efficientnet_b3",),
     trials=20,
-    side=256,
+    image_size=256,
     base={
         "epochs": 10,
         "weights": "imagenet",
@@ -103,7 +103,7 @@ SPACE = SearchSpace(
         "Not said: batch size, here 64; the learning rate's schedule, here none in trial 0; "
         "dropout, here B3's own 0.3 in trial 0; drop path, here none; whether biases and batch "
         "norm decay too, here they do not.",
-        "They train on the whole training part and report the official validation part; here 10 % "
+        "They train on the whole training part and report the official validation split; here 10 % "
         "of the training part are held out for the search, and that part is the test.",
         "The seed counts (3 x 1536 + 1) x 2304 parameters for one block of B3, which has no such "
         "block.",

@@ -6,14 +6,14 @@ it is regularised.
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_backbones`
-In minutes: `--epochs 1 --trials 1 --final-seeds 0 --side 75 --weights none --variants
+In minutes: `--epochs 1 --trials 1 --final-seeds 0 --image-size 75 --weights none --variants
     efficientnet_b0,inception_v3.tf_in1k`, on a sample (75 px are the least that Inception takes;
     the others take 32).
 Weights: timm's resnet50.tv_in1k, vgg16_bn.tv_in1k, inception_v3.tf_in1k and
     tf_efficientnet_b0.aa_in1k, downloaded at first use; without a network the error says which file
     to put where. `--weights none` trains from scratch instead.
 Cost: not yet measured.
-Expected: not yet measured. Published: 43.1 % for ResNet-50 at 64 px, on our test part.
+Expected: not yet measured. Published: 43.1 % for ResNet-50 at 64 px, on our test split.
 """
 
 from optuna.distributions import (
@@ -33,7 +33,7 @@ SPACE = SearchSpace(
     dataset="tinyimagenet",
     variants=("resnet50", "vgg16_bn", "inception_v3.tf_in1k", "efficientnet_b0"),
     trials=12,
-    side=128,
+    image_size=128,
     base={name: value for name, value in _RECIPE.items() if name not in _SEARCHED},
     params={
         "optimizer": CategoricalDistribution(["adam", "adamw", "nesterov"]),

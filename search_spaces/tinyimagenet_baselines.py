@@ -7,8 +7,8 @@ Weights: `resnet50.tv_in1k` for resnet50, downloaded at first use; without a net
     which file to put where. `--weights none` trains it from scratch instead.
 Cost: not yet measured.
 Expected: on the whole data not yet measured; on 12,000 of its training images 12.2 and 12.4 % test
-    top-1 for models 1 and 2 (2,000 test images, one seed). Published (their validation part is our
-    test part): 14.2, 22.7, 24.9, 38.6 and 43.1 % for models 1 to 5.
+    top-1 for models 1 and 2 (2,000 test images, one seed). Published (their validation split is our
+    test split): 14.2, 22.7, 24.9, 38.6 and 43.1 % for models 1 to 5.
 
 Nothing is searched: the trials of a model are its seeds. The backbones that the seed names for
 later work are in `tinyimagenet_backbones`.
@@ -21,7 +21,7 @@ SPACE = SearchSpace(
     dataset="tinyimagenet",
     variants=("cnn2", "cnn3", "cnn6", "cnn3_bn", "resnet50"),
     trials=3,
-    side="native",
+    image_size="native",
     base={
         "epochs": 15,
         "batch_size": 32,
@@ -109,7 +109,7 @@ SPACE = SearchSpace(
         "brightness 0.8 to 1.2, and shear 0.2, which Keras takes for degrees, so next to nothing. "
         "Keras fills from the nearest pixel, this project with zeros.",
         "They train on the whole training part and report the last epoch; here 10 % of it are held "
-        "out, and the best epoch on those is judged by the test part.",
+        "out, and the best epoch on those is evaluated on the test split.",
         "Images are normalised with the dataset's mean and deviation (ResNet-50: its weights' "
         "own), where they only rescale. Batch norm has torch's epsilon and momentum, not Keras'.",
     ),

@@ -17,6 +17,7 @@ import pytest
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.ranking import best_trial
 from orchestrator.report.render import write_report
+from orchestrator.sweep.__main__ import main
 
 LEDGERS = Path(__file__).parent / "golden" / "ledgers"
 EXPECTED: dict[str, Any] = json.loads((LEDGERS / "expected.json").read_text())
@@ -88,3 +89,19 @@ def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
     assert len(values) == len(EXPECTED[name]["trials"])
     for signature in EXPECTED[name]["best"].values():
         assert float(values[signature]) == ledger.trial(signature).best_value
+
+
+def test_what_cannot_be_done_with_a_recorded_ledger_is_one_sentence(
+    name: str, ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = json.loads(json.dumps(ledger.get("plan")))["space"]["name"]
+    ledger.close()
+    source = LEDGERS / "spaces" / f"{space}.py"
+    words = [str(source) if source.exists() else space, "--name", name, "--storage", str(tmp_path)]
+    for flag in ("--resume", "--verify"):
+        before = (tmp_path / name / "ledger.sqlite").read_bytes()
+        assert main([*words, flag]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("This sweep was recorded by an earlier version (ledger schema 5;")
+        assert "it cannot be resumed or verified. Start a new sweep under another --name." in said
+        assert (tmp_path / name / "ledger.sqlite").read_bytes() == before

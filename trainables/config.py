@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 # Raised when the meaning of a field changes, so that old results are not mistaken for new.
-SIGNATURE_SCHEMA = 4
+SIGNATURE_SCHEMA = 5
 
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lamb"]
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
@@ -40,7 +40,9 @@ class TrainConfig:
     dataset_fingerprint: str
     epochs: int
     seed: int
-    side_px: int  # input side after upscaling on the device; the dataset's own side means none
+    image_size_px: (
+        int  # image size after upscaling on the device; the dataset's own side means none
+    )
     stem_stride: Literal[1, 2] = 2  # stride of EfficientNet's stem; 1 halves the total stride to 16
     weights: str = "none"  # "none", "imagenet", or the path of a safetensors file
     validation_fraction: float = 0.1  # of the training part, stratified
@@ -173,7 +175,7 @@ def _hints() -> dict[str, Any]:
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "epochs": (1, None),
     "seed": (0, 2**63 - 1),
-    "side_px": (4, 4096),
+    "image_size_px": (4, 4096),
     "validation_fraction": (0.0, 0.5),
     "split_seed": (0, 2**32 - 1),
     "dropout": (0.0, 0.99),

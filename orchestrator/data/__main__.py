@@ -1,6 +1,6 @@
 """`python -m orchestrator.data`: datasets from their archives to Arrow files; verify and list.
 
-    prepare NAME [--source PATH|URL] [--data-dir PLACE] [--side N] [--as NAME]
+    prepare NAME [--source PATH|URL] [--data-dir PLACE] [--image-size N] [--as NAME]
     verify NAME
     list
 
@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN
+from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN
 from orchestrator.data.prepare import fetched, prepare, publish
 from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
 from orchestrator.errors import OrchestratorError
@@ -57,11 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         "download)",
     )
     make.add_argument(
-        "--side",
+        "--image-size",
         type=int,
         metavar="N",
         help=f"imagefolder: images are cut to their centre square and resized to N x N pixels, "
-        f"once (default: {DEFAULT_SIDE_PX})",
+        f"once (default: {DEFAULT_IMAGE_SIZE_PX})",
     )
     make.add_argument(
         "--as", dest="name", metavar="NAME", help="name of the result (default: the dataset's)"
@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.kind,
             data_dir=data_dir,
             source=arguments.source,
-            side_px=arguments.side,
+            image_size_px=arguments.image_size,
             name=arguments.name,
         )
         if address is not None:

@@ -25,7 +25,7 @@ _KNOWN = {
     "cifar100": (100, 32, 3, 50_000),
     "tinyimagenet": (200, 64, 3, 100_000),
 }
-DEFAULT_SIDE_PX = 64
+DEFAULT_IMAGE_SIZE_PX = 64
 IMAGEFOLDER = "imagefolder"
 
 
@@ -89,7 +89,7 @@ KNOWN: dict[str, KnownDataset] = {
 }
 
 
-def read_source(kind: str, path: Path, side_px: int) -> Contents:
+def read_source(kind: str, path: Path, image_size_px: int) -> Contents:
     """Return what a source of this kind holds; no image is decoded.
 
     Raises:
@@ -102,5 +102,5 @@ def read_source(kind: str, path: Path, side_px: int) -> Contents:
     if kind == "tinyimagenet":
         return tinyimagenet.read_tinyimagenet(path)
     if kind == IMAGEFOLDER:
-        return imagefolder.read_imagefolder(path, side_px)
+        return imagefolder.read_imagefolder(path, image_size_px)
     return cifar.read_cifar(path, coarse=kind == "cifar100")

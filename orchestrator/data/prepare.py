@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.data.known import DEFAULT_SIDE_PX, IMAGEFOLDER, KNOWN, read_source
+from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, read_source
 from orchestrator.data.prepared import (
     PreparedDataset,
     fsync,
@@ -35,7 +35,7 @@ def prepare(
     *,
     data_dir: Path,
     source: str | None = None,
-    side_px: int | None = None,
+    image_size_px: int | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> Path:
@@ -46,7 +46,7 @@ def prepare(
         data_dir: where archives and prepared datasets lie; made if missing.
         source: an archive, a folder or an http(s) address. None: the archive of the official name
             in `data_dir`, else a download from the published address.
-        side_px: side to resize to, for "imagefolder" only; None: 64.
+        image_size_px: side to resize to, for "imagefolder" only; None: 64.
         name: name of the result; None: the kind.
         progress: whether to report on standard error.
 
@@ -58,9 +58,9 @@ def prepare(
             by a dataset from another source, or the disk is full or cannot be read or written.
     """
     name = name or kind
-    _check_options(kind, name, source, side_px)
+    _check_options(kind, name, source, image_size_px)
     try:
-        return _prepare(kind, name, data_dir, source, side_px, progress)
+        return _prepare(kind, name, data_dir, source, image_size_px, progress)
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "Free some space there or choose another `--data-dir`; t" if is_full else "T"
@@ -71,7 +71,12 @@ def prepare(
 
 
 def _prepare(
-    kind: str, name: str, data_dir: Path, source: str | None, side_px: int | None, progress: bool
+    kind: str,
+    name: str,
+    data_dir: Path,
+    source: str | None,
+    image_size_px: int | None,
+    progress: bool,
 ) -> Path:
     from orchestrator.data.archives import sha256_of
     from orchestrator.storage.locks import exclusive_lock
@@ -81,12 +86,12 @@ def _prepare(
         data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."
     ):
         existing = read_prepared(folder) if folder.exists() else None
-        if existing and _same(existing, kind, source, None, side_px):
+        if existing and _same(existing, kind, source, None, image_size_px):
             return folder
         path, address = _locate(kind, data_dir, source, progress)
         digest = sha256_of(path)
         if existing:
-            if _same(existing, kind, source, digest, side_px):
+            if _same(existing, kind, source, digest, image_size_px):
                 return folder
             raise UsageError(
                 f"{folder} was prepared as {existing.kind!r} with side {existing.shape[0]} from "
@@ -100,7 +105,7 @@ def _prepare(
         building = data_dir / f".{name}.preparing-{os.getpid()}"
         building.mkdir()
         try:
-            contents = read_source(kind, path, side_px or DEFAULT_SIDE_PX)
+            contents = read_source(kind, path, image_size_px or DEFAULT_IMAGE_SIZE_PX)
             about = {"name": name, "kind": kind, "source": {"address": address, "sha256": digest}}
             write_prepared(building, path, contents, about, shown=progress)
             os.rename(building, folder)
@@ -170,7 +175,7 @@ def publish(folder: Path, address: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def _check_options(kind: str, name: str, source: str | None, side_px: int | None) -> None:
+def _check_options(kind: str, name: str, source: str | None, image_size_px: int | None) -> None:
     """Raise one error with everything that is wrong with the options."""
     problems = []
     if kind not in KNOWN and kind != IMAGEFOLDER:
@@ -186,21 +191,27 @@ def _check_options(kind: str, name: str, source: str | None, side_px: int | None
         problems.append("`imagefolder` needs `--source FOLDER`, the folder with the class folders.")
     if kind == "digits" and source is not None:
         problems.append("`digits` comes with scikit-learn; it takes no `--source`.")
-    if side_px is not None and kind != IMAGEFOLDER:
-        problems.append(f"`--side` is for `imagefolder`; the images of {kind!r} stay as they are.")
-    elif side_px is not None and not 4 <= side_px <= 4096:
-        problems.append(f"`--side` must be 4 to 4096 pixels; got {side_px}.")
+    if image_size_px is not None and kind != IMAGEFOLDER:
+        problems.append(
+            f"`--image-size` is for `imagefolder`; the images of {kind!r} stay as they are."
+        )
+    elif image_size_px is not None and not 4 <= image_size_px <= 4096:
+        problems.append(f"`--image-size` must be 4 to 4096 pixels; got {image_size_px}.")
     if problems:
         raise UsageError(" ".join(problems))
 
 
 def _same(
-    found: PreparedDataset, kind: str, source: str | None, digest: str | None, side_px: int | None
+    found: PreparedDataset,
+    kind: str,
+    source: str | None,
+    digest: str | None,
+    image_size_px: int | None,
 ) -> bool:
     """Say whether a prepared dataset is what was asked for; the digest only if it is known."""
-    if found.kind != kind or (side_px or found.shape[0]) != found.shape[0]:
+    if found.kind != kind or (image_size_px or found.shape[0]) != found.shape[0]:
         return False
-    if kind == IMAGEFOLDER and side_px is None and found.shape[0] != DEFAULT_SIDE_PX:
+    if kind == IMAGEFOLDER and image_size_px is None and found.shape[0] != DEFAULT_IMAGE_SIZE_PX:
         return False
     from orchestrator.data.download import public_address
 

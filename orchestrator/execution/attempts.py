@@ -19,11 +19,11 @@ LOOK_EVERY_S = 1.0  # at the cluster
 
 
 class AttemptRunner:
-    """What searcher and scheduler share: the conductor, and what an attempt needs to start."""
+    """What searcher and scheduler share: the scheduler, and what an attempt needs to start."""
 
     def __init__(
         self,
-        conductor: TrialScheduler,
+        scheduler: TrialScheduler,
         gpus_per_trial: float | None,
         sweep_dir: Path,
         dataset: DataLocation,
@@ -33,7 +33,7 @@ class AttemptRunner:
         storage: str | None,
     ) -> None:
         self.watchdog, self.keep_all, self.storage = watchdog, keep_all, storage
-        self.conductor, self.gpus_per_trial = conductor, gpus_per_trial
+        self.scheduler, self.gpus_per_trial = scheduler, gpus_per_trial
         self.shapes: dict[str, Shape] = {}
         self.has_gpus = False  # once there was one, trials wait for the next
         self.sweep_dir, self.dataset, self.max_concurrent = sweep_dir, dataset, max_concurrent
@@ -56,16 +56,16 @@ class AttemptRunner:
         """Return the next attempt as a Tune configuration, "finished", or None to ask later."""
         if self.error is not None:
             return "finished"
-        # Tune's own trials count, not the conductor's: one is over only when its worker is free
+        # Tune's own trials count, not the scheduler's: one is over only when its worker is free
         # again. Offered earlier, the next trial would ask for a placement group only to cancel it,
         # and Ray 2.60 now and then leaks the resources of a group that is cancelled while it is
         # placed (seen once in 100 trials, with CPUs to spare).
         self.look_around()
         if len(self.live) >= self.limit:
             return None
-        start = self.conductor.next_start()
+        start = self.scheduler.next_start()
         if start is None:
-            return None if self.live or self.conductor.is_paused() else "finished"
+            return None if self.live or self.scheduler.is_paused() else "finished"
         return {
             "job": self._job(start).to_json(),
             "signature": start.signature,
@@ -87,18 +87,18 @@ class AttemptRunner:
             self.nodes[tune_id] = {result.get("node", "")}
         if kind == "epoch":
             epoch: Any = result.get("epoch")
-            if self.conductor.on_epoch(*address, epoch, result, result.get("checkpoint")):
+            if self.scheduler.on_epoch(*address, epoch, result, result.get("checkpoint")):
                 return True
             if result.get("outcome") == "complete":
-                self.conductor.on_end(*address, outcome="complete")
+                self.scheduler.on_end(*address, outcome="complete")
                 return True
         # A node that is about to go is left at the end of an epoch, and at once by a new trial.
         if kind == "epoch" or (is_first and kind in ("alive", "start")):
             self._leave_draining(tune_id)
         if kind == "evaluation":
-            return self.conductor.on_evaluation(*address, json.loads(result["result"]))
+            return self.scheduler.on_evaluation(*address, json.loads(result["result"]))
         if kind == "end":
-            self.conductor.on_end(
+            self.scheduler.on_end(
                 *address,
                 outcome=result["outcome"],
                 failure_class=_failure_class(result),
@@ -125,7 +125,7 @@ class AttemptRunner:
         if self._looked_s is not None and now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        plan, machines = self.conductor.plan, cluster.machines()
+        plan, machines = self.scheduler.plan, cluster.machines()
         self.has_gpus = self.has_gpus or have_gpus(machines)
         self.shapes = shapes(plan, has_gpus=self.has_gpus, gpus_per_trial=self.gpus_per_trial)
         fits = max(fitting(plan, machines, self.shapes).values())
@@ -148,7 +148,7 @@ class AttemptRunner:
         import ray
 
         trial = self.live[tune_id]
-        self.conductor.on_end(
+        self.scheduler.on_end(
             trial.config["signature"],
             trial.config["attempt"],
             outcome="failed",
@@ -173,7 +173,7 @@ class AttemptRunner:
 
     def on_death(self, config: dict[str, Any], text: str) -> None:
         """Take the end of an attempt whose process said nothing."""
-        self.conductor.on_end(
+        self.scheduler.on_end(
             config["signature"],
             config["attempt"],
             outcome="failed",
@@ -194,7 +194,7 @@ class AttemptRunner:
             log=f"trials/{start.signature}/attempt_{start.attempt}.log",
             resume_from=start.resume_from,
             keep_all=self.keep_all,
-            is_judged=start.is_judged,
+            is_evaluated=start.is_evaluated,
             says_where=bool(self.draining),
             cpus=cpus,
             gpus=gpus,

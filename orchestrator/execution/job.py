@@ -26,7 +26,7 @@ class Job:
     log: str
     resume_from: str | None
     keep_all: bool  # every epoch's checkpoint, not just the last and the best
-    is_judged: bool  # by the test part, after the last epoch
+    is_evaluated: bool  # by the test split, after the last epoch
     cpus: float  # of one worker
     gpus: float  # of one worker
     says_where: bool = False  # at its first step: a node is about to go, and it may be this one's

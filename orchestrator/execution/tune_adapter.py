@@ -1,6 +1,6 @@
-"""The door to Ray Tune: runs the conductor's attempts as Tune trials, on a cluster of `cluster`.
+"""The door to Ray Tune: runs the scheduler's attempts as Tune trials, on a cluster of `cluster`.
 
-Tune brings actors, placement and reuse; every decision is the conductor's. Tune's own state goes
+Tune brings actors, placement and reuse; every decision is the scheduler's. Tune's own state goes
 to a temporary folder and is thrown away: the ledger is the truth.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    conductor: TrialScheduler,
+    scheduler: TrialScheduler,
     *,
     paths: SweepPaths,
     dataset: DataLocation,
@@ -41,10 +41,10 @@ def run(
     keep_all: bool,
     is_local: bool,
 ) -> None:
-    """Run attempts on the cluster that was joined until the conductor has none left.
+    """Run attempts on the cluster that was joined until the scheduler has none left.
 
     Args:
-        conductor: decides.
+        scheduler: decides.
         paths: where logs and checkpoints go.
         dataset: the prepared one's folder, on every host, and where a host that lacks it
             fetches it from.
@@ -57,14 +57,14 @@ def run(
     from ray import tune
 
     set_trial_environment(is_local)
-    workers = workers_per_trial(conductor.plan)
+    workers = workers_per_trial(scheduler.plan)
     # Ours is the only limit; Tune's would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
     storage = sweeps.storage_of(paths)
     accept_every_actor_death()
     jobs = AttemptRunner(
-        conductor,
+        scheduler,
         gpus_per_trial,
         paths.root.absolute(),
         DataLocation(dataset.folder.absolute(), dataset.address),
@@ -100,7 +100,7 @@ def run(
 
 
 def _searcher(jobs: AttemptRunner) -> Any:
-    """Return Tune's searcher: it offers what the conductor says."""
+    """Return Tune's searcher: it offers what the scheduler says."""
     from ray.tune.search import Searcher
 
     class OfferAttempts(Searcher):
@@ -131,7 +131,7 @@ def _searcher(jobs: AttemptRunner) -> Any:
 
 
 def _scheduler(jobs: AttemptRunner) -> Any:  # noqa: C901 - one class, six short hooks
-    """Return Tune's scheduler: it passes reports on and stops what the conductor stops."""
+    """Return Tune's scheduler: it passes reports on and stops what the scheduler stops."""
     from ray.tune.experiment import Trial as TuneTrial
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 

@@ -6,7 +6,7 @@ flattens others), one of
     {"kind": "start", "placement_group"}     only of a worker group, once it has its place
     {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics;
      "outcome": "complete" where it is the last word}
-    {"kind": "evaluation", "result": JSON}   of a trial that is judged by the test part
+    {"kind": "evaluation", "result": JSON}   of a trial that is evaluated on the test split
     {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
     {the same, with "failure_class" None and "death": what Ray says of a process that died}
 with the trial's signature and attempt number, which fence reports of attempts that were replaced,
@@ -144,12 +144,12 @@ def train(
                 best_epoch = end.best_epoch
                 here = checkpoint_path(job.signature, job.attempt, end.epoch)
                 checkpoint = here if end.checkpoint else None
-                is_last_word = end.is_last and signs and not (job.is_judged or upload)
+                is_last_word = end.is_last and signs and not (job.is_evaluated or upload)
                 epoch_report = _epoch_report(job, config, end, checkpoint, is_last_word)
                 if upload and checkpoint and is_first:
                     upload.checkpoint(checkpoint, on_step)
                 report(epoch_report)
-            if job.is_judged:
+            if job.is_evaluated:
                 result = _judge(job, config, best_epoch, device, on_step) if is_first else {}
                 report({**address(job), "kind": "evaluation", "result": json.dumps(result)})
         except loop.DivergedError as error:
@@ -182,7 +182,7 @@ def _epoch_report(
     """Return the report of an epoch, and log it: what is stored of the log then has it too.
 
     That it is the last word spares a round trip until the next trial may have this process. It is
-    not where something follows: the test part, storing the log, the end of a group's workers.
+    not where something follows: the test split, storing the log, the end of a group's workers.
     """
     values = end.metrics.to_dict()
     log.info(
@@ -217,7 +217,7 @@ def _judge(
     device: torch.device | None,
     on_step: Callable[[], None] | None,
 ) -> dict[str, Any]:
-    """Return what the test part says of the best epoch, which an earlier attempt may have trained.
+    """Return what the test split says of the best epoch, which an earlier attempt may have trained.
 
     Raises:
         RuntimeError: no whole checkpoint of that epoch is left.
@@ -233,13 +233,13 @@ def _judge(
     for name in names:
         folder = _fetched(job, name)
         if folder is not None:
-            judged = held_out.evaluate_test(
+            evaluated = held_out.evaluate_test(
                 config, Path(job.dataset_dir), folder, device=device, on_step=on_step
             )
-            return judged.to_dict()
+            return evaluated.to_dict()
     raise RuntimeError(
-        f"The checkpoint of the best epoch, {best_epoch + 1}, is gone or damaged, so the test part "
-        "cannot judge it. Train the trial anew with --resume --from-scratch."
+        f"The checkpoint of the best epoch, {best_epoch + 1}, is gone or damaged, so it cannot "
+        "be evaluated on the test split. Train the trial anew with --resume --from-scratch."
     )
 
 

@@ -1,7 +1,7 @@
 """The only door to the ledger: one SQLite file per sweep, from which everything else is a view.
 
 It holds planned trials, their attempts, one row of metrics per (trial, epoch), and what the test
-part said of the trials that it judged. One process writes (the driver), any number read. Every
+part said of the trials that it evaluated. One process writes (the driver), any number read. Every
 change takes the next number of one sequence, so "the results a decision was made from" is a single
 integer. Rows of `epochs` and `evaluations` are written once and never changed. It knows nothing of
 Ray, Optuna or MLflow.
@@ -20,14 +20,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
     from orchestrator.ledger.records import Stage, TrialStatus
 
-SCHEMA = 5  # of the tables, and of the signatures in them
+SCHEMA = 6  # of the tables, and of the signatures in them
+# Ledgers of schema 5 can be read, not written: their signatures were computed from other names.
+READABLE = (5, SCHEMA)
+_NAMES_OF_SCHEMA_5 = {
+    "side": "image_size",
+    "side_px": "image_size_px",
+    "side_by_variant": "image_size_by_variant",
+}
 
 
 _TABLES = f"""
@@ -92,6 +99,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
         self._lock = threading.RLock()
         connection.row_factory = sqlite3.Row
         row = connection.execute(
@@ -115,7 +123,29 @@ class Ledger:
     def get(self, key: str, default: Any = None) -> Any:
         """Return one fact of the sweep, decoded from JSON."""
         row = self._one("SELECT value FROM sweep WHERE key = ?", key)
-        return default if row is None else json.loads(row["value"])
+        return default if row is None else self._decoded(row["value"])
+
+    def _decoded(self, text: str) -> Any:
+        """Return a JSON value, with the names of today where an earlier schema had others."""
+        return json.loads(text, object_hook=_renamed if self.schema == 5 else None)
+
+    def _trial(self, row: sqlite3.Row) -> Trial:
+        decoded = {name: self._decoded(row[name]) for name in ("config", "params")}
+        return Trial(**{**dict(row), **decoded})
+
+    def check_schema(self) -> None:
+        """Refuse to go on from a ledger of an earlier schema.
+
+        Raises:
+            UsageError: it was written by an earlier version.
+        """
+        if self.schema != SCHEMA:
+            raise UsageError(
+                f"This sweep was recorded by an earlier version (ledger schema {self.schema}; now "
+                f"{SCHEMA}), which computed signatures differently: reports and predictions can be "
+                "made from it, but it cannot be resumed or verified. Start a new sweep under "
+                "another --name."
+            )
 
     def put(self, key: str, value: Any) -> None:
         """Store one fact of the sweep durably."""
@@ -232,7 +262,7 @@ class Ledger:
             return True
 
     def record_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
-        """Store what the test part said of a trial; return whether it was new.
+        """Store what the test split said of a trial; return whether it was new.
 
         As with epochs: only of the latest open attempt, and the first one stays.
         """
@@ -324,7 +354,7 @@ class Ledger:
         rows = self._all(
             "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", self._trials_seq
         )
-        changed = [_trial(row) for row in rows]
+        changed = [self._trial(row) for row in rows]
         self._trials |= {trial.signature: trial for trial in changed}
         self._trials_seq = max([self._trials_seq, *(trial.changed_seq for trial in changed)])
 
@@ -380,12 +410,12 @@ class Ledger:
             return dict(self._latest)
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Return what the test part said, by signature of the trials that were judged by it."""
+        """Return what the test split said, by signature of the trials that were evaluated by it."""
         rows = self._all("SELECT signature, result FROM evaluations ORDER BY signature")
         return {row["signature"]: json.loads(row["result"]) for row in rows}
 
     def evaluation(self, signature: str) -> dict[str, Any] | None:
-        """Return what the test part said of one trial, None where it was not asked."""
+        """Return what the test split said of one trial, None where it was not asked."""
         row = self._one("SELECT result FROM evaluations WHERE signature = ?", signature)
         return None if row is None else json.loads(row["result"])
 
@@ -485,10 +515,11 @@ def open_ledger(path: Path, *, read_only: bool = False) -> Ledger:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise sqlite3.DatabaseError("it is empty")
-        if version != SCHEMA:
+        if version not in READABLE:
             raise LedgerError(
-                f"{path} has schema {version}, this version reads {SCHEMA}. Use the version of "
-                "the orchestrator that wrote it, or start a sweep under another --name."
+                f"{path} has schema {version}; this version reads {READABLE[0]} to {SCHEMA}. Use "
+                "the version of the orchestrator that wrote it, or start a sweep under another "
+                "--name."
             )
         if not read_only:  # not before it is known to be ours: this writes
             connection.execute("PRAGMA journal_mode = WAL")
@@ -513,14 +544,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {_NAMES_OF_SCHEMA_5.get(name, name): value for name, value in values.items()}
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # SQLite has no NaN
-
-
-def _trial(row: sqlite3.Row) -> Trial:
-    values = dict(row)
-    values["config"], values["params"] = json.loads(row["config"]), json.loads(row["params"])
-    return Trial(**values)
 
 
 def _epoch(row: sqlite3.Row) -> EpochRow:

@@ -27,7 +27,7 @@ def final_trials_of(trials: Sequence[Trial], variant: str, mode: str) -> list[Tr
     """Return the trials that stand for a variant: the finals of its best configuration.
 
     Finals of a configuration that a longer search has beaten since are left out, and so are those
-    with a validation part where the latest are without, or the other way round: they are the same
+    with a validation split where the latest are without, or the other way round: they are the same
     seeds again. Where nothing is searched they are the search's own. Ended or not, in the order of
     their numbers.
     """
@@ -49,7 +49,7 @@ def _is_on_all(trial: Trial) -> bool:
 
 
 def ranking_values(trials: Sequence[Trial]) -> dict[str, float]:
-    """Return what each trial is worth by the validation part, by signature; the test has no say.
+    """Return what each trial is worth by the validation split, by signature; the test has no say.
 
     A final one on the whole training part has no value of its own: its origin's counts. A recipe's
     trials that are such are worth the same: only the test could tell them apart.
@@ -75,9 +75,9 @@ def is_better(value: float, other: float, mode: str) -> bool:
 
 
 def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best trial by the validation part, None where none ended well.
+    """Return the best trial by the validation split, None where none ended well.
 
-    A variant's final trials stand for it where there are any; the test part has no say in it.
+    A variant's final trials stand for it where there are any; the test split has no say in it.
 
     Args:
         trials: of a sweep, or of one variant.

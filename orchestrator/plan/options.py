@@ -29,7 +29,7 @@ class SweepConfig:
     variants: tuple[str, ...] | None = None
     dataset: str | None = None
     seed: int | None = None
-    side: str | None = None
+    image_size: str | None = None
     weights: str | None = None
     max_concurrent: int | None = None
     gpus_per_trial: float | None = None
@@ -94,8 +94,12 @@ class SweepConfig:
 
     def _word_problems(self) -> list[str]:
         problems = []
-        if self.side not in (None, "native", "paper") and not _is_positive(self.side or ""):
-            problems.append(f"`--side` must be native, paper or pixels; got {self.side!r}.")
+        if self.image_size not in (None, "native", "paper") and not _is_positive(
+            self.image_size or ""
+        ):
+            problems.append(
+                f"`--image-size` must be native, paper or pixels; got {self.image_size!r}."
+            )
         if self.weights not in (None, "none", "imagenet") and not self.weights.endswith(
             ".safetensors"
         ):
@@ -130,7 +134,7 @@ def given_options(config: SweepConfig) -> dict[str, Any]:
         "variants": list(config.variants) if config.variants else None,
         "dataset": config.dataset,
         "seed": config.seed,
-        "side": config.side,
+        "image_size": config.image_size,
         "weights": config.weights,
         "final_seeds": config.final_seeds,
         "final_on_all": config.final_on_all,

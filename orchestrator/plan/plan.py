@@ -14,7 +14,7 @@ from trainables.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a sweep is to do, resolved: variants in their order and each one's input side.
+    """What a sweep is to do, resolved: variants in their order and each one's image size.
 
     `overrides` are the training parameters that the command line decides. After a variant's search
     its best configuration is trained again with `final_seeds` seeds, with `final_on_all` on the
@@ -25,7 +25,7 @@ class Plan:
     seed: int
     trials: int  # per variant
     variants: tuple[str, ...]
-    side_px: Mapping[str, int]
+    image_size_px: Mapping[str, int]
     dataset: str
     fingerprint: str
     overrides: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Plan:
         return {
             "space": self.space.to_dict(self.variants),
             "seed": self.seed,
-            "side_px": dict(self.side_px),
+            "image_size_px": dict(self.image_size_px),
             "dataset": self.dataset,
             "fingerprint": self.fingerprint,
             "overrides": dict(self.overrides),
@@ -58,7 +58,7 @@ class Plan:
             params,
             dataset=self.dataset,
             fingerprint=self.fingerprint,
-            side_px=self.side_px[variant],
+            image_size_px=self.image_size_px[variant],
             seed=trial_seed(self.seed, f"{variant}/final" if is_final else variant, number),
             overrides={**self.overrides, **on_all},
         )
@@ -74,8 +74,8 @@ class Plan:
         """How many trials there are in all, the final ones among them."""
         return self.trials * len(self.variants) + self.num_finals
 
-    def is_judged(self, trial: Trial) -> bool:
-        """Return whether a trial is judged by the test part when it is complete."""
+    def is_evaluated(self, trial: Trial) -> bool:
+        """Return whether a trial is evaluated on the test split when it is complete."""
         return is_evaluated(
             trial.stage,
             trial.number,
@@ -88,13 +88,13 @@ class Plan:
 class VariantCost:
     """What a variant costs: `parameters` are trainable ones, operations are per image, forward."""
 
-    side_px: int
+    image_size_px: int
     parameters: int
     multiply_accumulates: int
 
 
 def is_evaluated(stage: Stage, number: int, *, num_params: int, num_enqueued: int) -> bool:
-    """Return whether a trial is judged by the test part; such a one is never stopped early.
+    """Return whether a trial is evaluated on the test split; such a one is never stopped early.
 
     Those are the final ones, the ones that the space itself asks for (a published recipe), and all
     of a variant with nothing to search: they differ in their seeds only.

@@ -39,7 +39,7 @@ def make_plan(
     """
     options = {**kept, **given_options(config)}
     names = tuple(options.get("variants") or space.variants)
-    side_choice = options.get("side")
+    size_choice = options.get("image_size")
     overrides: dict[str, Any] = {}
     if options.get("epochs"):
         overrides["epochs"] = options["epochs"]
@@ -59,7 +59,7 @@ def make_plan(
     facts: dict[str, VariantCost] = {}
     problems = []
     for name in names:
-        choice = _side(side_choice) or space.side_by_variant.get(name, space.side)
+        choice = _image_size(size_choice) or space.image_size_by_variant.get(name, space.image_size)
         try:
             facts[name] = _facts(space, name, choice, manifest, overrides)
         except ValueError as error:
@@ -72,7 +72,7 @@ def make_plan(
         seed=seed,
         trials=options.get("trials") or space.trials,
         variants=ordered,
-        side_px={name: facts[name].side_px for name in ordered},
+        image_size_px={name: facts[name].image_size_px for name in ordered},
         dataset=manifest.name,
         fingerprint=manifest.fingerprint,
         overrides=overrides,
@@ -84,18 +84,18 @@ def make_plan(
 
 
 def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
-    """Build a final configuration of each variant: without a validation part not all can be.
+    """Build a final configuration of each variant: without a validation split not all can be.
 
     Raises:
-        UsageError: one that needs a validation part is to be trained without it, or final trials
+        UsageError: one that needs a validation split is to be trained without it, or final trials
             were asked for where there is no search.
     """
     problems = []
     if options.get("final_seeds", 0) > 0 and not plan.num_finals:
         raise UsageError(
-            "`--final-seeds` is for the best of a search, and here nothing is searched: the trials "
-            "are the seeds, all are judged by the test part, and `--trials` says how many there "
-            "are."
+            "`--final-seeds` trains the best trial of a search again, but this space has nothing "
+            "to search: every trial is one seed and is evaluated on the test split. Choose their "
+            "number with `--trials`."
         )
     for variant in plan.variants:
         ranges = plan.space.params_for(variant)
@@ -108,19 +108,19 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
             problems.append(f"{variant}: {error}")
     if problems:
         raise UsageError(
-            "With --final-on-all the final trials have no validation part:\n" + "\n".join(problems)
+            "With --final-on-all the final trials have no validation split:\n" + "\n".join(problems)
         )
 
 
 def _facts(
     space: SearchSpace,
     name: str,
-    side: str | int,
+    image_size: str | int,
     manifest: Manifest,
     overrides: Mapping[str, Any],
 ) -> VariantCost:
     """Check the variant at both ends of each range, build it on the meta device, and count."""
-    side_px = build.input_side_px(name, manifest.side_px, side)  # type: ignore[arg-type]
+    image_size_px = build.input_size_px(name, manifest.image_size_px, image_size)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
     suggestions = [
@@ -134,7 +134,7 @@ def _facts(
                 params,
                 dataset=manifest.name,
                 fingerprint=manifest.fingerprint,
-                side_px=side_px,
+                image_size_px=image_size_px,
                 seed=0,
                 overrides=overrides,
             )
@@ -146,13 +146,15 @@ def _facts(
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
-    return VariantCost(side_px=side_px, parameters=parameters, multiply_accumulates=macs)
+    return VariantCost(
+        image_size_px=image_size_px, parameters=parameters, multiply_accumulates=macs
+    )
 
 
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
     build.check_variant(
         config.variant,
-        side_px=config.side_px,
+        image_size_px=config.image_size_px,
         stem_stride=config.stem_stride,
         drop_path=config.drop_path,
         weights=config.weights,
@@ -176,5 +178,5 @@ def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantCost]) -> tup
     return tuple(sorted(by_size, key=lambda name: shapes.index(shape(name))))
 
 
-def _side(text: str | None) -> str | int | None:
+def _image_size(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.isdecimal() else text

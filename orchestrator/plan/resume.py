@@ -48,7 +48,11 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
 def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> None:
     """Keep what the plan says of variants that earlier commands left out."""
     old, new = ledger.get("plan"), plan.identity()
-    merged = {**new, "side_px": {**old["side_px"], **new["side_px"]}, "space": {**new["space"]}}
+    merged = {
+        **new,
+        "image_size_px": {**old["image_size_px"], **new["image_size_px"]},
+        "space": {**new["space"]},
+    }
     for part in ("fixed", "params"):
         merged["space"][part] = {**old["space"][part], **new["space"][part]}
     if merged != old:
@@ -59,14 +63,14 @@ def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> N
 
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return a plan's identity, of the variants that both have."""
-    shared = set(plan["side_px"]) & set(other["side_px"])
+    shared = set(plan["image_size_px"]) & set(other["image_size_px"])
     space = {name: value for name, value in plan["space"].items() if name != "variants"}
     for part in ("fixed", "params"):
         space[part] = {name: space[part][name] for name in sorted(shared) if name in space[part]}
     return {
         **plan,
         "space": space,
-        "side_px": {name: plan["side_px"][name] for name in sorted(shared)},
+        "image_size_px": {name: plan["image_size_px"][name] for name in sorted(shared)},
     }
 
 

@@ -80,7 +80,7 @@ def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) 
             f"{config.dataset_fingerprint!r}; the one at hand has {manifest.fingerprint!r}. Name "
             "the folder of the right one with --data-dir."
         )
-    # Where weights are averaged, the averaged ones are those that were judged.
+    # Where weights are averaged, the averaged ones are those that were evaluated.
     average = folder / "average.safetensors"
     weights = average if average.is_file() else folder / WEIGHTS
     return TrainedModel(weights=weights, config=config, manifest=manifest, about=about)

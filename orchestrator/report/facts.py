@@ -18,7 +18,7 @@ from trainables.metrics import METRIC_NAMES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One trial with its epochs, attempts and, where it was judged, what the test part said."""
+    """One trial with its epochs, attempts and, where it was evaluated, what the test split said."""
 
     trial: Trial
     rows: tuple[EpochRow, ...]
@@ -48,7 +48,7 @@ class Record:
 
     @property
     def has_validation(self) -> bool:
-        """Whether it had a validation part; without one its `val_` figures are 0 and no figures."""
+        """Whether it had a validation split; without one its `val_` metrics mean nothing."""
         return float(self.trial.config.get("validation_fraction", 1)) > 0
 
     @property
@@ -131,8 +131,8 @@ class SweepData:
             and is_pretrained in (None, record.is_pretrained)
         ]
 
-    def judged(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
-        """Return those seeds that the test part has judged."""
+    def evaluated(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
+        """Return those seeds that the test split has evaluated."""
         return [r for r in self.seeds(variant, is_pretrained) if r.evaluation is not None]
 
     def best(self, records: Iterable[Record]) -> Record | None:
@@ -196,7 +196,7 @@ def _ordered(
     costs: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any], trials: Sequence[Trial]
 ) -> tuple[str, ...]:
     """Return all variants that were planned, the smallest first."""
-    names = {*plan["side_px"], *(trial.variant for trial in trials)}
+    names = {*plan["image_size_px"], *(trial.variant for trial in trials)}
     size = {name: costs.get(name, {}).get("multiply_accumulates", math.inf) for name in names}
     return tuple(sorted(names, key=lambda name: (size[name], name)))
 

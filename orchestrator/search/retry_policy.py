@@ -1,7 +1,7 @@
 """Classes of failure and what is done about each: policy as data, one decision function.
 
 Beside it the two things that failures of several trials say together: that a variant cannot be
-trained, and that the disk takes no more. Each belongs to one conductor, which has the lock.
+trained, and that the disk takes no more. Each belongs to one scheduler, which has the lock.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class AttemptStart:
     number: int
     config: TrainConfig
     resume_from: str | None
-    is_judged: bool  # by the test part, at its end
+    is_evaluated: bool  # by the test split, at its end
 
 
 class TrialScheduler:
@@ -185,7 +185,7 @@ class TrialScheduler:
             return False
 
     def on_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
-        """Store what the test part said of a trial and return whether the trial is to stop here."""
+        """Store a trial's evaluation on the test split; return whether the trial must stop here."""
         with self._lock:
             if self._running.get(signature) != attempt:
                 return True
@@ -334,7 +334,7 @@ class TrialScheduler:
             number=trial.number,
             config=config,
             resume_from=resume_from,
-            is_judged=self.plan.is_judged(trial),
+            is_evaluated=self.plan.is_evaluated(trial),
         )
 
     def _plan_final(self, origin: Trial) -> Trial:
@@ -425,7 +425,7 @@ class TrialScheduler:
         rows, space = self.ledger.epochs(trial.signature), self.plan.space
         if not rows or rows[-1].epoch + 1 >= trial.config["epochs"]:
             return False
-        if self.plan.is_judged(trial):
+        if self.plan.is_evaluated(trial):
             return False
         last = rows[-1]
         return is_stopped(
@@ -447,9 +447,9 @@ class TrialScheduler:
         return self.ledger.trial(signature).variant
 
     def _best(self, signature: str) -> tuple[int, float] | None:
-        """Return the epoch the trial is judged by and the sweep's metric there.
+        """Return the epoch the trial is evaluated by and the sweep's metric there.
 
-        Without a validation part that is the last one, and it has no value.
+        Without a validation split that is the last one, and it has no value.
         """
         trial, space = self.ledger.trial(signature), self.plan.space
         if not trial.config["validation_fraction"]:
@@ -457,10 +457,10 @@ class TrialScheduler:
         judge = trial.config["select_by"]
         mode = "min" if judge == "val_loss" else "max"
         best: tuple[int, float] | None = None
-        best_judged = math.nan
+        best_evaluated = math.nan
         for row in self.ledger.epochs(signature):
-            if is_better(row.metrics[judge], best_judged, mode):
-                best_judged = row.metrics[judge]
+            if is_better(row.metrics[judge], best_evaluated, mode):
+                best_evaluated = row.metrics[judge]
                 best = (row.epoch, row.metrics[space.metric])
         return best
 

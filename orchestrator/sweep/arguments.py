@@ -54,7 +54,7 @@ def _add_what(add: Callable[..., Any]) -> None:
     add("--variants", metavar="A,B", help="only these models; any timm model name is accepted")
     add("--dataset", metavar="NAME", help="a prepared dataset, in place of the space's")
     add("--seed", type=int, metavar="N", help="of the sweep (default: 0)")
-    add("--side", metavar="N", help="input side: native, paper or pixels, for every variant")
+    add("--image-size", metavar="N", help="image size: native, paper or pixels, for every variant")
     add(
         "--weights",
         metavar="WHAT",
@@ -65,13 +65,13 @@ def _add_what(add: Callable[..., Any]) -> None:
         type=int,
         metavar="K",
         help="after the search, train the best of each variant again with K seeds and judge it by "
-        "the test part (default: as the space says)",
+        "the test split (default: as the space says)",
     )
     add(
         "--final-on-all",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train those, or a recipe's trials, on the validation part as well (default: no)",
+        help="train those, or a recipe's trials, on the validation split as well (default: no)",
     )
 
 

@@ -88,11 +88,11 @@ def _run(
     from orchestrator.tracking.tracker import Tracker
 
     measured_s: dict[str, float] = {}  # of an epoch, by variant, where trials train as here
-    conductor = _conductor(config, ledger, plan, facts, measured_s)
+    scheduler = _scheduler(config, ledger, plan, facts, measured_s)
     here_s: dict[str, float] = {}
-    if config.measure and conductor.has_work():
+    if config.measure and scheduler.has_work():
         here_s = measure.measure(config, plan, facts, console, ledger)
-    if conductor.has_work() and not config.force:
+    if scheduler.has_work() and not config.force:
         check_room(config, plan, facts, ledger.get("options").get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
     tracker = Tracker(ledger, config.paths, tracking_uri(config, ledger), up_to)
@@ -101,7 +101,7 @@ def _run(
     errors: list[BaseException] = []
     with signals.signals_set(interruption):
         views = MlflowThread(tracker, config.paths)
-        if conductor.has_work():
+        if scheduler.has_work():
             ray_cluster = cluster.connect(
                 config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
             )
@@ -109,12 +109,12 @@ def _run(
             if ray_cluster.is_local:
                 measured_s.update(here_s)
             console.print(ray_cluster.describe())
-            _check_cluster(console, config, conductor, ray_cluster)
-            runner = _start_trials(config, conductor, manifest, errors, ray_cluster.is_local)
+            _check_cluster(console, config, scheduler, ray_cluster)
+            runner = _start_trials(config, scheduler, manifest, errors, ray_cluster.is_local)
             views.start()
-            _watch(console, conductor, views, runner, durable, interrupted)
+            _watch(console, scheduler, views, runner, durable, interrupted)
             try:
-                conductor.interrupt()  # nothing, after an end of its own
+                scheduler.interrupt()  # nothing, after an end of its own
             except LedgerError as error:  # `--resume` closes what is open then
                 errors.append(error)
         else:
@@ -124,15 +124,15 @@ def _run(
             if durable and durable.lost:
                 console.print(durable.lost, soft_wrap=True, style="red")
                 return FAILED
-            outcome = _outcome(conductor, interrupted.is_set() or bool(errors))
+            outcome = _outcome(scheduler, interrupted.is_set() or bool(errors))
             if outcome != "interrupted":
                 tracker.products = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
-    summary.print_end(console, config, plan, conductor, tracker)
-    if conductor.halted():
+    summary.print_end(console, config, plan, scheduler, tracker)
+    if scheduler.halted():
         errors.append(
             OrchestratorError(
-                f"{redacted(str(config.storage))} cannot take more: {conductor.halted()} Free some "
+                f"{redacted(str(config.storage))} cannot take more: {scheduler.halted()} Free some "
                 "space or make it writable."
             )
         )
@@ -143,7 +143,7 @@ def _run(
 
 
 def _check_cluster(
-    console: Console, config: SweepConfig, conductor: TrialScheduler, cluster: Cluster
+    console: Console, config: SweepConfig, scheduler: TrialScheduler, cluster: Cluster
 ) -> None:
     """See that trials can run on the cluster, and be found again; else leave it.
 
@@ -154,8 +154,8 @@ def _check_cluster(
     from orchestrator.plan import machines
 
     try:
-        share = conductor.ledger.get("options").get("gpus_per_trial")
-        machines.check_fit(conductor.plan, cluster.machines, share)
+        share = scheduler.ledger.get("options").get("gpus_per_trial")
+        machines.check_fit(scheduler.plan, cluster.machines, share)
     except UsageError:
         disconnect()
         raise
@@ -169,7 +169,7 @@ def _check_cluster(
         )
 
 
-def _conductor(
+def _scheduler(
     config: SweepConfig,
     ledger: Ledger,
     plan: Plan,
@@ -193,7 +193,7 @@ def _conductor(
 
 def _start_trials(
     config: SweepConfig,
-    conductor: TrialScheduler,
+    scheduler: TrialScheduler,
     manifest: Manifest,
     errors: list[BaseException],
     is_local: bool,
@@ -201,12 +201,12 @@ def _start_trials(
     """Start the thread that runs the trials; what ends it early is added to `errors`."""
     from orchestrator.execution import tune_adapter
 
-    options = conductor.ledger.get("options")
+    options = scheduler.ledger.get("options")
 
     def trials() -> None:
         try:
             tune_adapter.run(
-                conductor,
+                scheduler,
                 paths=config.paths,
                 dataset=DataLocation(config.data.folder / manifest.name, config.data.address),
                 max_concurrent=config.max_concurrent,
@@ -225,7 +225,7 @@ def _start_trials(
 
 def _watch(
     console: Console,
-    conductor: TrialScheduler,
+    scheduler: TrialScheduler,
     views: MlflowThread,
     runner: threading.Thread,
     durable: LedgerBackup | None,
@@ -234,7 +234,7 @@ def _watch(
     """Show how the trials are doing until they are over or the user has had enough."""
     from orchestrator.sweep.display import Display
 
-    with Display(console, conductor.ledger, conductor.plan) as display:
+    with Display(console, scheduler.ledger, scheduler.plan) as display:
         while runner.is_alive() and not interrupted.is_set():
             runner.join(timeout=0.5)
             display.show()
@@ -301,17 +301,17 @@ def _checkpoint_check(paths: SweepPaths) -> Any:
     return is_whole
 
 
-def _outcome(conductor: TrialScheduler, interrupted: bool) -> str:
-    ledger, plan = conductor.ledger, conductor.plan
+def _outcome(scheduler: TrialScheduler, interrupted: bool) -> str:
+    ledger, plan = scheduler.ledger, scheduler.plan
     if interrupted:
         return "interrupted"
-    if conductor.halted() or conductor.has_work():
+    if scheduler.halted() or scheduler.has_work():
         return "failed"
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     if any(trial.status == "failed" for trial in trials):
         return "failed"
     ended = collections.Counter(trial.variant for trial in trials if trial.stage == "search")
     has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
-    if conductor.left_out():  # the budget's affair, as the user asked
+    if scheduler.left_out():  # the budget's affair, as the user asked
         return "complete"
     return "complete" if has_all else "failed"

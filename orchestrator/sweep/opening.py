@@ -81,6 +81,7 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
         return None, {}
     try:
         ledger = open_ledger(config.paths.ledger)
+        ledger.check_schema()
     except LedgerError as error:
         raise UsageError(str(error)) from error
     return ledger, ledger.get("options")

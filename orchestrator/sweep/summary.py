@@ -35,14 +35,22 @@ def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> N
     """Print what a sweep would do, model by model."""
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
-    for name in ("side px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"):
+    for name in (
+        "image size, px",
+        "trials",
+        "epochs",
+        "parameters",
+        "MMACs",
+        "MFLOPs",
+        "per trial",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in plan.variants:
         fixed, own = plan.space.fixed_for(variant), facts[variant]
         mega = own.multiply_accumulates / 1e6
         table.add_row(
             variant,
-            str(own.side_px),
+            str(own.image_size_px),
             str(plan.trials),
             str(plan.overrides.get("epochs", fixed["epochs"])),
             f"{own.parameters:,}",
@@ -56,30 +64,30 @@ def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> N
     if plan.num_finals:
         console.print(
             f"After its search the best of each variant is trained again with {plan.final_seeds} "
-            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and judged once by the test part."
+            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and evaluated once by the test split."
         )
     console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
 
 
 def print_end(
-    console: Console, config: SweepConfig, plan: Plan, conductor: TrialScheduler, tracker: Tracker
+    console: Console, config: SweepConfig, plan: Plan, scheduler: TrialScheduler, tracker: Tracker
 ) -> None:
     """Print the leaderboard, what failed, and where everything is."""
-    ledger, uri = conductor.ledger, tracker.uri
+    ledger, uri = scheduler.ledger, tracker.uri
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     console.print(leaderboard(plan, trials))
-    judged = final_table(plan, trials, ledger.evaluations())
-    if judged is not None:
-        console.print(judged)
+    evaluated = final_table(plan, trials, ledger.evaluations())
+    if evaluated is not None:
+        console.print(evaluated)
     lines = failures(trials, ledger.attempts())
     if lines:
         console.print("These trials did not end well:", style="bold")
         for line in lines:
             console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
         console.print(f"Failed ones are tried again by: {resume_command()}", soft_wrap=True)
-    for variant in conductor.given_up():
+    for variant in scheduler.given_up():
         console.print(f"{variant} was stopped: the same error came from several trials.")
-    left_out = conductor.left_out() if config.budget_s or config.max_device_hours else {}
+    left_out = scheduler.left_out() if config.budget_s or config.max_device_hours else {}
     if left_out:
         number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
         console.print(
@@ -133,7 +141,7 @@ def resume_command() -> str:
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     """Return the best trial of every variant, best variant first."""
     metric, mode = plan.space.metric, plan.space.mode
-    table = Table(title=f"Best of each variant ({metric}, validation part)")
+    table = Table(title=f"Best of each variant ({metric}, validation split)")
     for name in ("variant", metric, "epoch", "trials", "signature", "found with"):
         table.add_column(name, justify="right" if name in (metric, "epoch", "trials") else "left")
     best: dict[str, Trial] = {}
@@ -163,19 +171,21 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
 def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table | None:
-    """Return what the test part says of each variant's chosen configuration, None without any."""
-    table = Table(title="Chosen configurations, judged once by the test part")
+    """Return what the test split says of each variant's chosen configuration, None without any."""
+    table = Table(title="Chosen configurations, evaluated once by the test split")
     for name in ("variant", "seeds", "test top-1", "test top-5", "loss", "calibration error"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in plan.variants:
         own = ranking.final_trials_of(trials, variant, plan.space.mode)
-        judged = [evaluations[trial.signature] for trial in own if trial.signature in evaluations]
-        if judged:
+        evaluated = [
+            evaluations[trial.signature] for trial in own if trial.signature in evaluations
+        ]
+        if evaluated:
             table.add_row(
                 variant,
-                str(len(judged)),
-                *(_spread([one[name] for one in judged]) for name in ("top1", "top5")),
-                *(_spread([one[name] for one in judged]) for name in ("loss", "ece")),
+                str(len(evaluated)),
+                *(_spread([one[name] for one in evaluated]) for name in ("top1", "top5")),
+                *(_spread([one[name] for one in evaluated]) for name in ("loss", "ece")),
             )
     return table if table.row_count else None
 

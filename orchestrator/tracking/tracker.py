@@ -396,8 +396,8 @@ class Tracker:
                 self._client.update_run(run_id, status=RUN_STATUS[outcome])
             else:
                 self._log_files(run_id, attempts)
-                if judged := self.ledger.evaluation(trial.signature):
-                    self._client.log_dict(run_id, judged, "test.json")
+                if evaluated := self.ledger.evaluation(trial.signature):
+                    self._client.log_dict(run_id, evaluated, "test.json")
                 ended_ms = int((attempts[-1].ended_s or 0) * 1000)
                 self._client.set_terminated(run_id, RUN_STATUS[outcome], ended_ms)
             self._log(run_id, [], [], tags)
@@ -424,9 +424,9 @@ class Tracker:
             if math.isfinite(value)
         ]
         ended_ms = int((attempts[-1].ended_s or 0) * 1000) if attempts else 0
-        judged = self.ledger.evaluation(trial.signature) if trial.ended_seq is not None else None
-        if judged is not None:
-            metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(judged).items()]
+        evaluated = self.ledger.evaluation(trial.signature) if trial.ended_seq is not None else None
+        if evaluated is not None:
+            metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(evaluated).items()]
         if trial.best_value is not None and trial.ended_seq is not None:
             name = self.ledger.get("plan")["space"]["metric"]
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
@@ -520,16 +520,16 @@ class Tracker:
             patiently(files.delete_artifacts)(folder)
 
 
-def evaluation_metrics(judged: Mapping[str, Any]) -> dict[str, float]:
-    """Return what MLflow shows of the test part's judgement, by name."""
-    metrics = {f"test_{name}": judged[name] for name in ("top1", "top5", "loss", "ece")}
-    if judged["superclass_top1"] is not None:
-        metrics["test_superclass_top1"] = judged["superclass_top1"]
+def evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
+    """Return what MLflow shows of the test split's evaluation, by name."""
+    metrics = {f"test_{name}": evaluated[name] for name in ("top1", "top5", "loss", "ece")}
+    if evaluated["superclass_top1"] is not None:
+        metrics["test_superclass_top1"] = evaluated["superclass_top1"]
     for name in ("precision", "recall", "f1"):
-        metrics[f"test_{name}_macro"] = judged[name]["macro"]
-        metrics[f"test_{name}_weighted"] = judged[name]["weighted"]
-    metrics["inference_ms"] = judged["inference_ms"]
-    metrics["inference_images_per_s"] = judged["inference_images_per_s"]
+        metrics[f"test_{name}_macro"] = evaluated[name]["macro"]
+        metrics[f"test_{name}_weighted"] = evaluated[name]["weighted"]
+    metrics["inference_ms"] = evaluated["inference_ms"]
+    metrics["inference_images_per_s"] = evaluated["inference_images_per_s"]
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

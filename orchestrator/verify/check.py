@@ -48,6 +48,7 @@ def verify(config: SweepConfig) -> int:
     driver = _driver(paths)
     try:
         with newest_copy(paths) as ledger:
+            ledger.check_schema()
             facts = read(paths, ledger, driver)
             uri = config.tracking_uri or facts.ledger.get("tracking_uri")
             results = check(facts, uri or paths.default_tracking_uri)

@@ -15,7 +15,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study, optuna_version, read_params
-from orchestrator.verify.facts import Breach, Result, Snapshot, is_judged, name_of, plan_at
+from orchestrator.verify.facts import Breach, Result, Snapshot, expects_evaluation, name_of, plan_at
 
 
 def check_suggestions(facts: Snapshot) -> Result:
@@ -170,7 +170,7 @@ def _stops_at(facts: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
     """Return what early stopping says of a row; None where it does not look."""
     space = plan_at(facts, row.seq)["space"]
     done = row.epoch + 1
-    if done >= trial.config["epochs"] or is_judged(plan_at(facts, row.seq), trial):
+    if done >= trial.config["epochs"] or expects_evaluation(plan_at(facts, row.seq), trial):
         return None
     if not is_rung(done, space["first_rung_epochs"], space["rung_factor"]):
         return None

@@ -99,8 +99,8 @@ def plan_at(facts: Snapshot, seq: int) -> Mapping[str, Any]:
     return facts.plan
 
 
-def is_judged(plan: Mapping[str, Any], trial: Trial) -> bool:
-    """Return whether a plan has a trial judged by the test part when it is complete."""
+def expects_evaluation(plan: Mapping[str, Any], trial: Trial) -> bool:
+    """Return whether a plan has a trial evaluated on the test split when it is complete."""
     space = plan["space"]
     return is_evaluated(
         trial.stage,

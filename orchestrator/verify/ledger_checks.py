@@ -16,7 +16,7 @@ from orchestrator.verify.facts import (
     Result,
     Snapshot,
     asked_for,
-    is_judged,
+    expects_evaluation,
     is_open,
     name_of,
     plan_at,
@@ -151,37 +151,39 @@ def _best_problems(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> Itera
 
 
 def best_of(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
-    """Return the epoch that a trial is judged by and the sweep's metric there."""
+    """Return the epoch that a trial is evaluated by and the sweep's metric there."""
     if not trial.config["validation_fraction"]:
         return rows[-1].epoch, math.nan
     judge = trial.config["select_by"]
     mode = "min" if judge == "val_loss" else "max"
     metric = plan_at(facts, trial.ended_seq or 0)["space"]["metric"]
-    best, best_judged = None, math.nan
+    best, best_evaluated = None, math.nan
     for row in rows:
-        if is_better(row.metrics[judge], best_judged, mode):
-            best_judged = row.metrics[judge]
+        if is_better(row.metrics[judge], best_evaluated, mode):
+            best_evaluated = row.metrics[judge]
             best = row.epoch, row.metrics[metric]
     return best
 
 
 def check_evaluations(facts: Snapshot) -> Result:
-    """A: the test part has judged each trial once that it is to judge, and no other."""
+    """A: the test split has evaluated each trial once that it is to judge, and no other."""
     found: list[Breach] = []
     evaluations = facts.ledger.evaluations()
     for trial in facts.trials:
-        wanted = is_judged(plan_at(facts, trial.planned_seq), trial)
+        wanted = expects_evaluation(plan_at(facts, trial.planned_seq), trial)
         there = evaluations.pop(trial.signature, None)
         if there is None and wanted and trial.status == "complete":
-            found.append(Breach("A", name_of(trial), "the test part has not judged it."))
+            found.append(Breach("A", name_of(trial), "the test split has not evaluated it."))
         if there is not None and not wanted:
-            found.append(Breach("A", name_of(trial), "the test part has judged it, unasked."))
+            found.append(Breach("A", name_of(trial), "the test split has evaluated it, unasked."))
         if there is not None and trial.ended_seq and there["epoch"] != trial.best_epoch:
-            text = f"the test part judged epoch {there['epoch']}; its best is {trial.best_epoch}."
+            text = (
+                f"the test split evaluated epoch {there['epoch']}; its best is {trial.best_epoch}."
+            )
             found.append(Breach("A", name_of(trial), text))
     for signature in sorted(evaluations):
         found.append(Breach("A", signature, "an evaluation of a trial that was not planned."))
-    return Result("A", "the test part was asked once", len(facts.trials), found)
+    return Result("A", "the test split was asked once", len(facts.trials), found)
 
 
 def check_checkpoints(facts: Snapshot) -> Result:

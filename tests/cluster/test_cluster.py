@@ -32,7 +32,7 @@ from optuna.distributions import FloatDistribution
 from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace(
-    name={name!r}, dataset={dataset!r}, variants=("cnn3",), trials={trials}, side=32,
+    name={name!r}, dataset={dataset!r}, variants=("cnn3",), trials={trials}, image_size=32,
     base={{"epochs": {epochs}, "steps_per_epoch": {steps}, "batch_size": 64, "hflip": False}},
     params={{"lr": FloatDistribution(1e-3, 1e-2, log=True)}},
     startup_trials={trials},

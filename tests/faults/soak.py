@@ -209,7 +209,7 @@ def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
     counts = len(ledger.trials("search")), len(ledger.trials("final")), len(ledger.evaluations())
-    if left or counts != (2 * sweep.trials, 2, 2):  # one final trial of each variant, judged
+    if left or counts != (2 * sweep.trials, 2, 2):  # one final trial of each variant, evaluated
         soak.breaches.append(f"A: {sweep.paths.root}: {len(left)} trials have not ended")
     ledger.close()
     if reference is not None:
@@ -233,9 +233,9 @@ def everything(paths: SweepPaths) -> tuple[list[object], list[object]]:
         (t.name, t.signature, t.params, t.status, t.best_epoch, t.best_value)
         for t in ledger.trials()
     ]
-    judged = [(s, one["confusion"], one["loss"]) for s, one in ledger.evaluations().items()]
+    evaluated = [(s, one["confusion"], one["loss"]) for s, one in ledger.evaluations().items()]
     ledger.close()
-    return trials + judged, list(table(paths))
+    return trials + evaluated, list(table(paths))
 
 
 def repeated_epochs(soak: Soak, sweep: Sweep) -> int:

@@ -21,7 +21,7 @@ from search_spaces.space import SearchSpace
 """
 # A sound space; `{}` takes what is to be wrong, a later keyword wins.
 SOUND = (
-    "VALUES = dict(name='mine', dataset='digits', variants=('cnn3',), trials=1, side=32,\n"
+    "VALUES = dict(name='mine', dataset='digits', variants=('cnn3',), trials=1, image_size=32,\n"
     "    base={'epochs': 1}, params={'lr': FloatDistribution(1e-3, 1e-2)})\n"
 )
 
@@ -70,7 +70,7 @@ def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         HEAD
         + "SPACE = SearchSpace(name='mine', dataset='digits', variants=('cnn3', 'cnn3'), trials=0,"
-        " mode='up', metric='accuracy', side='big', gpus_per_trial=1.5, rung_factor=1,"
+        " mode='up', metric='accuracy', image_size='big', gpus_per_trial=1.5, rung_factor=1,"
         " base={'epochs': 1, 'lrr': 3, 'lr': FloatDistribution(0.1, 0.2)},"
         " params={'dropuot': FloatDistribution(0, 0.1), 'momentum': 0.9},"
         " by_variant={'resnet50': {'lr': 0.1}})\n"
@@ -84,7 +84,7 @@ def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
         "`trials` must be a whole number, 1 or more; got 0.",
         "`mode` must be 'max' or 'min'; got 'up'.",
         "`metric` must be one of",
-        "A side must be 'native', 'paper' or pixels; got 'big'.",
+        "An image size must be 'native', 'paper' or pixels; got 'big'.",
         "must be 0 to 1, or a whole number; got 1.5.",
         "`rung_factor` must be a whole number, 2 or more; got 1.",
         "resnet50, which `variants` does not list",

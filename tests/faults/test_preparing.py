@@ -38,7 +38,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(photos: Path, data_dir: Path, side: int = 64) -> list[str]:
-    words = ("prepare", "imagefolder", "--source", photos, "--data-dir", data_dir, "--side", side)
+    words = (
+        "prepare",
+        "imagefolder",
+        "--source",
+        photos,
+        "--data-dir",
+        data_dir,
+        "--image-size",
+        side,
+    )
     return [sys.executable, "-m", "orchestrator.data", *map(str, words), "--as", "mine"]
 
 
@@ -90,7 +99,7 @@ def _fill(folder: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_told_before_any_work(small_disk: Path, photos: Path) -> None:
     """Case 43: the space that is needed is known."""
-    ended = data_command(small_disk, *_command(photos, small_disk / "data", side=128)[3:])
+    ended = data_command(small_disk, *_command(photos, small_disk / "data", image_size=128)[3:])
     assert ended.status == 2, ended.said
     assert "GiB free for this dataset" in ended.said
     assert tree(small_disk) == {"data"}

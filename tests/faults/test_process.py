@@ -223,7 +223,7 @@ def test_killed_ranks_and_controllers_of_a_worker_group_cost_an_attempt_and_no_p
         "from optuna.distributions import FloatDistribution\n"
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='group', dataset='digits', variants=('cnn3',), trials=1,\n"
-        "    side=32, first_rung_epochs=0,\n"
+        "    image_size=32, first_rung_epochs=0,\n"
         "    base={'epochs': 12, 'schedule': 'constant', 'batch_size': 32, 'optimizer': 'adamw'},\n"
         "    params={'lr': FloatDistribution(1e-5, 1e-2, log=True)})\n"
     )

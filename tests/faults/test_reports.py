@@ -72,7 +72,7 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
         "from optuna.distributions import CategoricalDistribution\n"
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='mine', dataset='digits', variants=('cnn3',), trials=6,\n"
-        "    side=32, base={'epochs': 2, 'optimizer': 'sgd'}, startup_trials=6,\n"
+        "    image_size=32, base={'epochs': 2, 'optimizer': 'sgd'}, startup_trials=6,\n"
         "    params={'lr': CategoricalDistribution([1e9, 1e-2])})\n"
     )
     ended = sweep(tmp_path, "./mine.py", "--data-dir", digits_data_dir)

@@ -23,7 +23,7 @@ DEFAULTS = TrainConfig(
     dataset_fingerprint="06029e7a61040290",
     epochs=5,
     seed=1,
-    side_px=32,
+    image_size_px=32,
 )
 
 # A second legal value, of fields where the one that `other_value` makes up would be refused.

@@ -150,7 +150,7 @@ def test_a_step_of_every_kind_of_network_can_be_captured(digits_dir, captures, c
     config = digits_config(
         digits_dir,
         variant=variant,
-        side_px=side,
+        image_size_px=side,
         epochs=1,
         batch_size=8,
         steps_per_epoch=5,
@@ -227,7 +227,7 @@ def test_trials_leave_no_memory_behind(digits_dir, compile_):
 
 
 def test_a_batch_that_is_too_large_is_out_of_memory_and_smaller_parts_are_not(digits_dir):
-    options = {"side_px": 224, "batch_size": 1024, "steps_per_epoch": 5, "epochs": 1}
+    options = {"image_size_px": 224, "batch_size": 1024, "steps_per_epoch": 5, "epochs": 1}
     config = digits_config(digits_dir, **options, variant="efficientnet_b0", lr=1e-3)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory

@@ -22,14 +22,14 @@ REPOSITORY = Path(__file__).parents[2]
         (("tinyimagnet",), ("Unknown search space 'tinyimagnet'", "Did you mean 'tinyimagenet'?")),
         (("./none.py",), ("There is no space file at none.py",)),
         (("digits", "--variants", "efficientnet_b9"), ("efficientnet_b9", "Did you mean")),
-        (("digits", "--side", "8"), ("cnn2", "cnn3", "8")),
+        (("digits", "--image-size", "8"), ("cnn2", "cnn3", "8")),
         (("digits", "--dataset", "digit"), ("Unknown dataset 'digit'", "Did you mean 'digits'?")),
         (("digits", "--trials", "0"), ("`--trials` must be 1 or more; got 0.",)),
         (("digits", "--resume"), ("no sweep named 'digits'", "Existing: none")),
         (("digits", "--name", "a/b"), ("`--name`", "'a/b'")),
         (
-            ("digits", "--trials", "-1", "--side", "big"),
-            ("`--trials` must be 1 or more; got -1.", "`--side` must be"),
+            ("digits", "--trials", "-1", "--image-size", "big"),
+            ("`--trials` must be 1 or more; got -1.", "`--image-size` must be"),
         ),
     ],
 )

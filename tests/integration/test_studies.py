@@ -25,7 +25,7 @@ SMALL = ("--epochs", 1, "--trials", 1)
 STUDIES: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "tinyimagenet_b3": (
         "tinyimagenet",
-        ("--epochs", 1, "--trials", 2, "--final-seeds", 1, "--side", 32, "--weights", "none"),
+        ("--epochs", 1, "--trials", 2, "--final-seeds", 1, "--image-size", 32, "--weights", "none"),
         ("efficientnet_b3",),
     ),
     "tinyimagenet_baselines": (
@@ -43,7 +43,7 @@ STUDIES: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
         (
             *SMALL,
             "--final-on-all",
-            "--side",
+            "--image-size",
             "native",
             "--variants",
             "efficientnet_b0,efficientnet_b0_resolution",
@@ -52,7 +52,7 @@ STUDIES: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     ),
     "cifar100_transfer": (
         "cifar100",
-        (*SMALL, "--side", 32, "--weights", "none"),
+        (*SMALL, "--image-size", 32, "--weights", "none"),
         ("efficientnet_b0", "cnn9"),
     ),
 }
@@ -128,8 +128,8 @@ def test_a_study_runs_from_its_one_command_and_its_report_says_what_was_differen
     ledger = ledger_of(paths)
     space = search_spaces.load(study)
     assert ledger.get("plan")["dataset"] == dataset
-    judged = ledger.evaluations()
-    by_variant = {t.variant for t in ledger.trials() if t.signature in judged}
+    evaluated = ledger.evaluations()
+    by_variant = {t.variant for t in ledger.trials() if t.signature in evaluated}
     assert by_variant == set(variants)
     for trial in ledger.trials():
         assert trial.status == "complete"
@@ -138,7 +138,7 @@ def test_a_study_runs_from_its_one_command_and_its_report_says_what_was_differen
         fixed |= {"epochs": 1, "weights": "none"}
         fixed = {k: v for k, v in fixed.items() if k not in ("warmup_epochs", "freeze_epochs")}
         assert {name: trial.config[name] for name in fixed} == fixed
-    for result in judged.values():
+    for result in evaluated.values():
         assert result["images"] == TEST == sum(map(sum, result["confusion"]))
         assert (result["superclass_top1"] is None) == (dataset != "cifar100")
     page = (paths.root / "report" / "report.html").read_text()

@@ -99,7 +99,7 @@ def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(
         )
         config = TrainConfig.from_dict(trial.config)
         model = build.build_model(
-            config, num_classes=10, in_channels=1, image_side_px=config.side_px
+            config, num_classes=10, in_channels=1, image_size_px=config.image_size_px
         )
         model.load_state_dict(load_file(path))
         store = batches.open_store(digits_dir, "train", torch.device("cpu"))
@@ -253,7 +253,7 @@ def test_a_variant_that_always_fails_is_given_up_and_the_others_finish(
     space = tmp_path / "half_broken.py"
     space.write_text(
         "from search_spaces.space import SearchSpace\n"
-        "SPACE = SearchSpace(name='half_broken', dataset='digits', trials=5, side=32,\n"
+        "SPACE = SearchSpace(name='half_broken', dataset='digits', trials=5, image_size=32,\n"
         "    variants=('cnn3', 'efficientnet_b0'), max_attempts=1,\n"
         "    base={'epochs': 1, 'steps_per_epoch': 2, 'batch_size': 64},\n"
         # Batch norm refuses a single value per channel: one image at 1 x 1 features.
@@ -278,7 +278,7 @@ def test_trials_of_two_resource_shapes_reuse_one_worker_each(
     space = tmp_path / "shapes.py"
     space.write_text(
         "from search_spaces.space import SearchSpace\n"
-        "SPACE = SearchSpace(name='shapes', dataset='digits', trials=10, side=32,\n"
+        "SPACE = SearchSpace(name='shapes', dataset='digits', trials=10, image_size=32,\n"
         "    variants=('cnn3', 'cnn2'), by_variant={'cnn2': {'threads': 2}},\n"
         "    base={'epochs': 1, 'steps_per_epoch': 1, 'batch_size': 32})\n"
     )

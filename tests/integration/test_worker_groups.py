@@ -95,7 +95,7 @@ def test_a_stopped_group_frees_its_place_and_the_next_one_starts(
         "from optuna.distributions import FloatDistribution\n"
         "from search_spaces.space import SearchSpace\n"
         "SPACE = SearchSpace(name='group', dataset='digits', variants=('cnn3',), trials=4,\n"
-        "    side=32, first_rung_epochs=1, rung_factor=2,\n"
+        "    image_size=32, first_rung_epochs=1, rung_factor=2,\n"
         "    base={'epochs': 3, 'schedule': 'constant', 'batch_size': 32, 'optimizer': 'adamw'},\n"
         "    params={'lr': FloatDistribution(1e-5, 1e-2, log=True)})\n"
     )

@@ -1,4 +1,4 @@
-"""A fake runner: plays a conductor's trials epoch by epoch instead of training them."""
+"""A fake runner: plays a scheduler's trials epoch by epoch instead of training them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.ledger.records import ENDED
 from orchestrator.plan.plan import Plan, trial_seed
 from orchestrator.search.early_stopping import is_stopped
 from orchestrator.search.scheduler import AttemptStart, TrialScheduler
-from tests.orchestrator.sweeps import curve, judgement, metrics
+from tests.orchestrator.sweeps import curve, evaluation, metrics
 
 # What becomes of an epoch that would start now: None, or the arguments of `on_end`.
 Fate = Callable[[AttemptStart, int], dict[str, Any] | None]
@@ -36,58 +36,58 @@ class Playing:
     epoch: int
 
 
-def begin(conductor: TrialScheduler) -> Playing | None:
-    start = conductor.next_start()
+def begin(scheduler: TrialScheduler) -> Playing | None:
+    start = scheduler.next_start()
     if start is None:
         return None
     path = start.resume_from
     return Playing(start, 0 if path is None else int(path.rpartition("_")[2]) + 1)
 
 
-def step(conductor: TrialScheduler, playing: Playing, fate: Fate) -> bool:
+def step(scheduler: TrialScheduler, playing: Playing, fate: Fate) -> bool:
     """Play one epoch, or the end after the last one; return whether the attempt goes on."""
     start, epoch = playing.start, playing.epoch
     address = start.signature, start.attempt
     if epoch >= start.config.epochs:
-        if start.is_judged:
-            rows = conductor.ledger.epochs(start.signature)
+        if start.is_evaluated:
+            rows = scheduler.ledger.epochs(start.signature)
             best = max(rows, key=lambda row: row.metrics["val_top1"])
             if not start.config.validation_fraction:
                 best = rows[-1]
-            conductor.on_evaluation(*address, judgement(best.epoch))
-        conductor.on_end(*address, outcome="complete")
+            scheduler.on_evaluation(*address, evaluation(best.epoch))
+        scheduler.on_end(*address, outcome="complete")
         return False
     end = fate(start, epoch)
     if end is not None:
-        conductor.on_end(*address, **end)
+        scheduler.on_end(*address, **end)
         return False
     value = curve(start.config.to_dict(), epoch)
     path = f"trials/{start.signature}/attempt_{start.attempt}/epoch_{epoch:04d}"
     playing.epoch += 1
-    return not conductor.on_epoch(*address, epoch, metrics(val_top1=value), path)
+    return not scheduler.on_epoch(*address, epoch, metrics(val_top1=value), path)
 
 
 def play(
-    conductor: TrialScheduler,
+    scheduler: TrialScheduler,
     *,
     limit: int = 1,
     fate: Fate = goes_well,
     draws: random.Random | None = None,
 ) -> list[AttemptStart]:
-    """Play until the conductor has nothing left, as `launch` does; return what was started."""
+    """Play until the scheduler has nothing left, as `launch` does; return what was started."""
     running: list[Playing] = []
     started: list[AttemptStart] = []
     draws = draws or random.Random(0)
     while True:
-        while conductor.num_running() < limit and (new := begin(conductor)):
+        while scheduler.num_running() < limit and (new := begin(scheduler)):
             running.append(new)
             started.append(new.start)
-        assert conductor.num_running() == len(running) <= limit
+        assert scheduler.num_running() == len(running) <= limit
         if not running:
-            assert conductor.next_start() is None
+            assert scheduler.next_start() is None
             return started
         playing = draws.choice(running)
-        if not step(conductor, playing, fate):
+        if not step(scheduler, playing, fate):
             running.remove(playing)
 
 

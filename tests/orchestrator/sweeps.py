@@ -33,7 +33,7 @@ def space(**values: Any) -> SearchSpace:
         "dataset": "digits",
         "variants": ("cnn2", "cnn3"),
         "trials": 4,
-        "side": 32,
+        "image_size": 32,
         "base": {"epochs": 9},
         "params": PARAMS,
         "first_rung_epochs": 1,
@@ -44,8 +44,8 @@ def space(**values: Any) -> SearchSpace:
     return SearchSpace(**{**defaults, **values})
 
 
-def judgement(epoch: int, **values: float) -> dict[str, Any]:
-    """Return what the test part might say of a trial, without what only a report needs."""
+def evaluation(epoch: int, **values: float) -> dict[str, Any]:
+    """Return what the test split might say of a trial, without what only a report needs."""
     average = {"per_class": [0.5, 0.7], "macro": 0.6, "weighted": 0.6}
     return {
         "split": "test",
@@ -71,7 +71,7 @@ def plan(
         seed=seed,
         trials=trials or of.trials,
         variants=tuple(of.variants),
-        side_px=dict.fromkeys(of.variants, 32),
+        image_size_px=dict.fromkeys(of.variants, 32),
         dataset="digits",
         fingerprint="f" * 8,
         overrides={},

@@ -32,14 +32,14 @@ NATIVE_PX = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64}
 def config_of(
     space: SearchSpace, variant: str, params: dict[str, Any] | None = None
 ) -> TrainConfig:
-    choice = space.side_by_variant.get(variant, space.side)
-    side_px = build.input_side_px(variant, NATIVE_PX[space.dataset], choice)
+    choice = space.image_size_by_variant.get(variant, space.image_size)
+    image_size_px = build.input_size_px(variant, NATIVE_PX[space.dataset], choice)
     return space.train_config(
         variant,
         params or {},
         dataset=space.dataset,
         fingerprint="f",
-        side_px=side_px,
+        image_size_px=image_size_px,
         seed=0,
         overrides={},
     )
@@ -51,14 +51,14 @@ def row_of(space: SearchSpace, variant: str) -> Published:
 
 
 @functools.cache
-def macs(variant: str, side_px: int, stem_stride: int = 2, classes: int = 10) -> int:
+def macs(variant: str, image_size_px: int, stem_stride: int = 2, classes: int = 10) -> int:
     config = TrainConfig(
         variant=variant,
         dataset="d",
         dataset_fingerprint="f",
         epochs=1,
         seed=0,
-        side_px=side_px,
+        image_size_px=image_size_px,
         stem_stride=stem_stride,  # type: ignore[arg-type]
     )
     return model_cost(config, num_classes=classes, in_channels=3)[1]
@@ -116,7 +116,7 @@ def test_models_1_to_5_of_seed_001_are_trained_as_it_says() -> None:
     for variant in space.variants:
         assert space.params_for(variant) == {}
         assert space.fixed_for(variant) == {**common, **own[variant]}
-        assert config_of(space, variant).side_px == 64
+        assert config_of(space, variant).image_size_px == 64
 
 
 def test_the_table_of_seed_001_is_as_published() -> None:
@@ -149,7 +149,7 @@ def test_seed_000s_recipe_is_the_first_trial() -> None:
     space = search_spaces.load("tinyimagenet_b3")
     assert space.variants == ("efficientnet_b3",)
     config = config_of(space, "efficientnet_b3", dict(space.enqueued[0]))
-    assert (config.weights, config.side_px, config.epochs, config.hflip) == (
+    assert (config.weights, config.image_size_px, config.epochs, config.hflip) == (
         "imagenet",
         256,
         10,
@@ -187,7 +187,7 @@ def test_seed_000_and_001s_fine_tuning_strategies_are_searched() -> None:
             assert ranges["freeze_epochs"] == IntDistribution(0, 2)
             assert ranges["layer_decay"] == FloatDistribution(0.7, 1.0)
             assert {"lr", "optimizer", "dropout", "label_smoothing"} <= set(ranges)
-        # Nobody is judged while its backbone rests.
+        # Nobody is evaluated while its backbone rests.
         assert space.first_rung_epochs > 2
 
 
@@ -205,7 +205,7 @@ def test_seed_001s_later_backbones_begin_with_model_5s_recipe() -> None:
     for variant in space.variants:
         assert {**space.fixed_for(variant), **space.enqueued[0]} == {**recipe, **neutral}
         assert build.weights_name(variant) is not None
-        assert config_of(space, variant, dict(space.enqueued[0])).side_px == 128
+        assert config_of(space, variant, dict(space.enqueued[0])).image_size_px == 128
     assert [row.label for row in space.published] == ["Model 5"]
 
 
@@ -218,7 +218,7 @@ def test_a_backbone_rests_for_its_share_of_a_shortened_training() -> None:
             params,
             dataset="d",
             fingerprint="f",
-            side_px=64,
+            image_size_px=64,
             seed=0,
             overrides={"epochs": epochs},
         )
@@ -249,11 +249,11 @@ def test_seed_002s_family_is_trained_as_it_says() -> None:
         assert config_of(space, variant).weights == "none"
 
 
-def test_seed_002s_sides_grow_as_the_papers() -> None:
+def test_seed_002s_sizes_grow_as_the_papers() -> None:
     space = search_spaces.load("cifar100_family")
     for variant in space.variants:
-        paper_px = build.input_side_px(variant, 32, "paper")
-        assert config_of(space, variant).side_px == math.floor(paper_px * 32 / 224 + 0.5)
+        paper_px = build.input_size_px(variant, 32, "paper")
+        assert config_of(space, variant).image_size_px == math.floor(paper_px * 32 / 224 + 0.5)
 
 
 def test_the_tables_of_seed_002_are_as_published() -> None:
@@ -314,7 +314,7 @@ def test_seed_003s_models_are_trained_as_it_says() -> None:
             "hflip": True,
             "crop_padding_px": 4,
         }
-    sides = [config_of(space, variant).side_px for variant in space.variants]
+    sides = [config_of(space, variant).image_size_px for variant in space.variants]
     assert sides == [224, 224, 224, 448, 256, 240, 300, 380, 456, 528, 600]
 
 
@@ -337,17 +337,17 @@ def test_the_table_of_seed_003_is_as_published() -> None:
     ]
 
 
-def test_seed_003s_flops_are_twice_the_operations_at_the_sides_its_space_has() -> None:
+def test_seed_003s_flops_are_twice_the_operations_at_the_sizes_its_space_has() -> None:
     """Which says both what they count and, as they do not, at which side they trained."""
     space = search_spaces.load("cifar10_scaling")
     for variant in space.variants[:5]:
-        row, side_px = row_of(space, variant), config_of(space, variant).side_px
-        count = macs(variant, side_px)
+        row, image_size_px = row_of(space, variant), config_of(space, variant).image_size_px
+        count = macs(variant, image_size_px)
         ratio = (row.flops or 0) / (2 * count)
         assert 1.04 <= ratio < 1.07
         assert row.note.startswith(
             f"Their FLOPs are {ratio:.2f} times twice the {count / 1e9:.2f} billion "
-            f"multiply-accumulates at {side_px} px."
+            f"multiply-accumulates at {image_size_px} px."
         )
 
 
@@ -382,7 +382,7 @@ def test_seed_004s_transfer_is_trained_as_it_says() -> None:
         "grid_distortion": 0.2,
         "elastic": 0.2,
     }
-    assert config_of(space, "efficientnet_b0").side_px == 224
+    assert config_of(space, "efficientnet_b0").image_size_px == 224
 
 
 def test_seed_004s_cnn_has_its_own_recipe() -> None:
@@ -404,7 +404,7 @@ def test_seed_004s_cnn_has_its_own_recipe() -> None:
         "crop_padding_px": 3,
     }
     config = config_of(space, "cnn9")
-    assert config.side_px == 32
+    assert config.image_size_px == 32
     assert config.weights == "none"
 
 
@@ -470,7 +470,7 @@ def test_the_networks_of_the_grid_cost_more_than_the_rule_says() -> None:
     space = search_spaces.load("scaling_grid")
     base = macs("efficientnet_b0", 32, stem_stride=1, classes=100)
     ratios = [
-        macs(variant, config_of(space, variant).side_px, stem_stride=1, classes=100) / base
+        macs(variant, config_of(space, variant).image_size_px, stem_stride=1, classes=100) / base
         for variant in space.variants[1:]
     ]
     assert (round(min(ratios), 1), round(max(ratios), 1)) == (1.9, 3.8)
@@ -483,10 +483,10 @@ def test_the_grid_is_trained_by_seed_002s_recipe_of_b0() -> None:
 
 
 @pytest.mark.parametrize("name", [*STUDIES, "scaling_grid"])
-def test_a_studys_trial_of_one_epoch_at_a_small_side_is_a_configuration(name: str) -> None:
-    """What `--epochs 1 --side 32 --weights none` asks for."""
+def test_a_studys_trial_of_one_epoch_at_a_small_size_is_a_configuration(name: str) -> None:
+    """What `--epochs 1 --image-size 32 --weights none` asks for."""
     space = search_spaces.load(name)
-    side_px = 75 if name == "tinyimagenet_backbones" else 32
+    image_size_px = 75 if name == "tinyimagenet_backbones" else 32
     for variant in space.variants:
         params = dict(space.enqueued[0]) if space.params_for(variant) else {}
         config = space.train_config(
@@ -494,12 +494,15 @@ def test_a_studys_trial_of_one_epoch_at_a_small_side_is_a_configuration(name: st
             params,
             dataset="sample",
             fingerprint="f",
-            side_px=side_px,
+            image_size_px=image_size_px,
             seed=0,
             overrides={"epochs": 1, "weights": "none"},
         )
         assert (config.epochs, config.weights) == (1, "none")
         assert config.warmup_epochs <= 1
         build.check_variant(
-            variant, side_px=side_px, stem_stride=config.stem_stride, drop_path=config.drop_path
+            variant,
+            image_size_px=image_size_px,
+            stem_stride=config.stem_stride,
+            drop_path=config.drop_path,
         )

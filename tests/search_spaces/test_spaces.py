@@ -34,7 +34,7 @@ def only_problem(**values: Any) -> str:
 
 def test_a_right_space_passes() -> None:
     space().check()
-    space(params={}, trials=1, first_rung_epochs=0, keep_best=0, side="paper").check()
+    space(params={}, trials=1, first_rung_epochs=0, keep_best=0, image_size="paper").check()
     space(metric="val_loss", mode="min", gpus_per_trial=0.5, gpus_by_variant={"cnn3": 2}).check()
 
 
@@ -45,7 +45,7 @@ def test_every_mistake_is_named_at_once() -> None:
         base={"epochs": 3, "learning_rate": 0.1, "seed": 7, "dropout": FloatDistribution(0, 1)},
         params={"lr": 0.1, "epochs": IntDistribution(1, 9), "momentun": FloatDistribution(0, 1)},
         by_variant={"cnn9": {"dropout": 0.1}, "cnn2": {"threds": 2}},
-        side="huge",
+        image_size="huge",
         metric="accuracy",
         mode="best",
         rung_factor=1,
@@ -69,7 +69,7 @@ def test_every_mistake_is_named_at_once() -> None:
         "`max_attempts` must be a whole number, 1 or more; got True.",
         "`metric` must be one of train_loss,",
         "`mode` must be 'max' or 'min'; got 'best'.",
-        "A side must be 'native', 'paper' or pixels; got 'huge'.",
+        "An image size must be 'native', 'paper' or pixels; got 'huge'.",
         "A trial's share of GPUs must be 0 to 1, or a whole number; got -1.",
     ):
         assert expected in text
@@ -92,8 +92,11 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"gpus_per_trial": "1"}, "A trial's share of GPUs must be 0 to 1, or a whole number"),
         ({"gpus_per_trial": math.nan}, "A trial's share of GPUs must be 0 to 1"),
         ({"gpus_by_variant": {"cnn2": 1.5}}, "or a whole number; got 1.5."),
-        ({"side": True}, "A side must be 'native', 'paper' or pixels; got True."),
-        ({"side_by_variant": {"cnn2": 0}}, "A side must be 'native', 'paper' or pixels; got 0."),
+        ({"image_size": True}, "An image size must be 'native', 'paper' or pixels; got True."),
+        (
+            {"image_size_by_variant": {"cnn2": 0}},
+            "An image size must be 'native', 'paper' or pixels; got 0.",
+        ),
         ({"base": {}}, "`base` must say `epochs`."),
         (
             {"by_variant": {"cnn2": {"epochs": IntDistribution(1, 3)}}},
@@ -103,7 +106,7 @@ def test_every_mistake_is_named_at_once() -> None:
             {"params": {"threads": IntDistribution(1, 2)}},
             "`threads` cannot be searched; a variant's trials share one shape.",
         ),
-        ({"side_by_variant": {"cnn9": 64}}, "Settings are given for cnn9"),
+        ({"image_size_by_variant": {"cnn9": 64}}, "Settings are given for cnn9"),
         ({"gpus_by_variant": {"cnn9": 1}}, "Settings are given for cnn9"),
         (
             {"metric": "val_loss"},
@@ -407,16 +410,16 @@ def configs(own: SearchSpace, variant: str) -> list[TrainConfig]:
     suggestions += [
         {**low, name: value} for name, choices in ranges.items() for value in ends(choices)
     ]
-    side = own.side_by_variant.get(variant, own.side)
+    size = own.image_size_by_variant.get(variant, own.image_size)
     native_px = {"digits": 8, "tinyimagenet": 64}.get(own.dataset, 32)
-    side_px = build.input_side_px(variant, native_px, side)  # type: ignore[arg-type]
+    image_size_px = build.input_size_px(variant, native_px, size)  # type: ignore[arg-type]
     return [
         own.train_config(
             variant,
             params,
             dataset=own.dataset,
             fingerprint="f",
-            side_px=side_px,
+            image_size_px=image_size_px,
             seed=0,
             overrides={},
         )
@@ -432,27 +435,29 @@ def test_both_ends_of_every_range_make_a_configuration(built_in: SearchSpace) ->
 
 
 @functools.cache
-def logits_shape(variant: str, side_px: int, stem_stride: int, drop_path: float) -> torch.Size:
+def logits_shape(
+    variant: str, image_size_px: int, stem_stride: int, drop_path: float
+) -> torch.Size:
     config = TrainConfig(
         variant=variant,
         dataset="d",
         dataset_fingerprint="f",
         epochs=1,
         seed=0,
-        side_px=side_px,
+        image_size_px=image_size_px,
         stem_stride=stem_stride,  # type: ignore[arg-type]
         drop_path=drop_path,
     )
     with torch.device("meta"), torch.no_grad():
         model = build.build_model(
-            config, num_classes=7, in_channels=3, image_side_px=side_px, read_weights=False
+            config, num_classes=7, in_channels=3, image_size_px=image_size_px, read_weights=False
         )
-        return model.eval()(torch.empty(2, 3, side_px, side_px)).shape
+        return model.eval()(torch.empty(2, 3, image_size_px, image_size_px)).shape
 
 
 def test_every_variant_of_a_built_in_space_can_be_built_and_run(built_in: SearchSpace) -> None:
     """On the meta device, so it costs neither memory nor arithmetic."""
     for variant in built_in.variants:
         last = configs(built_in, variant)[1]
-        shape = logits_shape(variant, last.side_px, last.stem_stride, last.drop_path)
+        shape = logits_shape(variant, last.image_size_px, last.stem_stride, last.drop_path)
         assert shape == (2, 7)

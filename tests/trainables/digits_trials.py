@@ -49,7 +49,7 @@ def digits_config(digits_dir: Path, **values: Any) -> TrainConfig:
             "dataset_fingerprint": dataset.load_manifest(digits_dir).fingerprint,
             "epochs": 2,
             "seed": 7,
-            "side_px": 32,
+            "image_size_px": 32,
             "batch_size": 32,
             "steps_per_epoch": 2,
             "lr": 0.02,

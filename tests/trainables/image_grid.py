@@ -54,7 +54,7 @@ def config_with(**augmentations: float) -> TrainConfig:
         dataset_fingerprint="none",
         epochs=1,
         seed=0,
-        side_px=64,
+        image_size_px=64,
         **augmentations,  # type: ignore[arg-type]
     )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.golden.make import DEFAULTS, SIGNATURES, other_value
 from trainables.config import SIGNATURE_SCHEMA, TrainConfig, field_names
 
-REQUIRED = {"variant", "dataset", "dataset_fingerprint", "epochs", "seed", "side_px"}
+REQUIRED = {"variant", "dataset", "dataset_fingerprint", "epochs", "seed", "image_size_px"}
 
 
 def config(**values) -> TrainConfig:

@@ -47,7 +47,7 @@ class Manifest:
     fine_to_coarse: tuple[int, ...] = ()
 
     @property
-    def side_px(self) -> int:
+    def image_size_px(self) -> int:
         """The longer side; every dataset here is square."""
         return max(self.height_px, self.width_px)
 
@@ -133,7 +133,7 @@ def split_indices(
 
     Args:
         labels: (n,) class numbers.
-        fraction: share of the images that validate, 0 to 0.5; 0 gives an empty validation part.
+        fraction: share of the images that validate, 0 to 0.5; 0 gives an empty validation split.
         seed: of the split, not of the trial.
 
     Returns:
@@ -151,7 +151,7 @@ def split_indices(
     (rows,) = np.nonzero(counts[classes] > 1)
     if not len(rows):
         raise DatasetError(
-            "A validation part needs a class with two images or more; no class here has. Add "
+            "A validation split needs a class with two images or more; no class here has. Add "
             "images, or train without one: `validation_fraction=0`."
         )
     # The stratified part has at least as many images as there are classes.

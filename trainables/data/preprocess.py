@@ -24,9 +24,9 @@ def preparation(
     """
     mean, std = build.normalisation(config, manifest.mean, manifest.std)
     # As long as a row of pixels: whole rows are worked on at once.
-    shift = torch.tensor(mean, device=device).repeat(config.side_px)
-    scale = torch.tensor(std, device=device).reciprocal().repeat(config.side_px)
-    side = (config.side_px, config.side_px)
+    shift = torch.tensor(mean, device=device).repeat(config.image_size_px)
+    scale = torch.tensor(std, device=device).reciprocal().repeat(config.image_size_px)
+    side = (config.image_size_px, config.image_size_px)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     # Flips and the crop are a quarter of the work on bytes, and the same.
     is_early = augment.copies_pixels(config)

@@ -81,7 +81,7 @@ class Classifier:
     @property
     def batch_size(self) -> int:
         """How many images are looked at together, so that a large model's memory stays bounded."""
-        return max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self.config.side_px**2))
+        return max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self.config.image_size_px**2))
 
     def _prepared(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         """Yield the network's input, batch by batch."""
@@ -119,7 +119,7 @@ def load_classifier(
         config,
         num_classes=len(manifest.class_names),
         in_channels=manifest.channels,
-        image_side_px=config.side_px,
+        image_size_px=config.image_size_px,
         read_weights=False,
     )
     try:

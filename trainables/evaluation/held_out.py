@@ -1,7 +1,7 @@
-"""The test part, judged once with a trained checkpoint: `evaluate_test`, and what it finds.
+"""The test split, evaluated once with a trained checkpoint: `evaluate_test`, and what it finds.
 
 It knows nothing of how trials are chosen or recorded. Whoever calls it decides which trial may see
-the test part, and when. It holds no state.
+the test split, and when. It holds no state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainables.training.device import autocast, default_device, set_up_numerics
 
 MOST_EXAMPLES, MOST_MISTAKES = 36, 6
 NO_CHOICE = 1e4  # a logit beyond all others
-LARGEST_EXAMPLE_PX = 128  # a side; every trial that is judged brings its copy into the ledger
+LARGEST_EXAMPLE_PX = 128  # a side; every trial that is evaluated brings its copy into the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What one checkpoint does on the test part; fractions 0 to 1, losses in nats per image.
+    """What one checkpoint does on the test split; fractions 0 to 1, losses in nats per image.
 
     `epoch` is the checkpoint's, counted from 0. `superclass_top1` counts a prediction whose
     superclass is right. `ece` is the expected calibration error over 15 bins of the confidence.
@@ -111,7 +111,7 @@ def evaluate_test(
     on_step: Callable[[], None] | None = None,
     resident_share: float = batches.RESIDENT_SHARE,
 ) -> Evaluation:
-    """Judge a checkpoint on every image of the dataset's test part.
+    """Judge a checkpoint on every image of the dataset's test split.
 
     Only one of several data-parallel workers needs to call it; it waits for none of the others.
 
@@ -139,11 +139,11 @@ def evaluate_test(
 
     # float64 on the host, so that the sums over many images lose nothing.
     logits = _logits(config, model, store, prepare, batch, alive).double().numpy()
-    # What is not a number is the last choice. The test part ends no trial: the search would know.
+    # What is not a number is the last choice. The test split ends no trial: the search would know.
     logits = np.nan_to_num(logits, nan=-NO_CHOICE, posinf=NO_CHOICE, neginf=-NO_CHOICE)
     labels = store.labels.cpu().numpy()
     macs = cost.count_multiply_accumulates(
-        model, side_px=config.side_px, in_channels=manifest.channels
+        model, image_size_px=config.image_size_px, in_channels=manifest.channels
     )
     chosen = example_rows(labels, config.split_seed)
     wrong = mistaken_rows(labels, scoring.ranking(logits)[:, 0], config.split_seed, chosen)
@@ -175,7 +175,7 @@ def load_model(
 ) -> nn.Module:
     """Return the network of a checkpoint, ready to predict, on the device.
 
-    Its weights are those that training judged: the moving average where the trial kept one.
+    Its weights are those that training evaluated: the moving average where the trial kept one.
 
     Raises:
         checkpoint.CheckpointError: the checkpoint is damaged or of another trial.
@@ -187,7 +187,7 @@ def example_rows(labels: scoring.Ints, seed: int) -> list[int]:
     """Return up to 36 rows, spread over the classes: no class twice before each was there once.
 
     Args:
-        labels: (n,) of the test part.
+        labels: (n,) of the test split.
         seed: the split's; the rows depend on it and on the labels alone.
     """
     order = np.random.RandomState(seed).permutation(len(labels))  # a stream numpy keeps (NEP 19)
@@ -206,7 +206,7 @@ def mistaken_rows(
     """Return up to 6 rows whose prediction is wrong, in an order that depends on the seed alone.
 
     Args:
-        labels: (n,) of the test part.
+        labels: (n,) of the test split.
         predicted: (n,) classes.
         seed: the split's.
         shown: rows that come last, because they are shown anyway.
@@ -229,7 +229,7 @@ def _load(
         config,
         num_classes=len(manifest.class_names),
         in_channels=manifest.channels,
-        image_side_px=config.side_px,
+        image_size_px=config.image_size_px,
         read_weights=False,
     )
     try:

@@ -1,8 +1,8 @@
-"""The variants: their names, their input sides, and how each is built; holds no state.
+"""The variants: their names, their image sizes, and how each is built; holds no state.
 
 Built in: EfficientNet B0 to B7 and ResNet-50 through timm, the CNNs of `cnns.py`, the scaled
 B0s of `scaling.py`. Beside them every timm model name, with or without a tag, is a variant. To add
-one of ours: a row in `_PAPER_SIDES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
+one of ours: a row in `_PAPER_SIZES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
 
 torch and timm are imported inside the functions that build, so that names can be checked quickly.
 """
@@ -21,7 +21,7 @@ from trainables.models.pretrained import find_weights, load_weights, not_safeten
 if TYPE_CHECKING:
     from torch import nn
 
-SideChoice = Literal["native", "paper"] | int
+ImageSizeChoice = Literal["native", "paper"] | int
 
 # One recipe for B0 to B7, so that pretrained variants are comparable. In timm 1.0.31 the tags
 # that exist for all eight are aa_in1k, ap_in1k and ns_jft_in1k, all on `tf_efficientnet_bN`;
@@ -34,9 +34,9 @@ _FAMILY_TAG = "aa_in1k"
 _RESNET50_WEIGHTS = "resnet50.tv_in1k"
 _RESNET50_HIDDEN_UNITS = 1024  # seed 001, model 5
 
-# The paper's input sides: EfficientNet's reference code (efficientnet_builder.py,
+# The paper's image sizes: EfficientNet's reference code (efficientnet_builder.py,
 # `efficientnet_params`), He et al. for ResNet-50. timm's defaults differ for b2 to b5.
-_PAPER_SIDES_PX = {
+_PAPER_SIZES_PX = {
     "efficientnet_b0": 224,
     "efficientnet_b1": 240,
     "efficientnet_b2": 260,
@@ -47,7 +47,7 @@ _PAPER_SIDES_PX = {
     "efficientnet_b7": 600,
     "resnet50": 224,
 }
-_FAMILY = tuple(name for name in _PAPER_SIDES_PX if name.startswith("efficientnet"))
+_FAMILY = tuple(name for name in _PAPER_SIZES_PX if name.startswith("efficientnet"))
 
 # Smallest first, by multiply-accumulates on native Tiny ImageNet (64 px, 3 channels, 200 classes).
 _BUILT_IN = (
@@ -89,21 +89,21 @@ def is_variant(name: str) -> bool:
 def check_variant(
     name: str,
     *,
-    side_px: int,
+    image_size_px: int,
     stem_stride: int = 2,
     drop_path: float = 0.0,
     weights: str = "none",
 ) -> None:
     """Check that a variant exists and can be built with these choices, before it is trained.
 
-    For a timm model that is not built in, it is built without memory and run once at `side_px`.
+    A timm model that is not built in is built without memory and run once at `image_size_px`.
 
     Raises:
         ValueError: one sentence or more for every mistake.
     """
-    problems = _problems(name, side_px, stem_stride, drop_path, weights)
+    problems = _problems(name, image_size_px, stem_stride, drop_path, weights)
     if not problems and not _is_ours(name):
-        problems = _timm_problems(name, side_px, drop_path)
+        problems = _timm_problems(name, image_size_px, drop_path)
     if weights.endswith(".safetensors") and not Path(weights).expanduser().is_file():
         problems.append(f"There is no weights file at {weights}. Check the path.")
     if problems:
@@ -115,7 +115,7 @@ def has_plain_convolutions(variant: str) -> bool:
     return _is_cnn(variant) or variant == "resnet50"
 
 
-def input_side_px(variant: str, dataset_side_px: int, choice: SideChoice) -> int:
+def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) -> int:
     """Return the side of the images that reach the network, in pixels.
 
     - "native": the dataset's side; for a scaled B0 times its resolution multiplier, because
@@ -134,19 +134,19 @@ def input_side_px(variant: str, dataset_side_px: int, choice: SideChoice) -> int
     if isinstance(choice, int) and not isinstance(choice, bool) and choice > 0:
         return choice
     if choice == "native":
-        return scaling.scaled_side_px(scaled, dataset_side_px) if scaled else dataset_side_px
+        return scaling.scaled_size_px(scaled, native_size_px) if scaled else native_size_px
     if choice != "paper":
         raise ValueError(
-            f"The input side is 'native', 'paper' or a positive number of pixels; got {choice!r}."
+            f"The image size is 'native', 'paper' or a positive number of pixels; got {choice!r}."
         )
     if scaled:
-        return scaling.scaled_side_px(scaled, scaling.BASE_SIDE_PX)
-    if variant in _PAPER_SIDES_PX:
-        return _PAPER_SIDES_PX[variant]
+        return scaling.scaled_size_px(scaled, scaling.BASE_SIZE_PX)
+    if variant in _PAPER_SIZES_PX:
+        return _PAPER_SIZES_PX[variant]
     if _is_cnn(variant):
         from trainables.models.cnns import CNN_SPECS
 
-        return CNN_SPECS[variant].published_side_px
+        return CNN_SPECS[variant].published_size_px
     return int(_published(variant).input_size[-1])
 
 
@@ -192,10 +192,10 @@ def build_model(
     *,
     num_classes: int,
     in_channels: int,
-    image_side_px: int,
+    image_size_px: int,
     read_weights: bool = True,
 ) -> nn.Module:
-    """Build a variant for images (n, in_channels, image_side_px, image_side_px), logits (n, k).
+    """Build a variant for images (n, in_channels, image_size_px, image_size_px), logits (n, k).
 
     Weights start from torch's global generator: seed it before. On torch's default device; inside
     `with torch.device("meta")` it costs no memory and suffices for counting.
@@ -208,7 +208,7 @@ def build_model(
         config: variant, weights, dropout, drop_path and stem_stride decide.
         num_classes: k.
         in_channels: 1 for grey images, 3 for RGB.
-        image_side_px: the side that reaches the network, after upscaling.
+        image_size_px: the side that reaches the network, after upscaling.
         read_weights: False builds what `config.weights` asks for without reading them, for a
             caller who restores a checkpoint into it or only counts.
 
@@ -217,12 +217,12 @@ def build_model(
         WeightsError: pretrained weights are missing or do not fit.
     """
     problems = _problems(
-        config.variant, image_side_px, config.stem_stride, config.drop_path, config.weights
+        config.variant, image_size_px, config.stem_stride, config.drop_path, config.weights
     )
     if problems:
         raise ValueError(" ".join(problems))
     weights_path = _weights_path(config) if read_weights else None  # may fail: before the building
-    model = _build(config, num_classes, in_channels, image_side_px)
+    model = _build(config, num_classes, in_channels, image_size_px)
     if config.stem_stride == 1:
         model.conv_stem.stride = (1, 1)  # type: ignore[assignment]
     if weights_path is not None:
@@ -231,7 +231,7 @@ def build_model(
 
 
 def _build(
-    config: TrainConfig, num_classes: int, in_channels: int, image_side_px: int
+    config: TrainConfig, num_classes: int, in_channels: int, image_size_px: int
 ) -> nn.Module:
     """Build the variant's network with fresh weights."""
     variant = config.variant
@@ -242,7 +242,7 @@ def _build(
             variant,
             num_classes=num_classes,
             in_channels=in_channels,
-            side_px=image_side_px,
+            image_size_px=image_size_px,
             dropout=config.dropout,
         )
     if scaled := scaling.scaling_of(variant):
@@ -264,7 +264,7 @@ def _build(
     if variant in _FAMILY and config.weights != "none":
         return _build_timm(f"tf_{variant}.{_FAMILY_TAG}", options)
     if not _is_ours(variant) and _published(variant).fixed_input_size:
-        options["img_size"] = image_side_px
+        options["img_size"] = image_size_px
     return _build_timm(variant, options)
 
 
@@ -321,7 +321,7 @@ def _weights_path(config: TrainConfig) -> Path | None:
 
 
 def _problems(
-    name: str, side_px: int, stem_stride: int, drop_path: float, weights: str
+    name: str, image_size_px: int, stem_stride: int, drop_path: float, weights: str
 ) -> list[str]:
     """Return one sentence per mistake that can be told without building the network."""
     problems = _name_problems(name)
@@ -330,8 +330,8 @@ def _problems(
     if _is_cnn(name):
         from trainables.models.cnns import CNN_SPECS, too_small
 
-        if CNN_SPECS[name].map_side_px(side_px) == 0:
-            problems.append(too_small(name, side_px))
+        if CNN_SPECS[name].map_size_px(image_size_px) == 0:
+            problems.append(too_small(name, image_size_px))
         if drop_path:
             problems.append(
                 f"`drop_path` skips residual blocks, and {name!r} has none; got {drop_path}. "
@@ -378,7 +378,7 @@ def _name_problems(name: str) -> list[str]:
     ]
 
 
-def _timm_problems(name: str, side_px: int, drop_path: float) -> list[str]:
+def _timm_problems(name: str, image_size_px: int, drop_path: float) -> list[str]:
     """Return what timm says against building and running a model of its own at this side."""
     import torch
 
@@ -386,39 +386,39 @@ def _timm_problems(name: str, side_px: int, drop_path: float) -> list[str]:
     channels, _, own_px = published.input_size
     options: dict[str, Any] = {"num_classes": 2, "drop_path_rate": drop_path}
     if published.fixed_input_size:
-        options["img_size"] = side_px
+        options["img_size"] = image_size_px
     smallest = ""
     try:
         with torch.device("meta"):
             model = _build_timm(name, options).eval()
-        error = _refusal(model, channels, side_px)
+        error = _refusal(model, channels, image_size_px)
         if error is None:
             return []
         if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
-            least_px = _smallest_side_px(model, channels, side_px, own_px)
+            least_px = _smallest_size_px(model, channels, image_size_px, own_px)
             smallest = f", the smallest that it takes {least_px} px"
     except (AssertionError, RuntimeError, TypeError, ValueError) as building:
         error = building
     reason = str(error).rstrip(".")
     return [
-        f"The timm model {name!r} cannot be built for {side_px} px images: {reason}. Its own side "
-        f"is {own_px} px{smallest}; choose such a side, or another model."
+        f"The timm model {name!r} cannot be built for {image_size_px} px images: {reason}. Its own "
+        f"image size is {own_px} px{smallest}; choose such a size, or another model."
     ]
 
 
-def _refusal(model: nn.Module, channels: int, side_px: int) -> Exception | None:
+def _refusal(model: nn.Module, channels: int, image_size_px: int) -> Exception | None:
     """Return what a model on the meta device says against images of this side."""
     import torch
 
     try:
         with torch.no_grad():
-            model(torch.empty(1, channels, side_px, side_px, device="meta"))
+            model(torch.empty(1, channels, image_size_px, image_size_px, device="meta"))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         return error
     return None
 
 
-def _smallest_side_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
+def _smallest_size_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
     """Return the smallest side that a model takes, between one that it refuses and one it takes."""
     while taken_px - refused_px > 1:
         middle_px = (taken_px + refused_px) // 2

@@ -27,21 +27,21 @@ class CnnSpec:
     batch_norm: bool
     stack_dropout: tuple[float, ...]
     hidden_dropout: tuple[float, ...]
-    published_side_px: int
+    published_size_px: int
 
-    def map_side_px(self, side_px: int) -> int:
-        """Return the side of the last feature map for images of `side_px`; 0: nothing is left."""
+    def map_size_px(self, image_size_px: int) -> int:
+        """Return the last feature map's height in pixels; 0: the image is too small."""
         for stack in self.stacks:
             lost_px = 0 if self.same_padding else 2 * len(stack)
-            side_px = max(0, side_px - lost_px) // 2
-        return side_px
+            image_size_px = max(0, image_size_px - lost_px) // 2
+        return image_size_px
 
-    def smallest_side_px(self) -> int:
+    def smallest_size_px(self) -> int:
         """Return the smallest image side of which at least one pixel reaches the dense layers."""
-        side_px = 1
-        while self.map_side_px(side_px) == 0:
-            side_px += 1
-        return side_px
+        image_size_px = 1
+        while self.map_size_px(image_size_px) == 0:
+            image_size_px += 1
+        return image_size_px
 
 
 CNN_SPECS = {
@@ -54,7 +54,7 @@ CNN_SPECS = {
         batch_norm=False,
         stack_dropout=(0.0, 0.0),
         hidden_dropout=(1.0,),
-        published_side_px=64,
+        published_size_px=64,
     ),
     "cnn3": CnnSpec(
         stacks=((32,), (64,), (128,)),
@@ -63,7 +63,7 @@ CNN_SPECS = {
         batch_norm=False,
         stack_dropout=(0.0, 0.0, 0.0),
         hidden_dropout=(1.0,),  # published: 0.5
-        published_side_px=64,
+        published_size_px=64,
     ),
     "cnn6": CnnSpec(
         stacks=((64, 64), (128, 128), (256, 512)),
@@ -72,7 +72,7 @@ CNN_SPECS = {
         batch_norm=True,
         stack_dropout=(0.0, 0.0, 0.0),
         hidden_dropout=(0.0, 1.0),
-        published_side_px=64,
+        published_size_px=64,
     ),
     "cnn3_bn": CnnSpec(
         stacks=((64,), (128,), (256,)),
@@ -81,7 +81,7 @@ CNN_SPECS = {
         batch_norm=True,
         stack_dropout=(0.0, 0.0, 0.0),
         hidden_dropout=(1.0,),  # published: 0.5
-        published_side_px=64,
+        published_size_px=64,
     ),
     # Seed 004's 9-layer CNN, a reconstruction from outside the seed's text, which gives the number
     # of layers and 13,870,484 parameters (32 px, 100 classes) alone. These widths hit that count
@@ -95,7 +95,7 @@ CNN_SPECS = {
         batch_norm=False,
         stack_dropout=(0.4, 1.0, 1.0),
         hidden_dropout=(1.0, 1.0),
-        published_side_px=32,
+        published_size_px=32,
     ),
 }
 
@@ -109,7 +109,7 @@ class PlainCnn(nn.Module):
         *,
         num_classes: int,
         in_channels: int,
-        side_px: int,
+        image_size_px: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class PlainCnn(nn.Module):
         self.features = nn.Sequential(*layers)
 
         layers = []
-        units = (channels * spec.map_side_px(side_px) ** 2, *spec.hidden)
+        units = (channels * spec.map_size_px(image_size_px) ** 2, *spec.hidden)
         for (inputs, outputs), share in zip(pairwise(units), spec.hidden_dropout, strict=True):
             layers.append(nn.Linear(inputs, outputs))
             layers += [nn.BatchNorm1d(outputs)] if spec.batch_norm else []
@@ -172,9 +172,9 @@ class PlainCnn(nn.Module):
 
 
 def build_cnn(
-    name: str, *, num_classes: int, in_channels: int, side_px: int, dropout: float
+    name: str, *, num_classes: int, in_channels: int, image_size_px: int, dropout: float
 ) -> PlainCnn:
-    """Build one of `CNN_SPECS` for images of `in_channels` x `side_px` x `side_px`.
+    """Build one of `CNN_SPECS` for images of `in_channels` x `image_size_px` x `image_size_px`.
 
     Weights start as in Keras, where the seeds trained: Glorot uniform, zero biases. Batch norm has
     torch's epsilon 1e-5 and momentum 0.1 (Keras: 1e-3 and the equivalent of 0.01), because with
@@ -184,8 +184,8 @@ def build_cnn(
         ValueError: the images are smaller than the network's smallest side.
     """
     spec = CNN_SPECS[name]
-    if spec.map_side_px(side_px) == 0:
-        raise ValueError(too_small(name, side_px))
+    if spec.map_size_px(image_size_px) == 0:
+        raise ValueError(too_small(name, image_size_px))
     device = torch.get_default_device()
     # Built without memory first, so that torch's own initialisation is not computed in vain.
     with torch.device("meta"):
@@ -193,7 +193,7 @@ def build_cnn(
             spec,
             num_classes=num_classes,
             in_channels=in_channels,
-            side_px=side_px,
+            image_size_px=image_size_px,
             dropout=dropout,
         )
     _give_memory(model, device)
@@ -218,11 +218,11 @@ def _give_memory(model: nn.Module, device: torch.device) -> None:
             module.register_buffer(name, empty)
 
 
-def too_small(name: str, side_px: int) -> str:
+def too_small(name: str, image_size_px: int) -> str:
     """Return the sentence for images too small for a CNN: the rule, what was got, the way out."""
-    smallest_px = CNN_SPECS[name].smallest_side_px()
+    smallest_px = CNN_SPECS[name].smallest_size_px()
     return (
         f"{name!r} needs images of at least {smallest_px} x {smallest_px} px, because its "
         "convolutions and poolings leave nothing of smaller ones; "
-        f"got {side_px} px. Set the input side to {smallest_px} or more."
+        f"got {image_size_px} px. Set the image size to {smallest_px} or more."
     )

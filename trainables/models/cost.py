@@ -26,10 +26,12 @@ def model_cost(config: TrainConfig, *, num_classes: int, in_channels: int) -> tu
             config,
             num_classes=num_classes,
             in_channels=in_channels,
-            image_side_px=config.side_px,
+            image_size_px=config.image_size_px,
             read_weights=False,
         )
-    macs = count_multiply_accumulates(model, side_px=config.side_px, in_channels=in_channels)
+    macs = count_multiply_accumulates(
+        model, image_size_px=config.image_size_px, in_channels=in_channels
+    )
     return count_parameters(model), macs
 
 
@@ -48,7 +50,7 @@ def count_published(model: nn.Module) -> int:
     return sum(item.numel() for item in model.parameters()) + statistics
 
 
-def count_multiply_accumulates(model: nn.Module, *, side_px: int, in_channels: int) -> int:
+def count_multiply_accumulates(model: nn.Module, *, image_size_px: int, in_channels: int) -> int:
     """Return the multiply-accumulates of one image's forward pass; FLOPs are twice as many.
 
     Convolutions, linear layers and attention count, as in torch's `FlopCounterMode`; norms,
@@ -56,7 +58,7 @@ def count_multiply_accumulates(model: nn.Module, *, side_px: int, in_channels: i
 
     Args:
         model: on any device, in any mode; left as it was.
-        side_px: of the image that reaches the network.
+        image_size_px: of the image that reaches the network.
         in_channels: of the image.
     """
     import torch
@@ -64,7 +66,7 @@ def count_multiply_accumulates(model: nn.Module, *, side_px: int, in_channels: i
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    image = torch.empty(1, in_channels, side_px, side_px, device="meta")
+    image = torch.empty(1, in_channels, image_size_px, image_size_px, device="meta")
     training = [module for module in model.modules() if module.training]
     model.eval()  # batch norm refuses a single value per channel in training
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-BASE_SIDE_PX = 224  # the paper's input side of B0
+BASE_SIZE_PX = 224  # the paper's image size of B0
 
 _LARGEST = 10.0  # of a multiplier: B7 has d = 3.1, w = 2.0; beyond 10 no device holds the result
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -28,7 +28,7 @@ _TRIPLE = re.compile(rf"efficientnet_b0_d({_NUMBER})_w({_NUMBER})_r({_NUMBER})")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
-    """Multipliers of B0's number of blocks, number of channels and input side."""
+    """Multipliers of B0's number of blocks, number of channels and image size."""
 
     depth: float = 1.0
     width: float = 1.0
@@ -57,7 +57,7 @@ SINGLE_DIMENSION = {
 def compound(
     phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15
 ) -> tuple[float, float, int]:
-    """Return the depth multiplier, the width multiplier and the input side in pixels at `phi`.
+    """Return the depth multiplier, the width multiplier and the image size in pixels at `phi`.
 
     Compute grows by (alpha * beta^2 * gamma^2)^phi, about 2^phi. The published coefficients of B1
     to B7 follow the rule only roughly: phi = 1 gives B2's network exactly, but 258 px for its 260.
@@ -68,7 +68,7 @@ def compound(
         ValueError: a multiplier is not over 0 and at most 10.
     """
     scaling = compound_scaling(phi, alpha, beta, gamma)
-    return scaling.depth, scaling.width, scaled_side_px(scaling, BASE_SIDE_PX)
+    return scaling.depth, scaling.width, scaled_size_px(scaling, BASE_SIZE_PX)
 
 
 def compound_scaling(
@@ -102,9 +102,9 @@ def scaling_of(variant: str) -> Scaling | None:
     return None
 
 
-def scaled_side_px(scaling: Scaling, side_px: int) -> int:
-    """Return `side_px` times the resolution multiplier, to the nearest pixel (half: up)."""
-    return math.floor(side_px * scaling.resolution + 0.5)
+def scaled_size_px(scaling: Scaling, image_size_px: int) -> int:
+    """Return `image_size_px` times the resolution multiplier, to the nearest pixel (half: up)."""
+    return math.floor(image_size_px * scaling.resolution + 0.5)
 
 
 def build_scaled_b0(
@@ -113,7 +113,7 @@ def build_scaled_b0(
     """Build B0 with scaled depth and width through timm's own generator.
 
     Channels are rounded to multiples of 8 and blocks rounded up, as in the published family. The
-    resolution multiplier is not a property of the network: see `scaled_side_px`.
+    resolution multiplier is not a property of the network: see `scaled_size_px`.
     """
     from timm.models.efficientnet import _gen_efficientnet
 

@@ -13,7 +13,7 @@ def averaging(average: nn.Module, model: nn.Module, decay: float) -> Callable[[i
     """Return what moves the average, with its batch norms' statistics, towards the model.
 
     It takes the number of updates that came before: the decay warms up, or short trainings would
-    be judged by what they started from. torch's `AveragedModel` is not used, because it makes the
+    be evaluated with weights close to the initial ones. torch's `AveragedModel` makes the
     host wait for a CUDA device at every step.
 
     Source: `tf.train.ExponentialMovingAverage` with `num_updates`, as in EfficientNet's reference

@@ -123,7 +123,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         config,
         num_classes=num_classes,
         in_channels=manifest.channels,
-        image_side_px=config.side_px,
+        image_size_px=config.image_size_px,
         read_weights=resume_from is None,
     ).to(device)
     if config.channels_last:
@@ -148,9 +148,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         best_epoch, best_value = state["best_epoch"], state["best_value"]
         # What early stopping had ended is not continued.
         first_epoch = config.epochs if plateau.is_exhausted(config) else state["epoch"] + 1
-    judged = model
+    evaluated = model
     if average is not None:
-        judged, update_average = average, averaging(average, model, config.ema_decay)
+        evaluated, update_average = average, averaging(average, model, config.ema_decay)
 
     # What a step reads and writes stays where it is, so that a graph of the step finds it there.
     draws, tally, data_s = torch.Generator(device), Tally(device), 0.0
@@ -216,16 +216,16 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         # Validate.
         val_started = time.perf_counter()
         if workers > 1:
-            _share_buffers(model, judged)
+            _share_buffers(model, evaluated)
         val_loss, val_top1, val_top5 = evaluate(
-            config, judged, store, val_rows[rank::workers], prepare, on_step
+            config, evaluated, store, val_rows[rank::workers], prepare, on_step
         )
         val_s = time.perf_counter() - val_started
         if len(val_rows) and not math.isfinite(val_loss):
             raise DivergedError(epoch, "validation", lr)
         plateau.update(config, val_loss)
         value = val_top1 if config.select_by == "val_top1" else -val_loss
-        if value > best_value or not len(val_rows):  # without a validation part the last is best
+        if value > best_value or not len(val_rows):  # without a validation split the last is best
             best_epoch, best_value = epoch, value
         metrics = EpochMetrics(
             train_loss=train_loss,
@@ -381,7 +381,7 @@ def _ready(
         return compiling.compiled(model)
     size = math.ceil(config.batch_size / _num_parts(config, config.batch_size))
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    images = torch.zeros(size, channels, config.side_px, config.side_px, device=device)
+    images = torch.zeros(size, channels, config.image_size_px, config.image_size_px, device=device)
     images = images.contiguous(memory_format=layout)
 
     def loss_of(stepped: Callable[[Tensor], Tensor]) -> Tensor:

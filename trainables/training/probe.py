@@ -70,10 +70,10 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     # With one step there is nothing but the epoch's own figure to go by.
     alone_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
     step_s = statistics.median(gaps) if gaps else alone_s
-    judged = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
-    image_s = epoch.metrics.val_s / judged if judged else 0.0
+    evaluated = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
+    image_s = epoch.metrics.val_s / evaluated if evaluated else 0.0
     if config.steps_per_epoch:
-        steps, val = min(steps, config.steps_per_epoch), val[:judged]
+        steps, val = min(steps, config.steps_per_epoch), val[:evaluated]
     return TrainingTime(
         step_s=step_s,
         epoch_s=math.fsum((steps * step_s, len(val) * image_s, epoch.metrics.checkpoint_s)),

@@ -15,7 +15,7 @@ MIN_PER_CLASS = 2
 _DROPPINGS = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave behind, in effect hidden
 
 
-def read_imagefolder(source: Path, side_px: int) -> Contents:
+def read_imagefolder(source: Path, image_size_px: int) -> Contents:
     """Read class folders, alone or under `train/` and `val/` (or `test/`).
 
     Hidden files are skipped. Without a held-out part, 10 % of every class become the test split.
@@ -72,7 +72,7 @@ def read_imagefolder(source: Path, side_px: int) -> Contents:
         extra = {"held_out_fraction": FOLDER_HELD_OUT}
     return Contents(
         class_names=tuple(classes),
-        shape=(side_px, side_px, 3),
+        shape=(image_size_px, image_size_px, 3),
         splits=parts,
         resize=True,
         extra=extra,

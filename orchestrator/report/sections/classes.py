@@ -32,20 +32,20 @@ _SCALE = (
 
 def classes(facts: SweepData) -> Section:
     """Return confusion matrices in one order for all variants, and the table of each class."""
-    judged = {variant: facts.judged(variant) for variant in facts.variants}
-    judged = {variant: records for variant, records in judged.items() if records}
+    evaluated = {variant: facts.evaluated(variant) for variant in facts.variants}
+    evaluated = {variant: records for variant, records in evaluated.items() if records}
     title = "Classes"
-    if not judged:
-        only = text("No trial has been judged by the test part yet.")
+    if not evaluated:
+        only = text("No trial has been evaluated on the test split yet.")
         return Section(name="classes", title=title, blocks=(only,))
-    counts = {variant: _confusion(records) for variant, records in judged.items()}
+    counts = {variant: _confusion(records) for variant, records in evaluated.items()}
     order = class_order(np.sum(list(counts.values()), axis=0))
     tabs = []
     for variant, confusion in counts.items():
         blocks: tuple[Block, ...] = (
-            _matrix(facts, variant, confusion, order, len(judged[variant])),
+            _matrix(facts, variant, confusion, order, len(evaluated[variant])),
             _pairs(facts, variant, confusion),
-            _per_class(facts, variant, judged[variant]),
+            _per_class(facts, variant, evaluated[variant]),
         )
         tabs.append((variant, blocks))
     intro = text(
@@ -102,7 +102,7 @@ def _matrix(
         f"Confusion matrix of {variant}",
         drawn,
         height_px=560 if is_few else 900,
-        note=f"{images:,} judgements, of {seeds} {'seed' if seeds == 1 else 'seeds'}. A row is a "
+        note=f"{images:,} evaluations, of {seeds} {'seed' if seeds == 1 else 'seeds'}. A row is a "
         "true class. Blue: the share that is right. Orange to red: the share that is mistaken, "
         "with a scale on which 2 % can be seen.",
     )
@@ -143,14 +143,16 @@ def _pairs(facts: SweepData, variant: str, confusion: np.ndarray) -> Table:
 
 
 def _per_class(facts: SweepData, variant: str, records: Sequence[Record]) -> Table:
-    judged = [r.evaluation for r in records if r.evaluation]
+    evaluated = [r.evaluation for r in records if r.evaluation]
 
     def means(key: str) -> list[float]:
-        values: list[float] = np.mean([each[key]["per_class"] for each in judged], axis=0).tolist()
+        values: list[float] = np.mean(
+            [each[key]["per_class"] for each in evaluated], axis=0
+        ).tolist()
         return values
 
     columns = [means(key) for key in ("precision", "recall", "f1")]
-    support = judged[0]["support"]
+    support = evaluated[0]["support"]
     rows: list[list[Any]] = [
         [facts.class_name(label), *(values[label] for values in columns), support[label]]
         for label in range(len(support))
@@ -159,7 +161,7 @@ def _per_class(facts: SweepData, variant: str, records: Sequence[Record]) -> Tab
         [
             f"({how} mean)",
             *(
-                float(np.mean([each[key][how] for each in judged]))
+                float(np.mean([each[key][how] for each in evaluated]))
                 for key in ("precision", "recall", "f1")
             ),
             sum(support),
@@ -194,13 +196,13 @@ def calibration(facts: SweepData) -> Section:
     )
     rows = []
     for variant in facts.variants:
-        judged = [r.evaluation["calibration"] for r in facts.judged(variant) if r.evaluation]
-        if not judged:
+        evaluated = [r.evaluation["calibration"] for r in facts.evaluated(variant) if r.evaluation]
+        if not evaluated:
             continue
-        count = np.sum([each["count"] for each in judged], axis=0)
+        count = np.sum([each["count"] for each in evaluated], axis=0)
         weights = np.maximum(count, 1)
         sure, right = (
-            np.sum([np.multiply(each[key], each["count"]) for each in judged], axis=0) / weights
+            np.sum([np.multiply(each[key], each["count"]) for each in evaluated], axis=0) / weights
             for key in ("confidence", "accuracy")
         )
         kept = count > 0
@@ -212,7 +214,7 @@ def calibration(facts: SweepData) -> Section:
             line={"color": colour[variant], "width": 2},
             name=variant,
             hovertemplate=f"{variant}<br>sure %{{x:.1f}} %, right %{{y:.1f}} %"
-            "<br>%{customdata} judgements<extra></extra>",
+            "<br>%{customdata} evaluations<extra></extra>",
         )
         rows += [
             [variant, i / 15, (i + 1) / 15, int(n), float(s), float(r)]
@@ -221,7 +223,7 @@ def calibration(facts: SweepData) -> Section:
         ]
     title = "Calibration"
     if not rows:
-        only = text("No trial has been judged by the test part yet.")
+        only = text("No trial has been evaluated on the test split yet.")
         return Section(name="calibration", title=title, blocks=(only,))
     drawn.update_xaxes(title_text="mean confidence of the top-1 prediction, %", range=[0, 100])
     drawn.update_yaxes(title_text="share that is right, %", range=[0, 100])
@@ -232,7 +234,7 @@ def calibration(facts: SweepData) -> Section:
             Column("variant", "variant"),
             Column("from", "confidence from", "percent"),
             Column("to", "to", "percent"),
-            Column("judgements", "judgements", "count"),
+            Column("evaluations", "evaluations", "count"),
             Column("confidence", "mean confidence", "percent"),
             Column("accuracy", "right", "percent"),
         ),

@@ -46,7 +46,7 @@ def curves(facts: SweepData) -> Section:
         if unseen := sum(not record.has_validation for record in shown):
             blocks.append(
                 text(
-                    f"{unseen} trials were trained without a validation part: they have no "
+                    f"{unseen} trials were trained without a validation split: they have no "
                     "validation curve."
                 )
             )
@@ -73,7 +73,7 @@ def _mixes_images(record: Record) -> bool:
 
 
 def _having(shown: Sequence[Record], metric: str) -> list[Record]:
-    """Return those that have a metric; without a validation part its figures are zeros."""
+    """Return those that have a metric; without a validation split its figures are zeros."""
     return [r for r in shown if r.has_validation or not metric.startswith("val_")]
 
 
@@ -228,7 +228,7 @@ def _trials(facts: SweepData) -> Table:
     kind = metric_kind(facts.metric)
     rows = []
     for record in facts.records:
-        trial, judged = record.trial, record.evaluation
+        trial, evaluated = record.trial, record.evaluation
         micro = {a.micro_batch_size for a in record.attempts} - {0}
         rows.append(
             [
@@ -236,7 +236,7 @@ def _trials(facts: SweepData) -> Table:
                 *(trial.status, len(record.rows)),
                 None if trial.best_epoch is None else trial.best_epoch + 1,
                 trial.best_value,
-                judged["top1"] if judged else None,
+                evaluated["top1"] if evaluated else None,
                 *(len(record.attempts), min(micro, default=None), record.device_s),
                 *(_short(trial.params.get(name)) for name in params),
             ]

@@ -21,7 +21,7 @@ def fronts(facts: SweepData) -> Section:
     """Return Pareto fronts over parameters, operations, inference time and device-seconds."""
     points = {name: point for name in facts.variants if (point := _point(facts, name))}
     if not points:
-        only = text("No variant has been judged by the test part yet.")
+        only = text("No variant has been evaluated on the test split yet.")
         return Section(name="fronts", title="Accuracy and cost", blocks=(only,))
     blocks: list[Block] = [
         text(
@@ -45,18 +45,18 @@ _COSTS: tuple[tuple[str, str], ...] = (
 
 
 def _point(facts: SweepData, variant: str) -> dict[str, Any] | None:
-    judged = facts.judged(variant)
-    if not judged:
+    evaluated = facts.evaluated(variant)
+    if not evaluated:
         return None
-    top1, some = estimated(judged, "top1"), judged[0].evaluation or {}
+    top1, some = estimated(evaluated, "top1"), evaluated[0].evaluation or {}
     return {
         "top1": top1.mean,
         "sd": top1.sd,
-        "is_pretrained": judged[0].is_pretrained,
+        "is_pretrained": evaluated[0].is_pretrained,
         "parameters": some["parameters"],
         "multiply_accumulates": some["multiply_accumulates"],
-        "inference_ms": estimated(judged, "inference_ms").mean,
-        "device_s": mean([record.device_s for record in judged]),
+        "inference_ms": estimated(evaluated, "inference_ms").mean,
+        "device_s": mean([record.device_s for record in evaluated]),
     }
 
 
@@ -154,16 +154,16 @@ def _fronts_table(facts: SweepData, points: Mapping[str, dict[str, Any]]) -> Tab
 
 
 def validation_and_test(facts: SweepData) -> Section:
-    """Return validation top-1 against test top-1 of everything that was judged."""
-    judged = [record for record in facts.records if record.evaluation is not None]
-    points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in judged]
+    """Return validation top-1 against test top-1 of everything that was evaluated."""
+    evaluated = [record for record in facts.records if record.evaluation is not None]
+    points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in evaluated]
     points = [(record, value) for record, value in points if not math.isnan(value)]
     title = "Validation and test"
     if not points:
         only = text(
-            "Those that the test part has judged had no validation part."
-            if judged
-            else "No trial has been judged by the test part yet."
+            "Those that the test split has evaluated had no validation split."
+            if evaluated
+            else "No trial has been evaluated on the test split yet."
         )
         return Section(name="validation", title=title, blocks=(only,))
     colour = colours(facts.variants)
@@ -190,7 +190,7 @@ def validation_and_test(facts: SweepData) -> Section:
         name="equal",
         hoverinfo="skip",
     )
-    drawn.update_xaxes(title_text="validation top-1 at the epoch judged, %")
+    drawn.update_xaxes(title_text="validation top-1 at the epoch evaluated, %")
     drawn.update_yaxes(title_text="test top-1, %")
     blocks: tuple[Block, ...] = (
         text(*_correlations(facts, points)),

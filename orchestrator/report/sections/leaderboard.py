@@ -10,7 +10,7 @@ from orchestrator.ledger.records import TrialStatus
 from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, text
 from orchestrator.report.facts import Record, SweepData, estimated, is_fraction, mean
 
-# A trial is timed where it is judged, and nobody waits for that.
+# A trial is timed where it is evaluated, and nobody waits for that.
 SHARED = (
     "Inference time was measured while other trials of the sweep may have shared the device, so it "
     "may be longer than on a device of its own."
@@ -25,16 +25,16 @@ _GROUP = {False: "from scratch", True: "pretrained"}
 def leaderboard(facts: SweepData) -> Section:
     """Return the leaderboard per variant, from scratch and pretrained apart, and what each costs.
 
-    The best mean on the test part comes first; without one, the best validation value.
+    The best mean on the test split comes first; without one, the best validation value.
     """
     blocks: list[Block] = [
         text(
-            "The search saw the validation part only. The best configuration of each variant was "
+            "The search saw the validation split only. The best configuration of each variant was "
             "then trained again with several seeds (of a variant with nothing to search its trials "
-            "are the seeds), and each of these was judged once by the test part. Means are over "
-            "these seeds, with the sample standard deviation and the 95 % interval of Student's t, "
-            "which is of the seeds alone: other test images would move it further. With one seed "
-            "there is neither."
+            "are the seeds), and each of these was evaluated once on the test split. Means are "
+            "over these seeds, with the sample standard deviation and the 95 % interval of "
+            "Student's t, which is of the seeds alone: other test images would move it further. "
+            "With one seed there is neither."
         )
     ]
     for is_pretrained, variants in facts.groups():
@@ -96,19 +96,19 @@ def _columns(facts: SweepData) -> tuple[Column, ...]:
 def _row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     search = [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
     best = facts.best(search)
-    seeds, judged = facts.seeds(variant, is_pretrained), facts.judged(variant, is_pretrained)
-    top1 = estimated(judged, "top1")
+    seeds, evaluated = facts.seeds(variant, is_pretrained), facts.evaluated(variant, is_pretrained)
+    top1 = estimated(evaluated, "top1")
     return [
         variant,
         best.trial.best_value if best else None,
-        len(judged) or len(seeds),
+        len(evaluated) or len(seeds),
         mean([record.at(record.kept_epoch, facts.metric) for record in seeds]),
         *(top1.mean, top1.sd, top1.low, top1.high),
-        estimated(judged, "top5").mean,
-        estimated(judged, "loss").mean,
-        estimated(judged, "f1", "macro").mean,
-        estimated(judged, "ece").mean,
-        estimated(judged, "superclass_top1").mean,
+        estimated(evaluated, "top5").mean,
+        estimated(evaluated, "loss").mean,
+        estimated(evaluated, "f1", "macro").mean,
+        estimated(evaluated, "ece").mean,
+        estimated(evaluated, "superclass_top1").mean,
     ]
 
 
@@ -158,10 +158,10 @@ def _rank(facts: SweepData) -> Any:
 
 
 def _note(facts: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
-    unjudged = [v for v in variants if not facts.judged(v, is_pretrained)]
+    unevaluated = [v for v in variants if not facts.evaluated(v, is_pretrained)]
     notes = [text for variant, text in _RECONSTRUCTED.items() if variant in variants]
-    if unjudged:
-        notes.append(f"No seed of {', '.join(unjudged)} has been judged by the test part.")
+    if unevaluated:
+        notes.append(f"No seed of {', '.join(unevaluated)} has been evaluated on the test split.")
     small = [
         record.name
         for variant in variants
@@ -175,13 +175,13 @@ def _note(facts: SweepData, variants: Sequence[str], is_pretrained: bool) -> str
         )
     images = {int(r.evaluation["images"]) for r in facts.records if r.evaluation}
     if images:
-        notes.append(f"The test part has {max(images):,} images.")
+        notes.append(f"The test split has {max(images):,} images.")
     return " ".join(notes)
 
 
 _COST_COLUMNS = (
     Column("variant", "variant"),
-    Column("side_px", "side, px", "count"),
+    Column("image_size_px", "image size, px", "count"),
     Column("parameters", "parameters", "count"),
     Column("parameters_with_statistics", "with statistics", "count"),
     Column("multiply_accumulates", "multiply-accumulates", "mega"),
@@ -198,21 +198,21 @@ _COST_COLUMNS = (
 def _cost(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     planned: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
     own = [r for r in facts.of(variant) if r.is_pretrained == is_pretrained]
-    judged = facts.judged(variant, is_pretrained)
-    some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
+    evaluated = facts.evaluated(variant, is_pretrained)
+    some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
     macs = some.get("multiply_accumulates", planned.get("multiply_accumulates"))
     best = facts.best(own)
     timed = facts.seeds(variant, is_pretrained) or ([best] if best else own)
     return [
         variant,
-        planned.get("side_px", facts.plan["side_px"].get(variant)),
+        planned.get("image_size_px", facts.plan["image_size_px"].get(variant)),
         some.get("parameters", planned.get("parameters")),
         some.get("parameters_with_statistics"),
         macs,
         None if macs is None else 2 * macs,
         _training_speed(timed),
-        estimated(judged, "inference_ms").mean,
-        estimated(judged, "inference_images_per_s").mean,
+        estimated(evaluated, "inference_ms").mean,
+        estimated(evaluated, "inference_images_per_s").mean,
         some.get("inference_batch_size"),
         mean([r.device_s for r in facts.seeds(variant, is_pretrained)]),
         sum(r.device_s for r in own if r.trial.stage == "search"),

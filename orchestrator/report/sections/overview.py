@@ -13,7 +13,7 @@ from orchestrator.report.facts import SweepData
 
 
 def head(facts: SweepData, written_s: float) -> Section:
-    """Return what, when, on which data, and every departure from the space's recipe.
+    """Return what, when, on which data, and every deviation from the space's recipe.
 
     Args:
         facts: the sweep.
@@ -27,7 +27,7 @@ def head(facts: SweepData, written_s: float) -> Section:
             rows=_facts(facts, written_s),
         )
     ]
-    unlike = departures(facts)
+    unlike = deviations(facts)
     if unlike:
         blocks.append(text("Departures from the space's recipe:", is_warning=True))
         blocks.append(text(*unlike))
@@ -38,7 +38,7 @@ def head(facts: SweepData, written_s: float) -> Section:
     return Section(name="sweep", title="What was run", blocks=tuple(blocks))
 
 
-def departures(facts: SweepData) -> list[str]:
+def deviations(facts: SweepData) -> list[str]:
     """Return one sentence for everything that is not as the space says."""
     lines = [*_changed_epochs(facts), *_changed_overrides(facts), *_changed_variants(facts)]
     lines += _given(facts)
@@ -52,17 +52,22 @@ def departures(facts: SweepData) -> list[str]:
 
 def _changed_variants(facts: SweepData) -> list[str]:
     space, options = facts.plan["space"], facts.said.get("options", {})
-    own, run = list(space["variants"]), list(facts.plan["side_px"])
+    own, run = list(space["variants"]), list(facts.plan["image_size_px"])
     lines = []
     if left_out := [name for name in own if name not in run]:
         lines.append(f"Variants left out: {', '.join(left_out)}.")
     if added := [name for name in run if name not in own]:
         lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
-    own_sides = {space["side_by_variant"].get(name, space["side"]) for name in run}
-    if options.get("side") and {str(side) for side in own_sides} != {str(options["side"])}:
-        sides = ", ".join(f"{name} {facts.plan['side_px'].get(name)} px" for name in facts.variants)
+    own_sizes = {space["image_size_by_variant"].get(name, space["image_size"]) for name in run}
+    if options.get("image_size") and {str(size) for size in own_sizes} != {
+        str(options["image_size"])
+    }:
+        sizes = ", ".join(
+            f"{name} {facts.plan['image_size_px'].get(name)} px" for name in facts.variants
+        )
         lines.append(
-            f"Input side: {options['side']} (--side) in place of {_side_of(space)}; {sides}."
+            f"Image size: {options['image_size']} (--image-size) in place of {_size_of(space)}; "
+            f"{sizes}."
         )
     return lines
 
@@ -177,9 +182,9 @@ def _changed_overrides(facts: SweepData) -> list[str]:
     return lines
 
 
-def _side_of(space: Mapping[str, Any]) -> str:
-    own = ", ".join(f"{side} for {name}" for name, side in space["side_by_variant"].items())
-    return f"{space['side']}" + (f" ({own})" if own else "")
+def _size_of(space: Mapping[str, Any]) -> str:
+    own = ", ".join(f"{size} for {name}" for name, size in space["image_size_by_variant"].items())
+    return f"{space['image_size']}" + (f" ({own})" if own else "")
 
 
 def _facts(facts: SweepData, written_s: float) -> list[tuple[str, str]]:
@@ -203,10 +208,10 @@ def _facts(facts: SweepData, written_s: float) -> list[tuple[str, str]]:
         ("its images", ", ".join(f"{n:,} {part}" for part, n in images.items())),
         ("classes", str(len(facts.class_names) or "")),
         ("variants", ", ".join(facts.variants)),
-        ("searched for", f"{facts.metric} ({plan['space']['mode']}), on the validation part"),
+        ("searched for", f"{facts.metric} ({plan['space']['mode']}), on the validation split"),
         ("trials", ", ".join(f"{n} {each}" for each, n in sorted(status.items())) or "none"),
         ("seed", str(plan["seed"])),
-        ("test part judged on", "; ".join(devices)),
+        ("test split evaluated on", "; ".join(devices)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(said.get("versions", {}).items()))),
     ]
     return [(what, value) for what, value in rows if value]

@@ -23,8 +23,8 @@ _DEFINITION = (
     "trials that count. Its values are the test top-1 of its seeds; of a variant with nothing to "
     "search its seeds are the trials that count.",
     "A difference is resolved when Welch's 95 % interval of it leaves out zero. There are too few "
-    "seeds to say when a side has fewer than two judged ones, as where the best of fewer trials is "
-    "not the one that was trained again, or when no seed differs from another on either side. The "
+    "seeds to say when one of the two has fewer than two evaluated seeds, as where the best of "
+    "fewer trials is not the one that was trained again, or when all seeds of both are equal. The "
     "interval is over seeds on these test images: other images, and another search, would move it "
     "further. The table says besides which stay resolved when all pairs are tested "
     "together (Holm's correction, 5 %).",
@@ -133,11 +133,11 @@ def _pair(
 
 
 def _few(name: str, count: int) -> str:
-    return f"{name} has {count or 'no'} judged {'seed' if count == 1 else 'seeds'}."
+    return f"{name} has {count or 'no'} evaluated {'seed' if count == 1 else 'seeds'}."
 
 
 def _seeds(facts: SweepData, variant: str, records: Sequence[Record]) -> tuple[list[Record], str]:
-    """Return the judged seeds of the best of these trials, and why there are none."""
+    """Return the evaluated seeds of the best of these trials, and why there are none."""
     if not facts.is_searched(variant):
         return [r for r in records if r.trial.status == "complete" and r.evaluation], ""
     best = facts.best(records)
@@ -146,7 +146,7 @@ def _seeds(facts: SweepData, variant: str, records: Sequence[Record]) -> tuple[l
     # Also where a longer search has found a better one since.
     finals = [r for r in facts.of(variant, "final") if r.evaluation]
     seeds = [r for r in finals if r.trial.params == best.trial.params]
-    if seeds:  # with a validation part and without one they are the same seeds twice
+    if seeds:  # with a validation split and without one they are the same seeds twice
         last = max(seeds, key=lambda record: record.trial.planned_seq)
         seeds = [r for r in seeds if r.has_validation == last.has_validation]
     if not seeds and finals:

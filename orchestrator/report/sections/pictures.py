@@ -15,21 +15,23 @@ from orchestrator.report.facts import Record, SweepData
 
 # Shown per variant: more would make the page heavy and say no more.
 _MOST_MAPS = 12
-_SIDE_PX = 96  # of a picture in the page
+_SIZE_PX = 96  # of a picture in the page
 _COLOURS_KEPT = 128  # in a PNG of an overlay
 
 
 def images(facts: SweepData) -> tuple[list[Section], dict[str, str]]:
     """Return the sections with images, and the images that both show, by key, as data URIs.
 
-    The first judged seed of each variant speaks for it; all trials were shown the same images.
+    The first evaluated seed of each variant speaks for it; all trials were shown the same images.
     """
     speakers = {
-        variant: facts.judged(variant)[0] for variant in facts.variants if facts.judged(variant)
+        variant: facts.evaluated(variant)[0]
+        for variant in facts.variants
+        if facts.evaluated(variant)
     }
     speakers = {v: r for v, r in speakers.items() if r.evaluation and r.evaluation["examples"]}
     if not speakers:
-        nothing = text("No trial has been judged by the test part yet.")
+        nothing = text("No trial has been evaluated on the test split yet.")
         return [
             Section(name="maps", title=_MAPS, blocks=(nothing,)),
             Section(name="predictions", title=_GRID, blocks=(nothing,)),
@@ -78,7 +80,7 @@ def _mistakes(facts: SweepData, variant: str, record: Record) -> tuple[Block, ..
     if not wrong:
         return (text(f"{variant} got every test image right."),)
     line = [
-        _judged_picture(facts, each, _overlay(each), both=True) for each in wrong if each["map"]
+        _evaluated_picture(facts, each, _overlay(each), both=True) for each in wrong if each["map"]
     ]
     return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes of {variant}", rows=[line]),)
 
@@ -94,7 +96,7 @@ def _map_table(facts: SweepData, speakers: Mapping[str, Record]) -> Pictures:
             if example is None or example["map"] is None:
                 line.append(Picture(source="", caption="no map"))
                 continue
-            line.append(_judged_picture(facts, example, _overlay(example)))
+            line.append(_evaluated_picture(facts, example, _overlay(example)))
         rows.append(line)
     return Pictures(
         name="maps",
@@ -129,7 +131,7 @@ def _grid(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
         pictures = Pictures(
             name=f"grid-{variant}",
             title=f"{variant}: {right} of these {len(examples)} are right",
-            rows=[[_judged_picture(facts, e, f"image-{e['row']}", both=True) for e in examples]],
+            rows=[[_evaluated_picture(facts, e, f"image-{e['row']}", both=True) for e in examples]],
         )
         tabs.append((variant, (pictures,)))
     intro = text(
@@ -142,7 +144,7 @@ def _grid(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
     )
 
 
-def _judged_picture(
+def _evaluated_picture(
     facts: SweepData, example: Mapping[str, Any], source: str, *, both: bool = False
 ) -> Picture:
     label, probability = example["top5"][0]
@@ -168,8 +170,8 @@ def _is_right(example: Mapping[str, Any]) -> bool:
 def _pixels(example: Mapping[str, Any]) -> Image.Image:
     """Return the stored image, no larger than it is shown; a small one keeps its pixels."""
     image = Image.open(io.BytesIO(base64.b64decode(example["image_png"]))).convert("RGB")
-    if max(image.size) > 2 * _SIDE_PX:
-        image.thumbnail((2 * _SIDE_PX, 2 * _SIDE_PX))
+    if max(image.size) > 2 * _SIZE_PX:
+        image.thumbnail((2 * _SIZE_PX, 2 * _SIZE_PX))
     return image
 
 
@@ -177,7 +179,7 @@ def _overlay(example: Mapping[str, Any]) -> str:
     """Return the map over its image, as a data URI."""
     import matplotlib
 
-    size = (_SIDE_PX, _SIDE_PX)
+    size = (_SIZE_PX, _SIZE_PX)
     image = np.asarray(_pixels(example).resize(size, Image.Resampling.BICUBIC), np.float32) / 255
     stored = example["map"]
     values = np.frombuffer(base64.b64decode(stored["values"]), np.uint8)

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.report.document.blocks import Block, Column, Section, Table, text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
-from orchestrator.report.sections.overview import departures
+from orchestrator.report.sections.overview import deviations
 from orchestrator.report.statistics import estimate
 
 
@@ -20,7 +20,7 @@ def published(facts: SweepData) -> Section:
         lines = text("This space reproduces no published study, so there is nothing to compare.")
         return Section(name="published", title="Published and ours", blocks=(lines,))
     blocks: list[Block] = [text(f"Source: {source}.")] if source else []
-    unlike = departures(facts)
+    unlike = deviations(facts)
     if unlike:
         blocks.append(text("Ours departs from the published recipe:", is_warning=True))
         blocks.append(text(*unlike))
@@ -43,7 +43,7 @@ def _tables(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             rows=[line for row in rows for line in _published_lines(facts, row)],
             note="Ours: mean over the seeds, in brackets their standard deviation and number. "
             "Validation is at the epoch that was kept; the loss is of the part that the published "
-            "one is of. Where the published validation images are this project's test part, that "
+            "one is of. Where the published validation images are this project's test split, that "
             "figure stands under test. A row without a variant is shown for "
             "comparison: its model is not of this sweep.",
         )
@@ -87,11 +87,11 @@ def _averages(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
     ours = [
         [
             f"ours: {variant}",
-            estimated(judged, "top1").mean,
-            *(estimated(judged, name, "macro").mean for name in _AVERAGES),
+            estimated(evaluated, "top1").mean,
+            *(estimated(evaluated, name, "macro").mean for name in _AVERAGES),
         ]
         for variant in facts.variants
-        if (judged := facts.judged(variant))
+        if (evaluated := facts.evaluated(variant))
     ]
     return Table(
         name="published_averages",
@@ -104,7 +104,7 @@ def _averages(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
             Column("f1", "F1", "percent"),
         ),
         rows=[*theirs, *ours],
-        note="Ours are unweighted means over the classes of the test part, and over seeds.",
+        note="Ours are unweighted means over the classes of the test split, and over seeds.",
     )
 
 
@@ -147,7 +147,7 @@ def _published_lines(facts: SweepData, row: Mapping[str, Any]) -> list[list[Any]
 
 
 def enqueued_trial(facts: SweepData, variant: str, number: int) -> list[Record]:
-    """Return the prescribed trial of a searched variant with this number, if it was judged.
+    """Return the prescribed trial of a searched variant with this number, if it was evaluated.
 
     Several prescribed ones differ in their configuration, so their mean would be of nothing.
     """
@@ -163,14 +163,14 @@ def enqueued_trial(facts: SweepData, variant: str, number: int) -> list[Record]:
 
 
 def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]) -> list[Any]:
-    judged = [record for record in records if record.evaluation is not None]
+    evaluated = [record for record in records if record.evaluation is not None]
     val = [record.at(record.kept_epoch, "val_top1") for record in records]
     train = [record.at(record.kept_epoch, "train_top1") for record in records]
-    test = estimated(judged, "top1")
+    test = estimated(evaluated, "top1")
     their_val, theirs = row.get("val_top1"), row.get("test_top1")
     if row.get("val_is_test") and theirs is None:
         their_val, theirs = None, their_val
-    loss = estimated(judged, "loss").mean
+    loss = estimated(evaluated, "loss").mean
     if theirs is None:
         loss = mean([record.at(record.kept_epoch, "val_loss") for record in records])
     both = theirs is not None and test.mean is not None
@@ -183,7 +183,7 @@ def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]
         their_val,
         _with_sd(val),
         theirs,
-        _with_sd([float(r.evaluation["top1"]) for r in judged if r.evaluation]),
+        _with_sd([float(r.evaluation["top1"]) for r in evaluated if r.evaluation]),
         (test.mean or 0.0) - (theirs or 0.0) if both else None,
         row.get("loss"),
         loss if row.get("loss") is not None else None,
@@ -197,7 +197,7 @@ def _label(row: Mapping[str, Any]) -> str:
 def _note(row: Mapping[str, Any]) -> str:
     note = row.get("note") or ""
     if row.get("val_is_test") and row.get("test_top1") is None:
-        return f"Published as validation; those images are our test part. {note}".strip()
+        return f"Published as validation; those images are our test split. {note}".strip()
     return str(note)
 
 
@@ -232,8 +232,8 @@ def _has_size(row: Mapping[str, Any]) -> bool:
 def _size_line(facts: SweepData, row: Mapping[str, Any]) -> list[Any]:
     variant = row.get("variant")
     cost: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
-    judged = [r for r in facts.of(str(variant)) if r.evaluation]
-    some: Mapping[str, Any] = (judged[0].evaluation if judged else None) or {}
+    evaluated = [r for r in facts.of(str(variant)) if r.evaluation]
+    some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
     macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
     return [
         _label(row),

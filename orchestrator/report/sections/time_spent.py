@@ -26,7 +26,7 @@ _PARTS = (
     ("validate", "validation after each epoch"),
     ("checkpoint", "writing checkpoints"),
     ("report", "between one epoch and the next: telling the driver, waiting for its answer"),
-    ("test", "after the last epoch of an attempt that ended well: the test part, cleaning up"),
+    ("test", "after the last epoch of an attempt that ended well: the test split, cleaning up"),
     ("unfinished", "after the last epoch of one that did not: training that was never reported"),
     ("idle", "slots times wall time, less all of the above"),
 )

@@ -135,7 +135,7 @@ def test_two_versions_are_never_joined(server: Server, tmp_path: Path) -> None:
     assert _fetch(server, tmp_path, md5=None).read_bytes() == b"new" * 200_000
 
 
-def test_part_of_another_address_is_not_continued(server: Server, tmp_path: Path) -> None:
+def test_split_of_another_address_is_not_continued(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(b"x" * 500)
     about = {"address": "http://elsewhere/file.bin", "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))
@@ -143,7 +143,7 @@ def test_part_of_another_address_is_not_continued(server: Server, tmp_path: Path
     assert server.asked == [None]
 
 
-def test_part_that_is_whole_already_is_taken(server: Server, tmp_path: Path) -> None:
+def test_split_that_is_whole_already_is_taken(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT)
     about = {"address": server.address, "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))
@@ -151,7 +151,7 @@ def test_part_that_is_whole_already_is_taken(server: Server, tmp_path: Path) -> 
     assert server.asked == ["bytes=1000000-"]
 
 
-def test_part_that_is_too_long_is_discarded(server: Server, tmp_path: Path) -> None:
+def test_split_that_is_too_long_is_discarded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT + b"more")
     about = {"address": server.address, "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))

@@ -70,15 +70,15 @@ def test_digits_fingerprint_is_pinned(tmp_path: Path) -> None:
 
 
 def test_every_buffer_is_aligned_to_64_bytes_for_any_side(tmp_path: Path) -> None:
-    for side_px in (5, 6, 64):
+    for image_size_px in (5, 6, 64):
         members = {
             f"{c}/{n}.png": sources.encoded(sources.image(n))
             for c in "ab"
             for n in ("red", "green", "blue")
         }
-        folder = sources.write_folder(tmp_path / f"images{side_px}", members)
-        name = f"side{side_px}"
-        prepared = _prepare("imagefolder", tmp_path, folder, side_px=side_px, name=name)
+        folder = sources.write_folder(tmp_path / f"images{image_size_px}", members)
+        name = f"side{image_size_px}"
+        prepared = _prepare("imagefolder", tmp_path, folder, image_size_px=image_size_px, name=name)
         for split in ("train", "test"):
             with pa.memory_map(str(prepared / f"{split}.arrow")) as mapped:
                 start = mapped.read_buffer().address
@@ -255,7 +255,7 @@ def test_imagefolder_with_train_and_held_out_part_uses_them(tmp_path: Path, held
     members = {f"train/{k}": v for k, v in _classes("cat", "dog", images=3).items()}
     members |= {f"{held_out}/{k}": v for k, v in _classes("dog", images=1).items()}
     source = sources.write_folder(tmp_path / "mine", members)
-    folder = _prepare("imagefolder", tmp_path, source, side_px=16, name="pets")
+    folder = _prepare("imagefolder", tmp_path, source, image_size_px=16, name="pets")
     assert folder == tmp_path / "pets"
     assert _open(folder, "train")[1].tolist() == [0, 0, 0, 1, 1, 1]
     test, labels, _ = _open(folder, "test")
@@ -315,13 +315,13 @@ def test_another_source_under_a_taken_name_is_an_error(tmp_path: Path) -> None:
     assert _manifest(other)["splits"]["train"]["images"] == 12
 
 
-def test_imagefolder_of_another_side_under_a_taken_name_is_an_error(tmp_path: Path) -> None:
+def test_imagefolder_of_another_size_under_a_taken_name_is_an_error(tmp_path: Path) -> None:
     source = sources.write_folder(tmp_path / "mine", _classes("a", "b"))
-    folder = _prepare("imagefolder", tmp_path, source, side_px=8)
-    assert _prepare("imagefolder", tmp_path, source, side_px=8) == folder
-    for side_px in (None, 16):
+    folder = _prepare("imagefolder", tmp_path, source, image_size_px=8)
+    assert _prepare("imagefolder", tmp_path, source, image_size_px=8) == folder
+    for image_size_px in (None, 16):
         with pytest.raises(UsageError, match="with side 8"):
-            _prepare("imagefolder", tmp_path, source, side_px=side_px)
+            _prepare("imagefolder", tmp_path, source, image_size_px=image_size_px)
 
 
 def test_folder_that_is_no_dataset_is_never_overwritten(tmp_path: Path) -> None:
@@ -362,11 +362,11 @@ def test_unprepared_imagefolder_says_how_to_prepare_it(tmp_path: Path) -> None:
 
 def test_all_wrong_options_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        _prepare("digits", tmp_path, tmp_path, side_px=32, name="../up")
+        _prepare("digits", tmp_path, tmp_path, image_size_px=32, name="../up")
     text = str(caught.value)
     assert "got '../up'" in text
     assert "takes no `--source`" in text
-    assert "`--side` is for `imagefolder`" in text
+    assert "`--image-size` is for `imagefolder`" in text
 
 
 def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from orchestrator.storage.paths import DataLocation
 
 
 class Ends:
-    """Stands for the conductor: keeps the outcomes that it is told."""
+    """Stands for the scheduler: keeps the outcomes that it is told."""
 
     def __init__(self, *, stops: bool = False) -> None:
         self.outcomes: list[str] = []
@@ -25,9 +25,9 @@ class Ends:
         self.outcomes.append(outcome)
 
 
-def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> attempts.AttemptRunner:
+def jobs_of(scheduler: Ends, tmp_path: Path, *, by_step: bool = True) -> attempts.AttemptRunner:
     return attempts.AttemptRunner(
-        conductor,  # type: ignore[arg-type]
+        scheduler,  # type: ignore[arg-type]
         None,
         tmp_path,
         DataLocation(tmp_path),
@@ -50,11 +50,11 @@ def jobs_of(conductor: Ends, tmp_path: Path, *, by_step: bool = True) -> attempt
 def test_the_last_report_of_a_complete_trial_frees_its_process(
     tmp_path: Path, by_step: bool, outcome: str, is_stopped: bool
 ) -> None:
-    conductor = Ends()
-    jobs = jobs_of(conductor, tmp_path, by_step=by_step)
+    scheduler = Ends()
+    jobs = jobs_of(scheduler, tmp_path, by_step=by_step)
     end = {"kind": "end", "signature": "s", "attempt": 1, "outcome": outcome}
     assert jobs.on_report("trial", end) is is_stopped
-    assert conductor.outcomes == [outcome]
+    assert scheduler.outcomes == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_the_last_report_of_a_complete_trial_frees_its_process(
 def test_a_last_epoch_ends_its_trial_where_nothing_follows(
     tmp_path: Path, outcome: str | None, stops: bool, is_stopped: bool, outcomes: list[str]
 ) -> None:
-    conductor = Ends(stops=stops)
+    scheduler = Ends(stops=stops)
     report = {"kind": "epoch", "epoch": 3, "signature": "s", "attempt": 1, "node": "n"}
     said = report | ({"outcome": outcome} if outcome else {})
-    assert jobs_of(conductor, tmp_path).on_report("trial", said) is is_stopped
-    assert conductor.outcomes == outcomes
+    assert jobs_of(scheduler, tmp_path).on_report("trial", said) is is_stopped
+    assert scheduler.outcomes == outcomes
 
 
 def test_a_new_trial_is_asked_where_it_is_once_a_node_is_about_to_go(tmp_path: Path) -> None:
     jobs = jobs_of(Ends(), tmp_path)
     jobs.shapes = {"cnn3": (1.0, 0.0)}
-    start = Mock(variant="cnn3", signature="s", attempt=1, resume_from=None, is_judged=False)
+    start = Mock(variant="cnn3", signature="s", attempt=1, resume_from=None, is_evaluated=False)
     start.config.to_dict.return_value = {}
     assert jobs._job(start).says_where is False
     jobs.draining = {"a node"}

@@ -37,7 +37,7 @@ def job(digits_dir: Path, sweep_dir: Path, **values: Any) -> Job:
             "log": f"logs/{config.signature()}/1.log",
             "resume_from": None,
             "keep_all": False,
-            "is_judged": False,
+            "is_evaluated": False,
             "cpus": 1.0,
             "gpus": 0.0,
             **{k: v for k, v in values.items() if k in own},
@@ -75,7 +75,7 @@ def test_a_last_epoch_s_report_is_the_last_word_of_a_trial_on_one_device(digits_
 
     assert outcomes() == [None, "complete"]
     assert outcomes(epochs=1) == ["complete"]
-    assert outcomes(is_judged=True) == [None, None]  # the test part is still to judge it
+    assert outcomes(is_evaluated=True) == [None, None]  # the test split is still to judge it
     # Ended early: nothing gets better at rate 0.
     assert outcomes(lr=0.0, epochs=9, early_stop_patience_epochs=1) == [None, "complete"]
 
@@ -119,13 +119,13 @@ def test_a_retry_goes_on_under_its_own_number(digits_dir, tmp_path):
     assert end["outcome"] == "complete"
 
 
-def test_a_judged_trial_reports_what_the_test_part_says_of_its_best_epoch(digits_dir, tmp_path):
+def test_a_evaluated_trial_reports_what_the_test_split_says_of_its_best_epoch(digits_dir, tmp_path):
     # Nothing is learned at rate 0, so the first epoch is the best.
-    values = {"is_judged": True, "lr": 0.0, "epochs": 3}
+    values = {"is_evaluated": True, "lr": 0.0, "epochs": 3}
     made = job(digits_dir, tmp_path, **values)
-    first, _, last, judged, end = reports_of(made)
-    assert (judged["kind"], judged["attempt"], end["kind"]) == ("evaluation", 1, "end")
-    result = json.loads(judged["result"])
+    first, _, last, evaluated, end = reports_of(made)
+    assert (evaluated["kind"], evaluated["attempt"], end["kind"]) == ("evaluation", 1, "end")
+    result = json.loads(evaluated["result"])
     assert (result["split"], result["images"], result["epoch"]) == ("test", 359, 0)
     # An attempt that only had to judge finds the best epoch where an earlier one left it.
     again, end = reports_of(
@@ -135,7 +135,7 @@ def test_a_judged_trial_reports_what_the_test_part_says_of_its_best_epoch(digits
     other = json.loads(again["result"])
     speed = {"inference_ms", "inference_images_per_s", "inference_batch_size"}
     assert {name for name in result if other[name] != result[name]} <= speed
-    # Without that epoch's checkpoint there is nothing that could be judged.
+    # Without that epoch's checkpoint there is nothing that could be evaluated.
     shutil.rmtree(tmp_path / first["checkpoint"])
     made = job(digits_dir, tmp_path, attempt=3, resume_from=last["checkpoint"], **values)
     _, end = failure_of(made)

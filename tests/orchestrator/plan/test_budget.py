@@ -25,7 +25,7 @@ def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
     return new_ledger(tmp_path / "ledger.sqlite", of_plan)
 
 
-def conductor_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> TrialScheduler:
+def scheduler_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> TrialScheduler:
     return TrialScheduler(
         ledger,
         of_plan,
@@ -35,10 +35,10 @@ def conductor_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> TrialSchedu
 
 def test_no_trial_starts_that_would_end_after_the_budget(ledger, of_plan):
     # A cnn2 trial takes 40 s, a cnn3 trial 120 s.
-    conductor = conductor_with(ledger, of_plan, Budget(until_s=time.time() + 60))
-    assert [train(conductor, 9.0) for _ in range(4)] == ["cnn2", "cnn2", "cnn2", None]
-    assert not conductor.has_work()
-    assert conductor.left_out() == {"cnn3": 3}
+    scheduler = scheduler_with(ledger, of_plan, Budget(until_s=time.time() + 60))
+    assert [train(scheduler, 9.0) for _ in range(4)] == ["cnn2", "cnn2", "cnn2", None]
+    assert not scheduler.has_work()
+    assert scheduler.left_out() == {"cnn3": 3}
 
 
 def test_what_was_measured_keeps_the_first_trial_from_starting(ledger, of_plan):
@@ -57,19 +57,19 @@ def test_a_smaller_variant_goes_on_when_a_larger_one_no_longer_fits(ledger, of_p
         space(trials=3, base={"epochs": 4}, first_rung_epochs=0, variants=("cnn3", "cnn2"))
     )
     train(TrialScheduler(ledger, of_plan), 9.0)  # of cnn2, so that both are known
-    conductor = conductor_with(ledger, turned, Budget(until_s=time.time() + 60))
-    assert [train(conductor, 9.0) for _ in range(3)] == ["cnn2", "cnn2", None]
-    assert conductor.left_out() == {"cnn3": 3}
+    scheduler = scheduler_with(ledger, turned, Budget(until_s=time.time() + 60))
+    assert [train(scheduler, 9.0) for _ in range(3)] == ["cnn2", "cnn2", None]
+    assert scheduler.left_out() == {"cnn3": 3}
 
 
 def test_device_seconds_count_what_was_used_and_what_is_under_way(ledger, of_plan):
     budget = Budget(device_s=100.0, shares={"cnn2": 1.0, "cnn3": 1.0})
-    conductor = conductor_with(ledger, of_plan, budget)
-    assert train(conductor, 9.0, epochs=1) == "cnn2"  # 30 s left of it
-    assert train(conductor, 9.0, epochs=1) == "cnn2"
-    assert train(conductor, 9.0) is None  # 30 + 30 + 40 s are not below 100
-    conductor = conductor_with(ledger, of_plan, Budget(device_s=101.0, shares={}))
-    assert conductor.left_out() == {"cnn2": 3, "cnn3": 3}
+    scheduler = scheduler_with(ledger, of_plan, budget)
+    assert train(scheduler, 9.0, epochs=1) == "cnn2"  # 30 s left of it
+    assert train(scheduler, 9.0, epochs=1) == "cnn2"
+    assert train(scheduler, 9.0) is None  # 30 + 30 + 40 s are not below 100
+    scheduler = scheduler_with(ledger, of_plan, Budget(device_s=101.0, shares={}))
+    assert scheduler.left_out() == {"cnn2": 3, "cnn3": 3}
 
 
 def test_a_share_of_a_device_counts_as_such(ledger, of_plan):
@@ -88,13 +88,13 @@ def test_an_interrupted_trial_that_no_longer_fits_waits_and_the_search_has_no_fi
         final_seeds=1,
     )
     ledger = new_ledger(tmp_path / "ledger.sqlite", of_plan)
-    conductor = TrialScheduler(ledger, of_plan)
-    train(conductor, 9.0, epochs=2)
-    conductor.interrupt()
-    short = conductor_with(ledger, of_plan, Budget(until_s=time.time() + 15))
+    scheduler = TrialScheduler(ledger, of_plan)
+    train(scheduler, 9.0, epochs=2)
+    scheduler.interrupt()
+    short = scheduler_with(ledger, of_plan, Budget(until_s=time.time() + 15))
     assert short.next_start() is None  # its two epochs left take 20 s
     assert short.left_out() == {"cnn2": 1}
-    longer = conductor_with(ledger, of_plan, Budget(until_s=time.time() + 25))
+    longer = scheduler_with(ledger, of_plan, Budget(until_s=time.time() + 25))
     start = longer.next_start()
     assert start is not None
     assert start.attempt == 2
@@ -107,8 +107,8 @@ def test_the_time_between_a_killed_driver_and_its_resume_is_no_device_time(
     morning_s = time.time() + 36_000
     monkeypatch.setattr(time, "time", lambda: morning_s)
     budget = Budget(device_s=130.0)
-    conductor = conductor_with(ledger, of_plan, budget)  # closes the attempt as lost, now
+    scheduler = scheduler_with(ledger, of_plan, budget)  # closes the attempt as lost, now
     assert ledger.attempts()[0].ended_s == morning_s
-    assert conductor.has_work()
+    assert scheduler.has_work()
     assert allowance(budget, ledger, of_plan, OPERATIONS)("cnn3", 4)  # 120 s
     assert not allowance(budget, ledger, of_plan, OPERATIONS)("cnn2", 14)  # 140 s

@@ -28,17 +28,17 @@ def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
     return new_ledger(tmp_path / "ledger.sqlite", of_plan)
 
 
-def train(conductor: TrialScheduler, epoch_s: float, epochs: int = 4) -> str | None:
+def train(scheduler: TrialScheduler, epoch_s: float, epochs: int = 4) -> str | None:
     """Play the next trial for some epochs; return its variant, None when nothing is left."""
-    start = conductor.next_start()
+    start = scheduler.next_start()
     if start is None:
         return None
     address = start.signature, start.attempt
     for epoch in range(epochs):
         row = metrics(epoch_s=epoch_s, val_s=epoch_s / 4, checkpoint_s=1.0, val_top1=0.5)
-        conductor.on_epoch(*address, epoch, row, None)
+        scheduler.on_epoch(*address, epoch, row, None)
     if epochs == start.config.epochs:
-        conductor.on_end(*address, outcome="complete")
+        scheduler.on_end(*address, outcome="complete")
     return start.variant
 
 
@@ -73,9 +73,9 @@ def test_epochs_left_are_of_trials_to_come_under_way_and_final_ones(ledger, of_p
 
     assert left(of_plan) == {"cnn2": 12, "cnn3": 12}
     assert left(replace(of_plan, final_seeds=2)) == {"cnn2": 20, "cnn3": 20}
-    conductor = TrialScheduler(ledger, of_plan)
-    train(conductor, 9.0)
-    train(conductor, 9.0, epochs=1)
+    scheduler = TrialScheduler(ledger, of_plan)
+    train(scheduler, 9.0)
+    train(scheduler, 9.0, epochs=1)
     assert left(of_plan) == {"cnn2": 7, "cnn3": 12}
     # Of more search trials than are asked for now none is a final one.
     assert left(replace(of_plan, trials=1, final_seeds=2))["cnn2"] == 3 + 8

@@ -38,15 +38,26 @@ def refusal(of: SearchSpace, *argv: str) -> str:
 def test_a_plan_is_what_the_space_says() -> None:
     plan, facts = planned(space())
     assert (plan.trials, plan.seed, plan.dataset, plan.overrides) == (4, 0, "digits", {})
-    assert plan.side_px == {"cnn2": 32, "cnn3": 32}
+    assert plan.image_size_px == {"cnn2": 32, "cnn3": 32}
     assert list(facts) == list(plan.variants)
 
 
 def test_flags_win_over_the_space() -> None:
-    argv = ["--trials", "9", "--epochs", "2", "--seed", "5", "--variants", "cnn3", "--side", "24"]
+    argv = [
+        "--trials",
+        "9",
+        "--epochs",
+        "2",
+        "--seed",
+        "5",
+        "--variants",
+        "cnn3",
+        "--image-size",
+        "24",
+    ]
     plan, _ = planned(space(), *argv, "--workers-per-trial", "2")
     assert (plan.trials, plan.seed, plan.variants) == (9, 5, ("cnn3",))
-    assert plan.side_px == {"cnn3": 24}
+    assert plan.image_size_px == {"cnn3": 24}
     assert plan.overrides == {"epochs": 2, "workers": 2}
 
 
@@ -55,10 +66,12 @@ def test_one_worker_is_no_change_of_the_plan() -> None:
 
 
 def test_options_are_kept_when_a_sweep_goes_on_and_flags_still_win() -> None:
-    first = parse_args(["digits", "--trials", "9", "--epochs", "2", "--side", "24", "--seed", "3"])
+    first = parse_args(
+        ["digits", "--trials", "9", "--epochs", "2", "--image-size", "24", "--seed", "3"]
+    )
     kept = json.loads(json.dumps(options.given_options(first)))
     again, _ = planned(space(), kept=kept)
-    assert (again.trials, again.overrides, again.side_px["cnn2"], again.seed) == (
+    assert (again.trials, again.overrides, again.image_size_px["cnn2"], again.seed) == (
         *(9, {"epochs": 2}, 24),
         3,
     )
@@ -191,7 +204,8 @@ def test_what_a_known_dataset_will_be_is_what_it_is(digits_dir: Path) -> None:
 
 def test_a_plans_identity_is_the_same_through_json() -> None:
     of = space(
-        side_by_variant={"cnn2": "paper"}, params={"lr": FloatDistribution(1e-3, 1e-1, log=True)}
+        image_size_by_variant={"cnn2": "paper"},
+        params={"lr": FloatDistribution(1e-3, 1e-1, log=True)},
     )
     identity = planned(of)[0].identity()
     assert difference(json.loads(json.dumps(identity)), identity) == []
@@ -237,7 +251,7 @@ def test_a_recipes_trials_train_on_all_where_that_is_asked_for() -> None:
 
 def test_a_final_trial_that_needs_a_validation_part_is_refused_without_it() -> None:
     patient = space(base={"epochs": 9, "schedule": "plateau"})
-    with pytest.raises(UsageError, match=r"(?s)no validation part.*cnn2: `schedule` 'plateau'"):
+    with pytest.raises(UsageError, match=r"(?s)no validation split.*cnn2: `schedule` 'plateau'"):
         planned(patient, "--final-on-all", "--final-seeds", "1")
 
 

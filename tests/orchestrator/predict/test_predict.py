@@ -84,7 +84,7 @@ def test_a_file_is_answered_as_the_stored_image_is(
     answer = asked(capsys, trained, *files)
     weights, _, _ = checkpoint.load(trained.checkpoint)
     model = build.build_model(
-        trained.config, num_classes=10, in_channels=1, image_side_px=32, read_weights=False
+        trained.config, num_classes=10, in_channels=1, image_size_px=32, read_weights=False
     ).eval()
     model.load_state_dict(weights["model"])
     shift, scale = trained.manifest.mean[0], trained.manifest.std[0]
@@ -123,7 +123,7 @@ def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) 
 def test_batches_of_large_images_are_small(trained: Trained) -> None:
     model = load(from_checkpoint(trained.checkpoint, trained.manifest, {}))
     sizes = [
-        replace(model, config=replace(model.config, side_px=side)).batch_size
+        replace(model, config=replace(model.config, image_size_px=side)).batch_size
         for side in (64, 224, 600, 4096)
     ]
     assert sizes == [64, 41, 5, 1]
@@ -154,7 +154,7 @@ def test_the_best_trial_answers_or_the_best_of_a_variant(
     assert best["value"] == trained.value
     answer = asked(capsys, trained, *files, variant="cnn2")
     assert answer["model"]["variant"] == "cnn2"
-    # Its averaged weights are the ones that validation judged.
+    # Its averaged weights are the ones that validation evaluated.
     with_average = next(trained.paths.root.glob("trials/*/attempt_1/*/average.safetensors"))
     weights, _, state = checkpoint.load(with_average.parent)
     name = next(iter(weights["model"]))
@@ -203,7 +203,7 @@ def searched(variant: str, planned_seq: int, value: float) -> Trial:
 
 
 def test_a_variants_final_trials_stand_for_it() -> None:
-    """One without a validation part of its own counts as the trial it repeats."""
+    """One without a validation split of its own counts as the trial it repeats."""
     a, b = searched("a", 1, 0.9), searched("b", 2, 0.95)
     finals_b = [again(b, 3, 0.7), again(b, 4, 0.85), again(b, 5, 0.99, status="failed")]
     assert ranking.best_trial([a, b], "max") is b

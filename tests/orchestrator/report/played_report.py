@@ -53,7 +53,7 @@ def clock() -> Iterator[Clock]:
 
 
 def evaluation(  # what trainables.evaluation.held_out.Evaluation.to_dict() gives
-    top1: float, *, classes: int, seed: int, side_px: int = 32, examples: int = 12
+    top1: float, *, classes: int, seed: int, image_size_px: int = 32, examples: int = 12
 ) -> dict[str, Any]:
     dice = np.random.default_rng(seed)
     images = classes * 20
@@ -101,19 +101,20 @@ def evaluation(  # what trainables.evaluation.held_out.Evaluation.to_dict() give
         "inference_batch_size": 64,
         "device": "Test CPU, 2 threads",
         "examples": [
-            _example(dice, row, classes=classes, side_px=side_px) for row in range(examples)
+            _example(dice, row, classes=classes, image_size_px=image_size_px)
+            for row in range(examples)
         ],
         "mistakes": [
-            _example(dice, row, classes=classes, side_px=side_px, right_share=0)
+            _example(dice, row, classes=classes, image_size_px=image_size_px, right_share=0)
             for row in range(examples, examples + 3)
         ],
     }
 
 
 def _example(
-    dice: Any, row: int, *, classes: int, side_px: int, right_share: float = 0.6
+    dice: Any, row: int, *, classes: int, image_size_px: int, right_share: float = 0.6
 ) -> dict[str, Any]:
-    y, x = np.mgrid[0:side_px, 0:side_px]
+    y, x = np.mgrid[0:image_size_px, 0:image_size_px]
     # The image depends on its row only: all trials judge the same ones.
     pixels = np.stack([(x * (row + 2)) % 256, (y * (row + 5)) % 256, (x * y * (row + 1)) % 256], -1)
     file = io.BytesIO()
@@ -155,7 +156,11 @@ def build(  # one sweep; everything is a function of the arguments
     )
     plan = replace(sweeps.plan(space), overrides={"epochs": epochs})
     costs = {
-        name: {"side_px": 32, "parameters": 10**6 * 2**n, "multiply_accumulates": 10**7 * 3**n}
+        name: {
+            "image_size_px": 32,
+            "parameters": 10**6 * 2**n,
+            "multiply_accumulates": 10**7 * 3**n,
+        }
         for n, name in enumerate(variants)
     }
     manifest = {
@@ -252,8 +257,8 @@ def _play(
         value = trial.ceiling * (1 - 0.6 ** (epoch + 1))
         ledger.record_epoch(signature, attempt, epoch, _metrics(trial, value), None)
     if judge:
-        now.now += 0.5  # seconds of the test part
-        result = _judged(trial, value, ledger.get("variants")[trial.variant], judge)
+        now.now += 0.5  # seconds of the test split
+        result = _evaluated(trial, value, ledger.get("variants")[trial.variant], judge)
         ledger.record_evaluation(signature, attempt, result | {"epoch": epochs - 1})
     ledger.end_attempt(
         signature,
@@ -286,7 +291,7 @@ def _metrics(trial: _Trial, value: float) -> dict[str, float]:
     return {name: row[name] for name in METRIC_NAMES}
 
 
-def _judged(
+def _evaluated(
     trial: _Trial, value: float, cost: dict[str, int], judge: tuple[int, int]
 ) -> dict[str, Any]:
     """Return a trial's evaluation, with its variant's size; `judge`: classes, examples."""

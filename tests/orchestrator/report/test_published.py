@@ -1,4 +1,4 @@
-"""What the report says of the published study: its figures beside ours, and every departure."""
+"""What the report says of the published study: its figures beside ours, and every deviation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optuna.distributions import IntDistribution
 import search_spaces
 from orchestrator.report.document.blocks import Table
 from orchestrator.report.facts import read_facts
-from orchestrator.report.sections.overview import departures
+from orchestrator.report.sections.overview import deviations
 from orchestrator.report.sections.published import published
 from search_spaces.space import SearchSpace
 from tests.orchestrator import sweeps
@@ -22,28 +22,34 @@ from tests.orchestrator.report.parts import read, table, words
 from tests.orchestrator.report.played_report import build
 
 
-def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
+def test_every_deviation_from_the_recipe_is_said(tmp_path: Path) -> None:
     plan = sweeps.plan(sweeps.space())
     ledger = sweeps.new_ledger(tmp_path / "l", plan)
     identity = {
         **plan.identity(),
         "overrides": {"epochs": 2, "weights": "none"},
         "dataset": "tinyimagenet-sample",
-        "side_px": {"cnn2": 16, "vgg16": 64},
+        "image_size_px": {"cnn2": 16, "vgg16": 64},
     }
     ledger.put("plan", identity)
-    options = {"epochs": 2, "trials": 3, "side": "16", "dataset": "tinyimagenet-sample", "seed": 5}
+    options = {
+        "epochs": 2,
+        "trials": 3,
+        "image_size": "16",
+        "dataset": "tinyimagenet-sample",
+        "seed": 5,
+    }
     ledger.put("options", options)
     manifest = {"class_names": list("0123456789"), "images": {"train": 500, "test": 100}}
     ledger.put("manifest", manifest)
-    said = departures(read_facts(ledger))
+    said = deviations(read_facts(ledger))
     ledger.close()
     assert said == [
         "Epochs: 2 in place of 9.",
         "`weights`: none in place of its default.",
         "Variants left out: cnn3.",
         "Variants that the space does not list: vgg16.",
-        "Input side: 16 (--side) in place of 32; cnn2 16 px, vgg16 64 px.",
+        "Image size: 16 (--image-size) in place of 32; cnn2 16 px, vgg16 64 px.",
         "Trials per variant: 3, given by --trials, not the space's.",
         "Dataset: tinyimagenet-sample (--dataset) in place of the space's.",
         "Seed of the sweep: 5 in place of 0.",
@@ -52,22 +58,22 @@ def test_every_departure_from_the_recipe_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_a_whole_dataset_and_the_recipe_itself_are_no_departure(tmp_path: Path) -> None:
+def test_a_whole_dataset_and_the_recipe_itself_are_no_deviation(tmp_path: Path) -> None:
     plan = sweeps.plan(sweeps.space())
     ledger = sweeps.new_ledger(tmp_path / "l", plan)
     ledger.put("plan", {**plan.identity(), "dataset": "cifar10", "overrides": {"epochs": 9}})
     manifest = {"class_names": list("0123456789"), "images": {"train": 50_000, "test": 10_000}}
     ledger.put("manifest", manifest)
-    assert departures(read_facts(ledger)) == []
+    assert deviations(read_facts(ledger)) == []
     ledger.close()
 
 
 def told(path: Path, of: SearchSpace, overrides: dict[str, Any], **said: Any) -> list[str]:
-    """Return the departures of a sweep without trials."""
+    """Return the deviations of a sweep without trials."""
     plan = replace(sweeps.plan(of), overrides=overrides)
     ledger = sweeps.new_ledger(path, plan, **said)
     try:
-        return departures(read_facts(ledger))
+        return deviations(read_facts(ledger))
     finally:
         ledger.close()
 
@@ -75,10 +81,12 @@ def told(path: Path, of: SearchSpace, overrides: dict[str, Any], **said: Any) ->
 OWN = {"trials": 4, "final_seeds": 1, "dataset": "digits"}
 
 
-def test_a_flag_that_says_what_the_space_says_is_no_departure(tmp_path: Path) -> None:
-    same = {"trials": 4, "final_seeds": 1, "dataset": "digits", "side": "32"}
+def test_a_flag_that_says_what_the_space_says_is_no_deviation(tmp_path: Path) -> None:
+    same = {"trials": 4, "final_seeds": 1, "dataset": "digits", "image_size": "32"}
     assert told(tmp_path / "a", sweeps.space(), {}, options=same, space_own=OWN) == []
-    by_variant = sweeps.space(side=64, side_by_variant=dict.fromkeys(("cnn2", "cnn3"), 32))
+    by_variant = sweeps.space(
+        image_size=64, image_size_by_variant=dict.fromkeys(("cnn2", "cnn3"), 32)
+    )
     assert told(tmp_path / "b", by_variant, {}, options=same, space_own=OWN) == []
     # An older ledger does not say what the space's own are.
     assert told(tmp_path / "c", sweeps.space(), {}, options=same) == [
@@ -89,9 +97,9 @@ def test_a_flag_that_says_what_the_space_says_is_no_departure(tmp_path: Path) ->
 
 
 def test_a_flag_that_says_otherwise_names_what_it_replaces(tmp_path: Path) -> None:
-    other = {"trials": 2, "final_seeds": 0, "dataset": "digits-sample", "side": "16"}
+    other = {"trials": 2, "final_seeds": 0, "dataset": "digits-sample", "image_size": "16"}
     assert told(tmp_path / "a", sweeps.space(), {}, options=other, space_own=OWN) == [
-        "Input side: 16 (--side) in place of 32; cnn2 32 px, cnn3 32 px.",
+        "Image size: 16 (--image-size) in place of 32; cnn2 32 px, cnn3 32 px.",
         "Trials per variant: 2 (--trials) in place of 4.",
         "Final seeds: 0 (--final-seeds) in place of 1.",
         "Dataset: digits-sample (--dataset) in place of digits.",
@@ -141,20 +149,20 @@ def test_published_figures_stand_beside_ours_with_their_contradiction(tmp_path: 
     assert (first["published_val_top1"], first["published_test_top1"]) == (0.1419, None)
     assert first["ours_val_top1"].endswith("n = 3)")
     assert first["difference_test_top1"] is None
-    # Published as validation, on the images that are our test part.
+    # Published as validation, on the images that are our test split.
     assert (b3["published_val_top1"], b3["published_test_top1"]) == (None, 0.7698)
-    ours = statistics.mean(r.evaluation["top1"] for r in facts.judged("cnn3") if r.evaluation)
+    ours = statistics.mean(r.evaluation["top1"] for r in facts.evaluated("cnn3") if r.evaluation)
     assert b3["difference_test_top1"] == pytest.approx(ours - 0.7698)
     [note] = table(section, "published_notes")
     assert note == {
         "label": "B3",
-        "note": "Published as validation; those images are our test part. Section 5.2; table 1 "
+        "note": "Published as validation; those images are our test split. Section 5.2; table 1 "
         "says 89.",
     }
     assert (b3["published_loss"], b3["ours_loss"]) == (
         0.9887,
         pytest.approx(
-            statistics.mean(r.evaluation["loss"] for r in facts.judged("cnn3") if r.evaluation)
+            statistics.mean(r.evaluation["loss"] for r in facts.evaluated("cnn3") if r.evaluation)
         ),
     )
     assert (paper["variant"], paper["ours_test_top1"], paper["ours_loss"]) == (None, None, None)
@@ -181,7 +189,7 @@ def test_published_averages_over_classes_stand_above_ours(tmp_path: Path) -> Non
         "f1": 0.87,
     }
     assert ours["label"] == "ours: cnn2"
-    f1 = [r.evaluation["f1"]["macro"] for r in facts.judged("cnn2") if r.evaluation]
+    f1 = [r.evaluation["f1"]["macro"] for r in facts.evaluated("cnn2") if r.evaluation]
     assert ours["f1"] == pytest.approx(statistics.mean(f1))
 
 
@@ -250,10 +258,10 @@ def test_a_source_without_figures_still_says_what_was_made_of_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["tinyimagenet_b3", "tinyimagenet_baselines"])
-def test_that_published_validation_images_are_the_test_part_is_said_once(
+def test_that_published_validation_images_are_the_test_split_is_said_once(
     tmp_path: Path, name: str
 ) -> None:
     said = search_spaces.load(name).published_to_dict()
     build(tmp_path / "l", trials=1, variants=("cnn2",), published=said).close()
     notes = [row["note"] for row in table(published(read(tmp_path / "l")), "published_notes")]
-    assert [note.count("test part") for note in notes] == [1] * len(said["rows"])
+    assert [note.count("test split") for note in notes] == [1] * len(said["rows"])

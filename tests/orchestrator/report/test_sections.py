@@ -17,7 +17,7 @@ from orchestrator.report.sections.curves import curves
 from orchestrator.report.sections.failures import failed
 from orchestrator.report.sections.fronts import fronts, validation_and_test
 from orchestrator.report.sections.leaderboard import leaderboard
-from orchestrator.report.sections.overview import departures
+from orchestrator.report.sections.overview import deviations
 from orchestrator.report.sections.pairs import COMPUTE, TRIALS, compare, pairs
 from orchestrator.report.sections.pictures import images
 from orchestrator.report.sections.search import Suggested, search, suggested
@@ -70,7 +70,7 @@ def test_final_seeds_of_a_configuration_that_was_beaten_are_left_out(tmp_path: P
     ledger.start_attempt("better", resumed_from=None, micro_batch_size=0)
     ledger.end_attempt("better", 1, outcome="complete", trial_status="complete", best=(0, 0.99))
     facts = read_facts(ledger)
-    assert facts.judged("cnn2") == []
+    assert facts.evaluated("cnn2") == []
     [row] = table(leaderboard(facts), "leaderboard")
     assert (row["best_val_top1"], row["seeds"], row["test_top1_mean"]) == (0.99, 0, None)
     ledger.close()
@@ -79,7 +79,7 @@ def test_final_seeds_of_a_configuration_that_was_beaten_are_left_out(tmp_path: P
 def test_a_variant_with_nothing_to_search_has_its_trials_for_seeds(tmp_path: Path) -> None:
     build(tmp_path / "l", trials=4, searched=False, variants=("cnn2", "cnn3")).close()
     facts = read(tmp_path / "l")
-    assert [len(facts.judged(variant)) for variant in facts.variants] == [4, 4]
+    assert [len(facts.evaluated(variant)) for variant in facts.variants] == [4, 4]
     assert "Nothing was searched" in words(search(facts))
     found = compare(facts, facts.variants, is_pretrained=False)
     assert [(pair.by, pair.seeds) for pair in found] == [(TRIALS, (4, 4)), (COMPUTE, (4, 4))]
@@ -93,9 +93,9 @@ def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Pa
     [row] = table(leaderboard(facts), "leaderboard")
     assert row["seeds_val_top1"] is None
     assert row["test_top1_mean"] > 0
-    said = "Those that the test part has judged had no validation part."
+    said = "Those that the test split has evaluated had no validation split."
     assert words(validation_and_test(facts)) == said
-    assert any("--final-on-all" in line for line in departures(facts))
+    assert any("--final-on-all" in line for line in deviations(facts))
     ledger.close()
 
 
@@ -131,7 +131,7 @@ def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_pa
         "train_loss": {"complete, final: 3"},
         "best": {next(n for n in finals["best"] if n.endswith(", training"))},
     }
-    assert "3 trials were trained without a validation part" in words(section)
+    assert "3 trials were trained without a validation split" in words(section)
     ledger.close()
 
 
@@ -150,7 +150,7 @@ def test_pairs_say_what_they_compare_and_what_is_missing(facts: SweepData) -> No
     assert (by_trials.by, by_trials.budget, by_trials.seeds) == (TRIALS, 12, (3, 3))
     assert by_trials.difference is not None
     means = [
-        statistics.mean(r.evaluation["top1"] for r in facts.judged(v) if r.evaluation)
+        statistics.mean(r.evaluation["top1"] for r in facts.evaluated(v) if r.evaluation)
         for v in ("cnn2", "cnn3")
     ]
     assert by_trials.difference.mean == pytest.approx(means[0] - means[1])
@@ -286,16 +286,16 @@ def test_the_correlation_says_how_many_points_it_is_of(facts: SweepData) -> None
 def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: SweepData) -> None:
     section = classes(facts)
     rows = {row["class"]: row for row in table(section, "classes_cnn2")}
-    judged = [r.evaluation for r in facts.judged("cnn2") if r.evaluation]
+    evaluated = [r.evaluation for r in facts.evaluated("cnn2") if r.evaluation]
     assert rows["class 3"]["recall"] == pytest.approx(
-        statistics.mean(each["recall"]["per_class"][3] for each in judged)
+        statistics.mean(each["recall"]["per_class"][3] for each in evaluated)
     )
     assert rows["class 3"]["support"] == 20
     weighted = rows["(weighted mean)"]["recall"]
-    assert weighted == pytest.approx(statistics.mean(each["top1"] for each in judged))
+    assert weighted == pytest.approx(statistics.mean(each["top1"] for each in evaluated))
     [pair, *_] = table(section, "most_confused_cnn2")
     a, b = (int(pair[side].removeprefix("class ")) for side in "ab")
-    assert pair["a_as_b"] == sum(each["confusion"][a][b] for each in judged)
+    assert pair["a_as_b"] == sum(each["confusion"][a][b] for each in evaluated)
     names = figure(section, "confusion-cnn2")["data"][0]["x"]
     assert sorted(names) == sorted(facts.class_names)
     assert names == figure(section, "confusion-resnet50")["data"][0]["x"]
@@ -303,7 +303,7 @@ def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: SweepDat
 
 def test_calibration_adds_up_to_the_images(facts: SweepData) -> None:
     rows = [row for row in table(calibration(facts), "calibration") if row["variant"] == "cnn2"]
-    assert sum(row["judgements"] for row in rows) == 3 * sum(10 * n for n in range(15))
+    assert sum(row["evaluations"] for row in rows) == 3 * sum(10 * n for n in range(15))
     assert [row["accuracy"] / row["confidence"] for row in rows] == pytest.approx([0.9] * 14)
 
 

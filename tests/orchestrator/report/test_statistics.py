@@ -48,7 +48,7 @@ def test_a_single_seed_on_either_side_resolves_nothing() -> None:
     assert welch([1.0], [2.0, 3.0]) is None
 
 
-def test_seeds_that_tie_on_both_sides_resolve_nothing() -> None:
+def test_seeds_that_tie_on_both_sizes_resolve_nothing() -> None:
     """Two seeds of 359 images tie easily, and say nothing of the next seed."""
     assert welch([0.975, 0.975], [0.978, 0.978]) is None
     assert welch([0.5, 0.5], [0.5, 0.5]) is None

@@ -1,4 +1,4 @@
-"""After the search: the best of each variant again, with other seeds, judged by the test part."""
+"""After the search the best of each variant is trained with other seeds and evaluated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stage(ledger: Ledger, variant: str, of: str) -> list[Trial]:
     return [trial for trial in ledger.trials(of) if trial.variant == variant]  # type: ignore[arg-type]
 
 
-def judged(ledger: Ledger) -> set[str]:
+def evaluated(ledger: Ledger) -> set[str]:
     return set(ledger.evaluations())
 
 
@@ -50,8 +50,8 @@ def test_the_best_of_each_variant_is_trained_again_with_seeds_of_its_own(tmp_pat
         for trial in again:
             assert trial.params == best.params
             assert {**trial.config, "seed": 0} == {**best.config, "seed": 0}
-    # The search never sees the test part.
-    assert judged(ledger) == {trial.signature for trial in ledger.trials("final")}
+    # The search never sees the test split.
+    assert evaluated(ledger) == {trial.signature for trial in ledger.trials("final")}
 
 
 def test_no_final_trial_starts_before_its_variants_search_is_over(tmp_path: Path) -> None:
@@ -71,7 +71,9 @@ def test_final_trials_are_never_stopped_early(tmp_path: Path) -> None:
     assert {trial.status for trial in ledger.trials("final")} == {"complete"}
 
 
-def test_with_nothing_to_search_the_trials_are_the_seeds_and_all_are_judged(tmp_path: Path) -> None:
+def test_with_nothing_to_search_the_trials_are_the_seeds_and_all_are_evaluated(
+    tmp_path: Path,
+) -> None:
     of = plan(space(trials=3, params={}), final_seeds=5)
     ledger = ledger_for(of, tmp_path)
     play(TrialScheduler(ledger, of))
@@ -79,11 +81,11 @@ def test_with_nothing_to_search_the_trials_are_the_seeds_and_all_are_judged(tmp_
     assert {trial.stage for trial in trials} == {"search"}
     assert len(trials) == of.num_trials == 6
     assert {trial.status for trial in trials} == {"complete"}
-    assert judged(ledger) == {trial.signature for trial in trials}
+    assert evaluated(ledger) == {trial.signature for trial in trials}
     assert ranking.final_trials_of(trials, "cnn2", "max") == trials[:3]
 
 
-def test_what_a_space_asks_for_comes_first_in_full_and_is_judged(tmp_path: Path) -> None:
+def test_what_a_space_asks_for_comes_first_in_full_and_is_evaluated(tmp_path: Path) -> None:
     # Rung 2 after one epoch stops the worse half; the published recipe is the worst there is.
     of = plan(space(trials=8, rung_factor=2, enqueued=(PUBLISHED,)), final_seeds=1)
     ledger = ledger_for(of, tmp_path)
@@ -93,7 +95,7 @@ def test_what_a_space_asks_for_comes_first_in_full_and_is_judged(tmp_path: Path)
         assert first.params == PUBLISHED
         assert first.status == "complete"
         assert ledger.evaluation(first.signature) is not None
-    assert len(judged(ledger)) == 4
+    assert len(evaluated(ledger)) == 4
     assert "stopped" in {trial.status for trial in ledger.trials("search")}
 
 
@@ -181,7 +183,7 @@ def test_seeds_with_and_without_the_validation_part_are_not_mixed(tmp_path: Path
 def test_the_weights_that_stay_are_those_of_the_model_that_answers(
     tmp_path: Path, mode: str
 ) -> None:
-    """Final trials without a validation part count with the value of what they train again."""
+    """Final trials without a validation split count with the value of what they train again."""
     of = plan(
         space(
             trials=2,
@@ -226,22 +228,22 @@ def test_a_final_trial_that_failed_is_tried_again(tmp_path: Path) -> None:
     play(TrialScheduler(ledger, of))
     (trial,) = ledger.trials("final")
     assert trial.status == "complete"
-    assert judged(ledger) == {trial.signature}
+    assert evaluated(ledger) == {trial.signature}
 
 
-def test_what_an_attempt_that_was_replaced_says_of_the_test_part_is_refused(
+def test_what_an_attempt_that_was_replaced_says_of_the_test_split_is_refused(
     tmp_path: Path,
 ) -> None:
     of = plan(space(trials=1, variants=("cnn2",), params={}))
     ledger = ledger_for(of, tmp_path)
-    conductor = TrialScheduler(ledger, of)
-    start = conductor.next_start()
+    scheduler = TrialScheduler(ledger, of)
+    start = scheduler.next_start()
     assert start is not None
-    conductor.on_end(start.signature, start.attempt, **failed("killed"))
-    again = conductor.next_start()
+    scheduler.on_end(start.signature, start.attempt, **failed("killed"))
+    again = scheduler.next_start()
     assert again is not None
-    assert conductor.on_evaluation(start.signature, start.attempt, {"epoch": 1})
+    assert scheduler.on_evaluation(start.signature, start.attempt, {"epoch": 1})
     assert ledger.evaluations() == {}
-    assert not conductor.on_evaluation(again.signature, again.attempt, {"epoch": 2})
+    assert not scheduler.on_evaluation(again.signature, again.attempt, {"epoch": 2})
     assert not ledger.record_evaluation(again.signature, again.attempt, {"epoch": 3})
     assert ledger.evaluations() == {start.signature: {"epoch": 2}}

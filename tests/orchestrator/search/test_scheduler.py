@@ -1,4 +1,4 @@
-"""The conductor's decisions, with trials that are played instead of trained."""
+"""The scheduler's decisions, with trials that are played instead of trained."""
 
 from __future__ import annotations
 
@@ -168,16 +168,16 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
     of = plan(space(variants=("cnn2",), trials=3, first_rung_epochs=1))
     path = tmp_path / "ledger.sqlite"
     ledger = new_ledger(path, of)
-    conductor = TrialScheduler(ledger, of)
-    starts = [conductor.next_start() for _ in range(3)]
+    scheduler = TrialScheduler(ledger, of)
+    starts = [scheduler.next_start() for _ in range(3)]
     for start, value in zip(starts, (0.9, 0.8), strict=False):
         assert start is not None
-        assert not conductor.on_epoch(start.signature, 1, 0, metrics(val_top1=value), "c")
+        assert not scheduler.on_epoch(start.signature, 1, 0, metrics(val_top1=value), "c")
     last = starts[2]
     assert last is not None
     die_at(ledger, 1, before=False)  # after the row, before what follows from it
     with pytest.raises(Killed):
-        conductor.on_epoch(last.signature, 1, 0, metrics(val_top1=0.1), "c")
+        scheduler.on_epoch(last.signature, 1, 0, metrics(val_top1=0.1), "c")
     ledger.close()
     again = open_ledger(path)
     assert again.trial(last.signature).status == "running"
@@ -226,28 +226,28 @@ def test_a_late_report_of_an_old_attempt_changes_nothing(ledger: Ledger, of_plan
 
 
 def test_an_end_is_taken_once(ledger: Ledger, of_plan: Plan) -> None:
-    conductor = TrialScheduler(ledger, of_plan)
-    start = conductor.next_start()
+    scheduler = TrialScheduler(ledger, of_plan)
+    start = scheduler.next_start()
     assert start is not None
-    conductor.on_end(start.signature, 1, outcome="diverged")
+    scheduler.on_end(start.signature, 1, outcome="diverged")
     before = (ledger.seq, table(ledger), ledger.attempts())
-    conductor.on_end(start.signature, 1, **failed("killed"))
-    assert conductor.on_epoch(start.signature, 1, 0, metrics(), None)
+    scheduler.on_end(start.signature, 1, **failed("killed"))
+    assert scheduler.on_epoch(start.signature, 1, 0, metrics(), None)
     assert (ledger.seq, table(ledger), ledger.attempts()) == before
 
 
 def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_later(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    conductor = TrialScheduler(ledger, of_plan)
-    playing = begin(conductor)
+    scheduler = TrialScheduler(ledger, of_plan)
+    playing = begin(scheduler)
     assert playing is not None
-    step(conductor, playing, goes_well)
-    conductor.interrupt()
-    assert conductor.next_start() is None
-    assert conductor.num_running() == 0
+    step(scheduler, playing, goes_well)
+    scheduler.interrupt()
+    assert scheduler.next_start() is None
+    assert scheduler.num_running() == 0
     assert [a.outcome for a in ledger.attempts()] == ["lost"]
-    assert not step(conductor, playing, goes_well)
+    assert not step(scheduler, playing, goes_well)
     play(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)
 
@@ -275,10 +275,10 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_finished_sweep_has_no_work_left(ledger: Ledger, of_plan: Plan) -> None:
-    conductor = TrialScheduler(ledger, of_plan)
-    assert conductor.has_work()
-    play(conductor)
-    assert not conductor.has_work()
+    scheduler = TrialScheduler(ledger, of_plan)
+    assert scheduler.has_work()
+    play(scheduler)
+    assert not scheduler.has_work()
     assert not TrialScheduler(ledger, of_plan).has_work()
 
 
@@ -327,7 +327,7 @@ def test_two_sweep_seeds_share_no_trial(tmp_path: Path) -> None:
     assert signatures[0].isdisjoint(signatures[1])
 
 
-def test_a_trial_is_judged_by_the_epoch_it_selects(tmp_path: Path) -> None:
+def test_a_trial_is_evaluated_by_the_epoch_it_selects(tmp_path: Path) -> None:
     of = plan(
         space(
             variants=("cnn2",),
@@ -337,14 +337,14 @@ def test_a_trial_is_judged_by_the_epoch_it_selects(tmp_path: Path) -> None:
         )
     )
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = TrialScheduler(ledger, of)
-    start = conductor.next_start()
+    scheduler = TrialScheduler(ledger, of)
+    start = scheduler.next_start()
     assert start is not None
     rows = [(0.9, 0.3), (math.nan, 0.9), (0.2, 0.5), (0.4, 0.6)]
     for epoch, (loss, top1) in enumerate(rows):
         values = metrics(val_loss=loss, val_top1=top1)
-        assert not conductor.on_epoch(start.signature, 1, epoch, values, None)
-    conductor.on_end(start.signature, 1, outcome="complete")
+        assert not scheduler.on_epoch(start.signature, 1, epoch, values, None)
+    scheduler.on_end(start.signature, 1, outcome="complete")
     [trial] = ledger.trials()
     assert (trial.best_epoch, trial.best_value) == (2, 0.5)
 
@@ -352,13 +352,13 @@ def test_a_trial_is_judged_by_the_epoch_it_selects(tmp_path: Path) -> None:
 def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
     of = plan(space(trials=3, first_rung_epochs=1))
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = TrialScheduler(ledger, of)
-    starts = [conductor.next_start() for _ in range(6)]
+    scheduler = TrialScheduler(ledger, of)
+    starts = [scheduler.next_start() for _ in range(6)]
     stops = {}
     # Every trial of the second variant is worse than all of the first.
     for start, value in zip(starts, (0.9, 0.8, 0.85, 0.1, 0.2, 0.3), strict=True):
         assert start is not None
-        stops[start.variant, start.number] = conductor.on_epoch(
+        stops[start.variant, start.number] = scheduler.on_epoch(
             start.signature, 1, 0, metrics(val_top1=value), None
         )
     assert [key for key, stopped in stops.items() if stopped] == [("cnn2", 2)]

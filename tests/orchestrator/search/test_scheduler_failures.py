@@ -1,4 +1,4 @@
-"""What the conductor does about failures: who is tried again, who is given up, what waits."""
+"""What the scheduler does about failures: who is tried again, who is given up, what waits."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def only(ledger: Ledger, of: Plan, fate: Fate) -> tuple[list[AttemptStart], Tria
     return started, trial
 
 
-def wait_for_start(conductor: TrialScheduler) -> AttemptStart:
+def wait_for_start(scheduler: TrialScheduler) -> AttemptStart:
     end = time.monotonic() + 5
     while time.monotonic() < end:
-        start = conductor.next_start()
+        start = scheduler.next_start()
         if start is not None:
             return start
         time.sleep(0.005)
@@ -125,11 +125,11 @@ def test_out_of_memory_at_two_images_ends_the_trial(ledger: Ledger, one: Plan) -
 def test_a_micro_batch_is_a_share_of_what_one_worker_gets(tmp_path: Path) -> None:
     of = plan(space(variants=("cnn2",), trials=1))
     object.__setattr__(of, "overrides", {"workers": 4})
-    conductor = TrialScheduler(new_ledger(tmp_path / "ledger.sqlite", of), of)
-    start = conductor.next_start()
+    scheduler = TrialScheduler(new_ledger(tmp_path / "ledger.sqlite", of), of)
+    start = scheduler.next_start()
     assert start is not None
-    conductor.on_end(start.signature, 1, **failed("out_of_memory"))
-    again = conductor.next_start()
+    scheduler.on_end(start.signature, 1, **failed("out_of_memory"))
+    again = scheduler.next_start()
     assert again is not None
     assert again.config.micro_batch_size == start.config.batch_size // 4 // 2
 
@@ -170,9 +170,9 @@ def test_the_same_traceback_of_several_trials_stops_their_variant_alone(
             return None
         return failed("bug", TRACE.format(start.number + start.attempt))
 
-    conductor = TrialScheduler(ledger, of_plan)
-    play(conductor, fate=broken)
-    assert conductor.given_up() == ("cnn2",)
+    scheduler = TrialScheduler(ledger, of_plan)
+    play(scheduler, fate=broken)
+    assert scheduler.given_up() == ("cnn2",)
     by_variant = {
         variant: [t.status for t in ledger.trials() if t.variant == variant]
         for variant in of_plan.variants
@@ -204,9 +204,9 @@ def test_one_trials_own_retries_do_not_stop_its_variant(ledger: Ledger, of_plan:
     def first_only(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", TRACE.format(1)) if start.number == 0 else None
 
-    conductor = TrialScheduler(ledger, of_plan)
-    play(conductor, fate=first_only)
-    assert conductor.given_up() == ()
+    scheduler = TrialScheduler(ledger, of_plan)
+    play(scheduler, fate=first_only)
+    assert scheduler.given_up() == ()
     assert Counter(trial.status == "failed" for trial in ledger.trials()) == {True: 2, False: 10}
 
 
@@ -216,9 +216,9 @@ def test_errors_that_a_retry_got_past_do_not_stop_their_variant(
     def once_each(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", TRACE.format(1)) if (start.attempt, epoch) == (1, 1) else None
 
-    conductor = TrialScheduler(ledger, of_plan)
-    play(conductor, fate=once_each)
-    assert conductor.given_up() == ()
+    scheduler = TrialScheduler(ledger, of_plan)
+    play(scheduler, fate=once_each)
+    assert scheduler.given_up() == ()
     assert {trial.status for trial in ledger.trials()} <= {"complete", "stopped"}
     assert len(ledger.trials()) == 12
 
@@ -238,9 +238,9 @@ def test_a_variant_stays_given_up_where_its_failed_trials_are_left_alone(
 def test_a_trial_that_never_started_does_not_fail_with_its_variant(
     ledger: Ledger, of_plan: Plan
 ) -> None:
-    conductor = TrialScheduler(ledger, of_plan)
-    starts = [conductor.next_start() for _ in range(IDENTICAL_FAILURES)]
-    planned = conductor._plan_trial("cnn2")  # where a driver was killed before its first attempt
+    scheduler = TrialScheduler(ledger, of_plan)
+    starts = [scheduler.next_start() for _ in range(IDENTICAL_FAILURES)]
+    planned = scheduler._plan_trial("cnn2")  # where a driver was killed before its first attempt
     again = TrialScheduler(ledger, of_plan)
     starts = [again.next_start() for _ in range(IDENTICAL_FAILURES)]
     for start in starts:
@@ -255,33 +255,33 @@ def test_different_tracebacks_do_not_stop_a_variant(ledger: Ledger, of_plan: Pla
     def each_its_own(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
         return failed("bug", f"ValueError: {'abcdef'[start.number]}")
 
-    conductor = TrialScheduler(ledger, of_plan)
-    play(conductor, fate=each_its_own)
-    assert conductor.given_up() == ()
+    scheduler = TrialScheduler(ledger, of_plan)
+    play(scheduler, fate=each_its_own)
+    assert scheduler.given_up() == ()
     assert [trial.status for trial in ledger.trials()] == ["failed"] * 12
 
 
 def test_what_runs_when_its_variant_is_given_up_may_finish(tmp_path: Path) -> None:
     of = plan(space(variants=("cnn2",), trials=5))
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
-    conductor = TrialScheduler(ledger, of)
-    starts = [conductor.next_start() for _ in range(5)]
+    scheduler = TrialScheduler(ledger, of)
+    starts = [scheduler.next_start() for _ in range(5)]
     for start in starts[:3]:
         assert start is not None
-        conductor.on_end(start.signature, 1, **failed("bug", TRACE.format(1)))
-    assert conductor.given_up() == ("cnn2",)
-    assert conductor.next_start() is None
-    assert conductor.num_running() == 2
+        scheduler.on_end(start.signature, 1, **failed("bug", TRACE.format(1)))
+    assert scheduler.given_up() == ("cnn2",)
+    assert scheduler.next_start() is None
+    assert scheduler.num_running() == 2
     survivor, another = starts[3:]
     assert survivor is not None
     assert another is not None
-    conductor.on_end(survivor.signature, 1, outcome="complete")
-    conductor.on_end(another.signature, 1, **failed("killed"))
+    scheduler.on_end(survivor.signature, 1, outcome="complete")
+    scheduler.on_end(another.signature, 1, **failed("killed"))
     statuses = [trial.status for trial in ledger.trials()]
     assert statuses == ["failed"] * 3 + ["complete", "failed"]
 
 
-def test_a_new_conductor_tries_failed_trials_again(ledger: Ledger, one: Plan) -> None:
+def test_a_new_scheduler_tries_failed_trials_again(ledger: Ledger, one: Plan) -> None:
     _, trial = only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
     assert trial.status == "failed"
     [start] = play(TrialScheduler(ledger, one))
@@ -310,9 +310,9 @@ def test_passwords_and_tokens_do_not_reach_the_ledger(
 
 def test_failed_trials_are_left_alone_when_told_so(ledger: Ledger, one: Plan) -> None:
     only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
-    conductor = TrialScheduler(ledger, one, retry_failed=False)
-    assert not conductor.has_work()
-    assert conductor.next_start() is None
+    scheduler = TrialScheduler(ledger, one, retry_failed=False)
+    assert not scheduler.has_work()
+    assert scheduler.next_start() is None
 
 
 def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
@@ -321,12 +321,12 @@ def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
     _, trial = only(ledger, one, lambda start, epoch: failed("bug") if epoch == 2 else None)
     before = ledger.epochs(trial.signature)
     # The new start is cut off after one epoch and continued: never from what lay before it.
-    conductor = TrialScheduler(ledger, one, from_scratch=True)
-    playing = begin(conductor)
+    scheduler = TrialScheduler(ledger, one, from_scratch=True)
+    playing = begin(scheduler)
     assert playing is not None
     assert (playing.start.attempt, playing.start.resume_from) == (4, None)
-    assert step(conductor, playing, goes_well)
-    conductor.interrupt()
+    assert step(scheduler, playing, goes_well)
+    scheduler.interrupt()
     wrote = {f"trials/{trial.signature}/attempt_4/epoch_0000"}
     wrote |= {str(row.checkpoint) for row in before}
     [start] = play(TrialScheduler(ledger, one, is_whole=wrote.__contains__))
@@ -339,17 +339,17 @@ def test_a_full_disk_pauses_the_sweep_then_stops_it_and_costs_no_trial_an_attemp
     ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.02, 0.02))
-    conductor = TrialScheduler(ledger, one)
+    scheduler = TrialScheduler(ledger, one)
     for _ in range(2):
-        playing = wait_for_start(conductor)
-        conductor.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
-        assert conductor.is_paused()
-        assert conductor.next_start() is None
-        assert conductor.has_work()
-    playing = wait_for_start(conductor)
-    conductor.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
-    assert conductor.halted() == "No space left"
-    assert conductor.next_start() is None
+        playing = wait_for_start(scheduler)
+        scheduler.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
+        assert scheduler.is_paused()
+        assert scheduler.next_start() is None
+        assert scheduler.has_work()
+    playing = wait_for_start(scheduler)
+    scheduler.on_end(playing.signature, playing.attempt, **failed("disk", "No space left"))
+    assert scheduler.halted() == "No space left"
+    assert scheduler.next_start() is None
     trial = ledger.trials()[0]
     assert trial.status == "running"
     play(TrialScheduler(ledger, one))
@@ -360,14 +360,14 @@ def test_an_epoch_that_was_saved_ends_the_count_of_pauses(
     ledger: Ledger, one: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.01,))
-    conductor = TrialScheduler(ledger, one)
+    scheduler = TrialScheduler(ledger, one)
     for epoch in range(4):
-        start = wait_for_start(conductor)
-        assert not conductor.on_epoch(
+        start = wait_for_start(scheduler)
+        assert not scheduler.on_epoch(
             start.signature, start.attempt, epoch, metrics(val_top1=0.5), None
         )
-        conductor.on_end(start.signature, start.attempt, **failed("disk", "No space left"))
-    assert conductor.halted() is None
+        scheduler.on_end(start.signature, start.attempt, **failed("disk", "No space left"))
+    assert scheduler.halted() is None
 
 
 def test_nothing_starts_while_the_disk_has_no_room(
@@ -375,17 +375,17 @@ def test_nothing_starts_while_the_disk_has_no_room(
 ) -> None:
     monkeypatch.setattr(retry_policy, "DISK_PAUSES_S", (0.01,))
     room = iter([False, True])
-    conductor = TrialScheduler(ledger, one, has_room=lambda variant: next(room))
-    assert conductor.next_start() is None
+    scheduler = TrialScheduler(ledger, one, has_room=lambda variant: next(room))
+    assert scheduler.next_start() is None
     assert ledger.trials() == []
-    assert wait_for_start(conductor).attempt == 1
+    assert wait_for_start(scheduler).attempt == 1
 
 
 def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
     ledger: Ledger, of_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk was full between a row and its decision; the attempt was then closed as lost."""
-    conductor, original = TrialScheduler(ledger, of_plan), ledger.end_attempt
+    scheduler, original = TrialScheduler(ledger, of_plan), ledger.end_attempt
     stopped = []
 
     def full(signature: str, attempt: int, **how: Any) -> None:
@@ -396,9 +396,9 @@ def test_a_stop_that_could_not_be_stored_is_made_up_for_by_the_next_driver(
 
     monkeypatch.setattr(ledger, "end_attempt", full)
     with pytest.raises(OSError, match="no space left"):
-        play(conductor)
-    conductor._running[stopped[0]] = 1  # as `interrupt` finds it
-    conductor.interrupt()
+        play(scheduler)
+    scheduler._running[stopped[0]] = 1  # as `interrupt` finds it
+    scheduler.interrupt()
     monkeypatch.undo()
     assert [a.outcome for a in ledger.attempts(stopped[0])] == ["lost"]
     play(TrialScheduler(ledger, of_plan))
@@ -412,9 +412,9 @@ def test_an_epoch_trained_again_is_gone_on_from_where_its_row_s_checkpoint_is_br
 ) -> None:
     ends = iter([failed("killed"), failed("killed")])
     broken = "attempt_1/epoch_0001"
-    conductor = TrialScheduler(ledger, one, is_whole=lambda path: not path.endswith(broken))
+    scheduler = TrialScheduler(ledger, one, is_whole=lambda path: not path.endswith(broken))
     starts = play(
-        conductor,
+        scheduler,
         fate=lambda start, epoch: next(ends, None) if epoch == start.attempt + 1 else None,
     )
     assert [start.resume_from and start.resume_from[-20:] for start in starts] == [

@@ -48,7 +48,7 @@ FLAGS = (
     "--resume",
     "--retry-failed",
     "--seed",
-    "--side",
+    "--image-size",
     "--storage",
     "--tracking-uri",
     "--trials",
@@ -87,7 +87,7 @@ def test_every_flag_is_read() -> None:
                 "--variants",
                 "cnn2, resnet50,cnn2",
             ),
-            *("--dataset", "mine", "--seed", "5", "--side", "paper", "--max-concurrent", "4"),
+            *("--dataset", "mine", "--seed", "5", "--image-size", "paper", "--max-concurrent", "4"),
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
             *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
@@ -103,7 +103,7 @@ def test_every_flag_is_read() -> None:
         variants=("cnn2", "resnet50"),
         dataset="mine",
         seed=5,
-        side="paper",
+        image_size="paper",
         weights="none",
         final_seeds=2,
         final_on_all=True,
@@ -165,9 +165,9 @@ def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
         (["--gpus-per-trial", "inf"], "must be 0 to 1, or a whole number; got inf."),
         (["--budget", "0m"], "`--budget` must be above 0; got 0."),
         (["--max-device-hours", "-1"], "`--max-device-hours` must be above 0; got -1."),
-        (["--side", "big"], "`--side` must be native, paper or pixels; got 'big'."),
-        (["--side", "0"], "`--side` must be native, paper or pixels; got '0'."),
-        (["--side", "²"], "`--side` must be native, paper or pixels; got '²'."),
+        (["--image-size", "big"], "`--image-size` must be native, paper or pixels; got 'big'."),
+        (["--image-size", "0"], "`--image-size` must be native, paper or pixels; got '0'."),
+        (["--image-size", "²"], "`--image-size` must be native, paper or pixels; got '²'."),
         (["--variants", " , "], "`--variants` must list at least one model"),
         (["--name", "../up"], "`--name` must be letters, digits, '.', '_' and '-'"),
         (["--name", ""], "starting with a letter or digit; got ''."),
@@ -187,11 +187,11 @@ def test_shares_of_a_device_and_whole_devices_are_taken(share: str) -> None:
 
 
 def test_all_wrong_values_are_answered_at_once() -> None:
-    argv = ["--trials", "0", "--seed", "-1", "--side", "x", "--variants", ",", "--name", "/"]
+    argv = ["--trials", "0", "--seed", "-1", "--image-size", "x", "--variants", ",", "--name", "/"]
     with pytest.raises(UsageError) as caught:
         parse_args(argv)
     named = [line.split("`")[1] for line in str(caught.value).splitlines()]
-    assert named == ["--trials", "--seed", "--variants", "--side", "--name"]
+    assert named == ["--trials", "--seed", "--variants", "--image-size", "--name"]
 
 
 @pytest.mark.parametrize("argv", [["--unknown"], ["--trials", "many"], ["digits", "extra"]])

@@ -20,7 +20,7 @@ from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training.probe import TrainingTime
 
 FACTS = {
-    name: VariantCost(side_px=32, parameters=1000, multiply_accumulates=10)
+    name: VariantCost(image_size_px=32, parameters=1000, multiply_accumulates=10)
     for name in ("cnn2", "cnn3")
 }
 
@@ -77,9 +77,9 @@ def test_a_ledger_keeps_the_first_forecast_and_a_resume_forecasts_what_is_left(
     first = ledger.get("forecast"), ledger.get("forecast_whole")
     assert first[0]["cnn2"] == {"step_s": 0.5, "epoch_s": 100.0, "peak_gib": 1.0}
     assert (first[1]["wall_s"], first[1]["device_s"], first[1]["epochs"]) == (2400.0, 2400.0, 24)
-    conductor = TrialScheduler(ledger, of_plan())
+    scheduler = TrialScheduler(ledger, of_plan())
     for _ in range(3):
-        assert train(conductor, 9.0) == "cnn2"
+        assert train(scheduler, 9.0) == "cnn2"
     found, said = measure(config, of_plan(), ledger, 50.0, monkeypatch)
     assert found == {"cnn2": 50.0, "cnn3": 50.0}
     assert "about 0:10:00" in said

@@ -46,16 +46,16 @@ def grow(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
             asked={"cnn2": TRIALS, "cnn3": TRIALS},
         )
     )
-    conductor = TrialScheduler(ledger, PLAN)
+    scheduler = TrialScheduler(ledger, PLAN)
     if epochs_of_last is None:
-        play(conductor, limit=2)
+        play(scheduler, limit=2)
     else:
         for _ in range(3):
-            playing = begin(conductor)
+            playing = begin(scheduler)
             assert playing is not None
             for _ in range(epochs_of_last):
-                step(conductor, playing, lambda start, epoch: None)
-        conductor.interrupt()
+                step(scheduler, playing, lambda start, epoch: None)
+        scheduler.interrupt()
     for trial in ledger.trials():
         for row in ledger.epochs(trial.signature)[-2:]:
             save(paths.root / str(row.checkpoint))
@@ -344,28 +344,28 @@ def test_a_final_trial_of_another_than_the_best_is_named(paths: SweepPaths, veri
     assert f"E: cnn2-final-000 ({key}): it trains {others[0]} again; the best of its time" in said
 
 
-def test_a_missing_judgement_of_the_test_part_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_missing_evaluation_of_the_test_split_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths, stage="final")
     change(paths, f"DELETE FROM evaluations WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-final-000 ({key}): the test part has not judged it." in said
+    assert f"A: cnn2-final-000 ({key}): the test split has not evaluated it." in said
 
 
-def test_a_judgement_of_a_trial_of_the_search_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_evaluation_of_a_trial_of_the_search_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change(paths, f"INSERT INTO evaluations VALUES ('{key}', 1, 0.0, '{{\"epoch\": 0}}')")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): the test part has judged it, unasked." in said
+    assert f"A: cnn2-000 ({key}): the test split has evaluated it, unasked." in said
 
 
-def test_another_epoch_judged_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_another_epoch_evaluated_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths, stage="final")
     change(paths, f"UPDATE trials SET best_epoch = 3 WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert "the test part judged epoch 8; its best is 3." in said
+    assert "the test split evaluated epoch 8; its best is 3." in said
 
 
 def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Verify) -> None:

@@ -248,7 +248,7 @@ def test_the_network_s_input_is_augmented_resized_and_normalised_intensities(
 ):
     stored = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=seeded(1))
     fields = WITHIN_IMAGE.get(name, {})
-    config = replace(config_with(**fields), side_px=side, channels_last=channels_last)
+    config = replace(config_with(**fields), image_size_px=side, channels_last=channels_last)
     mean, std = (0.1, 0.4, 0.5), (0.2, 0.25, 0.3)
     manifest = Manifest(
         name="noise",

@@ -85,7 +85,7 @@ def test_the_manifest_says_what_the_files_hold(digits_dir):
     images, labels = dataset.open_split(digits_dir, "train")
     assert manifest.class_names == tuple("0123456789")
     assert manifest.images == {"train": len(images), "test": 359}
-    assert (manifest.side_px, manifest.channels) == (8, 1)
+    assert (manifest.image_size_px, manifest.channels) == (8, 1)
     assert manifest.mean == pytest.approx([images.mean() / 255])
     assert manifest.std == pytest.approx([images.std() / 255])
     assert set(labels) == set(range(10))

@@ -50,7 +50,7 @@ def mixed_levels(n: int, side: int = 1, **fields: float) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("name", MIXES)
 def test_targets_sum_to_one_and_weigh_as_the_pixels_do(name):
-    levels, mixed, targets = mixed_levels(200, side=16, **MIXES[name])
+    levels, mixed, targets = mixed_levels(200, image_size=16, **MIXES[name])
     assert targets.shape == (200, 200)
     assert targets.dtype == torch.float32
     assert (targets.sum(dim=1) - 1).abs().max() < 1e-6
@@ -108,7 +108,7 @@ def test_cutmix_boxes_have_the_area_of_timm():
 
 def test_with_both_alphas_each_image_takes_one_of_the_two_equally_often():
     n = 1500
-    levels, mixed, _ = mixed_levels(n, side=8, mixup_alpha=1.0, cutmix_alpha=1.0)
+    levels, mixed, _ = mixed_levels(n, image_size=8, mixup_alpha=1.0, cutmix_alpha=1.0)
     own, partner = levels.view(-1, 1, 1), levels.roll(1, 0).view(-1, 1, 1)
     pixels = mixed[:, 0]
     blended = ((pixels != own) & (pixels != partner)).flatten(1).all(dim=1)

@@ -1,4 +1,4 @@
-"""The test part of the real digits, judged with a small trained network."""
+"""The test split of the real digits, evaluated with a small trained network."""
 
 import base64
 import io
@@ -60,8 +60,10 @@ def by_hand(config: TrainConfig, digits_dir: Path, folder: Path, part: str) -> t
     manifest = dataset.load_manifest(digits_dir)
     images = torch.tensor(dataset.open_split(digits_dir, "test")[0])
     pixels = images.permute(0, 3, 1, 2).double() / 255
-    pixels = F.interpolate(pixels, size=config.side_px, mode="bicubic").clamp(0, 1)
-    model = build.build_model(config, num_classes=10, in_channels=1, image_side_px=config.side_px)
+    pixels = F.interpolate(pixels, size=config.image_size_px, mode="bicubic").clamp(0, 1)
+    model = build.build_model(
+        config, num_classes=10, in_channels=1, image_size_px=config.image_size_px
+    )
     model.load_state_dict(checkpoint.load(folder)[0][part])
     with torch.no_grad():
         logits = model.double().eval()((pixels - manifest.mean[0]) / manifest.std[0])
@@ -109,13 +111,13 @@ def test_figures_that_say_the_same_agree(evaluation, digits_dir):
 
 
 def test_what_the_model_costs_is_counted(trained, evaluation):
-    model = build.build_model(trained[0], num_classes=10, in_channels=1, image_side_px=32)
+    model = build.build_model(trained[0], num_classes=10, in_channels=1, image_size_px=32)
     assert evaluation.parameters == cost.count_parameters(model)
     # Two statistics per channel of four batch norms: 64, 128, 256 and 512.
     assert evaluation.parameters_with_statistics == evaluation.parameters + 2 * 960
     assert evaluation.flops == 2 * evaluation.multiply_accumulates
     assert evaluation.multiply_accumulates == cost.count_multiply_accumulates(
-        model, side_px=32, in_channels=1
+        model, image_size_px=32, in_channels=1
     )
 
 
@@ -217,7 +219,7 @@ def test_superclasses_of_the_manifest_are_counted(trained, evaluation, digits_di
     assert found.top1 == evaluation.top1
 
 
-def test_a_loaded_model_predicts_as_it_was_judged(trained, evaluation, digits_dir):
+def test_a_loaded_model_predicts_as_it_was_evaluated(trained, evaluation, digits_dir):
     config, folder = trained
     manifest = dataset.load_manifest(digits_dir)
     model = load_model(config, manifest, folder, CPU)
@@ -230,7 +232,7 @@ def test_a_loaded_model_predicts_as_it_was_judged(trained, evaluation, digits_di
     assert logits.softmax(1).max() == pytest.approx(example.top5[0][1], rel=1e-5)
 
 
-def test_what_cannot_be_judged_is_refused(trained, digits_dir, tmp_path):
+def test_what_cannot_be_evaluated_is_refused(trained, digits_dir, tmp_path):
     config, folder = trained
     with pytest.raises(CheckpointError, match=f"belongs to trial {config.signature()}, not"):
         evaluate_test(replace(config, lr=0.9), digits_dir, folder, device=CPU)
@@ -241,10 +243,10 @@ def test_what_cannot_be_judged_is_refused(trained, digits_dir, tmp_path):
     weights, optimizer, state = checkpoint.load(folder)
     weights["average"]["classifier.bias"][3] = float("nan")
     checkpoint.save(tmp_path / "nan", weights=weights, optimizer=optimizer, state=state)
-    judged = evaluate_test(config, digits_dir, tmp_path / "nan", device=CPU)
-    assert judged.recall.per_class[3] == 0.0  # the class that is not a number is never chosen
-    assert judged.images == 359
-    assert math.isfinite(judged.loss)
+    evaluated = evaluate_test(config, digits_dir, tmp_path / "nan", device=CPU)
+    assert evaluated.recall.per_class[3] == 0.0  # the class that is not a number is never chosen
+    assert evaluated.images == 359
+    assert math.isfinite(evaluated.loss)
     del weights["average"]
     checkpoint.save(tmp_path / "lacking", weights=weights, optimizer=optimizer, state=state)
     with pytest.raises(CheckpointError, match="does not hold the weights of 'cnn3_bn'"):
@@ -252,17 +254,17 @@ def test_what_cannot_be_judged_is_refused(trained, digits_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "side_px", "map_px"),
+    ("variant", "image_size_px", "map_px"),
     [("vgg16_bn", 64, 2), ("inception_v3", 75, None)],
 )
-def test_vgg_and_inception_are_trained_judged_and_explained(
-    digits_dir, tmp_path, variant, side_px, map_px
+def test_vgg_and_inception_are_trained_evaluated_and_explained(
+    digits_dir, tmp_path, variant, image_size_px, map_px
 ):
     """What seed 001 names as future work, at small sides."""
     config = digits_config(
         digits_dir,
         variant=variant,
-        side_px=side_px,
+        image_size_px=image_size_px,
         epochs=1,
         steps_per_epoch=1,
         batch_size=2,

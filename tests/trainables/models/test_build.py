@@ -13,7 +13,7 @@ from trainables.config import TrainConfig
 from trainables.models.build import (
     build_model,
     check_variant,
-    input_side_px,
+    input_size_px,
     is_variant,
     normalisation,
     variant_names,
@@ -32,18 +32,18 @@ def config(variant: str, **values) -> TrainConfig:
             "dataset_fingerprint": "0",
             "epochs": 1,
             "seed": 0,
-            "side_px": 32,
+            "image_size_px": 32,
             **values,
         }
     )
 
 
-def build(variant: str, *, side_px: int = 32, classes: int = 10, channels: int = 3, **values):
+def build(variant: str, *, image_size_px: int = 32, classes: int = 10, channels: int = 3, **values):
     return build_model(
         config(variant, **values),
         num_classes=classes,
         in_channels=channels,
-        image_side_px=side_px,
+        image_size_px=image_size_px,
         read_weights=False,
     )
 
@@ -69,7 +69,7 @@ def test_family_has_the_published_parameters(variant, weights):
 
 
 @pytest.mark.parametrize(
-    ("variant", "side_px", "classes", "total"),
+    ("variant", "image_size_px", "classes", "total"),
     [
         ("cnn2", 64, 200, 13_070_472),
         ("cnn3", 64, 200, 2_555_656),
@@ -80,8 +80,8 @@ def test_family_has_the_published_parameters(variant, weights):
         ("cnn9", 32, 100, 13_870_484),
     ],
 )
-def test_published_totals_of_the_seeds(variant, side_px, classes, total):
-    assert count_published(on_meta(variant, side_px=side_px, classes=classes)) == total
+def test_published_totals_of_the_seeds(variant, image_size_px, classes, total):
+    assert count_published(on_meta(variant, image_size_px=image_size_px, classes=classes)) == total
 
 
 def test_frozen_parameters_are_published_but_not_trainable():
@@ -92,35 +92,35 @@ def test_frozen_parameters_are_published_but_not_trainable():
 
 
 @pytest.mark.parametrize(
-    ("variant", "side_px", "billion"),
+    ("variant", "image_size_px", "billion"),
     # timm's and the paper's tables, which agree with torchvision's `_ops` on these.
     [("efficientnet_b0", 224, 0.39), ("efficientnet_b2", 260, 0.99), ("efficientnet_b3", 300, 1.8)],
 )
-def test_multiply_accumulates_are_the_published_ones(variant, side_px, billion):
+def test_multiply_accumulates_are_the_published_ones(variant, image_size_px, billion):
     model = on_meta(variant, classes=1000)
-    count = count_multiply_accumulates(model, side_px=side_px, in_channels=3)
+    count = count_multiply_accumulates(model, image_size_px=image_size_px, in_channels=3)
     assert count / 1e9 == pytest.approx(billion, rel=0.06)
 
 
 def test_multiply_accumulates_of_b0_equal_torchvisions_own_count():
     published = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1.meta["_ops"]
     model = on_meta("efficientnet_b0", classes=1000)
-    count = count_multiply_accumulates(model, side_px=224, in_channels=3)
+    count = count_multiply_accumulates(model, image_size_px=224, in_channels=3)
     assert count / 1e9 == pytest.approx(published, abs=0.001)
 
 
 def test_multiply_accumulates_of_cnn2_equal_a_hand_count():
     """conv 62^2 x 32 x 27, conv 29^2 x 64 x 288, 12544 x 1024, 1024 x 200."""
     by_hand = 62**2 * 32 * 27 + 29**2 * 64 * 288 + 12_544 * 1024 + 1024 * 200
-    model = on_meta("cnn2", side_px=64, classes=200)
-    assert count_multiply_accumulates(model, side_px=64, in_channels=3) == by_hand
+    model = on_meta("cnn2", image_size_px=64, classes=200)
+    assert count_multiply_accumulates(model, image_size_px=64, in_channels=3) == by_hand
 
 
 def test_counting_leaves_weights_and_modes_alone():
     model = build("efficientnet_b0").train()
     model.blocks[0].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    count_multiply_accumulates(model, side_px=32, in_channels=3)
+    count_multiply_accumulates(model, image_size_px=32, in_channels=3)
     assert model.training
     assert model.blocks[1].training
     assert not any(module.training for module in model.blocks[0].modules())
@@ -133,9 +133,9 @@ def test_counting_leaves_weights_and_modes_alone():
 def test_built_in_names_are_ordered_by_compute():
     counts = []
     for name in variant_names():
-        model = on_meta(name, side_px=64, classes=200)
-        side_px = input_side_px(name, 64, "native")
-        counts.append(count_multiply_accumulates(model, side_px=side_px, in_channels=3))
+        model = on_meta(name, image_size_px=64, classes=200)
+        image_size_px = input_size_px(name, 64, "native")
+        counts.append(count_multiply_accumulates(model, image_size_px=image_size_px, in_channels=3))
     assert counts == sorted(counts)
     assert set(FAMILY) | {"resnet50", "cnn2", "cnn3", "cnn6", "cnn3_bn", "cnn9"} < set(
         variant_names()
@@ -173,7 +173,7 @@ def test_known_names_are_variants(name):
 def test_unknown_names_are_refused_with_the_nearest(name, sentence):
     assert not is_variant(name)
     with pytest.raises(ValueError, match=r"variant|scales") as caught:
-        check_variant(name, side_px=64)
+        check_variant(name, image_size_px=64)
     assert sentence in str(caught.value)
     with pytest.raises(ValueError, match=r"variant|scales"):
         build(name)
@@ -183,18 +183,18 @@ def test_unknown_names_are_refused_with_the_nearest(name, sentence):
 
 
 @pytest.mark.parametrize("variant", variant_names())
-@pytest.mark.parametrize(("side_px", "channels"), [(32, 1), (64, 3)])
-def test_every_variant_takes_grey_and_colour(variant, side_px, channels):
-    side_px = input_side_px(variant, side_px, "native")
-    model = on_meta(variant, side_px=side_px, channels=channels, classes=7).eval()
-    images = torch.empty(2, channels, side_px, side_px, device="meta")
+@pytest.mark.parametrize(("image_size_px", "channels"), [(32, 1), (64, 3)])
+def test_every_variant_takes_grey_and_colour(variant, image_size_px, channels):
+    image_size_px = input_size_px(variant, image_size_px, "native")
+    model = on_meta(variant, image_size_px=image_size_px, channels=channels, classes=7).eval()
+    images = torch.empty(2, channels, image_size_px, image_size_px, device="meta")
     assert tuple(model(images).shape) == (2, 7)
 
 
 @pytest.mark.parametrize("variant", ["cnn3_bn", "cnn9", "efficientnet_b0", "resnet50"])
 def test_padded_variants_take_digits_at_their_own_8_px(variant):
-    check_variant(variant, side_px=8)
-    model = on_meta(variant, side_px=8, channels=1).eval()
+    check_variant(variant, image_size_px=8)
+    model = on_meta(variant, image_size_px=8, channels=1).eval()
     assert tuple(model(torch.empty(2, 1, 8, 8, device="meta")).shape) == (2, 10)
 
 
@@ -254,7 +254,7 @@ def test_dropout_and_drop_path_act_in_training_alone(variant, values):
         ("tf_efficientnetv2_b0", "none"),
     ],
 )
-def test_stem_stride_1_doubles_the_side_of_the_feature_maps(variant, weights):
+def test_stem_stride_1_doubles_the_size_of_the_feature_maps(variant, weights):
     images = torch.empty(1, 3, 64, 64, device="meta")
     stock = on_meta(variant, weights=weights).eval()
     reduced = on_meta(variant, weights=weights, stem_stride=1).eval()
@@ -263,14 +263,14 @@ def test_stem_stride_1_doubles_the_side_of_the_feature_maps(variant, weights):
     assert count_parameters(stock) == count_parameters(reduced)
 
 
-def test_timm_models_take_the_side_and_leave_out_options_that_ask_for_nothing():
+def test_timm_models_take_the_size_and_leave_out_options_that_ask_for_nothing():
     images = torch.empty(1, 3, 64, 64, device="meta")
-    fixed = on_meta("vit_tiny_patch16_224", side_px=64).eval()  # a model of one fixed side
+    fixed = on_meta("vit_tiny_patch16_224", image_size_px=64).eval()  # a model of one fixed side
     assert fixed(images).shape == (1, 10)
-    plain = on_meta("vgg11", side_px=64).eval()  # takes no drop_path_rate
+    plain = on_meta("vgg11", image_size_px=64).eval()  # takes no drop_path_rate
     assert plain(images).shape == (1, 10)
     with pytest.raises(ValueError, match=r"'vgg11' takes no `drop_path`; got 0.2"):
-        on_meta("vgg11", side_px=64, drop_path=0.2)
+        on_meta("vgg11", image_size_px=64, drop_path=0.2)
 
 
 # Mistakes.
@@ -278,9 +278,9 @@ def test_timm_models_take_the_side_and_leave_out_options_that_ask_for_nothing():
 
 def test_all_mistakes_are_named_at_once():
     with pytest.raises(ValueError, match="at least 10 x 10 px") as caught:
-        check_variant("cnn2", side_px=8, stem_stride=1, drop_path=0.1, weights="imagenet")
+        check_variant("cnn2", image_size_px=8, stem_stride=1, drop_path=0.1, weights="imagenet")
     text = str(caught.value)
-    assert "Set the input side to 10 or more." in text
+    assert "Set the image size to 10 or more." in text
     assert "`drop_path` skips residual blocks, and 'cnn2' has none" in text
     assert "`stem_stride` is a choice of the EfficientNets alone" in text
     assert "There are no ImageNet weights for 'cnn2'" in text
@@ -288,30 +288,30 @@ def test_all_mistakes_are_named_at_once():
 
 def test_building_refuses_what_checking_refuses():
     with pytest.raises(ValueError, match="at least 22 x 22 px"):
-        build("cnn3", side_px=8)
+        build("cnn3", image_size_px=8)
     with pytest.raises(ValueError, match="stem_stride"):
         build("resnet50", stem_stride=1)
     with pytest.raises(ValueError, match=r"\.safetensors file"):
         build("cnn3", weights="weights.pth")
 
 
-def test_a_timm_model_too_deep_for_the_side_is_refused_before_training():
-    check_variant("resnet18", side_px=32)
+def test_a_timm_model_too_deep_for_the_size_is_refused_before_training():
+    check_variant("resnet18", image_size_px=32)
     with pytest.raises(ValueError, match=r"'inception_v3' cannot be built for 32 px.*299 px"):
-        check_variant("inception_v3", side_px=32)
+        check_variant("inception_v3", image_size_px=32)
 
 
 @pytest.mark.parametrize(
     ("variant", "least_px"), [("vgg16", 32), ("vgg16_bn", 32), ("inception_v3", 75)]
 )
-def test_a_side_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
+def test_a_size_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
     """Seed 001 names them as future work; VGG takes Tiny ImageNet's 64 px, Inception does not."""
-    check_variant(variant, side_px=least_px)
+    check_variant(variant, image_size_px=least_px)
     with pytest.raises(ValueError, match=f"the smallest that it takes {least_px} px"):
-        check_variant(variant, side_px=least_px - 1)
-    model = on_meta(variant, side_px=least_px, channels=1).eval()
+        check_variant(variant, image_size_px=least_px - 1)
+    model = on_meta(variant, image_size_px=least_px, channels=1).eval()
     assert model(torch.empty(2, 1, least_px, least_px, device="meta")).shape == (2, 10)
-    assert count_multiply_accumulates(model, side_px=least_px, in_channels=1) > 10**8
+    assert count_multiply_accumulates(model, image_size_px=least_px, in_channels=1) > 10**8
 
 
 def test_totals_of_vgg16_and_inception_v3_are_those_of_torchvision():
@@ -319,7 +319,7 @@ def test_totals_of_vgg16_and_inception_v3_are_those_of_torchvision():
         ("vgg16", torchvision.models.VGG16_Weights.IMAGENET1K_V1),
         ("vgg16_bn", torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1),
     ):
-        model = on_meta(variant, side_px=224, classes=1000)
+        model = on_meta(variant, image_size_px=224, classes=1000)
         assert count_parameters(model) == published.meta["num_params"]
     # torchvision's count has the auxiliary classifier, which is built for no trial here.
     with torch.device("meta"):
@@ -327,45 +327,45 @@ def test_totals_of_vgg16_and_inception_v3_are_those_of_torchvision():
     published = torchvision.models.Inception_V3_Weights.IMAGENET1K_V1
     assert count_parameters(whole) == published.meta["num_params"]
     auxiliary = count_parameters(whole.AuxLogits)
-    alone = on_meta("inception_v3", side_px=299, classes=1000)
+    alone = on_meta("inception_v3", image_size_px=299, classes=1000)
     assert count_parameters(alone) == count_parameters(whole) - auxiliary
 
 
 def test_a_weights_path_that_does_not_exist_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="There is no weights file at"):
-        check_variant("cnn3", side_px=64, weights=str(tmp_path / "none.safetensors"))
+        check_variant("cnn3", image_size_px=64, weights=str(tmp_path / "none.safetensors"))
 
 
-# Input sides.
+# Image sizes.
 
 
-def test_paper_sides_are_the_published_ones():
-    sides = [input_side_px(name, 32, "paper") for name in FAMILY]
+def test_paper_sizes_are_the_published_ones():
+    sides = [input_size_px(name, 32, "paper") for name in FAMILY]
     assert sides == [224, 240, 260, 300, 380, 456, 528, 600]
-    assert input_side_px("resnet50", 32, "paper") == 224
-    assert input_side_px("cnn6", 32, "paper") == 64
-    assert input_side_px("cnn9", 64, "paper") == 32
-    assert input_side_px("efficientnet_b0_phi1", 32, "paper") == 258
-    assert input_side_px("efficientnet_b0_depth", 32, "paper") == 224
-    assert input_side_px("inception_v3", 32, "paper") == 299
+    assert input_size_px("resnet50", 32, "paper") == 224
+    assert input_size_px("cnn6", 32, "paper") == 64
+    assert input_size_px("cnn9", 64, "paper") == 32
+    assert input_size_px("efficientnet_b0_phi1", 32, "paper") == 258
+    assert input_size_px("efficientnet_b0_depth", 32, "paper") == 224
+    assert input_size_px("inception_v3", 32, "paper") == 299
 
 
-def test_native_side_is_the_datasets_times_the_resolution_multiplier():
-    assert input_side_px("efficientnet_b7", 64, "native") == 64
-    assert input_side_px("cnn2", 8, "native") == 8
-    assert input_side_px("efficientnet_b0_resolution", 32, "native") == 64
-    assert input_side_px("efficientnet_b0_d1.4_w1.2_r1.3", 32, "native") == 42
+def test_native_size_is_the_datasets_times_the_resolution_multiplier():
+    assert input_size_px("efficientnet_b7", 64, "native") == 64
+    assert input_size_px("cnn2", 8, "native") == 8
+    assert input_size_px("efficientnet_b0_resolution", 32, "native") == 64
+    assert input_size_px("efficientnet_b0_d1.4_w1.2_r1.3", 32, "native") == 42
 
 
 def test_a_number_is_taken_as_it_is():
-    assert input_side_px("efficientnet_b3", 64, 96) == 96
-    assert input_side_px("efficientnet_b0_resolution", 32, 96) == 96
+    assert input_size_px("efficientnet_b3", 64, 96) == 96
+    assert input_size_px("efficientnet_b0_resolution", 32, 96) == 96
 
 
 @pytest.mark.parametrize("choice", ["papers", 0, -8, True])
-def test_other_choices_of_side_are_refused(choice):
+def test_other_choices_of_size_are_refused(choice):
     with pytest.raises(ValueError, match="'native', 'paper' or a positive number"):
-        input_side_px("cnn2", 32, choice)
+        input_size_px("cnn2", 32, choice)
 
 
 # Normalisation.
@@ -411,7 +411,7 @@ def test_built_in_names_are_checked_without_torch_and_timm():
     code = (
         "import sys; from trainables.models import build as models;"
         "assert models.is_variant('efficientnet_b3');"
-        "assert models.input_side_px('efficientnet_b3', 64, 'paper') == 300;"
+        "assert models.input_size_px('efficientnet_b3', 64, 'paper') == 300;"
         "assert not {'torch', 'timm'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

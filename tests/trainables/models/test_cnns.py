@@ -9,9 +9,15 @@ from torch import nn
 from trainables.models.cnns import CNN_SPECS, build_cnn
 
 
-def build(name: str, side_px: int = 64, classes: int = 200, channels: int = 3, dropout: float = 0):
+def build(
+    name: str, image_size_px: int = 64, classes: int = 200, channels: int = 3, dropout: float = 0
+):
     return build_cnn(
-        name, num_classes=classes, in_channels=channels, side_px=side_px, dropout=dropout
+        name,
+        num_classes=classes,
+        in_channels=channels,
+        image_size_px=image_size_px,
+        dropout=dropout,
     )
 
 
@@ -34,7 +40,7 @@ def test_seed_001_totals_are_the_published_ones(name, total):
 
 
 def test_cnn9_has_the_published_trainable_parameters_in_nine_layers():
-    model = on_meta("cnn9", side_px=32, classes=100)
+    model = on_meta("cnn9", image_size_px=32, classes=100)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert sum(p.numel() for p in model.parameters()) == 13_870_484
     assert len(layers) == 9
@@ -65,17 +71,17 @@ def test_last_feature_maps_have_the_published_shape_at_64_px(name, map_shape):
 
 
 @pytest.mark.parametrize("name", sorted(CNN_SPECS))
-def test_smallest_side_works_and_one_less_is_refused(name):
-    smallest_px = CNN_SPECS[name].smallest_side_px()
-    model = on_meta(name, side_px=smallest_px, channels=1, classes=10).eval()
+def test_smallest_size_works_and_one_less_is_refused(name):
+    smallest_px = CNN_SPECS[name].smallest_size_px()
+    model = on_meta(name, image_size_px=smallest_px, channels=1, classes=10).eval()
     images = torch.empty(2, 1, smallest_px, smallest_px, device="meta")
     assert tuple(model(images).shape) == (2, 10)
     with pytest.raises(ValueError, match=rf"at least {smallest_px} x .* got {smallest_px - 1} px"):
-        build(name, side_px=smallest_px - 1)
+        build(name, image_size_px=smallest_px - 1)
 
 
-def test_smallest_sides_are_10_for_cnn2_22_for_cnn3_and_8_for_padded_ones():
-    assert {name: spec.smallest_side_px() for name, spec in CNN_SPECS.items()} == {
+def test_smallest_sizes_are_10_for_cnn2_22_for_cnn3_and_8_for_padded_ones():
+    assert {name: spec.smallest_size_px() for name, spec in CNN_SPECS.items()} == {
         "cnn2": 10,
         "cnn3": 22,
         "cnn6": 8,
@@ -102,7 +108,7 @@ def test_dropout_sits_where_it_is_published(name, rates):
 
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    model = build("cnn3", side_px=22, classes=10, dropout=0.5)
+    model = build("cnn3", image_size_px=22, classes=10, dropout=0.5)
     images = torch.randn(4, 3, 22, 22)
     assert not torch.equal(model.train()(images), model(images))
     assert torch.equal(model.eval()(images), model(images))
@@ -110,7 +116,7 @@ def test_dropout_acts_in_training_alone():
 
 def test_a_step_down_the_gradient_lowers_the_loss():
     torch.manual_seed(0)
-    model = build("cnn3_bn", side_px=8, classes=3, channels=1)
+    model = build("cnn3_bn", image_size_px=8, classes=3, channels=1)
     images, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     before = nn.functional.cross_entropy(model(images), labels)
     before.backward()
@@ -122,7 +128,7 @@ def test_a_step_down_the_gradient_lowers_the_loss():
 
 def test_weights_start_glorot_uniform_with_zero_biases():
     torch.manual_seed(0)
-    model = build("cnn3_bn", side_px=16)
+    model = build("cnn3_bn", image_size_px=16)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
@@ -137,7 +143,7 @@ def test_weights_start_glorot_uniform_with_zero_biases():
 
 def test_same_seed_gives_the_same_weights():
     torch.manual_seed(3)
-    first = build("cnn3", side_px=22).state_dict()
+    first = build("cnn3", image_size_px=22).state_dict()
     torch.manual_seed(3)
-    second = build("cnn3", side_px=22).state_dict()
+    second = build("cnn3", image_size_px=22).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)

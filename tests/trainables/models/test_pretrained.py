@@ -31,12 +31,12 @@ def offline(tmp_path, monkeypatch):
     return tmp_path / "weights"
 
 
-def build(variant, classes=10, channels=3, side_px=32, **values):
+def build(variant, classes=10, channels=3, image_size_px=32, **values):
     return build_model(
         config(variant, **values),
         num_classes=classes,
         in_channels=channels,
-        image_side_px=side_px,
+        image_size_px=image_size_px,
     )
 
 
@@ -82,7 +82,7 @@ def test_reading_can_be_left_out_for_a_restore():
         config("efficientnet_b0", weights="imagenet"),
         num_classes=10,
         in_channels=3,
-        image_side_px=32,
+        image_size_px=32,
         read_weights=False,
     )
     assert model.bn1.eps == 1e-3
@@ -100,20 +100,20 @@ def test_resnet50_takes_the_published_body_under_its_own_head(tmp_path):
 
 
 def test_own_cnns_load_their_own_files(tmp_path):
-    model = build("cnn3", side_px=22)
+    model = build("cnn3", image_size_px=22)
     path = saved(model, tmp_path / "cnn3.safetensors")
-    same = build("cnn3", side_px=22, weights=str(path))
+    same = build("cnn3", image_size_px=22, weights=str(path))
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True)
     )
     with pytest.raises(WeightsError, match=r"Of another shape: hidden\.0\.weight"):
-        build("cnn3", side_px=32, weights=str(path))
+        build("cnn3", image_size_px=32, weights=str(path))
 
 
 def test_timms_own_conversion_fits_position_embeddings_to_the_side(tmp_path):
     published = timm.create_model("vit_tiny_patch16_224")
     path = saved(published, tmp_path / "vit.safetensors")
-    model = build("vit_tiny_patch16_224", side_px=64, weights=str(path))
+    model = build("vit_tiny_patch16_224", image_size_px=64, weights=str(path))
     assert model.pos_embed.shape == (1, 1 + 4 * 4, 192)
     assert torch.equal(model.blocks[3].mlp.fc1.weight, published.blocks[3].mlp.fc1.weight)
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from trainables.models import scaling
-from trainables.models.scaling import Scaling, build_scaled_b0, compound, scaled_side_px, scaling_of
+from trainables.models.scaling import Scaling, build_scaled_b0, compound, scaled_size_px, scaling_of
 
 
 def build(scaled: Scaling) -> torch.nn.Module:
@@ -23,11 +23,11 @@ def official(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("phi", "depth", "width", "side_px"),
+    ("phi", "depth", "width", "image_size_px"),
     [(0, 1.0, 1.0, 224), (0.5, 1.2**0.5, 1.1**0.5, 240), (1, 1.2, 1.1, 258), (2, 1.44, 1.21, 296)],
 )
-def test_compound_rule_raises_each_base_to_phi(phi, depth, width, side_px):
-    assert compound(phi) == (pytest.approx(depth), pytest.approx(width), side_px)
+def test_compound_rule_raises_each_base_to_phi(phi, depth, width, image_size_px):
+    assert compound(phi) == (pytest.approx(depth), pytest.approx(width), image_size_px)
 
 
 def test_compound_rule_takes_other_bases():
@@ -104,8 +104,8 @@ def test_multipliers_out_of_range_are_all_named():
         compound(float("nan"))
 
 
-def test_sides_are_rounded_to_the_nearest_pixel():
-    assert scaled_side_px(Scaling(resolution=1.15), 32) == 37  # 36.8
-    assert scaled_side_px(Scaling(resolution=1.3), 8) == 10  # 10.4
-    assert scaled_side_px(Scaling(resolution=1.5), 3) == 5  # 4.5: halves go up
-    assert scaled_side_px(Scaling(resolution=1.5), 5) == 8  # 7.5
+def test_sizes_are_rounded_to_the_nearest_pixel():
+    assert scaled_size_px(Scaling(resolution=1.15), 32) == 37  # 36.8
+    assert scaled_size_px(Scaling(resolution=1.3), 8) == 10  # 10.4
+    assert scaled_size_px(Scaling(resolution=1.5), 3) == 5  # 4.5: halves go up
+    assert scaled_size_px(Scaling(resolution=1.5), 5) == 8  # 7.5

@@ -56,22 +56,26 @@ def graphs(monkeypatch) -> Iterator[list[int]]:
 def network(digits_dir: Path, variant: str, **options: Any) -> torch.nn.Module:
     config = digits_config(digits_dir, variant=variant, **options)
     return build.build_model(
-        config, num_classes=10, in_channels=3, image_side_px=config.side_px
+        config, num_classes=10, in_channels=3, image_size_px=config.image_size_px
     ).train()
 
 
-def images(count: int, side_px: int = 32) -> torch.Tensor:
-    return torch.rand(count, 3, side_px, side_px)
+def images(count: int, image_size_px: int = 32) -> torch.Tensor:
+    return torch.rand(count, 3, image_size_px, image_size_px)
 
 
 @pytest.mark.parametrize(
-    ("variant", "side_px"),
+    ("variant", "image_size_px"),
     [("cnn3", 32), ("test_efficientnet", 32), ("test_resnet", 32), ("test_vit4", 160)],
 )
-def test_trials_of_one_network_and_batch_size_share_a_graph(digits_dir, graphs, variant, side_px):
+def test_trials_of_one_network_and_batch_size_share_a_graph(
+    digits_dir, graphs, variant, image_size_px
+):
     for dropout, seed in ((0.0, 0), (0.1, 1), (0.5, 2)):
-        model = network(digits_dir, variant, dropout=dropout, seed=seed, side_px=side_px)
-        compiling.compiled(model)(images(4, side_px)).sum().backward()
+        model = network(
+            digits_dir, variant, dropout=dropout, seed=seed, image_size_px=image_size_px
+        )
+        compiling.compiled(model)(images(4, image_size_px)).sum().backward()
         assert all(weight.grad is not None for weight in model.parameters())
     assert len(graphs) == 1
 

@@ -80,16 +80,16 @@ def test_two_workers_learn_what_one_does(group, digits_dir, tmp_path, name):
             assert torch.allclose(tensor, together[part][key], atol=1e-5), (part, key)
 
 
-def test_what_the_workers_judged_is_what_was_saved(group, digits_dir):
+def test_what_the_workers_evaluated_is_what_was_saved(group, digits_dir):
     # Each worker has seen other images, so its batch-norm statistics differ from the saved ones
-    # unless they are shared before the validation part is split among the workers.
+    # unless they are shared before the validation split is split among the workers.
     config = TrainConfig.from_dict(
         {**digits_config(digits_dir, **TRIALS["batch_norm"]).to_dict(), "workers": 2}
     )
     weights, _, state = checkpoint.load(group / "batch_norm" / "epoch_0000")
     assert state["signature"] == config.signature()
     model = build.build_model(
-        config, num_classes=10, in_channels=1, image_side_px=32, read_weights=False
+        config, num_classes=10, in_channels=1, image_size_px=32, read_weights=False
     )
     model.load_state_dict(weights["average"])
     store = batches.open_store(digits_dir, "train", CPU)

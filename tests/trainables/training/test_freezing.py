@@ -22,7 +22,11 @@ FROZEN = {"variant": "cnn3_bn", "epochs": 4, "freeze_epochs": 2, "weight_decay":
 def on_meta(config: TrainConfig) -> nn.Module:
     with torch.device("meta"):
         return build.build_model(
-            config, num_classes=10, in_channels=1, image_side_px=config.side_px, read_weights=False
+            config,
+            num_classes=10,
+            in_channels=1,
+            image_size_px=config.image_size_px,
+            read_weights=False,
         )
 
 
@@ -38,7 +42,7 @@ def test_the_classifier_alone_moves_until_the_backbone_thaws(digits_dir, tmp_pat
     epochs = loop.fit(config, digits_dir, checkpoints=tmp_path, device=CPU, keep_all=True)
     assert len(list(epochs)) == 4
     torch.manual_seed(batches.derived_seed(config.seed, "model"))
-    start = build.build_model(config, num_classes=10, in_channels=1, image_side_px=32).state_dict()
+    start = build.build_model(config, num_classes=10, in_channels=1, image_size_px=32).state_dict()
     for epoch, before in enumerate([start, *(weights_after(tmp_path, n) for n in range(3))]):
         after = weights_after(tmp_path, epoch)
         moved = {name for name in after if not torch.equal(after[name], before[name])}
@@ -161,7 +165,7 @@ def test_layers_decay_their_matrices_alone_and_no_weight_is_left_out(
     config = digits_config(
         digits_dir,
         variant=variant,
-        side_px=96,
+        image_size_px=96,
         layer_decay=0.7,
         freeze_epochs=freeze_epochs,
         weight_decay=0.25,

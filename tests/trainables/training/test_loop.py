@@ -44,14 +44,18 @@ def built(config: TrainConfig, weights: dict[str, Tensor] | None = None) -> nn.M
     """The model of a digits trial as training starts with it, or with a checkpoint's weights."""
     torch.manual_seed(batches.derived_seed(config.seed, "model"))
     model = build.build_model(
-        config, num_classes=10, in_channels=1, image_side_px=config.side_px, read_weights=False
+        config,
+        num_classes=10,
+        in_channels=1,
+        image_size_px=config.image_size_px,
+        read_weights=False,
     )
     if weights is not None:
         model.load_state_dict(weights)
     return model
 
 
-def judged(
+def evaluated(
     config: TrainConfig, digits_dir: Path, weights: dict[str, Tensor]
 ) -> tuple[float, float, float]:
     """Validation figures of a checkpoint's weights, computed without `loop`, in one batch."""
@@ -59,7 +63,7 @@ def judged(
     images, labels = (torch.tensor(column) for column in dataset.open_split(digits_dir, "train"))
     _, rows = dataset.split_indices(labels.numpy(), config.validation_fraction, config.split_seed)
     pixels = images[rows].permute(0, 3, 1, 2).double() / 255
-    pixels = F.interpolate(pixels, size=config.side_px, mode="bicubic").clamp(0, 1)
+    pixels = F.interpolate(pixels, size=config.image_size_px, mode="bicubic").clamp(0, 1)
     inputs = (pixels - manifest.mean[0]) / manifest.std[0]
     model = built(config, weights).double().eval()
     with torch.no_grad():
@@ -257,7 +261,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(digits_dir, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_trial(digits_dir):
-    # The only step's loss is that of the first weights; what the step makes of them is judged next.
+    # The only step's loss is that of the first weights; what the step makes of them comes next.
     config = digits_config(digits_dir, lr=1e30, schedule="constant", steps_per_epoch=1)
     with pytest.raises(DivergedError, match="validation loss of epoch 0 is not finite"):
         train(config, digits_dir)
@@ -277,7 +281,7 @@ def one_step(images: Tensor, targets: Tensor, **values: Any) -> tuple[nn.Linear,
         dataset_fingerprint="f",
         epochs=1,
         seed=0,
-        side_px=32,
+        image_size_px=32,
         lr=0.1,
         momentum=0.0,
         precision="float32",
@@ -381,7 +385,7 @@ def test_validation_over_a_last_partial_batch_equals_a_computation_by_hand(digit
     )
     metrics = train(config, digits_dir, tmp_path)[0].metrics
     weights, _, state = checkpoint.load(tmp_path / "epoch_0000")
-    loss, top1, top5 = judged(config, digits_dir, weights["model"])  # 431 images: 256 and 175
+    loss, top1, top5 = evaluated(config, digits_dir, weights["model"])  # 431 images: 256 and 175
     assert metrics.val_loss == pytest.approx(loss, rel=1e-5)
     assert metrics.val_top1 == pytest.approx(top1, abs=1e-12)
     assert metrics.val_top5 == pytest.approx(top5, abs=1e-12)
@@ -392,7 +396,7 @@ def test_validation_over_a_last_partial_batch_equals_a_computation_by_hand(digit
     assert state["metrics"] == kept
 
 
-def test_the_average_follows_the_weights_and_is_what_is_judged(digits_dir, tmp_path):
+def test_the_average_follows_the_weights_and_is_what_is_evaluated(digits_dir, tmp_path):
     config = digits_config(
         digits_dir, variant="cnn3_bn", epochs=4, steps_per_epoch=1, lr=0.1, ema_decay=0.15
     )
@@ -408,9 +412,9 @@ def test_the_average_follows_the_weights_and_is_what_is_judged(digits_dir, tmp_p
             else:
                 assert torch.equal(weights["average"][name], tensor), name
     assert any(name.endswith("running_var") for name in average)
-    loss, _, _ = judged(config, digits_dir, weights["average"])
+    loss, _, _ = evaluated(config, digits_dir, weights["average"])
     assert end.metrics.val_loss == pytest.approx(loss, rel=1e-4)
-    assert judged(config, digits_dir, weights["model"])[0] != pytest.approx(loss, rel=1e-3)
+    assert evaluated(config, digits_dir, weights["model"])[0] != pytest.approx(loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

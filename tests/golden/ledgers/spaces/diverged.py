@@ -6,7 +6,7 @@ from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace(
     dataset="digits",
-    side=32,
+    image_size=32,
     name="diverged",
     variants=("cnn3",),
     trials=4,

@@ -4,7 +4,7 @@ from search_spaces.space import Published, SearchSpace
 
 SPACE = SearchSpace(
     dataset="digits",
-    side=32,
+    image_size=32,
     name="recipe",
     variants=("cnn2", "cnn3"),
     trials=2,
