@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _command(photos: Path, data_dir: Path, side: int = 64) -> list[str]:
+def _command(photos: Path, data_dir: Path, image_size: int = 64) -> list[str]:
     words = (
         "prepare",
         "imagefolder",
@@ -46,7 +46,7 @@ def _command(photos: Path, data_dir: Path, side: int = 64) -> list[str]:
         "--data-dir",
         data_dir,
         "--image-size",
-        side,
+        image_size,
     )
     return [sys.executable, "-m", "orchestrator.data", *map(str, words), "--as", "mine"]
 

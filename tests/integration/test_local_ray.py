@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 # By a process of its own, so that this one stays free of Ray. What is there when Ray shuts down:
 _LEAVE = """
 import json
-from orchestrator import cluster
+from orchestrator.execution import cluster
 cluster.connect("local", needs_state_api=False)
 import ray
 from ray._private import worker
@@ -34,7 +34,7 @@ print("LEFT" + json.dumps([at_shutdown, left]))
 
 # A thread of the trials that comes to run Tune when an interrupt has ended Ray already.
 _LATE = """
-from orchestrator import cluster
+from orchestrator.execution import cluster
 cluster.connect("local", needs_state_api=False)
 from ray import tune
 import ray

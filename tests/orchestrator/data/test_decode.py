@@ -17,9 +17,9 @@ from orchestrator.errors import OrchestratorError, UsageError
 from tests.orchestrator.data import archive_files as sources
 
 
-def _decode(picture: Image.Image, kind: str = "PNG", *, side: int | None = None) -> np.ndarray:
-    size = (side, side) if side else (picture.height, picture.width)
-    return decode.decode(sources.encoded(picture, kind), size, resize=side is not None)
+def _decode(picture: Image.Image, kind: str = "PNG", *, size_px: int | None = None) -> np.ndarray:
+    size = (size_px, size_px) if size_px else (picture.height, picture.width)
+    return decode.decode(sources.encoded(picture, kind), size, resize=size_px is not None)
 
 
 @pytest.mark.parametrize(
@@ -52,21 +52,21 @@ def test_cmyk_jpegs_become_rgb() -> None:
 def test_wide_image_is_cut_to_its_centre_square() -> None:
     picture = sources.image((255, 0, 0), size=(90, 30))
     picture.paste((0, 255, 0), (30, 0, 60, 30))
-    pixels = _decode(picture, image_size=10)
+    pixels = _decode(picture, size_px=10)
     assert (pixels == [0, 255, 0]).all()
 
 
 def test_tall_image_is_cut_to_its_centre_square() -> None:
     picture = sources.image((255, 0, 0), size=(30, 90))
     picture.paste((0, 0, 255), (0, 30, 30, 60))
-    assert (_decode(picture, image_size=40) == [0, 0, 255]).all()
+    assert (_decode(picture, size_px=40) == [0, 0, 255]).all()
 
 
 def test_resizing_is_antialiased_bicubic() -> None:
     values = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     picture = Image.fromarray(values)
     expected = np.asarray(picture.resize((16, 16), Image.Resampling.BICUBIC))
-    assert (_decode(picture, image_size=16) == expected).all()
+    assert (_decode(picture, size_px=16) == expected).all()
 
 
 def test_camera_orientation_is_applied_when_resizing() -> None:
@@ -85,13 +85,13 @@ def test_reduced_decoding_of_a_large_jpeg_hardly_changes_it() -> None:
     y, x = np.mgrid[:1024, :1024]
     picture = Image.fromarray((127 + 100 * np.sin(x / 90) * np.cos(y / 70)).astype(np.uint8))
     expected = picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
-    got = _decode(picture, "JPEG", image_size=32)
+    got = _decode(picture, "JPEG", size_px=32)
     assert np.abs(got.astype(int) - np.asarray(expected).astype(int)).max() <= 3
 
 
-def _split(folder: Path, count: int, side: int = 8) -> SplitFile:
+def _split(folder: Path, count: int, size_px: int = 8) -> SplitFile:
     labels = np.zeros(count, np.int64)
-    return create_split(folder / "s.arrow", shape=(side, side, 3), labels=labels)
+    return create_split(folder / "s.arrow", shape=(size_px, size_px, 3), labels=labels)
 
 
 def _problem(folder: Path, content: bytes) -> str:

@@ -425,7 +425,7 @@ def test_another_schema_is_a_ledger_error(ledger: Ledger, path: Path) -> None:
     ledger.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(LedgerError, match=r"schema 99, this version reads 5.*--name"):
+    with pytest.raises(LedgerError, match=r"schema 99; this version reads 5 to 6.*--name"):
         open_ledger(path)
 
 

@@ -234,7 +234,9 @@ def test_a_changed_range_is_a_difference() -> None:
 
 def test_final_seeds_of_a_recipe_without_a_search_are_refused() -> None:
     recipe = space(params={})
-    with pytest.raises(UsageError, match=r"here nothing is searched.*`--trials` says how many"):
+    with pytest.raises(
+        UsageError, match=r"this space has nothing to search.*Choose their number with `--trials`"
+    ):
         planned(recipe, "--final-seeds", "2")
     assert planned(recipe, "--final-seeds", "0")[0].num_finals == 0
 

@@ -40,17 +40,17 @@ def test_mixing_is_deterministic_and_leaves_its_input(name):
     assert not torch.equal(first[0], mix(images, labels, 5, config, seeded(2))[0])
 
 
-def mixed_levels(n: int, side: int = 1, **fields: float) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_levels(n: int, size_px: int = 1, **fields: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return images of one grey level per index, mixed; and targets over one class per index."""
     levels = torch.arange(n) / n
-    images = levels.view(-1, 1, 1, 1).expand(n, 1, side, side)
+    images = levels.view(-1, 1, 1, 1).expand(n, 1, size_px, size_px)
     mixed, targets = mix(images, torch.arange(n), n, config_with(**fields), seeded())
     return levels, mixed, targets
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_targets_sum_to_one_and_weigh_as_the_pixels_do(name):
-    levels, mixed, targets = mixed_levels(200, image_size=16, **MIXES[name])
+    levels, mixed, targets = mixed_levels(200, size_px=16, **MIXES[name])
     assert targets.shape == (200, 200)
     assert targets.dtype == torch.float32
     assert (targets.sum(dim=1) - 1).abs().max() < 1e-6
@@ -94,21 +94,22 @@ def test_cutmix_boxes_have_the_area_of_timm():
     """Mean share against timm's own function on the same distribution."""
     from timm.data.mixup import cutmix_bbox_and_lam
 
-    n, side = 3000, 32
-    images = torch.zeros(n, 1, side, side)
+    n, size_px = 3000, 32
+    images = torch.zeros(n, 1, size_px, size_px)
     draws = seeded()
     own = mixing._draw_beta(images, 1.0, draws)
     ours = 1 - mixing._cutmix_boxes(images, own, draws).float().mean(dim=(1, 2, 3)).numpy()
     np.random.seed(0)
     theirs = [
-        cutmix_bbox_and_lam((side, side), share)[1] for share in np.random.beta(1.0, 1.0, size=n)
+        cutmix_bbox_and_lam((size_px, size_px), share)[1]
+        for share in np.random.beta(1.0, 1.0, size=n)
     ]
     assert stats.ks_2samp(ours, np.array(theirs)).pvalue > 0.001
 
 
 def test_with_both_alphas_each_image_takes_one_of_the_two_equally_often():
     n = 1500
-    levels, mixed, _ = mixed_levels(n, image_size=8, mixup_alpha=1.0, cutmix_alpha=1.0)
+    levels, mixed, _ = mixed_levels(n, size_px=8, mixup_alpha=1.0, cutmix_alpha=1.0)
     own, partner = levels.view(-1, 1, 1), levels.roll(1, 0).view(-1, 1, 1)
     pixels = mixed[:, 0]
     blended = ((pixels != own) & (pixels != partner)).flatten(1).all(dim=1)
