@@ -30,82 +30,139 @@ _NOT_IDENTITY = {"affects_result": False}
 class TrainConfig:
     """One configuration of one model on one dataset.
 
-    Fractions and probabilities are 0 to 1, angles are degrees, sides are pixels, lengths of
-    training are epochs. A field marked `affects_result: False` is left out of `signature()`.
+    The documentation's table of hyperparameters is made from the fields' docstrings and `RANGES`.
+    A field marked `affects_result: False` is left out of `signature()`.
     """
 
     # What is trained on what.
     variant: str
+    """Name of the model."""
     dataset: str
+    """Name of the prepared dataset."""
     dataset_fingerprint: str
+    """The dataset's fingerprint, from its manifest."""
     epochs: int
+    """Length of the training."""
     seed: int
-    image_size_px: (
-        int  # image size after upscaling on the device; the dataset's own side means none
-    )
-    stem_stride: Literal[1, 2] = 2  # stride of EfficientNet's stem; 1 halves the total stride to 16
-    weights: str = "none"  # "none", "imagenet", or the path of a safetensors file
-    validation_fraction: float = 0.1  # of the training part, stratified
+    """Seed of weights, order of images and augmentation."""
+    image_size_px: int
+    """Height and width of the images that reach the model; the device resizes others."""
+    stem_stride: Literal[1, 2] = 2
+    """Stride of EfficientNet's first convolution; 1 halves the total stride to 16."""
+    weights: str = "none"
+    """Initial weights: `none`, `imagenet`, or the path of a safetensors file."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out for validation, stratified by class."""
     split_seed: int = 0
+    """Seed of the split into training and validation images."""
 
-    # The model's regularisation.
+    # Regularization inside the model.
     dropout: float = 0.0
+    """Dropout before the classifier."""
     drop_path: float = 0.0
+    """Chance to drop the last residual branch; it grows linearly from the first."""
 
-    # Optimisation.
-    batch_size: int = 128  # images per optimizer step, over all workers
+    # Optimization.
+    batch_size: int = 128
+    """Images per optimizer step, over all workers."""
     optimizer: Optimizer = "sgd"
-    lr: float = 0.1  # peak learning rate
-    momentum: float = 0.9  # sgd, nesterov and rmsprop only
-    beta1: float = 0.9  # adam, adamw, radam, lamb
-    beta2: float = 0.999  # adam, adamw, radam, lamb
-    rmsprop_alpha: float = 0.9  # rmsprop's smoothing constant
-    epsilon: float = 1e-8  # adam, adamw, radam, lamb, rmsprop
-    weight_decay: float = 0.0  # the optimizer's own; not on biases and norms
-    l2: float = 0.0  # penalty l2 * sum(w^2) added to the loss, as Keras' kernel_regularizer
-    clip_grad_norm: float = 0.0  # 0: none
+    """Update rule."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd, nesterov and rmsprop."""
+    beta1: float = 0.9
+    """Decay of the first moment of adam, adamw, radam and lamb."""
+    beta2: float = 0.999
+    """Decay of the second moment of adam, adamw, radam and lamb."""
+    rmsprop_alpha: float = 0.9
+    """Smoothing constant of rmsprop."""
+    epsilon: float = 1e-8
+    """Added to the denominator of adam, adamw, radam, lamb and rmsprop."""
+    weight_decay: float = 0.0
+    """The optimizer's own weight decay, not applied to biases and norms."""
+    l2: float = 0.0
+    """Penalty l2 * sum(w^2) added to the loss, as Keras's kernel_regularizer."""
+    clip_grad_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
     label_smoothing: float = 0.0
-    ema_decay: float = 0.0  # 0: none
+    """Weight of the uniform distribution in the targets."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights; 0: none."""
     schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
     warmup_epochs: float = 0.0
-    final_lr_fraction: float = 0.0  # cosine: the last learning rate as a fraction of `lr`
-    decay_rate: float = 0.97  # exponential: factor per `decay_epochs`
+    """Linear rise of the learning rate from 0 to `lr`."""
+    final_lr_fraction: float = 0.0
+    """Cosine: last learning rate as a fraction of `lr`."""
+    decay_rate: float = 0.97
+    """Exponential: factor per `decay_epochs`."""
     decay_epochs: float = 2.4
+    """Exponential: epochs per factor `decay_rate`."""
     plateau_patience_epochs: int = 5
+    """Plateau: epochs without a better validation loss before the learning rate falls."""
     plateau_factor: float = 0.5
+    """Plateau: factor on the learning rate."""
     min_lr: float = 0.0
-    early_stop_patience_epochs: int = 0  # on validation loss; 0: none
-    freeze_epochs: int = 0  # first epochs in which the classifier alone is trained
-    layer_decay: float = 1.0  # factor on the learning rate per layer, from the classifier down
-    select_by: SelectBy = "val_top1"  # which epoch's weights are "the best"
+    """Lowest learning rate that a schedule reaches after the warm-up."""
+    early_stop_patience_epochs: int = 0
+    """Epochs without a better validation loss before the training ends; 0: never."""
+    freeze_epochs: int = 0
+    """First epochs in which the classifier alone is trained."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer, from the classifier towards the input."""
+    select_by: SelectBy = "val_top1"
+    """Metric that chooses the best epoch."""
 
-    # Augmentation: batched, per sample, training part only.
+    # Augmentation of training images: in batches, drawn for each image.
     hflip: bool = False
+    """Random horizontal flip."""
     vflip: bool = False
-    crop_padding_px: int = 0  # zero padding, then a random crop of the same side
-    rotation_deg: float = 0.0  # uniform in +-rotation_deg
+    """Random vertical flip."""
+    crop_padding_px: int = 0
+    """Zero padding on each side before a random crop to the original size."""
+    rotation_deg: float = 0.0
+    """Rotation, uniform in plus or minus this angle."""
     shear_deg: float = 0.0
-    zoom: float = 0.0  # scale uniform in 1 +- zoom
-    brightness: float = 0.0  # factor uniform in 1 +- brightness
-    grid_distortion: float = 0.0  # probability
-    elastic: float = 0.0  # probability
-    random_erasing: float = 0.0  # probability
-    randaugment_ops: int = 0  # operations per image; 0: none
-    randaugment_magnitude: float = 9.0  # 0 to 10
+    """Shear, uniform in plus or minus this angle."""
+    zoom: float = 0.0
+    """Scale, uniform in 1 plus or minus this."""
+    brightness: float = 0.0
+    """Brightness factor, uniform in 1 plus or minus this."""
+    grid_distortion: float = 0.0
+    """Chance of a grid distortion."""
+    elastic: float = 0.0
+    """Chance of an elastic distortion."""
+    random_erasing: float = 0.0
+    """Chance of an erased rectangle."""
+    randaugment_ops: int = 0
+    """RandAugment operations per image; 0: none."""
+    randaugment_magnitude: float = 9.0
+    """Strength of RandAugment's operations."""
     mixup_alpha: float = 0.0
+    """Parameter of mixup's beta distribution; 0: no mixup."""
     cutmix_alpha: float = 0.0
+    """Parameter of CutMix's beta distribution; 0: no CutMix."""
 
     # How it is computed; numerics depend on it.
-    precision: Precision = "auto"  # auto: bfloat16 where it is faster, see training/device.py
+    precision: Precision = "auto"
+    """`auto`: bfloat16 where it is faster (training/device.py)."""
     channels_last: bool = True
-    compile: Literal["auto", True, False] = "auto"  # auto: see training/compiling.py
-    deterministic: bool = False  # on CUDA: deterministic kernels, slower
-    threads: int = 1  # CPU threads of one worker
-    workers: int = 1  # data-parallel workers
-    steps_per_epoch: int = 0  # 0: the whole training part; for probes and benchmarks
+    """Memory format of images and weights."""
+    compile: Literal["auto", True, False] = "auto"
+    """Torch.compile; `auto`: where it pays off (training/compiling.py)."""
+    deterministic: bool = False
+    """Deterministic kernels on CUDA, which are slower."""
+    threads: int = 1
+    """CPU threads of one worker."""
+    workers: int = 1
+    """Data-parallel workers."""
+    steps_per_epoch: int = 0
+    """Optimizer steps per epoch, for probes and benchmarks; 0: all training images."""
 
-    # How an attempt is run: chosen after running out of memory, recorded per attempt.
-    micro_batch_size: int = field(default=0, metadata=_NOT_IDENTITY)  # 0: the whole batch
+    # Chosen per attempt, smaller after running out of memory, and recorded with it.
+    micro_batch_size: int = field(default=0, metadata=_NOT_IDENTITY)
+    """Images per forward pass, accumulated to `batch_size`; 0: the whole batch."""
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -171,53 +228,53 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
 
 
-# Inclusive ranges of the numeric fields; None: unbounded on that side.
-_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "epochs": (1, None),
-    "seed": (0, 2**63 - 1),
-    "image_size_px": (4, 4096),
-    "validation_fraction": (0.0, 0.5),
-    "split_seed": (0, 2**32 - 1),
-    "dropout": (0.0, 0.99),
-    "drop_path": (0.0, 0.99),
-    "batch_size": (1, None),
-    "lr": (0.0, None),
-    "momentum": (0.0, 0.9999),
-    "beta1": (0.0, 0.9999),
-    "beta2": (0.0, 0.99999),
-    "rmsprop_alpha": (0.0, 0.99999),
-    "epsilon": (0.0, 10.0),
-    "weight_decay": (0.0, None),
-    "l2": (0.0, None),
-    "clip_grad_norm": (0.0, None),
-    "label_smoothing": (0.0, 0.99),
-    "ema_decay": (0.0, 0.999999),
-    "warmup_epochs": (0.0, None),
-    "final_lr_fraction": (0.0, 1.0),
-    "decay_rate": (0.0, 1.0),
-    "decay_epochs": (1e-6, None),
-    "plateau_patience_epochs": (0, None),
-    "plateau_factor": (0.0, 0.9999),
-    "min_lr": (0.0, None),
-    "early_stop_patience_epochs": (0, None),
-    "freeze_epochs": (0, None),
-    "layer_decay": (0.01, 1.0),
-    "crop_padding_px": (0, 512),
-    "rotation_deg": (0.0, 180.0),
-    "shear_deg": (0.0, 80.0),
-    "zoom": (0.0, 0.9),
-    "brightness": (0.0, 1.0),
-    "grid_distortion": (0.0, 1.0),
-    "elastic": (0.0, 1.0),
-    "random_erasing": (0.0, 1.0),
-    "randaugment_ops": (0, 8),
-    "randaugment_magnitude": (0.0, 10.0),
-    "mixup_alpha": (0.0, None),
-    "cutmix_alpha": (0.0, None),
-    "threads": (1, 1024),
-    "workers": (1, 1024),
-    "micro_batch_size": (0, None),
-    "steps_per_epoch": (0, None),
+# Lowest and highest allowed value and unit of each number; None: unbounded.
+RANGES: dict[str, tuple[float | None, float | None, str]] = {
+    "epochs": (1, None, "epochs"),
+    "seed": (0, 2**63 - 1, ""),
+    "image_size_px": (4, 4096, "px"),
+    "validation_fraction": (0.0, 0.5, "fraction"),
+    "split_seed": (0, 2**32 - 1, ""),
+    "dropout": (0.0, 0.99, "probability"),
+    "drop_path": (0.0, 0.99, "probability"),
+    "batch_size": (1, None, "images"),
+    "lr": (0.0, None, ""),
+    "momentum": (0.0, 0.9999, ""),
+    "beta1": (0.0, 0.9999, ""),
+    "beta2": (0.0, 0.99999, ""),
+    "rmsprop_alpha": (0.0, 0.99999, ""),
+    "epsilon": (0.0, 10.0, ""),
+    "weight_decay": (0.0, None, ""),
+    "l2": (0.0, None, ""),
+    "clip_grad_norm": (0.0, None, ""),
+    "label_smoothing": (0.0, 0.99, "fraction"),
+    "ema_decay": (0.0, 0.999999, ""),
+    "warmup_epochs": (0.0, None, "epochs"),
+    "final_lr_fraction": (0.0, 1.0, "fraction"),
+    "decay_rate": (0.0, 1.0, ""),
+    "decay_epochs": (1e-6, None, "epochs"),
+    "plateau_patience_epochs": (0, None, "epochs"),
+    "plateau_factor": (0.0, 0.9999, ""),
+    "min_lr": (0.0, None, ""),
+    "early_stop_patience_epochs": (0, None, "epochs"),
+    "freeze_epochs": (0, None, "epochs"),
+    "layer_decay": (0.01, 1.0, ""),
+    "crop_padding_px": (0, 512, "px"),
+    "rotation_deg": (0.0, 180.0, "degrees"),
+    "shear_deg": (0.0, 80.0, "degrees"),
+    "zoom": (0.0, 0.9, "fraction"),
+    "brightness": (0.0, 1.0, "fraction"),
+    "grid_distortion": (0.0, 1.0, "probability"),
+    "elastic": (0.0, 1.0, "probability"),
+    "random_erasing": (0.0, 1.0, "probability"),
+    "randaugment_ops": (0, 8, ""),
+    "randaugment_magnitude": (0.0, 10.0, ""),
+    "mixup_alpha": (0.0, None, ""),
+    "cutmix_alpha": (0.0, None, ""),
+    "threads": (1, 1024, "threads"),
+    "workers": (1, 1024, "workers"),
+    "steps_per_epoch": (0, None, "steps"),
+    "micro_batch_size": (0, None, "images"),
 }
 
 
@@ -237,30 +294,34 @@ def _problems(config: TrainConfig) -> list[str]:
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (number and isinstance(value, bool)):
             problems.append(f"`{name}` must be of type {hint.__name__}; got {value!r}.")
-        elif number and not _within(value, *_RANGES[name]):
-            low, high = _RANGES[name]
+        elif number and not _within(value, *RANGES[name][:2]):
+            low, high, _ = RANGES[name]
             top = "or more" if high is None else f"to {high}"
             problems.append(f"`{name}` must be finite and {low} {top}; got {value!r}.")
-    if not problems:
-        if config.batch_size % config.workers:
-            problems.append(
-                f"`batch_size` ({config.batch_size}) must be divisible by `workers` "
-                f"({config.workers}), so that every worker sees as many images."
+    return problems or _contradictions(config)
+
+
+def _contradictions(config: TrainConfig) -> list[str]:
+    """Return one sentence for every pair of fields that exclude each other."""
+    problems = []
+    if config.batch_size % config.workers:
+        problems.append(
+            f"`batch_size` ({config.batch_size}) must be divisible by `workers` "
+            f"({config.workers}), so that every worker gets the same number of images."
+        )
+    if config.warmup_epochs > config.epochs:
+        problems.append(
+            f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` ({config.epochs})."
+        )
+    if config.validation_fraction == 0:
+        problems += [
+            f"{what} needs a validation loss; set `validation_fraction` above 0."
+            for what, used in (
+                ("`schedule` 'plateau'", config.schedule == "plateau"),
+                ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
             )
-        if config.warmup_epochs > config.epochs:
-            problems.append(
-                f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` "
-                f"({config.epochs})."
-            )
-        if config.validation_fraction == 0:
-            problems += [
-                f"{what} needs a validation loss; set `validation_fraction` above 0."
-                for what, used in (
-                    ("`schedule` 'plateau'", config.schedule == "plateau"),
-                    ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
-                )
-                if used
-            ]
+            if used
+        ]
     return problems
 
 
