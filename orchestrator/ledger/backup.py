@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
+from orchestrator.ledger.header import read_header
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
 from orchestrator.storage.paths import SweepPaths
@@ -140,7 +141,7 @@ class LedgerBackup:
         Raises:
             UsageError: it cannot be written.
         """
-        ledger.put("drivers", [*ledger.get("drivers", []), self.lease.token])
+        ledger.put("drivers", [*read_header(ledger).drivers, self.lease.token])
         self._ledger = ledger
         try:
             self._copy(keep_trying_s=None)
@@ -274,7 +275,8 @@ def _checked(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
 def _identity(ledger: Ledger) -> tuple[str, list[str], int]:
     """Return a ledger's sweep, its drivers and how far it is, and close it."""
     with contextlib.closing(ledger):
-        return ledger.get("sweep_id"), ledger.get("drivers", []), ledger.seq
+        header = read_header(ledger)
+        return header.sweep_id, list(header.drivers), ledger.seq
 
 
 def _knows_all(ours: tuple[str, list[str], int], theirs: tuple[str, list[str], int]) -> bool:

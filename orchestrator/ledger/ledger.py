@@ -125,6 +125,11 @@ class Ledger:
         row = self._one("SELECT value FROM sweep WHERE key = ?", key)
         return default if row is None else self._decoded(row["value"])
 
+    def facts(self) -> dict[str, Any]:
+        """Return all facts of the sweep, by key; `header.read_header` gives them types."""
+        rows = self._all("SELECT key, value FROM sweep")
+        return {row["key"]: self._decoded(row["value"]) for row in rows}
+
     def _decoded(self, text: str) -> Any:
         """Return a JSON value, with the names of today where an earlier schema had others."""
         return json.loads(text, object_hook=_renamed if self.schema == 5 else None)

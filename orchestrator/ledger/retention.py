@@ -6,22 +6,13 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import best_row, top_k
 from orchestrator.ledger.records import Trial
 from orchestrator.storage import checkpoints, sweeps
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.storage.store import Storage
-
-
-def num_best(ledger: Ledger) -> int:
-    """Return how many trials of each variant keep their best weights."""
-    option = ledger.get("options").get("keep") or ""
-    return (
-        int(option.removeprefix("best-"))
-        if option.startswith("best-")
-        else (int(ledger.get("keep_best")))
-    )
 
 
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
@@ -58,12 +49,13 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         up_to: number of the last change in the ledger's durable copy. What that copy points to
             stays. None: there is no copy.
     """
-    keep_option = ledger.get("options").get("keep")
+    header = read_header(ledger)
+    keep_option = header.options.get("keep")
     if keep_option == "all":
         return
     storage = sweeps.storage_of(paths)
     trials = _ended(ledger, up_to)
-    best = top_k(trials, num_best(ledger), ledger.get("plan")["space"]["mode"])
+    best = top_k(trials, header.num_best, header.plan.space.mode)
     for trial in trials:
         if trial.signature in done:
             continue

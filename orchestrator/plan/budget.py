@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import forecast
 from orchestrator.plan.options import SweepConfig
@@ -76,7 +77,7 @@ def budget_from_options(
     budget = Budget(
         until_s=None if config.budget_s is None else time.time() + config.budget_s,
         device_s=None if hours is None else 3600 * hours,
-        shares=shares(plan, ledger.get("options").get("gpus_per_trial")),
+        shares=shares(plan, read_header(ledger).options.get("gpus_per_trial")),
     )
     operations = {name: own.multiply_accumulates for name, own in facts.items()}
     return allowance(budget, ledger, plan, operations, measured_s)

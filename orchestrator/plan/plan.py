@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.ledger.header import is_evaluated
 from orchestrator.ledger.records import Stage, Trial
 from search_spaces.space import SearchSpace
 from trainables.config import TrainConfig
@@ -91,15 +92,6 @@ class VariantCost:
     image_size_px: int
     parameters: int
     multiply_accumulates: int
-
-
-def is_evaluated(stage: Stage, number: int, *, num_params: int, num_enqueued: int) -> bool:
-    """Return whether a trial is evaluated on the test split; such a one is never stopped early.
-
-    Those are the final ones, the ones that the space itself asks for (a published recipe), and all
-    of a variant with nothing to search: they differ in their seeds only.
-    """
-    return stage == "final" or num_params == 0 or number < num_enqueued
 
 
 def trial_seed(sweep_seed: int, variant: str, number: int) -> int:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
+from orchestrator.ledger.header import FormerPlan, read_header
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -28,7 +29,8 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
     Raises:
         UsageError: something differs, and `force` was not given.
     """
-    old, new = ledger.get("plan"), plan.identity()
+    header, new = read_header(ledger), plan.identity()
+    old = header.plan.to_dict()
     lines = difference(_comparable(old, new), _comparable(new, old))
     if not lines:
         return
@@ -40,14 +42,15 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
             "trials that are planned keep the old values, new ones get the new."
         )
     say(f"Going on although this changed:\n{listed}")
-    former = ledger.get("former_plans", [])
-    ledger.put("former_plans", [*former, {"until_seq": ledger.seq, "plan": old}])
+    former = [*header.former_plans, FormerPlan(until_seq=ledger.seq, plan=header.plan)]
+    ledger.put("former_plans", [asdict(each) for each in former])
     ledger.put("plan", new)
 
 
 def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> None:
     """Keep what the plan says of variants that earlier commands left out."""
-    old, new = ledger.get("plan"), plan.identity()
+    header, new = read_header(ledger), plan.identity()
+    old = header.plan.to_dict()
     merged = {
         **new,
         "image_size_px": {**old["image_size_px"], **new["image_size_px"]},
@@ -58,7 +61,7 @@ def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> N
     if merged != old:
         ledger.put("plan", merged)
         costs = {name: asdict(values) for name, values in facts.items()}
-        ledger.put("variants", {**ledger.get("variants", {}), **costs})
+        ledger.put("variants", {**header.variants, **costs})
 
 
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import SweepNotFoundError, UsageError, unknown_name
 from orchestrator.ledger import ranking, retention
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.ledger.snapshot import ledger_copy
@@ -55,12 +56,13 @@ def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest
             f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
             "trial's run in MLflow."
         )
+    header = read_header(ledger)
     about: dict[str, Any] = {
         "sweep": paths.name,
-        "sweep_id": ledger.get("sweep_id"),
+        "sweep_id": header.sweep_id,
         "trial": trial.name,
         "variant": trial.variant,
-        "metric": ledger.get("plan")["space"]["metric"],
+        "metric": header.plan.space.metric,
         "value": trial.best_value,
     }
     return from_checkpoint(folder, manifest, about)
@@ -133,14 +135,15 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
         if config.variant not in variants:
             raise UsageError(unknown_name("variant of this sweep", config.variant, variants))
         trials = [trial for trial in trials if trial.variant == config.variant]
-    trial = ranking.best_trial(trials, ledger.get("plan")["space"]["mode"])
+    header = read_header(ledger)
+    trial = ranking.best_trial(trials, header.plan.space.mode)
     if trial is None:
         raise UsageError(
             f"The sweep {paths.name!r} has no trial that ended well"
             f"{f' of {config.variant}' if config.variant else ''}, so it has no model yet. "
             "`python -m orchestrator.sweep ... --resume` goes on with it."
         )
-    manifest = _manifest(config, ledger.get("manifest"), trial.config)
+    manifest = _manifest(config, header.manifest, trial.config)
     return model_of(ledger, paths, trial, manifest)
 
 

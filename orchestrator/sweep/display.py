@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
@@ -30,7 +31,7 @@ class Display:
         self._started_s = time.time()
         # What an earlier command has said already; a failed trial that fails again ends anew.
         self._said = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
-        costs = ledger.get("variants", {})
+        costs = read_header(ledger).variants
         self._operations = {name: each["multiply_accumulates"] for name, each in costs.items()}
         # Without redirection: what libraries say belongs into the log, not above the table.
         self._live = (

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.ledger import backup
+from orchestrator.ledger.header import read_header
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import checkpoints, locks
@@ -93,7 +94,7 @@ def _run(
     if config.measure and scheduler.has_work():
         here_s = measure.measure(config, plan, facts, console, ledger)
     if scheduler.has_work() and not config.force:
-        check_room(config, plan, facts, ledger.get("options").get("keep"))
+        check_room(config, plan, facts, read_header(ledger).options.get("keep"))
     up_to = None if durable is None else lambda: durable.up_to
     tracker = Tracker(ledger, config.paths, tracking_uri(config, ledger), up_to)
     interruption = signals.Interruption()
@@ -154,7 +155,7 @@ def _check_cluster(
     from orchestrator.plan import machines
 
     try:
-        share = scheduler.ledger.get("options").get("gpus_per_trial")
+        share = read_header(scheduler.ledger).options.get("gpus_per_trial")
         machines.check_fit(scheduler.plan, cluster.machines, share)
     except UsageError:
         disconnect()
@@ -201,7 +202,7 @@ def _start_trials(
     """Start the thread that runs the trials; what ends it early is added to `errors`."""
     from orchestrator.execution import tune_adapter
 
-    options = scheduler.ledger.get("options")
+    options = read_header(scheduler.ledger).options
 
     def trials() -> None:
         try:

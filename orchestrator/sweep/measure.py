@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
+from orchestrator.ledger.header import read_header
 from orchestrator.plan import budget, forecast
 from orchestrator.plan.options import given_options
 
@@ -80,7 +81,7 @@ def measure(
             f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
             f"`python -m orchestrator.data prepare {plan.dataset}`."
         )
-    options = ledger.get("options") if ledger else given_options(config)
+    options = read_header(ledger).options if ledger else given_options(config)
     share, keep = options.get("gpus_per_trial"), options.get("keep")
     cpus, gpus = float(os.cpu_count() or 1), float(device.num_gpus())
     fits = machines.check_fit(plan, [(cpus, gpus)], share)
@@ -106,7 +107,7 @@ def measure(
     print_forecast(console, plan, measured, epochs, whole)
     if ledger is not None:
         own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
-        ledger.put("forecast", {**own, **ledger.get("forecast", {})})
+        ledger.put("forecast", {**own, **read_header(ledger).forecast})
         if not ledger.attempts():
             ledger.put("forecast_whole", asdict(whole))
     return epoch_s

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.command import say
 from orchestrator.errors import SweepExistsError, UsageError
+from orchestrator.ledger.header import read_header
 from orchestrator.plan import resume
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
@@ -29,24 +31,24 @@ def open_sweep(config: SweepConfig) -> tuple[Ledger, Plan, dict[str, VariantCost
 
     space = resolve.load_space(config.space)
     ledger, kept = _open_if_there(config)
-    if ledger is not None and ledger.get("plan")["space"]["name"] != space.name:
+    header = None if ledger is None else read_header(ledger)
+    if header is not None and header.plan.space.name != space.name:
         raise UsageError(
-            f"The sweep {config.name!r} searches the space "
-            f"{ledger.get('plan')['space']['name']!r}, not {space.name!r}. Give the new one "
-            "another --name."
+            f"The sweep {config.name!r} searches the space {header.plan.space.name!r}, not "
+            f"{space.name!r}. Give the new one another --name."
         )
     manifest = _prepared(config, config.dataset or kept.get("dataset") or space.dataset)
     plan, facts = resolve.make_plan(config, space, manifest, kept)
-    if ledger is None:
+    if ledger is None or header is None:
         ledger = _create(config, plan, facts, manifest)
     else:
         resume.check_same(ledger, plan, say, force=config.force)
         resume.add_variants(ledger, plan, facts)
-        for line in resume.changes(ledger.get("versions", {})):
+        for line in resume.changes(header.versions):
             print(line, flush=True)
         ledger.put("options", {**kept, **given_options(config)})
     # By variant, the most trials that any command asked for: what `--verify` counts against.
-    asked: dict[str, int] = ledger.get("asked", {})
+    asked = {} if header is None else header.asked
     most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
     ledger.put("asked", {**asked, **most})
     return ledger, plan, facts, manifest
@@ -66,7 +68,7 @@ def check_room(
 def tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     """Return where MLflow is: as said now, as said before, or in the storage."""
     default = config.paths.default_tracking_uri
-    uri = config.tracking_uri or ledger.get("tracking_uri") or default
+    uri = config.tracking_uri or read_header(ledger).tracking_uri or default
     # The default is where the storage is, wherever that is moved; and a URI with a password in it
     # must be given again.
     if config.tracking_uri is not None and redacted(uri) == uri:
@@ -74,7 +76,7 @@ def tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     return uri
 
 
-def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
+def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, Mapping[str, Any]]:
     from orchestrator.ledger.ledger import LedgerError, open_ledger
 
     if not config.paths.ledger.exists():
@@ -84,7 +86,7 @@ def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, dict[str, Any]]:
         ledger.check_schema()
     except LedgerError as error:
         raise UsageError(str(error)) from error
-    return ledger, ledger.get("options")
+    return ledger, read_header(ledger).options
 
 
 def _create(

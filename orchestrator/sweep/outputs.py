@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
@@ -31,7 +32,7 @@ def make(
         say: tells the user what cannot be made, and why.
     """
     made: list[Product] = []
-    known: dict[str, str] = ledger.get("products", {})
+    known = read_header(ledger).products
     for name, mark, write in (
         (REPORT, str(ledger.seq), _write_report),
         (MODEL, _best(ledger), _write_model),
@@ -54,7 +55,7 @@ def make(
 def _best(ledger: Ledger) -> str:
     from orchestrator.ledger.ranking import best_trial
 
-    trial = best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    trial = best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
     return "" if trial is None else f"{trial.signature} epoch {trial.best_epoch}"
 
 
@@ -62,7 +63,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
     from orchestrator.plan import disk
     from orchestrator.report.render import write_report
 
-    if ledger.get("forecast_whole") and not paths.durable:  # for the report to compare
+    if read_header(ledger).forecast_whole and not paths.durable:  # for the report to compare
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 
@@ -87,7 +88,7 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
     from orchestrator.ledger import ranking
     from orchestrator.predict import find
 
-    trial = ranking.best_trial(ledger.trials(), ledger.get("plan")["space"]["mode"])
+    trial = ranking.best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
     if trial is not None:
         export_model(find.model_of(ledger, paths, trial, manifest), target)
     return trial is not None

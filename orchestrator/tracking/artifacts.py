@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 
@@ -21,12 +22,13 @@ class Product:
 
 def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
     """Return what it takes to build the model again and load its weights."""
+    header = read_header(ledger)
     return {
         "config": trial.config,
-        "dataset": ledger.get("dataset"),
-        "manifest": ledger.get("manifest"),
+        "dataset": header.dataset,
+        "manifest": header.manifest,
         "best_epoch": trial.best_epoch,
-        "versions": ledger.get("versions"),
+        "versions": header.versions,
         "how": "trainables.models.build.build_model(TrainConfig.from_dict(config), ...), then "
         "load_state_dict(safetensors.torch.load_file('model.safetensors'))",
     }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import ranking, retention
+from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.redaction import redacted
@@ -77,6 +78,7 @@ class Tracker:
             up_to: returns the number of the last change that may be told; None: all may.
         """
         self.ledger, self.paths, self.uri, self.up_to = ledger, paths, uri, up_to
+        self.header = read_header(ledger)
         self.behind: dict[str, RejectedTrial] = {}  # by signature
         self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
         self.experiment = ""
@@ -160,12 +162,12 @@ class Tracker:
         client = RetryingClient(mlflow.MlflowClient(tracking_uri=self.uri))
         self.experiment = self._find_experiment(client)
         found = self._search(client)
-        tags = {SWEEP_ID: self.ledger.get("sweep_id"), "mlflow.source.name": "orchestrator.sweep"}
+        tags = {SWEEP_ID: self.header.sweep_id, "mlflow.source.name": "orchestrator.sweep"}
         parent = found.pop("", None) or self._find_or_create(
-            client, "", self.paths.name, self.ledger.get("created_s"), tags
+            client, "", self.paths.name, self.header.created_s, tags
         )
         if OUTCOME not in parent.data.tags:
-            client.log_dict(parent.info.run_id, self.ledger.get("plan"), "plan.json")
+            client.log_dict(parent.info.run_id, self.header.plan.to_dict(), "plan.json")
             client.set_tag(parent.info.run_id, OUTCOME, "running")
         self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
         self._parent, self._client, self._position = parent, client, -1
@@ -210,7 +212,7 @@ class Tracker:
 
         Doubled runs, from a request that was acted on after it had been given up, are deleted.
         """
-        wanted = f"tags.`{SWEEP_ID}` = '{self.ledger.get('sweep_id')}'"
+        wanted = f"tags.`{SWEEP_ID}` = '{self.header.sweep_id}'"
         if signature:
             wanted += f" and tags.`{SIGNATURE}` = '{signature}'"
         runs: list[Run] = []
@@ -308,7 +310,7 @@ class Tracker:
     def _note_behind(self) -> None:
         """Keep durably which trials MLflow rejects, and why."""
         note = {signature: behind.reason for signature, behind in sorted(self.behind.items())}
-        if note != self.ledger.get("tracking_behind", {}):
+        if note != read_header(self.ledger).tracking_behind:
             self.ledger.put("tracking_behind", note)
 
     def _log_facts(self, facts: Mapping[str, Any]) -> None:
@@ -317,7 +319,7 @@ class Tracker:
         assert self._parent is not None
         run = self._client.get_run(self._parent.info.run_id)
         ended_s = [attempt.ended_s or 0.0 for attempt in self.ledger.attempts()]
-        at_ms = int(max(ended_s, default=self.ledger.get("created_s")) * 1000)
+        at_ms = int(max(ended_s, default=self.header.created_s) * 1000)
         new = [
             Metric(name, value, at_ms, len(self.ledger.trials()))
             for name, value in facts.items()
@@ -356,7 +358,7 @@ class Tracker:
         key = trial.signature
         if key not in self._runs:
             tags = {
-                SWEEP_ID: self.ledger.get("sweep_id"),
+                SWEEP_ID: self.header.sweep_id,
                 SIGNATURE: key,
                 PARENT_RUN_ID: self._parent.info.run_id,
                 "mlflow.source.name": "orchestrator.sweep",
@@ -370,7 +372,7 @@ class Tracker:
     def _project(self, trial: Trial) -> None:
         attempts = self.ledger.attempts(trial.signature)
         outcome = _outcome(trial, attempts)
-        started_s = attempts[0].started_s if attempts else self.ledger.get("created_s")
+        started_s = attempts[0].started_s if attempts else self.header.created_s
         mark = self._mark(trial)
         run_id = self._run_of(trial, started_s)
         if self._is_of_another_ledger(trial):
@@ -428,7 +430,7 @@ class Tracker:
         if evaluated is not None:
             metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(evaluated).items()]
         if trial.best_value is not None and trial.ended_seq is not None:
-            name = self.ledger.get("plan")["space"]["metric"]
+            name = self.header.plan.space.metric
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
 
@@ -472,9 +474,8 @@ class Tracker:
 
     def _place_weights(self, last: bool) -> None:
         """Put the weights of the best trials of each variant into MLflow, and take others out."""
-        plan = self.ledger.get("plan")
         trials = self._told(self.ledger.trials())
-        best = ranking.top_k(trials, retention.num_best(self.ledger), plan["space"]["mode"])
+        best = ranking.top_k(trials, self.header.num_best, self.header.plan.space.mode)
         for trial in trials:
             key = trial.signature
             wanted = f"epoch {trial.best_epoch}" if key in best else NO_WEIGHTS

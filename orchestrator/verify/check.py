@@ -50,7 +50,7 @@ def verify(config: SweepConfig) -> int:
         with newest_copy(paths) as ledger:
             ledger.check_schema()
             facts = read(paths, ledger, driver)
-            uri = config.tracking_uri or facts.ledger.get("tracking_uri")
+            uri = config.tracking_uri or facts.header.tracking_uri
             results = check(facts, uri or paths.default_tracking_uri)
             died = driver is None and any(is_open(own) for own in facts.attempts.values())
             left = trials_left(facts)

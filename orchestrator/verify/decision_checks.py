@@ -12,16 +12,17 @@ from itertools import chain, combinations, islice
 from typing import Any
 
 from orchestrator.ledger import ranking
+from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study, optuna_version, read_params
-from orchestrator.verify.facts import Breach, Result, Snapshot, expects_evaluation, name_of, plan_at
+from orchestrator.verify.facts import Breach, Result, Snapshot, name_of
 
 
 def check_suggestions(facts: Snapshot) -> Result:
     """E: a rebuilt study suggests what was suggested."""
     what = "suggestions follow from the results they were made from"
-    written = facts.ledger.get("versions", {}).get("optuna")
+    written = facts.header.versions.get("optuna")
     if written != optuna_version():
         note = f"suggestions, made with Optuna {written}; this is {optuna_version()}."
         return Result("E", what, 0, [], note)
@@ -30,8 +31,8 @@ def check_suggestions(facts: Snapshot) -> Result:
     searched = [trial for trial in facts.trials if trial.stage == "search"]
     for variant in dict.fromkeys(trial.variant for trial in searched):
         own = sorted((t for t in searched if t.variant == variant), key=lambda t: t.number)
-        plans = [plan_at(facts, trial.planned_seq) for trial in own]
-        if not all(variant in plan["space"]["params"] for plan in plans):
+        plans = [facts.header.plan_at(trial.planned_seq) for trial in own]
+        if not all(variant in plan.space.params for plan in plans):
             left_out.append(variant)  # a model of the command line, in an older ledger
         elif [trial.number for trial in own] == list(range(len(own))):
             checked += len(own)
@@ -44,13 +45,13 @@ def check_suggestions(facts: Snapshot) -> Result:
 
 def _wrong_suggestions(facts: Snapshot, variant: str, own: list[Trial]) -> Iterator[Breach]:
     study: Study | None = None
-    plan: Mapping[str, Any] | None = None
+    plan: RecordedPlan | None = None
     told: set[str] = set()
     for trial in own:
         earlier = own[: trial.number]
         doubtful = [other for other in earlier if _may_have_failed(facts, other, trial)]
-        if study is None or doubtful or plan is not plan_at(facts, trial.planned_seq):
-            plan = plan_at(facts, trial.planned_seq)
+        if study is None or doubtful or plan is not facts.header.plan_at(trial.planned_seq):
+            plan = facts.header.plan_at(trial.planned_seq)
             study, told = _new_study(plan, variant, earlier), set()
         _tell(facts, study, earlier, trial.seen_seq, plan, told)
         suggested = study.ask(trial.number)
@@ -58,7 +59,7 @@ def _wrong_suggestions(facts: Snapshot, variant: str, own: list[Trial]) -> Itera
         while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
             study = _new_study(plan, variant, earlier)
             for other in failed:
-                study.tell(replace(other, status="failed"), (), plan["space"]["metric"])
+                study.tell(replace(other, status="failed"), (), plan.space.metric)
             _tell(facts, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
             suggested = study.ask(trial.number)
         if _as_stored(suggested) != trial.params:
@@ -90,14 +91,14 @@ def _tell(
     study: Study,
     earlier: list[Trial],
     seen_seq: int,
-    plan: Mapping[str, Any],
+    plan: RecordedPlan,
     told: set[str],
 ) -> None:
     """Tell a study what had ended by then; `told` grows."""
     for other in earlier:
         has_ended = other.ended_seq is not None and other.ended_seq <= seen_seq
         if has_ended and other.signature not in told:
-            study.tell(other, facts.rows[other.signature], plan["space"]["metric"])
+            study.tell(other, facts.rows[other.signature], plan.space.metric)
             told.add(other.signature)
 
 
@@ -105,15 +106,15 @@ def _as_stored(params: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(params))
 
 
-def _new_study(plan: Mapping[str, Any], variant: str, earlier: list[Trial]) -> Study:
-    space = plan["space"]
+def _new_study(plan: RecordedPlan, variant: str, earlier: list[Trial]) -> Study:
+    space = plan.space
     study = Study(
         variant,
-        read_params(space["params"][variant]),
-        mode=space["mode"],
-        startup_trials=space["startup_trials"],
-        sweep_seed=plan["seed"],
-        enqueued=space["enqueued"] if space["params"][variant] else (),
+        read_params(space.params[variant]),
+        mode=space.mode,
+        startup_trials=space.startup_trials,
+        sweep_seed=plan.seed,
+        enqueued=space.enqueued if space.params[variant] else (),
     )
     for trial in earlier:
         study.add_planned(trial)
@@ -125,7 +126,7 @@ def check_finals(facts: Snapshot) -> Result:
     found: list[Breach] = []
     checked = [trial for trial in facts.trials if trial.stage == "final"]
     for trial in checked:
-        mode = plan_at(facts, trial.planned_seq)["space"]["mode"]
+        mode = facts.header.plan_at(trial.planned_seq).space.mode
         ended = [
             other
             for other in facts.trials
@@ -168,18 +169,19 @@ def check_early_stopping(facts: Snapshot) -> Result:
 
 def _stops_at(facts: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
     """Return what early stopping says of a row; None where it does not look."""
-    space = plan_at(facts, row.seq)["space"]
+    plan = facts.header.plan_at(row.seq)
+    space = plan.space
     done = row.epoch + 1
-    if done >= trial.config["epochs"] or expects_evaluation(plan_at(facts, row.seq), trial):
+    if done >= trial.config["epochs"] or plan.is_evaluated(trial):
         return None
-    if not is_rung(done, space["first_rung_epochs"], space["rung_factor"]):
+    if not is_rung(done, space.first_rung_epochs, space.rung_factor):
         return None
-    values = facts.ledger.values_at(trial.variant, row.epoch, space["metric"], up_to=row.seq)
+    values = facts.ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq)
     return is_stopped(
-        row.metrics[space["metric"]],
+        row.metrics[space.metric],
         values,
         epochs_done=done,
-        first_rung=space["first_rung_epochs"],
-        factor=space["rung_factor"],
-        mode=space["mode"],
+        first_rung=space.first_rung_epochs,
+        factor=space.rung_factor,
+        mode=space.mode,
     )

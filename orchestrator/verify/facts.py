@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.ledger.header import SweepHeader, read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.ledger.snapshot import local_copy
-from orchestrator.plan.plan import is_evaluated
 from orchestrator.storage.paths import SweepPaths
 
 
@@ -44,8 +43,7 @@ class Snapshot:
     paths: SweepPaths
     ledger: Ledger
     driver: str | None
-    plan: Mapping[str, Any]
-    former_plans: list[Mapping[str, Any]]  # replaced with --force, oldest first
+    header: SweepHeader
     trials: list[Trial]
     attempts: Mapping[str, list[Attempt]]
     rows: Mapping[str, list[EpochRow]]
@@ -82,31 +80,10 @@ def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
         paths=paths,
         ledger=ledger,
         driver=driver,
-        plan=ledger.get("plan"),
-        former_plans=ledger.get("former_plans", []),
+        header=read_header(ledger),
         trials=trials,
         attempts=attempts,
         rows={s: ledger.epochs(s) for s in {*attempts, *ledger.latest_epochs()}},
-    )
-
-
-def plan_at(facts: Snapshot, seq: int) -> Mapping[str, Any]:
-    """Return the plan that was in force when the change of this number was made."""
-    for former in facts.former_plans:
-        if seq <= former["until_seq"]:
-            plan: Mapping[str, Any] = former["plan"]
-            return plan
-    return facts.plan
-
-
-def expects_evaluation(plan: Mapping[str, Any], trial: Trial) -> bool:
-    """Return whether a plan has a trial evaluated on the test split when it is complete."""
-    space = plan["space"]
-    return is_evaluated(
-        trial.stage,
-        trial.number,
-        num_params=len(space["params"].get(trial.variant, trial.params)),
-        num_enqueued=len(space["enqueued"]),
     )
 
 
@@ -127,8 +104,7 @@ def asked_for(facts: Snapshot) -> dict[str, int]:
         if trial.stage == "final":
             continue
         planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
-    asked: dict[str, int] = facts.ledger.get("asked", {})
-    return {**planned, **asked}
+    return {**planned, **facts.header.asked}
 
 
 def trials_left(facts: Snapshot) -> int:

@@ -16,10 +16,8 @@ from orchestrator.verify.facts import (
     Result,
     Snapshot,
     asked_for,
-    expects_evaluation,
     is_open,
     name_of,
-    plan_at,
 )
 from trainables.config import TrainConfig
 
@@ -58,7 +56,7 @@ def _identity_problems(facts: Snapshot, trial: Trial) -> Iterator[str]:
     for name, value in trial.params.items():
         if trial.config.get(name) != value:
             yield f"{name} was suggested as {value!r}, but is {trial.config.get(name)!r}."
-    sweep_seed = plan_at(facts, trial.planned_seq)["seed"]
+    sweep_seed = facts.header.plan_at(trial.planned_seq).seed
     seeds = {trial_seed(sweep_seed, trial.variant, trial.number)}
     if trial.stage == "final":  # its number counts those of other configurations too
         numbers = range(trial.number + 1)
@@ -156,7 +154,7 @@ def best_of(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> tuple[int, f
         return rows[-1].epoch, math.nan
     judge = trial.config["select_by"]
     mode = "min" if judge == "val_loss" else "max"
-    metric = plan_at(facts, trial.ended_seq or 0)["space"]["metric"]
+    metric = facts.header.plan_at(trial.ended_seq or 0).space.metric
     best, best_evaluated = None, math.nan
     for row in rows:
         if is_better(row.metrics[judge], best_evaluated, mode):
@@ -170,7 +168,7 @@ def check_evaluations(facts: Snapshot) -> Result:
     found: list[Breach] = []
     evaluations = facts.ledger.evaluations()
     for trial in facts.trials:
-        wanted = expects_evaluation(plan_at(facts, trial.planned_seq), trial)
+        wanted = facts.header.plan_at(trial.planned_seq).is_evaluated(trial)
         there = evaluations.pop(trial.signature, None)
         if there is None and wanted and trial.status == "complete":
             found.append(Breach("A", name_of(trial), "the test split has not evaluated it."))
@@ -188,13 +186,13 @@ def check_evaluations(facts: Snapshot) -> Result:
 
 def check_checkpoints(facts: Snapshot) -> Result:
     """D: what a trial would go on from, and the best weights, are there and undamaged."""
-    from orchestrator.ledger import ranking, retention
+    from orchestrator.ledger import ranking
 
-    keep = retention.num_best(facts.ledger)
-    mode = facts.plan["space"]["mode"]
+    keep = facts.header.num_best
+    mode = facts.header.plan.space.mode
     best = ranking.top_k(facts.trials, keep, mode)
     # Those that a later command wants beside the first ones may have been deleted before.
-    sure = ranking.top_k(facts.trials, min(keep, facts.ledger.get("keep_best")), mode)
+    sure = ranking.top_k(facts.trials, min(keep, facts.header.keep_best), mode)
     found: list[Breach] = []
     checked = 0
     for trial in facts.trials:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
-from orchestrator.verify.facts import Breach, Result, Snapshot, is_open, name_of, plan_at
+from orchestrator.verify.facts import Breach, Result, Snapshot, is_open, name_of
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _runs(client: MlflowClient, facts: Snapshot) -> dict[str, list[Run]]:
     while experiment is not None:
         page = client.search_runs(
             [experiment.experiment_id],
-            f"tags.`sweep.id` = '{facts.ledger.get('sweep_id')}'",
+            f"tags.`sweep.id` = '{facts.header.sweep_id}'",
             max_results=1000,
             page_token=token,
         )
@@ -127,7 +127,7 @@ def _run_problems(client: MlflowClient, facts: Snapshot, trial: Trial, run: Run)
         yield from _history_problems(client, run, name, wanted, is_live)
     attempts = facts.attempts[trial.signature]
     if trial.best_value is not None and attempts:
-        name = f"best_{plan_at(facts, trial.ended_seq or 0)['space']['metric']}"
+        name = f"best_{facts.header.plan_at(trial.ended_seq or 0).space.metric}"
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
         yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], is_live)
     if run.data.params or not is_live:
