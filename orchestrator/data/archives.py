@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from orchestrator.errors import UsageError
+from trainables import files
 
 # Caps on what an archive may hold. The largest official one has 120,609 members of 237 MiB in all,
 # its largest member (CIFAR-100's training part) 148 MiB.
@@ -176,27 +177,25 @@ def bytes_of(content: Content) -> bytes:
 def sha256_of(source: Path) -> str:
     """Return the hex SHA-256 of a file, or of a folder's relative names and contents in order."""
     if not source.is_dir():
-        with source.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return files.sha256(source)
     total = hashlib.sha256()
     for name in member_names(source):
-        with (source / name).open("rb") as handle:
-            total.update(f"{name}\0".encode(errors="surrogateescape"))
-            total.update(hashlib.file_digest(handle, "sha256").digest())
+        total.update(f"{name}\0".encode(errors="surrogateescape"))
+        total.update(bytes.fromhex(files.sha256(source / name)))
     return total.hexdigest()
 
 
 def _walk(folder: Path) -> Iterator[str]:
     """Yield relative names of the files under a folder, following links but no loop."""
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, found in os.walk(folder, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         relative = Path(parent).relative_to(folder)
-        for file in files:
+        for file in found:
             name = (relative / file).as_posix()
             if not (folder / name).is_file():
                 raise _refused(folder, name, "is a broken link or a special file")

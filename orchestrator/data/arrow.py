@@ -23,9 +23,9 @@ import pyarrow as pa
 from PIL import Image
 
 from orchestrator.errors import OrchestratorError
+from trainables import files
 
 ALIGNMENT_BYTES = 64
-_BLOCK_BYTES = 2**23
 
 Labels = npt.NDArray[np.int64]
 Histogram = npt.NDArray[np.int64]  # (channels, 256): how often each value occurs
@@ -215,9 +215,9 @@ def digests(
     that depends on where, when, by whom or with which Arrow version the files were written.
     """
     with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter lock
-        whole = {name: pool.submit(_sha256, split.path) for name, split in splits.items()}
+        whole = {name: pool.submit(files.sha256, split.path) for name, split in splits.items()}
         pixels = {
-            name: pool.submit(_sha256, split.path, split.pixels_at, split.pixel_bytes)
+            name: pool.submit(files.sha256, split.path, split.pixels_at, split.pixel_bytes)
             for name, split in splits.items()
         }
     content = {
@@ -241,14 +241,3 @@ def digests(
 
 def _label_digest(labels: Labels | None) -> str:
     return "" if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-
-
-def _sha256(path: Path, start: int = 0, size: int | None = None) -> str:
-    digest = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
-    with path.open("rb") as file:
-        file.seek(start)
-        while left and (block := file.read(min(left, _BLOCK_BYTES))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()

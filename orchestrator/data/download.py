@@ -10,7 +10,6 @@ import base64
 import hashlib
 import http.client
 import json
-import os
 import re
 import time
 import urllib.error
@@ -21,7 +20,8 @@ from typing import Any
 
 from orchestrator.data.progress import progress
 from orchestrator.errors import UsageError
-from orchestrator.storage.locks import exclusive_lock
+from orchestrator.storage.locks import announced_lock
+from trainables import files
 
 TIMEOUT_S = 30.0  # of silence
 RETRY_PAUSE_S = 2.0
@@ -54,7 +54,7 @@ def download(
     if not re.match("https?://[^/]", address):
         raise UsageError(f"A download address must start with http:// or https://; got {where}.")
     lock = destination.with_name(f".{destination.name}.lock")
-    with exclusive_lock(lock, f"Another process downloads {destination.name}; waiting for it."):
+    with announced_lock(lock, f"Another process downloads {destination.name}; waiting for it."):
         if destination.exists():
             return destination
         part = destination.with_name(f"{destination.name}.part")
@@ -69,7 +69,7 @@ def download(
                     f"{got} and was discarded. Try again, or fetch the file in another way and "
                     f"put it at {destination}."
                 )
-        os.replace(part, destination)
+        files.put_in_place(part, destination)
         _about(part).unlink(missing_ok=True)
     return destination
 
@@ -168,8 +168,6 @@ def _receive(response: Any, address: str, part: Path, offset: int, *, shown: boo
             handle.write(block)
             done += len(block)
             update(done)
-        handle.flush()
-        os.fsync(handle.fileno())
     # `read` in blocks ends quietly when the connection closes early.
     if total is not None and done != total:
         return f"{done:,} of {total:,} bytes arrived"

@@ -13,21 +13,17 @@ import sys
 import urllib.parse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, read_source
 from orchestrator.data.prepared import (
     PreparedDataset,
-    fsync,
     prepared_names,
     read_prepared,
     write_prepared,
 )
 from orchestrator.errors import UsageError, unknown_name
 from orchestrator.redaction import redacted
-
-if TYPE_CHECKING:
-    pass
+from trainables import files
 
 
 def prepare(
@@ -79,10 +75,10 @@ def _prepare(
     progress: bool,
 ) -> Path:
     from orchestrator.data.archives import sha256_of
-    from orchestrator.storage.locks import exclusive_lock
+    from orchestrator.storage.locks import announced_lock
 
     folder = data_dir / name
-    with exclusive_lock(
+    with announced_lock(
         data_dir / f".{name}.lock", f"Another process prepares {name!r}; waiting for it to end."
     ):
         existing = read_prepared(folder) if folder.exists() else None
@@ -102,16 +98,12 @@ def _prepare(
         for left in data_dir.glob(f".{name}.preparing-*"):
             if left.name.removeprefix(f".{name}.preparing-").isdigit():
                 shutil.rmtree(left, ignore_errors=True)
-        building = data_dir / f".{name}.preparing-{os.getpid()}"
-        building.mkdir()
-        try:
+        with files.temporary(folder, f"preparing-{os.getpid()}") as building:
+            building.mkdir()
             contents = read_source(kind, path, image_size_px or DEFAULT_IMAGE_SIZE_PX)
             about = {"name": name, "kind": kind, "source": {"address": address, "sha256": digest}}
             write_prepared(building, path, contents, about, shown=progress)
-            os.rename(building, folder)
-            fsync(data_dir)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            files.put_in_place(building, folder)
     return folder
 
 

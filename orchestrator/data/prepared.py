@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+from trainables import files
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -221,7 +221,7 @@ def write_prepared(
             )
             counts[name] = _fill(splits[name], source, contents, name, pool, shown)
     with ThreadPoolExecutor(1) as disk:  # it works while the cores hash
-        stored = [disk.submit(fsync, split.path) for split in splits.values()]
+        stored = [disk.submit(files.fsync, split.path) for split in splits.values()]
         fingerprint, sums = digests(splits, contents.class_names)
         for each in stored:
             each.result()
@@ -244,10 +244,7 @@ def write_prepared(
         "tool_version": _version(),
         "prepared_at_s": time.time(),
     }
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-    fsync(path)
-    fsync(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def _fill(
@@ -279,15 +276,6 @@ def _fill(
             pool=pool,
             update=update,
         )
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _version() -> str:

@@ -6,20 +6,18 @@ the address; it holds no state.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 from orchestrator.storage.store import open_storage
+from trainables import files
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 MANIFEST = "manifest.json"
-_LOOK_EVERY_S = 0.2  # whether another process of this host has done its fetching
 
 
 def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -> Manifest | None:
@@ -48,15 +46,11 @@ def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -
         if not _is_copy_of(folder, there):
             for left in folder.parent.glob(f".*{folder.name}.fetching*"):  # of one that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            fetched = folder.with_name(f".{folder.name}.fetching")
-            try:
+            with files.temporary(folder, "fetching") as fetched:
                 if not storage.get_folder(folder.name, fetched, mark=MANIFEST, alive=alive):
                     return None  # it was deleted meanwhile
                 _check(fetched, storage.shown)
-                shutil.rmtree(folder, ignore_errors=True)
-                fetched.rename(folder)
-            finally:
-                shutil.rmtree(fetched, ignore_errors=True)
+                files.put_in_place(fetched, folder, durable=False)
         return load_manifest(folder)
 
 
@@ -92,8 +86,8 @@ def manifests(address: str) -> dict[str, tuple[bytes, int]]:
     for name in storage.folders():
         manifest = storage.get(f"{name}/{MANIFEST}")
         if manifest is not None:
-            files = [f"{name}/{file}" for file in storage.files(name) if file != MANIFEST]
-            found[name] = manifest, sum(storage.size(file) or 0 for file in files)
+            splits = [f"{name}/{file}" for file in storage.files(name) if file != MANIFEST]
+            found[name] = manifest, sum(storage.size(file) or 0 for file in splits)
     return found
 
 
@@ -138,8 +132,7 @@ def _check(folder: Path, shown: str) -> None:
     """Compare the files of a dataset that was fetched with what its manifest says of them."""
     splits = json.loads((folder / MANIFEST).read_bytes())["splits"]
     for entry in splits.values():
-        with (folder / Path(entry["file"]).name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = files.sha256(folder / Path(entry["file"]).name)
         if digest != entry["sha256"]:
             raise DatasetError(
                 f"{entry['file']} of the dataset at {shown} is not what its manifest says: its "
@@ -147,17 +140,7 @@ def _check(folder: Path, shown: str) -> None:
             )
 
 
-@contextmanager
-def _locked(folder: Path, alive: Callable[[], None] | None) -> Iterator[None]:
+def _locked(folder: Path, alive: Callable[[], None] | None) -> AbstractContextManager[IO[str]]:
     """Let one process of this host at a time look after a dataset's copy."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.fetch").open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if alive:
-                    alive()
-                time.sleep(_LOOK_EVERY_S)
-        yield
+    lock = folder.parent / f".{folder.name}.fetch"
+    return files.exclusive_lock(lock, lambda file: alive() if alive else None)

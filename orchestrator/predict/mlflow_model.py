@@ -12,9 +12,7 @@ import base64
 import binascii
 import os
 import re
-import shutil
 import tempfile
-import uuid
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -31,6 +29,7 @@ from orchestrator.predict.model import (
     write_folder,
 )
 from orchestrator.tracking.client import reason
+from trainables import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +62,7 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
     """
     if target.exists():
         raise FileExistsError(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with files.temporary(target) as written:
         with tempfile.TemporaryDirectory() as folder:
             classifier = Path(folder) / _CLASSIFIER
             classifier.mkdir()
@@ -73,9 +70,7 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MLflow's of its own parts, on being imported
                 _save(classifier, model, written, example or _grey_image(model.manifest))
-        written.rename(target)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+        files.put_in_place(written, target, durable=False)
 
 
 def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -> None:

@@ -6,7 +6,6 @@ an MLflow model carries. Nothing here is unpickled, and no file is written half.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchestratorError, UsageError
+from trainables import files
 from trainables.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def write_folder(model: TrainedModel, folder: Path) -> None:
         "config": model.config.to_dict(),
         "manifest": asdict(model.manifest),
         "about": dict(model.about),
-        "sha256": _sha256(model.weights),
+        "sha256": files.sha256(model.weights),
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
@@ -121,7 +121,7 @@ def read_folder(folder: Path) -> TrainedModel:
             "it again, or use the version that wrote it."
         ) from error
     try:
-        intact = _sha256(weights) == expected
+        intact = files.sha256(weights) == expected
     except OSError as error:
         raise UsageError(f"{weights} cannot be read: {error}.") from error
     if not intact:
@@ -217,8 +217,3 @@ def answers(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> list[Answe
         )
         for row, classes in zip(probabilities, order, strict=True)
     ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

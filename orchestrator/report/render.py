@@ -6,14 +6,13 @@ needs no network, `report.md` and one CSV file per table. The sweep may be runni
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
+from trainables import files
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -41,7 +40,7 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     facts, written_s = read_facts(ledger, name), time.time()
     sections, held = _sections(facts, written_s)
     title = f"Sweep {facts.name!r} on {facts.plan['dataset']}"
-    files = {
+    contents = {
         "report.html": to_html(title, sections, held),
         "report.md": to_markdown(title, sections),
         **{
@@ -51,7 +50,11 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
         },
     }
     try:
-        _replace(folder, files)
+        with files.temporary(folder) as new:
+            new.mkdir()
+            for file, content in contents.items():
+                (new / file).write_text(content, encoding="utf-8")
+            files.put_in_place(new, folder, durable=False)
     except OSError as error:
         raise UsageError(
             f"The report cannot be written to {folder}: {error}. Free some space there, or make "
@@ -81,22 +84,3 @@ def _sections(facts: SweepData, written_s: float) -> tuple[list[Section], dict[s
     pictures, held = images(facts)
     sections = [head(facts, written_s), *(make(facts) for make in makers), *pictures]
     return [*sections, failed(facts), time_ledger(facts)], held
-
-
-def _replace(folder: Path, files: dict[str, str]) -> None:
-    """Write files into a new folder and put it in the place of the old one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that both renames are on one file system.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        for name, content in files.items():
-            (new / name).write_text(content, encoding="utf-8")
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise

@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from orchestrator.errors import UsageError
 from orchestrator.storage.paths import SweepPaths
+from trainables import files
 
 
 @contextmanager
-def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, after saying `busy` if another process holds it.
+def announced_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file, after printing `busy` if another process holds it."""
+    texts = iter([busy])  # printed once, not before every pause
 
-    The system drops the lock when its holder ends, however it ends; the empty file stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(busy, file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    def announce(file: IO[str]) -> None:
+        for text in texts:
+            print(text, file=sys.stderr, flush=True)
+
+    with files.exclusive_lock(path, announce):
         yield
 
 
-@contextlib.contextmanager
+@contextmanager
 def driver_lock(paths: SweepPaths) -> Iterator[None]:
-    """Hold the sweep's lock; the kernel lets go of it when this process ends, however it ends."""
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        lock = paths.lock.open("a+")
-    except OSError as error:
+    """Hold the sweep's lock, which names this process to any other driver.
+
+    Raises:
+        UsageError: another driver holds it, or the storage cannot be written.
+    """
+
+    def refuse(file: IO[str]) -> None:
+        file.seek(0)
         raise UsageError(
-            f"The storage {paths.storage} cannot be written: {error}. Choose another one with "
-            "--storage."
-        ) from error
-    with lock as file:
+            f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
+            "it, or stop that process."
+        )
+
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            file = stack.enter_context(files.exclusive_lock(paths.lock, refuse))
+        except OSError as error:
             raise UsageError(
-                f"The sweep {paths.name!r} is already being run by {file.read().strip()}. Wait for "
-                "it, or stop that process."
+                f"The storage {paths.storage} cannot be written: {error}. Choose another one with "
+                "--storage."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

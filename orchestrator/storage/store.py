@@ -17,7 +17,6 @@ import shutil
 import threading
 import time
 import urllib.parse
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.redaction import redacted
+from trainables import files
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -95,15 +95,9 @@ class Storage:
                 self._write(f"{self.prefix}/{name}", source)
                 return
             place = Path(self.prefix, name)
-            temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._write(str(temporary), source)
-                _flush(temporary)
-                temporary.replace(place)
-                _flush(place.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with files.temporary(place) as new:
+                self._write(str(new), source)
+                files.put_in_place(new, place)
 
         self._try(f"write {name}", write, size, keep_trying_s)
 
@@ -133,21 +127,17 @@ class Storage:
         size = self.size(name)
         if size is None:
             return False
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
 
-        def read() -> None:
+        def read(new: Path) -> None:
             with (
                 self.filesystem.open_input_stream(f"{self.prefix}/{name}") as file,
-                temporary.open("wb") as local,
+                new.open("wb") as local,
             ):
                 shutil.copyfileobj(file, local, 2**20)
 
-        try:
-            self._try(f"read {name}", read, size, None)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with files.temporary(target) as new:
+            self._try(f"read {name}", lambda: read(new), size, None)
+            files.put_in_place(new, target, durable=False)
         return True
 
     def put_folder(
@@ -169,8 +159,7 @@ class Storage:
         Raises:
             StorageError: they could not be written in time.
         """
-        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-        first = [path for path in files if path.name != last]
+        first = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != last]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             _all({pool.submit(self.put, f"{name}/{path.name}", path) for path in first}, alive)
         self.put(f"{name}/{last}", folder / last)
@@ -196,25 +185,19 @@ class Storage:
         names = self.files(name)
         if mark not in names:
             return False
-        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-        temporary.mkdir(parents=True)
-        try:
+        with files.temporary(folder) as new:
+            new.mkdir()
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                found = {
-                    pool.submit(self.get_file, f"{name}/{one}", temporary / one) for one in names
-                }
+                found = {pool.submit(self.get_file, f"{name}/{one}", new / one) for one in names}
                 arrived = _all(found, alive)
-                is_whole = all(arrived)  # one may have been deleted meanwhile
-            if is_whole:
-                shutil.rmtree(folder, ignore_errors=True)
-                try:
-                    temporary.rename(folder)
-                except OSError:
-                    if not (folder / mark).is_file():  # else another worker was faster
-                        raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return is_whole
+            if not all(arrived):  # one was deleted meanwhile
+                return False
+            try:
+                files.put_in_place(new, folder, durable=False)
+            except OSError:
+                if not (folder / mark).is_file():  # else another worker was faster
+                    raise
+        return True
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file of that name."""
@@ -454,11 +437,3 @@ def _is_final(error: OSError) -> bool:
         return False
     text = str(error).upper()
     return error.errno in _FINAL_ERRNOS or any(word in text for word in _FINAL_WORDS)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

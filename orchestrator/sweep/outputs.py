@@ -15,6 +15,7 @@ from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.artifacts import Product
+from trainables import files
 from trainables.data.dataset import Manifest
 
 REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts
@@ -69,13 +70,11 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
 
 
 def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
-
-    new = folder.with_name(f".{folder.name}.new")
     for leftover in paths.root.glob(f".*{folder.name}.new*"):  # of a driver that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    export_best(ledger, paths, manifest, new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with files.temporary(folder, "new") as new:
+        export_best(ledger, paths, manifest, new)
+        files.put_in_place(new, folder, durable=False)
 
 
 def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: Path) -> bool:

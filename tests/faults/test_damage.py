@@ -30,6 +30,7 @@ from tests.integration.sweeps import (
     titled,
     wait_for,
 )
+from trainables import files
 from trainables.training import checkpoint
 
 pytestmark = pytest.mark.faults
@@ -125,7 +126,7 @@ def _vouched(write: Callable[[Path, Path], None]) -> Callable[[Path, Path], None
         write(file, mark)
         manifest = file.with_name(checkpoint.MANIFEST)
         content = json.loads(manifest.read_text())
-        content["sha256"][file.name] = checkpoint._sha256(file)
+        content["sha256"][file.name] = files.sha256(file)
         manifest.write_text(json.dumps(content))
 
     return change

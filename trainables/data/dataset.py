@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from trainables import files
 
 if TYPE_CHECKING:
     pass
@@ -192,13 +193,9 @@ def training_and_validation_rows(
         if is_split and len(val) and val[0] >= 0 and val[-1] < len(labels):
             return np.setdiff1d(np.arange(len(labels)), val), val
     train, val = split_indices(labels, fraction, seed)
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):  # read-only, or full: the next process finds it again
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.save(file, val)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # Where the disk is read-only or full, the next process computes it again.
+    with contextlib.suppress(OSError), files.temporary(path) as new:
+        with new.open("wb") as file:
+            np.save(file, val)
+        files.put_in_place(new, path, durable=False)
     return train, val

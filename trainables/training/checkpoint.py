@@ -7,12 +7,9 @@ temporary name, flushed to the disk, then renamed; loading verifies every byte.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+
+from trainables import files
 
 MANIFEST = "manifest.json"
 
@@ -49,10 +48,8 @@ def save(
     Raises:
         OSError: the disk is full, or cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with files.temporary(folder) as temporary:
+        temporary.mkdir()
         # By way of memory, because written by the libraries a full disk is no OSError.
         for name, tensors in weights.items():
             (temporary / f"{name}.safetensors").write_bytes(to_bytes(_owned(tensors)))
@@ -60,20 +57,9 @@ def save(
         torch.save(dict(optimizer), packed)
         (temporary / "optimizer.pt").write_bytes(packed.getbuffer())
         (temporary / "state.json").write_text(json.dumps(state, sort_keys=True))
-        digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        digests = {path.name: files.sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": digests}, sort_keys=True))
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        replaced = _replaced(folder)
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
-        temporary.rename(folder)
-        _flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        files.put_in_place(temporary, folder)
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
@@ -124,15 +110,15 @@ def verify(folder: Path) -> None:
 
 def _verified(folder: Path) -> tuple[Path, list[str]]:
     """Return where the checkpoint lies and the names of its files, all of which are intact."""
-    replaced = _replaced(folder)
-    # Only a process that died between the two renames of `save` leaves this.
+    replaced = files.replaced(folder)
+    # Only a process that died while it replaced a checkpoint leaves this.
     place = replaced if replaced.exists() and not folder.exists() else folder
     try:
         digests: dict[str, str] = json.loads((place / MANIFEST).read_text())["sha256"]
         if any(Path(name).name != name for name in digests):
             raise ValueError("its manifest names files of other folders")
         for name in sorted({"optimizer.pt", "state.json", *digests}):
-            if _sha256(place / name) != digests.get(name):
+            if files.sha256(place / name) != digests.get(name):
                 raise CheckpointError(
                     f"{place / name} is damaged: its SHA-256 is not {digests.get(name)}."
                 )
@@ -153,26 +139,9 @@ def newest_valid(folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
-
-
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses views, shared memory and non-contiguous (channels-last) tensors.
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

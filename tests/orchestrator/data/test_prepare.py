@@ -478,9 +478,9 @@ def test_help_imports_nothing_heavy() -> None:
 def test_second_preparer_waits_for_the_first_and_finds_its_work(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.data", "prepare", "digits"]
     command += ["--data-dir", str(tmp_path)]
-    from orchestrator.storage.locks import exclusive_lock
+    from orchestrator.storage.locks import announced_lock
 
-    with exclusive_lock(tmp_path / ".digits.lock", "busy"):
+    with announced_lock(tmp_path / ".digits.lock", "busy"):
         waiting = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         assert waiting.stderr is not None
         line = waiting.stderr.readline().decode()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainables import files
 from trainables.training import checkpoint
 from trainables.training.checkpoint import CheckpointError
 
@@ -116,7 +117,7 @@ class Countdown:
             (Path, "write_bytes"),
             (Path, "write_text"),
             (Path, "rename"),
-            (checkpoint, "_flush"),
+            (files, "fsync"),
             (shutil, "rmtree"),
         ):
             monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name)))
@@ -201,8 +202,8 @@ def test_a_failed_save_leaves_no_litter(tmp_path, monkeypatch):
 
 def test_everything_is_flushed_before_it_is_renamed_into_place(tmp_path, monkeypatch):
     seen = []
-    flush, rename = checkpoint._flush, Path.rename
-    monkeypatch.setattr(checkpoint, "_flush", lambda path: (seen.append(path.name), flush(path)))
+    flush, rename = files.fsync, Path.rename
+    monkeypatch.setattr(files, "fsync", lambda path: (seen.append(path.name), flush(path)))
     monkeypatch.setattr(Path, "rename", lambda a, b: (seen.append("rename"), rename(a, b))[1])
     save(tmp_path / "c", 1.0)
     assert sorted(seen[:5]) == FILES
@@ -300,7 +301,7 @@ def test_a_malicious_optimizer_file_is_refused_and_not_run(tmp_path, write):
     write({"state": Malice(tmp_path / "executed")}, path)
     # Whoever can write the file can write its digest too.
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    manifest["sha256"]["optimizer.pt"] = checkpoint._sha256(path)
+    manifest["sha256"]["optimizer.pt"] = files.sha256(path)
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
     checkpoint.verify(tmp_path / "c")
     with pytest.raises(CheckpointError, match="holds more than tensors and is not read"):
