@@ -5,6 +5,7 @@
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
 # make bench [NAMES="loading stepping"]             ours beside what a user would write instead
 # make bench-full                                  the same at full size; long
+# make docs                                        the documentation: site/index.html
 # Each sets up .venv first if need be.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ NAMES ?=
 NAME = $(or $(lastword $(shell echo '$(ARGS)' | sed -n 's/.*--name[= ]\([^ ]*\).*/\1/p')),$(basename $(notdir $(SPACE))))
 STORAGE = $(or $(shell echo '$(ARGS)' | sed -n 's/.*--storage[= ]\([^ ]*\).*/\1/p'),results)
 
-.PHONY: setup sweep test unit test-faults test-cluster soak bench bench-full lint types clean
+.PHONY: setup sweep test unit test-faults test-cluster soak bench bench-full docs lint types clean
 
 setup: .venv/.installed
 
@@ -58,6 +59,10 @@ bench: setup
 bench-full: setup
 	$(BIN)/python -m benchmarks $(NAMES) --full
 
+# Strict: a broken link or a page that is missing from the menu fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,4 +71,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache *.egg-info

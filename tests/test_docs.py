@@ -1,0 +1,203 @@
+"""The documentation's commands parse or run, its Python is valid, and what it points to exists."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import search_spaces
+from orchestrator.sweep.arguments import parse_args
+from trainables.metrics import METRIC_NAMES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *DOCS.rglob("*.md")]
+)
+SAMPLE = Path(os.environ.get("TINY_IMAGENET", ROOT / "../shared/data/tiny-imagenet-200-sample.zip"))
+# Programs that are not ours, and the shell's own.
+OTHERS = {"pip", "ray", "mlflow", "curl", "mkdir", "mv", ".", "export"}
+
+
+def text_of(page: Path) -> str:
+    return page.read_text()
+
+
+def commands(page: Path, module: str = "") -> list[list[str]]:
+    """Return the commands in a page's shell blocks, those of one of our modules or all."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text_of(page), re.DOTALL):
+        for line in block.splitlines():
+            for part in line.split(" && ") if "'" not in line else [line]:
+                words = shlex.split(part, comments=True)
+                if words and (not module or words[1:3] == ["-m", module]):
+                    found.append(words)
+    return found
+
+
+def of_all_pages(module: str) -> Iterator[list[str]]:
+    for page in PAGES:
+        yield from (words[3:] for words in commands(page, module))
+        # Those that a cluster's head runs, and in tables.
+        for line in re.findall(rf"python -m {re.escape(module)} ([^'`\n|&]*)['`]", text_of(page)):
+            if "..." not in line and not line.startswith("["):
+                yield shlex.split(line.partition(" 2>")[0])
+
+
+def test_every_sweep_command_parses() -> None:
+    spaces = [parse_args(words).space for words in of_all_pages("orchestrator.sweep")]
+    assert len(spaces) >= 30
+    assert {space for space in spaces if not space.endswith(".py")} - {"try"} <= set(
+        search_spaces.names()
+    )
+
+
+@pytest.mark.parametrize("name", ["report", "predict", "data"])
+def test_every_report_predict_and_data_command_parses(name: str) -> None:
+    found = list(of_all_pages(f"orchestrator.{name}"))
+    assert len(found) >= {"report": 3, "predict": 4, "data": 6}[name]
+    parser = importlib.import_module(f"orchestrator.{name}.__main__")._parser()
+    for words in found:
+        assert parser.parse_args(words) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_other_command_exists(page: Path) -> None:
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(page):
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets
+        elif words[0] in ("python", ".venv/bin/python") and words[1] == "-m":
+            assert words[2] == "pytest" or importlib.util.find_spec(words[2])
+        elif words[0] == "python":
+            assert f'title="{words[1]}"' in text_of(page)
+        else:
+            assert words[0] in OTHERS or (ROOT / words[0]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_is_valid(page: Path, tmp_path: Path) -> None:
+    for code in re.findall(r"```python[^\n]*\n(.*?)```", text_of(page), re.DOTALL):
+        compile(code, str(page), "exec")
+        if "SPACE = " in code:
+            path = tmp_path / "mine.py"
+            path.write_text(code)
+            assert search_spaces.load(str(path)).name in ("mine", "photos")
+
+
+def test_every_link_and_path_exists() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", text_of(page)):
+            assert target.startswith("https://") or (page.parent / target).is_file(), target
+        paths = r"`((?:orchestrator|trainables|search_spaces|tests|benchmarks|docs)/[^` ]*)`"
+        for path in re.findall(paths, text_of(page)):
+            assert (ROOT / path).exists() or "*" in path, path
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 900
+
+
+def test_every_metric_is_explained() -> None:
+    page = text_of(DOCS / "reference/metrics.md")
+    assert [name for name in METRIC_NAMES if f"`{name}`" not in page] == []
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="the documentation's generator is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    return folder
+
+
+def test_the_site_needs_no_network(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*https?://[^>]*>", page.read_text())
+        assert loaded == [], page
+
+
+def test_reference_pages_are_complete(site: Path) -> None:
+    from orchestrator.sweep.arguments import _parser
+    from search_spaces.space import SearchSpace
+    from trainables.config import field_names
+    from trainables.models.build import variant_names
+
+    def shown(page: str) -> str:
+        return (site / "reference" / page).read_text()
+
+    flags = {flag for action in _parser()._actions for flag in action.option_strings}
+    assert [flag for flag in flags - {"-h", "--help"} if flag not in shown("commands.html")] == []
+    for names, page in (
+        (field_names(), "hyperparameters.html"),
+        (tuple(SearchSpace.__slots__), "spaces.html"),
+        (variant_names(), "variants.html"),
+    ):
+        assert [name for name in names if f"<code>{name}</code>" not in shown(page)] == []
+    studies = (site / "how-to/studies.html").read_text()
+    assert [name for name in search_spaces.names() if f"<code>{name}</code>" not in studies] == []
+    assert "generate:" not in "".join(page.read_text() for page in site.rglob("*.html"))
+
+
+def run(folder: Path, words: list[str], *more: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        [sys.executable, *words[1:], *more],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def run_page(folder: Path, name: str) -> None:
+    """Run a page's Python commands in their order, its sweeps as short as they can be."""
+    for title, code in re.findall(
+        r'```python title="(.*?)"\n(.*?)```', text_of(DOCS / name), re.DOTALL
+    ):
+        (folder / title).write_text(code)
+    for words in commands(DOCS / name):
+        if words[0] != "python":
+            continue
+        if words[-1].endswith("/*.jpg"):
+            words[-1:] = [str(path) for path in sorted(folder.glob(words[-1]))]
+        shorter = ["--trials", "1", "--epochs", "1", "--variants", "cnn3", "--final-seeds", "1"]
+        run(folder, words, *(shorter if words[2] == "orchestrator.sweep" else ()))
+
+
+@pytest.mark.ray
+def test_the_first_tutorial_runs(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (20, 20), 128).save(tmp_path / "digit.png")
+    run_page(tmp_path, "tutorial/first-sweep.md")
+    assert (tmp_path / "results/digits/report/report.html").is_file()
+
+
+@pytest.mark.ray
+def test_the_tutorial_on_own_photos_runs(tmp_path: Path) -> None:
+    if not SAMPLE.is_file():
+        pytest.skip("no Tiny ImageNet archive: TINY_IMAGENET names one")
+    (tmp_path / "data").mkdir()
+    shutil.copy(SAMPLE, tmp_path / "data/tiny-imagenet-200.zip")
+    run_page(tmp_path, "tutorial/own-photos.md")
+    assert (tmp_path / "results/photos/report/report.html").is_file()
