@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--full]`: measure; `--table`: the README's table."""
+"""`python -m benchmarks [NAME ...] [--full]`: measure; `--table`: print the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table, from the last line of each benchmark in the results file."""
+"""The documentation's table, from the last line of each benchmark in the results file."""
 
 from __future__ import annotations
 
