@@ -21,7 +21,7 @@ def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | N
     if name is None:
         return None
     folder = paths.root / name
-    if not folder.is_dir() and paths.durable:
+    if not folder.is_dir() and paths.remote:
         return checkpoints.local_checkpoint(paths, name)
     return folder if folder.is_dir() else None
 
@@ -90,7 +90,7 @@ def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
     """
     rows = ledger.epochs(trial.signature)
     name = next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
-    if name is None or paths.durable or (paths.root / name).is_dir():
+    if name is None or paths.remote or (paths.root / name).is_dir():
         return name
     again = sorted(paths.trial(trial.signature).glob(f"attempt_*/{Path(name).name}"))
     return str(again[-1].relative_to(paths.root)) if again else name

@@ -47,7 +47,7 @@ def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
     """
     with contextlib.ExitStack() as stack:
         driver = locks.driver_of(paths) if paths.ledger.exists() else None
-        ledger = _stored(paths, stack) if paths.durable and driver is None else None
+        ledger = _stored(paths, stack) if paths.remote and driver is None else None
         yield ledger or stack.enter_context(local_copy(paths, driver))
 
 

@@ -1,8 +1,8 @@
 """Every file and folder of a sweep: the only code that knows their names.
 
 A sweep's ledger must lie on a local disk, for SQLite's journal is not safe on network file systems.
-So a storage on one, or at an address, has a working folder in this machine's cache; `durable` is
-what is kept there for any other machine.
+So a storage on one, or at an address, has a working folder in this machine's cache; `remote`
+is the address of the folder that other machines read.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
-    """Where one sweep lives below the storage folder; `durable` is an address, or None."""
+    """Where one sweep lies on this machine and, with a storage at an address, there.
 
-    storage: Path
+    Attributes:
+        local_root: folder of this machine that holds the sweeps' folders.
+        name: the sweep's name.
+        remote: address of the storage; None for a folder on a local disk.
+    """
+
+    local_root: Path
     name: str
-    durable: str | None = None
+    remote: str | None = None
 
     @property
     def root(self) -> Path:
         """The sweep's own folder."""
-        return self.storage / self.name
+        return self.local_root / self.name
 
     @property
     def ledger(self) -> Path:
@@ -54,12 +60,12 @@ class SweepPaths:
     @property
     def default_tracking_uri(self) -> str:
         """MLflow's store when none is given: one SQLite file for all sweeps of this storage."""
-        return f"sqlite:///{(self.storage / 'mlflow.db').absolute()}"
+        return f"sqlite:///{(self.local_root / 'mlflow.db').absolute()}"
 
     @property
     def artifacts(self) -> Path:
         """Where MLflow keeps artifacts when the store is a file."""
-        return self.storage / "mlartifacts"
+        return self.local_root / "mlartifacts"
 
     def trial(self, signature: str) -> Path:
         """A trial's logs and checkpoints."""

@@ -19,10 +19,10 @@ def storage_of(paths: SweepPaths) -> Storage | None:
     Raises:
         UsageError: the address is not one that can be used.
     """
-    if paths.durable is None:
+    if paths.remote is None:
         return None
     try:
-        return open_storage(paths.durable).child(paths.name)
+        return open_storage(paths.remote).child(paths.name)
     except (StorageError, OSError) as error:
         raise UsageError(redacted(str(error))) from error
 
@@ -40,9 +40,9 @@ def sweep_names(storage: str) -> list[str]:
         StorageError: the storage cannot be reached.
     """
     anywhere = sweep_paths(storage, "any")
-    names = {path.parent.name for path in anywhere.storage.glob(f"*/{LEDGER}")}
-    if anywhere.durable:
-        remote = open_storage(anywhere.durable)
+    names = {path.parent.name for path in anywhere.local_root.glob(f"*/{LEDGER}")}
+    if anywhere.remote:
+        remote = open_storage(anywhere.remote)
         names |= {name for name in remote.folders() if remote.exists(f"{name}/{LEDGER}")}
     return sorted(names)
 

@@ -160,7 +160,7 @@ def _check_cluster(
     except UsageError:
         disconnect()
         raise
-    if cluster.may_have_many_nodes and not config.paths.durable:
+    if cluster.may_have_many_nodes and not config.paths.remote:
         console.print(
             f"{config.paths.root} lies on this machine, but trials will run on others as well: "
             "unless all of them see this folder, a trial that moves starts anew, and its "

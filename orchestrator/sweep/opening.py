@@ -137,7 +137,7 @@ def remove_traces(paths: SweepPaths) -> None:
         return
     for file in (paths.log, paths.lock):
         file.unlink(missing_ok=True)
-    for folder in (paths.root, paths.storage):
+    for folder in (paths.root, paths.local_root):
         with contextlib.suppress(OSError):  # something else lies there
             folder.rmdir()
 

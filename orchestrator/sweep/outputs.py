@@ -64,7 +64,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
     from orchestrator.plan import disk
     from orchestrator.report.render import write_report
 
-    if read_header(ledger).forecast_whole and not paths.durable:  # for the report to compare
+    if read_header(ledger).forecast_whole and not paths.remote:  # for the report to compare
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 

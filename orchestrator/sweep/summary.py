@@ -100,8 +100,8 @@ def print_end(
         where = f"{product.name.capitalize()}: {product.folder / page}"
         console.print(where, soft_wrap=True, highlight=False)
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    if config.paths.durable:
-        stored = f"{redacted(config.paths.durable)}, which --resume on any machine goes on from."
+    if config.paths.remote:
+        stored = f"{redacted(config.paths.remote)}, which --resume on any machine goes on from."
         console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
     command = client.ui_command(redacted(uri))
     if command:

@@ -235,7 +235,7 @@ def _resume_places(facts: Snapshot, trial: Trial) -> list[list[str | None]]:
 
 def _is_there(facts: Snapshot, path: str) -> bool:
     """Return whether a checkpoint is on this machine, or comes there from the sweep's storage."""
-    if facts.paths.durable and checkpoints.local_checkpoint(facts.paths, path) is not None:
+    if facts.paths.remote and checkpoints.local_checkpoint(facts.paths, path) is not None:
         return True
     return (facts.paths.root / path).exists()
 

@@ -43,7 +43,7 @@ def check_tracking(facts: Snapshot, uri: str) -> Result:
     """
     store = Path(_file_of(uri))
     if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
-        if facts.paths.durable and uri == facts.paths.default_tracking_uri:
+        if facts.paths.remote and uri == facts.paths.default_tracking_uri:
             elsewhere = "C: this sweep's MLflow store lies on the machine that ran it last."
             return Result("C", _WHAT, 0, [], elsewhere)
         return Result("C", _WHAT, 0, [Breach("C", "", f"there is no MLflow store at {uri}.")])

@@ -51,7 +51,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> P
         both_run = {trial.status for trial in ledger.trials()} == {"running"}
         ledger.close()
         if both_run:
-            return paths.storage
+            return paths.local_root
     raise AssertionError("One trial ended before the other had three epochs, three times.")
 
 
@@ -83,9 +83,9 @@ def paths(killed: Path, tmp_path: Path) -> SweepPaths:
 
 
 def _resume(paths: SweepPaths, data_dir: Path) -> Any:
-    store = f"sqlite:///{paths.storage / 'mlflow.db'}"
-    options = (*OPTIONS, "--data-dir", data_dir, "--storage", paths.storage, "--resume")
-    return sweep(paths.storage.parent, "digits", *options, "--tracking-uri", store)
+    store = f"sqlite:///{paths.local_root / 'mlflow.db'}"
+    options = (*OPTIONS, "--data-dir", data_dir, "--storage", paths.local_root, "--resume")
+    return sweep(paths.local_root.parent, "digits", *options, "--tracking-uri", store)
 
 
 def _ended_well(paths: SweepPaths, data_dir: Path) -> str:
@@ -154,7 +154,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
 ) -> None:
     """Cases 46, 48 and 76: one kind of damage to each of the two trials; the log says so, no code
     is run, and at most one epoch more is trained again."""
-    mark = paths.storage.parent / "executed"
+    mark = paths.local_root.parent / "executed"
     ledger = ledger_of(paths)
     expected = {}
     for trial, (name, damage) in zip(ledger.trials(), damages.items(), strict=True):

@@ -115,10 +115,10 @@ def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
     """Case 43: ledger, log, MLflow and checkpoints are on one disk, and it is full."""
     paths = SweepPaths(tmp_path / "results", "digits")
     options = (*SMALL, "--data-dir", digits_data_dir)
-    with small_disk(paths.storage, 256):
+    with small_disk(paths.local_root, 256):
         with started(tmp_path, "digits", *options) as process:
             wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
-            filler = fill(paths.storage)
+            filler = fill(paths.local_root)
             output, _ = process.communicate(timeout=120)
         assert process.returncode == 1, output
         assert "--resume" in output

@@ -62,8 +62,8 @@ def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: S
 def verify(sweep: Sweep) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator.sweep", sweep.paths.name, "--verify"]
     return subprocess.run(
-        [*command, "--storage", str(sweep.paths.storage)],
-        cwd=sweep.paths.storage,
+        [*command, "--storage", str(sweep.paths.local_root)],
+        cwd=sweep.paths.local_root,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -305,7 +305,7 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
     assert sweep.runs()[key].data.tags["sweep.weights"] == "incomplete"
     # A server that keeps what it got, as a plain file store would: it is replaced.
     run_id = sweep.runs()[key].info.run_id
-    half = sweep.paths.storage / "model.safetensors"
+    half = sweep.paths.local_root / "model.safetensors"
     half.write_bytes(content[:100])
     proxy.rule = lambda request: None
     sweep.client.log_artifact(run_id, str(half), "weights")
@@ -324,7 +324,7 @@ def test_eight_trials_of_a_hundred_metrics_a_second_are_kept_up_with(
 ) -> None:
     """Case 63: 8 trials, 100 metrics/s each, into SQLite: through a server, then straight."""
     per_epoch = len(metrics())
-    straight = Sweep(sweep.paths.storage, "straight")
+    straight = Sweep(sweep.paths.local_root, "straight")
     for one in (sweep, straight):
         one.tracker.uri = server.uri if one is sweep else one.uri
         keys = [one.start(number) for number in range(8)]

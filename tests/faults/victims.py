@@ -87,11 +87,11 @@ class Sweep:
     sessions: set[int] = field(default_factory=set)
 
     def arm(self, what: str) -> Path:
-        return self.paths.storage / f"arm-{self.paths.name}-{what}"
+        return self.paths.local_root / f"arm-{self.paths.name}-{what}"
 
     @property
     def output(self) -> Path:
-        return self.paths.storage / f"{self.paths.name}.out"
+        return self.paths.local_root / f"{self.paths.name}.out"
 
 
 class Broken(Exception):
@@ -151,12 +151,12 @@ def wait(condition: Callable[[], object], sweep: Sweep) -> bool:
 def start_driver(soak: Soak, sweep: Sweep) -> None:
     words = [
         *(str(soak.folder / "soak.py"), "--name", sweep.paths.name),
-        *("--storage", str(sweep.paths.storage), "--data-dir", str(soak.folder / "data")),
+        *("--storage", str(sweep.paths.local_root), "--data-dir", str(soak.folder / "data")),
         *("--tracking-uri", soak.uri, "--max-concurrent", str(sweep.concurrent)),
         *("--trials", str(sweep.trials)),
         *(("--resume",) if sweep.paths.ledger.exists() else ()),
     ]
-    sweep.paths.storage.mkdir(parents=True, exist_ok=True)
+    sweep.paths.local_root.mkdir(parents=True, exist_ok=True)
     variables = {
         **environment(),
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(INJECT))),
@@ -166,7 +166,7 @@ def start_driver(soak: Soak, sweep: Sweep) -> None:
     with sweep.output.open("wb") as output:
         sweep.driver = subprocess.Popen(
             [sys.executable, str(INJECT / "driver.py"), *words],
-            cwd=sweep.paths.storage,
+            cwd=sweep.paths.local_root,
             env=variables,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -111,7 +111,7 @@ def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
 def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
-    shutil.rmtree(machine("one").storage)
+    shutil.rmtree(machine("one").local_root)
     run_on(machine("two"), range(2, 3), lines)
     assert known(machine("two")) == ["s0", "s1", "s2"]
     assert lines == [
@@ -130,7 +130,7 @@ def test_a_machine_that_was_left_behind_takes_the_copy_whatever_it_had_not_copie
     run_on(machine("one"), range(3, 4), lines)
     assert known(machine("one")) == ["s0", "s1", "s2", "s3"]
     assert any("ledger.sqlite.before" in line for line in lines)
-    assert known(SweepPaths(machine("one").storage, "test"))  # still a whole ledger
+    assert known(SweepPaths(machine("one").local_root, "test"))  # still a whole ledger
     assert (machine("one").root / "ledger.sqlite.before").exists()
 
 
@@ -153,7 +153,7 @@ def test_a_ledger_that_knows_more_than_its_copy_stays(machine, tmp_path: Path) -
 def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machine) -> None:
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
-    shutil.rmtree(open_storage(machine("one").durable).prefix)
+    shutil.rmtree(open_storage(machine("one").remote).prefix)
     with open_backup(machine("two"), lines.append) as durable:
         assert durable is not None
         with closing(new(machine("two"), sweep_id="another")) as ledger:
@@ -273,7 +273,7 @@ def test_one_store_has_one_working_folder_whoever_opens_it(
         sweep_paths("s3://me:first@bucket/x", "n"),
         sweep_paths("s3://you:second@bucket/x", "n"),
     )
-    assert first.storage == second.storage
-    assert first.storage.parent == tmp_path / "sweep-orchestrator"
-    assert sweep_paths("s3://bucket/y", "n").storage != first.storage
+    assert first.local_root == second.local_root
+    assert first.local_root.parent == tmp_path / "sweep-orchestrator"
+    assert sweep_paths("s3://bucket/y", "n").local_root != first.local_root
     assert isinstance(LedgerBackup, type)

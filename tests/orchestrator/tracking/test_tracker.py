@@ -279,7 +279,7 @@ def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
 
 def test_a_store_that_is_down_all_along_is_filled_in_one_go(storage: Path) -> None:
     late = Sweep(storage, "late")
-    no_folder = late.paths.storage / "a file"
+    no_folder = late.paths.local_root / "a file"
     no_folder.touch()
     missing = Tracker(late.ledger, late.paths, f"sqlite:///{no_folder}/mlflow.db")
     for scene in story(late):
@@ -321,7 +321,7 @@ def test_no_environment_and_no_user_reaches_the_store(
     sweep.run_trial(0, 0.5)
     sweep.tracker.sync()
     sweep.tracker.finish("complete", {"trials": 1})
-    files = [sweep.paths.storage / "mlflow.db", *sweep.paths.artifacts.rglob("*")]
+    files = [sweep.paths.local_root / "mlflow.db", *sweep.paths.artifacts.rglob("*")]
     for file in files:
         content = file.read_bytes() if file.is_file() else b""
         assert b"hunter2hunter2" not in content

@@ -83,7 +83,7 @@ def test_a_store_that_was_created_meanwhile_stays(tmp_path: Path) -> None:
 def test_an_older_copy_of_the_store_is_completed(told: Sweep, tmp_path: Path) -> None:
     """As after a restore from a backup: only what it lacks is written."""
     copy = tmp_path / "copy.db"
-    shutil.copy(told.paths.storage / "mlflow.db", copy)
+    shutil.copy(told.paths.local_root / "mlflow.db", copy)
     key = told.run_trial(4, 0.95)
     told.tracker.sync()
     told.uri = f"sqlite:///{copy}"
@@ -96,7 +96,7 @@ def test_an_older_copy_of_the_store_is_completed(told: Sweep, tmp_path: Path) ->
 
 def test_an_experiment_that_is_gone_while_the_sweep_runs_is_written_anew(told: Sweep) -> None:
     """As after the server was given another database between two passes."""
-    with closing(sqlite3.connect(told.paths.storage / "mlflow.db")) as store, store:
+    with closing(sqlite3.connect(told.paths.local_root / "mlflow.db")) as store, store:
         number = told.tracker.experiment
         own = f"(SELECT run_uuid FROM runs WHERE experiment_id = {number})"
         for table in ("metrics", "latest_metrics", "params", "tags"):

@@ -91,7 +91,7 @@ def paths(whole: Path, tmp_path: Path) -> SweepPaths:
 @pytest.fixture
 def verify(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> Verify:
     def run() -> tuple[int, str]:
-        status = sweep.main([paths.name, "--verify", "--storage", str(paths.storage)])
+        status = sweep.main([paths.name, "--verify", "--storage", str(paths.local_root)])
         return status, capsys.readouterr().out
 
     return run
@@ -104,7 +104,7 @@ def change(paths: SweepPaths, *statements: str) -> None:
 
 
 def change_mlflow(paths: SweepPaths, *statements: str) -> None:
-    with closing(sqlite3.connect(paths.storage / "mlflow.db")) as connection, connection:
+    with closing(sqlite3.connect(paths.local_root / "mlflow.db")) as connection, connection:
         for statement in statements:
             connection.execute(statement)
 
@@ -138,12 +138,12 @@ def test_a_whole_sweep_holds_and_nothing_is_written(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    before = digest(paths.storage)
+    before = digest(paths.local_root)
     status, said = verify()
     assert status == 0, said
     assert "Every planned trial has ended." in said
     assert "Not checked" not in said
-    assert digest(paths.storage) == before
+    assert digest(paths.local_root) == before
     assert list(elsewhere.iterdir()) == []
     checked = [int(line.split("│")[3]) for line in said.splitlines() if line.startswith("│")]
     assert min(checked) >= 1
@@ -153,14 +153,14 @@ def test_a_whole_sweep_holds_and_nothing_is_written(
 def test_an_unknown_sweep_is_wrong_usage(
     paths: SweepPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep.main(["other", "--verify", "--storage", str(paths.storage)]) == 2
+    assert sweep.main(["other", "--verify", "--storage", str(paths.local_root)]) == 2
     assert "no sweep named 'other'" in capsys.readouterr().err
 
 
 def test_a_name_with_a_dot_is_no_file_name(paths: SweepPaths) -> None:
-    paths.root.rename(paths.storage / "mine.v2")
+    paths.root.rename(paths.local_root / "mine.v2")
     # MLflow knows it by its old name, so its runs are missed; but it is found.
-    assert sweep.main(["mine.v2", "--verify", "--storage", str(paths.storage)]) == 1
+    assert sweep.main(["mine.v2", "--verify", "--storage", str(paths.local_root)]) == 1
 
 
 def test_a_doubled_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -457,11 +457,11 @@ def test_a_run_left_running_is_named(paths: SweepPaths, verify: Verify) -> None:
 
 
 def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, verify: Verify) -> None:
-    (paths.storage / "mlflow.db").unlink()
+    (paths.local_root / "mlflow.db").unlink()
     status, said = verify()
     assert status == 1
     assert "C: there is no MLflow store at sqlite:///" in said
-    assert not (paths.storage / "mlflow.db").exists()
+    assert not (paths.local_root / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -471,17 +471,17 @@ def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, veri
 def test_a_store_that_cannot_be_read_is_named_and_left_alone(
     paths: SweepPaths, verify: Verify, content: bytes, sentence: str
 ) -> None:
-    (paths.storage / "mlflow.db").write_bytes(content)
+    (paths.local_root / "mlflow.db").write_bytes(content)
     status, said = verify()
     assert status == 1
     assert sentence in said
-    assert (paths.storage / "mlflow.db").read_bytes() == content
+    assert (paths.local_root / "mlflow.db").read_bytes() == content
 
 
 def test_a_server_that_does_not_answer_is_named(
     paths: SweepPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [paths.name, "--verify", "--storage", str(paths.storage)]
+    command = [paths.name, "--verify", "--storage", str(paths.local_root)]
     assert sweep.main([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 1
     assert "C: MLflow at http://127.0.0.1:9 cannot be read" in capsys.readouterr().out
 
