@@ -25,13 +25,13 @@ from optuna.distributions import (
 from search_spaces import tinyimagenet_baselines as baselines
 from search_spaces.space import SearchSpace
 
-_RECIPE = baselines.SPACE.fixed_for("resnet50")
+_RECIPE = baselines.SPACE.fixed_for("resnet50_mlp1024")
 _SEARCHED = ("optimizer", "lr")
 
 SPACE = SearchSpace(
     name="tinyimagenet_backbones",
     dataset="tinyimagenet",
-    variants=("resnet50", "vgg16_bn", "inception_v3.tf_in1k", "efficientnet_b0"),
+    variants=("resnet50_mlp1024", "vgg16_bn", "inception_v3.tf_in1k", "efficientnet_b0"),
     trials=12,
     image_size=128,
     base={name: value for name, value in _RECIPE.items() if name not in _SEARCHED},
@@ -60,7 +60,7 @@ SPACE = SearchSpace(
     startup_trials=6,
     final_seeds=3,
     source=baselines.SPACE.source,
-    published=tuple(row for row in baselines.SPACE.published if row.variant == "resnet50"),
+    published=tuple(row for row in baselines.SPACE.published if row.variant == "resnet50_mlp1024"),
     recipe_notes=(
         "The seed names VGG16, Inception, EfficientNet, more regularization and more fine-tuning "
         "as later work and says no more: the search is this project's.",

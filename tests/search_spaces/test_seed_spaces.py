@@ -86,7 +86,7 @@ def test_a_studys_file_gives_data_command_cost_and_expectation(name: str) -> Non
 
 def test_models_1_to_5_of_seed_001_are_trained_as_it_says() -> None:
     space = search_spaces.load("tinyimagenet_baselines")
-    assert space.variants == ("cnn2", "cnn3", "cnn6", "cnn3_bn", "resnet50")
+    assert space.variants == ("cnn2", "cnn3", "cnn6", "cnn3_bn", "resnet50_mlp1024")
     common = {
         "epochs": 15,
         "batch_size": 32,
@@ -111,7 +111,7 @@ def test_models_1_to_5_of_seed_001_are_trained_as_it_says() -> None:
         },
         "cnn6": {},
         "cnn3_bn": {"dropout": 0.5},
-        "resnet50": {"lr": 1e-4, "weights": "imagenet"},
+        "resnet50_mlp1024": {"lr": 1e-4, "weights": "imagenet"},
     }
     for variant in space.variants:
         assert space.params_for(variant) == {}
@@ -130,7 +130,7 @@ def test_the_table_of_seed_001_is_as_published() -> None:
         ("cnn3", "Model 2", 2_555_656, 0.2017, 0.2272),
         ("cnn6", "Model 3", 140_382_728, 0.2950, 0.2488),
         ("cnn3_bn", "Model 4", 8_866_376, 0.3752, 0.3861),
-        ("resnet50", "Model 5", 25_890_888, 0.6861, 0.4314),
+        ("resnet50_mlp1024", "Model 5", 25_890_888, 0.6861, 0.4314),
     ]
     assert all(row.val_is_test and row.test_top1 is None for row in space.published)
 
@@ -193,8 +193,13 @@ def test_seed_000_and_001s_fine_tuning_strategies_are_searched() -> None:
 
 def test_seed_001s_later_backbones_begin_with_model_5s_recipe() -> None:
     space = search_spaces.load("tinyimagenet_backbones")
-    assert space.variants == ("resnet50", "vgg16_bn", "inception_v3.tf_in1k", "efficientnet_b0")
-    recipe = search_spaces.load("tinyimagenet_baselines").fixed_for("resnet50")
+    assert space.variants == (
+        "resnet50_mlp1024",
+        "vgg16_bn",
+        "inception_v3.tf_in1k",
+        "efficientnet_b0",
+    )
+    recipe = search_spaces.load("tinyimagenet_baselines").fixed_for("resnet50_mlp1024")
     neutral = {
         "freeze_epochs": 0,
         "layer_decay": 1.0,

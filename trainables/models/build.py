@@ -30,9 +30,10 @@ ImageSizeChoice = Literal["native", "paper"] | int
 # images of JFT, which would not be a comparison with the published numbers.
 _FAMILY_TAG = "aa_in1k"
 
-# torchvision's first weights: the plain recipe, nearest to the Keras weights of seed 001.
+# torchvision's first weights: the plain recipe, nearest to the Keras weights of the study that
+# `resnet50_mlp1024` is from (search_spaces/tinyimagenet_baselines.py, model 5).
 _RESNET50_WEIGHTS = "resnet50.tv_in1k"
-_RESNET50_HIDDEN_UNITS = 1024  # seed 001, model 5
+_RESNETS = ("resnet50", "resnet50_mlp1024")
 
 # The paper's image sizes: EfficientNet's reference code (efficientnet_builder.py,
 # `efficientnet_params`), He et al. for ResNet-50. timm's defaults differ for b2 to b5.
@@ -45,7 +46,7 @@ _PAPER_SIZES_PX = {
     "efficientnet_b5": 456,
     "efficientnet_b6": 528,
     "efficientnet_b7": 600,
-    "resnet50": 224,
+    **dict.fromkeys(_RESNETS, 224),
 }
 _FAMILY = tuple(name for name in _PAPER_SIZES_PX if name.startswith("efficientnet"))
 
@@ -64,7 +65,7 @@ _BUILT_IN = (
     "cnn3_bn",
     "efficientnet_b5",
     "efficientnet_b6",
-    "resnet50",
+    *_RESNETS,
     "efficientnet_b7",
     "cnn6",
     "cnn9",
@@ -112,7 +113,7 @@ def check_variant(
 
 def has_plain_convolutions(variant: str) -> bool:
     """Return whether a network is known to have no depthwise convolution; timm's are not known."""
-    return _is_cnn(variant) or variant == "resnet50"
+    return _is_cnn(variant) or variant in _RESNETS
 
 
 def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) -> int:
@@ -154,7 +155,7 @@ def weights_name(variant: str) -> str | None:
     """Return timm's name, with tag, of a variant's ImageNet weights; None where there are none."""
     if variant in _FAMILY:
         return f"tf_{variant}.{_FAMILY_TAG}"
-    if variant == "resnet50":
+    if variant in _RESNETS:
         return _RESNET50_WEIGHTS
     if _is_ours(variant):
         return None
@@ -259,8 +260,8 @@ def _build(
         "drop_rate": config.dropout,
         "drop_path_rate": config.drop_path,
     }
-    if variant == "resnet50":
-        return _build_resnet50(options)
+    if variant == "resnet50_mlp1024":
+        return _build_resnet50_mlp(options, hidden_units=1024)
     if variant in _FAMILY and config.weights != "none":
         return _build_timm(f"tf_{variant}.{_FAMILY_TAG}", options)
     if not _is_ours(variant) and _published(variant).fixed_input_size:
@@ -268,8 +269,8 @@ def _build(
     return _build_timm(variant, options)
 
 
-def _build_resnet50(options: dict[str, Any]) -> nn.Module:
-    """Build timm's ResNet-50 with seed 001's head: pooling, 1024 units with ReLU, classes."""
+def _build_resnet50_mlp(options: dict[str, Any], *, hidden_units: int) -> nn.Module:
+    """Build timm's ResNet-50 with a hidden layer with ReLU between pooling and classifier."""
     from torch import nn
 
     dropout = options["drop_rate"]
@@ -277,10 +278,10 @@ def _build_resnet50(options: dict[str, Any]) -> nn.Module:
     model = _build_timm("resnet50", {**options, "drop_rate": 0.0})
     inputs: int = model.num_features  # type: ignore[assignment]
     model.fc = nn.Sequential(
-        nn.Linear(inputs, _RESNET50_HIDDEN_UNITS),
+        nn.Linear(inputs, hidden_units),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        nn.Linear(_RESNET50_HIDDEN_UNITS, options["num_classes"]),
+        nn.Linear(hidden_units, options["num_classes"]),
     )
     return model
 

@@ -75,7 +75,7 @@ def test_family_has_the_published_parameters(variant, weights):
         ("cnn3", 64, 200, 2_555_656),
         ("cnn6", 64, 200, 140_382_728),
         ("cnn3_bn", 64, 200, 8_866_376),
-        ("resnet50", 64, 200, 25_890_888 - 26_560),  # Keras has biases in its convolutions
+        ("resnet50_mlp1024", 64, 200, 25_890_888 - 26_560),  # Keras has biases in its convolutions
         ("efficientnet_b0", 224, 100, 4_177_664),  # seed 004's transfer model
         ("cnn9", 32, 100, 13_870_484),
     ],
@@ -137,9 +137,15 @@ def test_built_in_names_are_ordered_by_compute():
         image_size_px = input_size_px(name, 64, "native")
         counts.append(count_multiply_accumulates(model, image_size_px=image_size_px, in_channels=3))
     assert counts == sorted(counts)
-    assert set(FAMILY) | {"resnet50", "cnn2", "cnn3", "cnn6", "cnn3_bn", "cnn9"} < set(
-        variant_names()
-    )
+    assert set(FAMILY) | {
+        "resnet50",
+        "resnet50_mlp1024",
+        "cnn2",
+        "cnn3",
+        "cnn6",
+        "cnn3_bn",
+        "cnn9",
+    } < set(variant_names())
 
 
 @pytest.mark.parametrize(
@@ -212,8 +218,16 @@ def test_forward_and_backward_reach_every_parameter(variant):
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_resnet50_head_has_1024_hidden_units_with_relu_and_dropout():
-    head = on_meta("resnet50", classes=200, dropout=0.3).fc
+def test_resnet50_is_timms():
+    ours, timms = on_meta("resnet50", classes=1000), timm.create_model("resnet50")
+    assert count_parameters(ours) == 25_557_032
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in timms.state_dict().items()
+    }
+
+
+def test_resnet50_mlp1024_has_1024_hidden_units_with_relu_and_dropout():
+    head = on_meta("resnet50_mlp1024", classes=200, dropout=0.3).fc
     assert [type(module) for module in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[3].out_features) == (2048, 1024, 200)
     assert head[2].p == 0.3

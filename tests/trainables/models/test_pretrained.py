@@ -88,13 +88,22 @@ def test_reading_can_be_left_out_for_a_restore():
     assert model.bn1.eps == 1e-3
 
 
-def test_resnet50_takes_the_published_body_under_its_own_head(tmp_path):
+def test_resnet50_takes_the_published_weights_whole(tmp_path):
     published = timm.create_model("resnet50")
     path = saved(published, tmp_path / "resnet50.safetensors")
-    model = build("resnet50", weights=str(path))
+    model = build("resnet50", classes=1000, weights=str(path))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), published.parameters(), strict=True)
+    )
+
+
+def test_resnet50_mlp1024_takes_the_published_body_under_its_own_head(tmp_path):
+    published = timm.create_model("resnet50")
+    path = saved(published, tmp_path / "resnet50.safetensors")
+    model = build("resnet50_mlp1024", weights=str(path))
     assert torch.equal(model.layer4[2].conv3.weight, published.layer4[2].conv3.weight)
     again = saved(model, tmp_path / "own.safetensors")
-    other = build("resnet50", classes=7, weights=str(again))
+    other = build("resnet50_mlp1024", classes=7, weights=str(again))
     assert torch.equal(other.fc[0].weight, model.fc[0].weight)  # the hidden layer fits and is kept
     assert other.fc[3].weight.shape == (7, 1024)
 

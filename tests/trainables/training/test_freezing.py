@@ -98,7 +98,8 @@ def test_freezing_for_no_epoch_changes_nothing(digits_dir):
         ("cnn3", ["classifier.weight", "classifier.bias"]),
         ("efficientnet_b0", ["classifier.weight", "classifier.bias"]),
         ("efficientnet_b0_phi0.5", ["classifier.weight", "classifier.bias"]),
-        ("resnet50", ["fc.0.weight", "fc.0.bias", "fc.3.weight", "fc.3.bias"]),
+        ("resnet50", ["fc.weight", "fc.bias"]),
+        ("resnet50_mlp1024", ["fc.0.weight", "fc.0.bias", "fc.3.weight", "fc.3.bias"]),
         ("vgg16", ["head.fc.weight", "head.fc.bias"]),
         ("vit_tiny_patch16_224", ["head.weight", "head.bias"]),
     ],
@@ -148,7 +149,7 @@ def test_every_layer_of_a_cnn_learns_slower_than_the_one_above(digits_dir):
 
 
 def test_layers_of_timms_models_are_timms_own(digits_dir):
-    config = digits_config(digits_dir, variant="resnet50", layer_decay=0.8)
+    config = digits_config(digits_dir, variant="resnet50_mlp1024", layer_decay=0.8)
     found = scales(on_meta(config), config)
     # The stem, 3 + 4 + 6 + 3 blocks, and the head.
     assert found["fc.0.weight"] == found["fc.3.bias"] == 1.0
