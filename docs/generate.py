@@ -83,9 +83,8 @@ def hyperparameters() -> str:
             rows = groups.setdefault(heading[1], [])
         name = ast.unparse(item.target)
         default = "set by the sweep" if name in DECIDED_ELSEWHERE else defaults[name]
-        values, unit = _values(name)
-        rows.append((f"`{name}`", values, unit, default, following.value.value))
-    heads = ("name", "values", "unit", "default", "meaning")
+        rows.append((f"`{name}`", following.value.value, *_values(name), default))
+    heads = ("name", "meaning", "values", "unit", "default")
     return "\n\n".join(f"## {name}\n\n{_table(heads, rows)}" for name, rows in groups.items())
 
 

@@ -34,7 +34,7 @@ class TrainConfig:
     A field marked `affects_result: False` is left out of `signature()`.
     """
 
-    # What is trained on what.
+    # Model and data.
     variant: str
     """Name of the model."""
     dataset: str
@@ -56,7 +56,7 @@ class TrainConfig:
     split_seed: int = 0
     """Seed of the split into training and validation images."""
 
-    # Regularization inside the model.
+    # Regularization in the model.
     dropout: float = 0.0
     """Dropout before the classifier."""
     drop_path: float = 0.0
@@ -114,7 +114,7 @@ class TrainConfig:
     select_by: SelectBy = "val_top1"
     """Metric that chooses the best epoch."""
 
-    # Augmentation of training images: in batches, drawn for each image.
+    # Augmentation of training images, drawn for each image.
     hflip: bool = False
     """Random horizontal flip."""
     vflip: bool = False
@@ -144,7 +144,7 @@ class TrainConfig:
     cutmix_alpha: float = 0.0
     """Parameter of CutMix's beta distribution; 0: no CutMix."""
 
-    # How it is computed; numerics depend on it.
+    # Precision and hardware; all of these can change results.
     precision: Precision = "auto"
     """`auto`: bfloat16 where it is faster (training/device.py)."""
     channels_last: bool = True
@@ -160,7 +160,7 @@ class TrainConfig:
     steps_per_epoch: int = 0
     """Optimizer steps per epoch, for probes and benchmarks; 0: all training images."""
 
-    # Chosen per attempt, smaller after running out of memory, and recorded with it.
+    # Set per attempt: smaller after running out of memory.
     micro_batch_size: int = field(default=0, metadata=_NOT_IDENTITY)
     """Images per forward pass, accumulated to `batch_size`; 0: the whole batch."""
 
