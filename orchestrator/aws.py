@@ -1,10 +1,10 @@
-"""`python -m orchestrator.aws cluster.yaml`: makes in AWS what the file names and Ray would not.
+"""`python -m orchestrator.aws cluster.yaml`: creates in AWS what the file names and Ray does not.
 
-The security group, which lets in SSH from the file's address and everything from the cluster's own
-machines (Ray, making it, would let SSH in from everywhere), and the roles of head and workers:
-both may read and write the file's bucket, the head may start and end machines. Run again, it gives
-the roles what the file says now; a group that is there must be as the file says. It prints what it
-does. AWS's usual credentials are used.
+It creates the security group, which admits SSH from the file's address and all traffic between the
+cluster's machines (a group created by Ray admits SSH from everywhere), and the roles of head and
+workers: both may read and write the file's bucket, and the head may start and terminate machines.
+Run again, it updates the roles to the file; an existing group must match the file. It prints what
+it does and uses AWS's usual credentials.
 """
 
 from __future__ import annotations
@@ -18,37 +18,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import command
 from orchestrator.errors import UsageError
 
-# What Ray's autoscaler asks of EC2 from the head, for machines of its own region.
+# The calls of Ray's autoscaler on the head to EC2, for machines of its own region.
 EC2_ACTIONS = (
     *("RunInstances", "TerminateInstances", "StopInstances", "StartInstances", "CreateTags"),
     *("DescribeInstances", "DescribeInstanceStatus", "DescribeInstanceTypes", "DescribeImages"),
     *("DescribeSubnets", "DescribeSecurityGroups", "DescribeKeyPairs", "DescribeVpcs"),
 )
-PROFILE_S = 15  # until a new instance profile is known everywhere; Ray waits as long
+PROFILE_S = 15  # until a new instance profile is usable everywhere; Ray waits as long
 S3_OF_BUCKET = ("s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads")
 S3_OF_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 where the file is not ready for it."""
+    """Run the command line and return the exit status, 2 where the file is not ready for it."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.aws", description=__doc__)
-    parser.add_argument("file", type=Path, help="the cluster's, such as cluster.yaml")
+    parser.add_argument("file", type=Path, help="the cluster's file, such as cluster.yaml")
+    command.add_verbose(parser.add_argument)
+    return command.run(parser, _make, argv)
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        make(parser.parse_args(argv).file)
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        make(arguments.file)
+    except (BotoCoreError, ClientError) as error:
+        raise UsageError(
+            f"AWS refused a request: {error}. Check the credentials, their permissions and the "
+            "region; then run the command again."
+        ) from error
+    return command.COMPLETE
 
 
 def make(file: Path) -> None:
-    """Make roles and security group as a cluster's file says.
+    """Create the roles and the security group of a cluster's file.
 
     Raises:
-        UsageError: it cannot be read or has values that are to be set, or the group is there and
-            lets in others.
+        UsageError: the file cannot be read or still has placeholders, or the group exists and
+            admits other addresses.
     """
     import boto3
     import yaml
@@ -62,7 +72,7 @@ def make(file: Path) -> None:
         raise UsageError("\n".join(problems))
     region, bucket = config["provider"]["region"], bucket_of(config)
     iam = boto3.client("iam", region_name=region)
-    # An account that never had a spot machine lacks the role with which EC2 starts them.
+    # An account that never had a spot machine lacks the role that EC2 needs to start them.
     unless_there(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")
     worker, is_new = make_role(iam, profile_of(config, head=False), bucket_policy(bucket))
     policy = bucket_policy(bucket)
@@ -78,21 +88,21 @@ def make(file: Path) -> None:
     make_role(iam, profile_of(config, head=True), policy)
     make_group(boto3.resource("ec2", region_name=region), config)
     if is_new:
-        print(f"Waiting {PROFILE_S} s for AWS to know the roles everywhere.", flush=True)
+        command.say(f"Waiting {PROFILE_S} s until the roles are usable everywhere in AWS.")
         time.sleep(PROFILE_S)
 
 
 def unset(config: dict[str, Any]) -> list[str]:
-    """Return a sentence for each value that still is the one the file comes with."""
+    """Return a sentence for each placeholder that the file still has."""
     text = json.dumps(config)
     marks = {
         "MY-BUCKET": "the bucket's name in `setup_commands`",
         "203.0.113.7/32": "your own address in `security_group`",
-        "0.0.0.0/0": "your own address in `security_group`, in place of everybody's",
+        "0.0.0.0/0": "your own address in `security_group`, instead of everybody's",
         "ami-00000000000000000": "the head's `ImageId`",
         "ami-11111111111111111": "the GPU machines' `ImageId`",
     }
-    return [f"Set {what}; it still is {mark}." for mark, what in marks.items() if mark in text]
+    return [f"Set {what}; it is still {mark}." for mark, what in marks.items() if mark in text]
 
 
 def bucket_of(config: dict[str, Any]) -> str:
@@ -120,10 +130,10 @@ def profile_of(config: dict[str, Any], *, head: bool) -> str:
 
 
 def make_group(ec2: Any, config: dict[str, Any]) -> None:
-    """Make the security group in each VPC whose subnets Ray could choose: those with public ones.
+    """Create the security group in each VPC that has public subnets, which Ray chooses from.
 
     Raises:
-        UsageError: there is no such VPC, or the group lets in others than the file says.
+        UsageError: there is no such VPC, or the group admits other addresses than the file's.
     """
     wanted = config["provider"]["security_group"]
     name = wanted["GroupName"]
@@ -131,7 +141,7 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
     vpcs = sorted({subnet.vpc_id for subnet in subnets if subnet.map_public_ip_on_launch})
     if not vpcs:
         raise UsageError(
-            "The region has no VPC with public subnets. Make one (`aws ec2 create-default-vpc`)."
+            "The region has no VPC with public subnets. Create one: `aws ec2 create-default-vpc`."
         )
     allowed = {r["CidrIp"] for rule in wanted["IpPermissions"] for r in rule["IpRanges"]}
     for vpc in vpcs:
@@ -139,13 +149,14 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
         found = list(ec2.security_groups.filter(Filters=filters))
         if found and found[0].ip_permissions:
             group = found[0]
-            let_in = {r["CidrIp"] for rule in group.ip_permissions for r in rule["IpRanges"]}
-            if let_in != allowed:
+            admitted = {r["CidrIp"] for rule in group.ip_permissions for r in rule["IpRanges"]}
+            if admitted != allowed:
                 raise UsageError(
-                    f"The security group {name} ({group.id}) lets in {sorted(let_in)}, the file "
-                    f"says {sorted(allowed)}. Change its rules, or delete it and run this again."
+                    f"The security group {name} ({group.id}) must admit {sorted(allowed)}, as in "
+                    f"the file; it admits {sorted(admitted)}. Change its rules, or delete it and "
+                    "run this command again."
                 )
-            print(f"The security group {name} is there and stays as it is ({group.id}).")
+            print(f"The security group {name} exists and matches the file ({group.id}).")
             continue
         group = (
             found[0]
@@ -153,16 +164,16 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
             else ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
-                Description="Sweeps: SSH from one address, all within the cluster",
+                Description="Sweeps: SSH from one address, all traffic within the cluster",
             )
         )
         within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
         group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
-        print(f"The security group {name} lets in the file's address and itself ({group.id}).")
+        print(f"The security group {name} admits the file's address and itself ({group.id}).")
 
 
 def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
-    """Make a role for machines and its instance profile, and give it the policy.
+    """Create a role for machines and its instance profile, and set its policy.
 
     Returns:
         Its ARN, and whether the profile is new.
@@ -184,12 +195,12 @@ def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
     if not profile["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     arn: str = iam.get_role(RoleName=name)["Role"]["Arn"]
-    print(f"The role {name} may do what the file needs ({arn}).")
+    print(f"The role {name} has the permissions that the file needs ({arn}).")
     return arn, is_new
 
 
 def unless_there(make: Any, **arguments: Any) -> bool:
-    """Make something of IAM's that may be there already; returns whether it was made."""
+    """Create something in IAM that may exist already; return whether it was created."""
     from botocore.exceptions import ClientError
 
     try:
@@ -202,7 +213,7 @@ def unless_there(make: Any, **arguments: Any) -> bool:
 
 
 def bucket_policy(bucket: str) -> dict[str, Any]:
-    """Return a policy that allows what a sweep does in one bucket."""
+    """Return a policy that allows a sweep to use one bucket."""
     arn = f"arn:aws:s3:::{bucket}"
     return {
         "Version": "2012-10-17",

@@ -1,12 +1,17 @@
-"""Exit statuses, the console, and how a command ends."""
+"""What every command shares: errors without tracebacks, exit statuses, the console, its end."""
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TextIO
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,29 +19,66 @@ if TYPE_CHECKING:
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
+def run(
+    parser: argparse.ArgumentParser,
+    action: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    *,
+    interrupted: str = "Interrupted.",
+    failed: int = WRONG_USAGE,
+) -> int:
+    """Parse the arguments, run the command and return its exit status.
+
+    An error that this project raises on purpose, or one of the system's, is printed to standard
+    error without secrets, and without its traceback unless `--verbose` is given.
+
+    Args:
+        parser: of the command; it has the argument of `add_verbose`.
+        action: does the work and returns the exit status.
+        argv: the arguments; None: those of this process.
+        interrupted: the sentence printed after Ctrl+C.
+        failed: exit status after an error other than a `UsageError`, whose status is 2.
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        return action(arguments)
+    except (OrchestratorError, OSError) as error:  # a storage's error is an OSError
+        told = traceback.format_exc().rstrip() if arguments.verbose else str(error)
+        warn(redacted(told))
+        return WRONG_USAGE if isinstance(error, UsageError) else failed
+    except KeyboardInterrupt:
+        warn(interrupted)
+        return INTERRUPTED
+
+
+def add_verbose(add: Callable[..., Any]) -> None:
+    """Add `--verbose` with a parser's or group's `add_argument`."""
+    add("--verbose", action="store_true", help="show the traceback of an error")
+
+
 def console_on(file: TextIO) -> Console:
     """Return a console that writes to a file or terminal."""
     from rich.console import Console
 
-    # Without a terminal nobody knows a width; rich's 80 columns would fold the tables.
+    # Only a terminal has a width. Rich's default of 80 columns would fold the tables.
     return Console(file=file, width=None if file.isatty() else 140)
 
 
 def exit_fast(main: Callable[[], int]) -> NoReturn:
     """Run a command and end this process with the status it returns.
 
-    As `sys.exit(main())`, without taking apart what was imported, which is two seconds of work
-    where that is torch, Ray and MLflow. What is registered with `atexit` runs.
+    Unlike `sys.exit(main())` it does not tear down the imported libraries, which takes two seconds
+    for torch, Ray and MLflow. Functions registered with `atexit` run.
     """
     ended_with = None
 
     def end() -> None:
-        if ended_with is None:  # an exception ends it, and Python says which
+        if ended_with is None:  # an exception ends the process, and Python reports it
             return
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except OSError:  # a full disk; Python says so, with a status of its own
+            except OSError:  # a full disk: Python reports it, with an exit status of its own
                 return
         os._exit(ended_with)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts what runs beside Ray on a host of a cluster, once, and again whenever it ends:
+# Starts a service beside Ray on a host of a cluster, once, and restarts it whenever it ends:
 #     services.sh head    the MLflow server, on 127.0.0.1:5000
-#     services.sh spot    what drains this node before a spot machine is taken back
-# Both say what they do in ~/sweep-services/*.log.
+#     services.sh spot    drains this node before EC2 reclaims a spot machine
+# Both log to ~/sweep-services/*.log.
 #
-# SWEEP_MLFLOW_HOST=ADDRESS: MLflow listens there, for other hosts to reach it, and asks for a user and a
-# password: admin's is in ~/sweep-services/mlflow-password. Sweeps on this host find both in
-# ~/sweep-services/env, which ~/.sweep-env reads.
+# With SWEEP_MLFLOW_HOST=ADDRESS, MLflow listens at that address for other hosts and asks for a user
+# and a password. The password of "admin" is in ~/sweep-services/mlflow-password. Sweeps on this host
+# read both from ~/sweep-services/env, which ~/.sweep-env sources.
 set -euo pipefail
 home=~/sweep-services
 mkdir -p "$home"
@@ -15,7 +15,7 @@ chmod 700 "$home"
 keep_running() { # NAME COMMAND...
   local name=$1
   shift
-  # The lock goes with the last of these processes, so a second start is none.
+  # The last of these processes releases the lock, so a second start does nothing.
   setsid flock --nonblock "$home/$name.lock" bash -c 'while :; do "$@"; sleep 2; done' - "$@" \
     </dev/null >>"$home/$name.log" 2>&1 &
 }
@@ -27,7 +27,7 @@ head)
   options=()
   rm -f "$home/env"
   if [ "$host" != 127.0.0.1 ]; then
-    # By every name and address of this machine; MLflow wants each with and without a port.
+    # Every name and address of this machine; MLflow needs each with and without a port.
     for name in "$host" $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true); do
       names="$names,$name,$name:*"
     done
@@ -40,7 +40,7 @@ head)
     (umask 077 && echo "export MLFLOW_TRACKING_URI=http://$host:5000 MLFLOW_TRACKING_USERNAME=admin" \
       "MLFLOW_TRACKING_PASSWORD=$MLFLOW_AUTH_ADMIN_PASSWORD" >"$home/env")
   fi
-  export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # eight more processes, for what no sweep uses
+  export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # saves eight processes that no sweep uses
   cd "$home" # where basic-auth keeps its users
   keep_running mlflow mlflow server --host "$host" --port 5000 --workers 1 --allowed-hosts "$names" \
     --backend-store-uri "sqlite:///$home/mlflow.db" --artifacts-destination "$home/mlflow-artifacts" \

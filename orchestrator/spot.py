@@ -1,9 +1,9 @@
-"""`python -m orchestrator.spot`: runs beside Ray on a spot machine and drains it when it is to go.
+"""`python -m orchestrator.spot`: drains a spot machine's node in Ray before EC2 reclaims it.
 
-Ray itself does not ask EC2 whether a machine is about to be taken back. EC2 says so two minutes
-before, in the instance metadata, and recommends to look every 5 s
-(docs.aws.amazon.com, "Spot Instance interruption notices"). Once Ray knows, it starts nothing there
-any more, and a sweep leaves the node at the end of an epoch.
+It runs beside Ray on the machine. Ray does not ask EC2 whether a machine is about to be reclaimed.
+EC2 announces it two minutes ahead in the instance metadata and recommends polling every 5 s
+(docs.aws.amazon.com, "Spot Instance interruption notices"). Ray starts nothing more on a drained
+node, and a sweep leaves it at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from orchestrator import command
+from orchestrator.errors import UsageError
 from orchestrator.execution import ray_internals
+from orchestrator.redaction import redacted
 
 METADATA = "http://169.254.169.254"  # EC2's instance metadata service, on every instance
 POLL_S = 5.0
-TOKEN_S = 21_600  # the longest that a token of the service may live
+TOKEN_S = 21_600  # the longest lifetime of a token that the service accepts
 _REQUEST_S = 2.0
 
 
 class Metadata:
-    """EC2's instance metadata service, version 2: every question needs a token."""
+    """EC2's instance metadata service, version 2: every request needs a token."""
 
     def __init__(self, address: str) -> None:
         self.address, self._token = address.rstrip("/"), ""
 
     def interruption(self) -> datetime | None:
-        """Return when this machine will be stopped or terminated; None while nothing is known.
+        """Return when EC2 will stop or terminate this machine; None while nothing is announced.
 
         Raises:
             OSError: the service does not answer.
@@ -42,16 +45,16 @@ class Metadata:
                 self._token = self._ask("PUT", "api/token", f"ttl-seconds:{TOKEN_S}")
             try:
                 text = self._ask("GET", "meta-data/spot/instance-action", f":{self._token}")
-                said = datetime.fromisoformat(json.loads(text)["time"])
-                return said if said.tzinfo else said.replace(tzinfo=UTC)
+                when = datetime.fromisoformat(json.loads(text)["time"])
+                return when if when.tzinfo else when.replace(tzinfo=UTC)
             except urllib.error.HTTPError as error:
-                if error.code == 404:  # so it says that there is none
+                if error.code == 404:  # nothing is announced
                     return None
                 if error.code != 401 or is_last:
                     raise
                 self._token = ""  # it has expired
             except (ValueError, KeyError, TypeError) as error:
-                raise OSError(f"the metadata service says nonsense: {error!r}") from error
+                raise OSError(f"the metadata service sent an unusable answer: {error!r}") from error
         return None
 
     def _ask(self, method: str, path: str, token: str) -> str:
@@ -67,11 +70,11 @@ class Metadata:
 
 
 def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
-    """Wait for the notice that this machine is taken back, then drain it; returns the node's id.
+    """Wait for the interruption notice, drain this node and return its id.
 
-    What fails for a while (the service, Ray) is asked again at the next look.
+    An error of the service or of Ray is printed, and the next poll tries again.
     """
-    last_said = ""
+    last_printed = ""
     while True:
         try:
             when = metadata.interruption()
@@ -81,36 +84,37 @@ def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
                     address, node_ip, left_s, f"spot interruption at {when.isoformat()}"
                 )
         except Exception as error:  # Ray's own are of many kinds
-            if str(error) != last_said:  # not every 5 s the same
-                last_said = str(error)
-                print(f"{datetime.now(UTC):%F %T} {last_said}", file=sys.stderr, flush=True)
+            if str(error) != last_printed:  # not the same line every 5 s
+                last_printed = str(error)
+                command.warn(f"{datetime.now(UTC):%F %T} {redacted(last_printed)}")
         time.sleep(poll_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; it ends with status 0 once the node is drained.
 
-    With `--stay` it does not end then: whoever starts it again would only drain again.
+    With `--stay` it then idles: a supervisor that restarts it would only drain again.
     """
     parser = argparse.ArgumentParser(prog="python -m orchestrator.spot", description=__doc__)
-    parser.add_argument("--metadata", default=METADATA, metavar="URL", help="of the service")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster (default: joined)")
-    parser.add_argument("--poll", type=float, default=POLL_S, metavar="S", help="between looks")
-    parser.add_argument("--stay", action="store_true", help="do not end after the drain")
-    arguments = parser.parse_args(argv)
+    add = parser.add_argument
+    add("--metadata", default=METADATA, metavar="URL", help="address of EC2's metadata service")
+    add("--address", metavar="HOST:PORT", help="of the Ray cluster (default: joined)")
+    add("--poll", type=float, default=POLL_S, metavar="S", help="seconds between polls")
+    add("--stay", action="store_true", help="keep running after the drain")
+    command.add_verbose(add)
+    return command.run(parser, _drain, argv)
+
+
+def _drain(arguments: argparse.Namespace) -> int:
     joined, node_ip = ray_internals.this_node()
     address = arguments.address or joined
     if not address:
-        print("No Ray runs on this machine. Start it first, or give --address.", file=sys.stderr)
-        return 2
-    try:
-        node = watch(Metadata(arguments.metadata), address, node_ip, arguments.poll)
-    except KeyboardInterrupt:
-        return 130
-    print(f"{datetime.now(UTC):%F %T} The machine is to go; node {node} is drained.", flush=True)
+        raise UsageError("Ray does not run on this machine. Start it first, or give --address.")
+    node = watch(Metadata(arguments.metadata), address, node_ip, arguments.poll)
+    command.say(f"{datetime.now(UTC):%F %T} EC2 reclaims this machine; node {node} is drained.")
     while arguments.stay:
         time.sleep(POLL_S)
-    return 0
+    return command.COMPLETE
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ORDER = (
     ("trainables",),
     ("search_spaces",),
-    ("clock", "errors", "redaction", "command"),
+    ("clock", "errors", "redaction"),
+    ("command",),
     ("storage",),
     ("ledger", "data"),
     ("plan", "tracking"),

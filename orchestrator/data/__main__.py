@@ -16,12 +16,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from orchestrator import command
 from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN
 from orchestrator.data.prepare import fetched, prepare, publish
 from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
-from orchestrator.errors import OrchestratorError
 from orchestrator.redaction import redacted
-from orchestrator.storage.paths import data_location, default_data_dir, path_or_address
+from orchestrator.storage.arguments import add_data_dir
+from orchestrator.storage.paths import data_location
 
 
 def _print_list(found: Sequence[PreparedDataset]) -> None:
@@ -69,15 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="compare a prepared dataset with its manifest")
     check.add_argument("name", metavar="NAME")
     show = commands.add_parser("list", help="show prepared and known datasets")
-    for command in (make, check, show):
-        command.add_argument(
-            "--data-dir",
-            type=path_or_address,
-            default=default_data_dir(),
-            metavar="PLACE",
-            help="where archives and prepared datasets lie: a folder, or s3://bucket/prefix or "
-            "file:///folder for the hosts of a cluster (default: SWEEP_DATA_DIR, else data)",
-        )
+    for each in (make, check, show):
+        add_data_dir(each.add_argument)
+        command.add_verbose(each.add_argument)
     return parser
 
 
@@ -111,18 +106,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (verify), 2 (usage), 130 (Ctrl+C)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except (OrchestratorError, OSError) as error:  # a storage's error is an OSError
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "Interrupted. What was downloaded is kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 130
+    kept = "Interrupted. The downloaded part is kept; the same command resumes the download."
+    return command.run(_parser(), _run, argv, interrupted=kept)
 
 
 if __name__ == "__main__":

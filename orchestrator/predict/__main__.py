@@ -1,9 +1,9 @@
-"""`python -m orchestrator.predict NAME|MLFLOW_RUN IMAGE...`: what a trained model sees in images.
+"""`python -m orchestrator.predict NAME|MLFLOW_RUN IMAGE...`: classifies images.
 
-NAME is a sweep in the storage: its best final trial answers, by the metric it was searched for,
-else its best search trial. MLFLOW_RUN is the id of a run that holds a model. Images are of any size
-and are cut to their centre square and resized as those of the dataset were. All of them are
-answered or none: what cannot be read is named.
+NAME is a sweep in the storage. Its best final trial is used, by the metric that was searched for;
+without final trials, its best search trial. MLFLOW_RUN is the id of a run that holds a model.
+Images of any size are cropped to the centre square and resized, as the dataset's images were. If
+one image cannot be read, none is classified, and the error names it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator import command
-from orchestrator.errors import OrchestratorError
 from orchestrator.predict import model as predict_model
-from orchestrator.predict.find import PredictConfig, found
+from orchestrator.predict.find import PICTURE_ENDINGS, PredictConfig, found
 from orchestrator.predict.model import Answer, TrainedModel
-from orchestrator.redaction import redacted
-
-if TYPE_CHECKING:
-    pass
+from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
 
 
 def predict(config: PredictConfig) -> tuple[TrainedModel, list[Answer]]:
-    """Find the model, let it answer for every image, and draw the picture if one is asked for.
+    """Return the model and its answer for every image; draw the picture if one is asked for.
 
     Raises:
         UsageError: the model or an image cannot be used; nothing was written.
@@ -45,7 +40,7 @@ def predict(config: PredictConfig) -> tuple[TrainedModel, list[Answer]]:
 
 
 def title(model: TrainedModel) -> str:
-    """Return one line that says which model answers."""
+    """Return one line that describes the model."""
     about = model.about
     parts = [model.config.variant]
     if about.get("sweep"):
@@ -98,38 +93,32 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="NAME|MLFLOW_RUN", help="a sweep, or the id of a run that holds a model")
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
-    add(
-        "--storage",
-        default="results",
-        metavar="PLACE",
-        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: results)",
-    )
-    add("--variant", metavar="V", help="the best of this model (default: the best of all)")
-    add(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow, for MLFLOW_RUN (default: the SQLite file in the storage folder)",
-    )
-    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="prepared datasets")
+    add("--variant", metavar="V", help="use the best trial of this model (default: of all models)")
     add("--json", dest="as_json", action="store_true", help="print JSON in place of a table")
-    add("--picture", type=Path, metavar="FILE", help="also draw images, maps and labels: .png, ...")
+    add(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help=f"also draw images, Grad-CAM maps and labels: {', '.join(PICTURE_ENDINGS)}",
+    )
+    add_storage(add)
+    add_tracking_uri(add)
+    add_data_dir(add)
+    command.add_verbose(add)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 (usage or input), 130 (Ctrl+C)."""
-    values = vars(_parser().parse_args(argv))
-    try:
-        config = PredictConfig(**{**values, "images": tuple(values["images"])})
-        model, answers = predict(config)
-        (_print_json if config.as_json else _print_table)(config, model, answers)
-        return 0
-    except (OrchestratorError, OSError) as error:
-        print(redacted(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    return command.run(_parser(), _predict, argv)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    values = {name: value for name, value in vars(arguments).items() if name != "verbose"}
+    config = PredictConfig(**{**values, "images": tuple(values["images"])})
+    model, answers = predict(config)
+    (_print_json if config.as_json else _print_table)(config, model, answers)
+    return command.COMPLETE
 
 
 if __name__ == "__main__":

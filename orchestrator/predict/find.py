@@ -26,7 +26,7 @@ from orchestrator.predict.model import (
     read_folder,
 )
 from orchestrator.storage import sweeps
-from orchestrator.storage.paths import SweepPaths, sweep_paths
+from orchestrator.storage.paths import SweepPaths, data_location, sweep_paths
 from orchestrator.storage.store import StorageError
 from trainables.config import TrainConfig
 
@@ -74,10 +74,10 @@ class PredictConfig:
 
     model: str
     images: tuple[Path, ...]
-    storage: str = "results"
+    storage: Path | str = Path("results")  # a text is an address
     variant: str | None = None
     tracking_uri: str | None = None
-    data_dir: Path = Path("data")
+    data_dir: Path | str = Path("data")  # a text is an address
     as_json: bool = False
     picture: Path | None = None
 
@@ -176,21 +176,26 @@ def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
 
 def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Manifest:
     """Return the dataset's manifest: the one that was kept, else the prepared dataset's."""
+    from orchestrator.data import share
     from trainables.data.dataset import DatasetError, load_manifest
 
     if kept is not None and kept["fingerprint"] == trained["dataset_fingerprint"]:
         return manifest_of(kept)
+    place = data_location(config.data_dir)
+    folder = place.folder / trained["dataset"]
     try:
-        manifest = load_manifest(config.data_dir / trained["dataset"])
-    except DatasetError as error:
+        if place.address is not None:
+            share.fetch(place.address, folder)
+        manifest = load_manifest(folder)
+    except (DatasetError, StorageError) as error:
         raise UsageError(
-            f"The names of the classes stand with the prepared dataset, which --data-dir names. "
+            "The class names are those of the prepared dataset, which --data-dir must name. "
             f"{error}"
         ) from error
     if manifest.fingerprint != trained["dataset_fingerprint"]:
         raise UsageError(
-            f"{config.data_dir / trained['dataset']} is another dataset than the model was trained "
-            f"on: its fingerprint is {manifest.fingerprint!r}, not "
-            f"{trained['dataset_fingerprint']!r}. Name the folder of the right one with --data-dir."
+            f"{folder} is another dataset than the model was trained on: its fingerprint is "
+            f"{manifest.fingerprint!r}, not {trained['dataset_fingerprint']!r}. Name the folder of "
+            "the right one with --data-dir."
         )
     return manifest

@@ -72,9 +72,9 @@ class SweepPaths:
         return self.root / "trials" / signature
 
 
-def sweep_paths(storage: str, name: str) -> SweepPaths:
+def sweep_paths(storage: Path | str, name: str) -> SweepPaths:
     """Return a sweep's paths in a storage, which is a path or an address."""
-    address = _address(storage)
+    address = _address(str(storage))
     if address is None:
         return SweepPaths(Path(storage), name)
     # The same store is the same folder, whoever's password it is opened with.

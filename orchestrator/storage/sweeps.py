@@ -33,7 +33,7 @@ def has_sweep(paths: SweepPaths) -> bool:
     return paths.ledger.exists() or (storage is not None and storage.exists(LEDGER))
 
 
-def sweep_names(storage: str) -> list[str]:
+def sweep_names(storage: Path | str) -> list[str]:
     """Return the names of the sweeps in a storage, which is a path or an address, sorted.
 
     Raises:
@@ -48,7 +48,7 @@ def sweep_names(storage: str) -> list[str]:
 
 
 def find_sweep(
-    storage: str, *names: str, way_out: str = "Name another place with --storage."
+    storage: Path | str, *names: str, way_out: str = "Name another place with --storage."
 ) -> SweepPaths:
     """Return the paths of the first of these sweeps that exists in a storage.
 
@@ -69,7 +69,7 @@ def find_sweep(
     near = difflib.get_close_matches(names[0], known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise SweepNotFoundError(
-        f"There is no sweep named {names[0]!r} in {redacted(storage)}. Existing: "
+        f"There is no sweep named {names[0]!r} in {redacted(str(storage))}. Existing: "
         f"{', '.join(known) or 'none'}.{hint} {way_out}"
     )
 

@@ -186,5 +186,5 @@ def test_a_group_that_lets_in_others_is_refused(tmp_path: Path, account: dict[st
     ec2.authorize_security_group_ingress(GroupId=group["GroupId"], IpPermissions=[everybody])
     refused = make(write_file(tmp_path, account), account)
     assert refused.returncode == 2
-    assert f"lets in ['0.0.0.0/0'], the file says ['{ADDRESS}']" in refused.stderr
+    assert f"must admit ['{ADDRESS}'], as in the file; it admits ['0.0.0.0/0']" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -83,10 +83,10 @@ def test_a_token_that_has_expired_is_replaced() -> None:
         assert len(server.tokens) == 3
 
 
-def test_a_service_that_talks_nonsense_is_no_notice() -> None:
+def test_an_unusable_answer_of_the_service_is_an_error() -> None:
     with service() as (server, address):
         server.notice = "soon"
-        with pytest.raises(OSError, match="nonsense"):
+        with pytest.raises(OSError, match="unusable answer"):
             Metadata(address).interruption()
 
 

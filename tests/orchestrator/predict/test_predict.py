@@ -395,6 +395,23 @@ def test_another_dataset_than_the_trained_one_is_refused(
     assert "holds no prepared dataset" in refused(capsys, *words)
 
 
+def test_a_dataset_at_an_address_is_fetched(
+    capsys: pytest.CaptureFixture[str],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This ledger does not hold the manifest; the environment says where things are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SWEEP_DATA_DIR", trained.data_dir.absolute().as_uri())
+    monkeypatch.setenv("SWEEP_STORAGE", str(trained.storage))
+    files, _ = write_test_images(trained.data_dir, tmp_path, 1)
+    assert predict.main(["tiny", str(files[0]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["dataset"] == "digits"
+    empty = (tmp_path / "empty").as_uri()
+    assert "holds no prepared dataset" in refused(capsys, "tiny", files[0], "--data-dir", empty)
+
+
 def test_a_kept_manifest_needs_no_dataset(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:

@@ -1,0 +1,114 @@
+"""What commands share: errors, exit statuses and arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import command
+from orchestrator.data.__main__ import main as data
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.predict.__main__ import _parser as predict_parser
+from orchestrator.predict.__main__ import main as predict
+from orchestrator.report.__main__ import _parser as report_parser
+from orchestrator.report.__main__ import main as report
+from orchestrator.sweep.arguments import parse_args
+
+# A closed port of this machine, so that the connection fails at once.
+ADDRESS = "s3://user:secret-key@bucket/sweeps?endpoint_override=127.0.0.1:9&scheme=http"
+
+
+def run(action: Callable[[], int], *argv: str, failed: int = command.WRONG_USAGE) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_verbose(parser.add_argument)
+    return command.run(parser, lambda _: action(), argv, interrupted="Stopped.", failed=failed)
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("status", [command.COMPLETE, command.FAILED])
+def test_the_status_is_that_of_the_action(status: int) -> None:
+    assert run(lambda: status) == status
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("Wrong."), command.WRONG_USAGE),
+        (OrchestratorError("Wrong."), command.FAILED),
+        (OSError("Wrong."), command.FAILED),
+    ],
+)
+def test_an_expected_error_is_printed_without_traceback(
+    error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error), failed=command.FAILED) == status
+    assert capsys.readouterr() == ("", "Wrong.\n")
+
+
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+def test_ctrl_c_prints_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr() == ("", "Stopped.\n")
+
+
+def test_verbose_shows_the_traceback_without_secrets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(raising(UsageError("No http://me:secret@host.")), "--verbose") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert "UsageError: No http://[redacted]@host." in printed
+    assert "secret" not in printed
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        lambda: report(["name", "--storage", ADDRESS]),
+        lambda: predict(["name", "image.png", "--storage", ADDRESS]),
+        lambda: data(["list", "--data-dir", ADDRESS]),
+    ],
+    ids=["report", "predict", "data"],
+)
+def test_no_command_prints_the_password_of_an_address(
+    main: Callable[[], int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.storage.store.KEEP_TRYING_S", 0.0)
+    assert main() == 2
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err
+    assert "s3://[redacted]@bucket/sweeps" in printed
+    assert "secret-key" not in printed
+
+
+def test_commands_take_the_same_places_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SWEEP_STORAGE", "s3://bucket/sweeps")
+    monkeypatch.setenv("SWEEP_DATA_DIR", "/shared/data")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    for found in (
+        parse_args([]),
+        predict_parser().parse_args(["name", "image.png"]),
+    ):
+        assert found.storage == "s3://bucket/sweeps"
+        assert found.data_dir == Path("/shared/data")
+        assert found.tracking_uri == "http://127.0.0.1:5000"
+    assert report_parser().parse_args(["name"]).storage == "s3://bucket/sweeps"
+    given = predict_parser().parse_args(["name", "image.png", "--storage", "here"])
+    assert given.storage == Path("here")
