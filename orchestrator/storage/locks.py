@@ -49,8 +49,8 @@ def driver_lock(paths: SweepPaths) -> Iterator[None]:
             file = stack.enter_context(files.exclusive_lock(paths.lock, refuse))
         except OSError as error:
             raise UsageError(
-                f"The storage {paths.local_root} cannot be written: {error}. Choose another one with "
-                "--storage."
+                f"The storage {paths.local_root} cannot be written: {error}. Choose another one "
+                "with --storage."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
