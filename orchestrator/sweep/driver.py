@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan, VariantCost
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.sweep.mlflow_thread import MlflowThread
-    from orchestrator.tracking.artifacts import Product
+    from orchestrator.tracking.artifacts import Output
     from trainables.data.dataset import Manifest
 
 
@@ -127,7 +127,7 @@ def _run(
                 return FAILED
             outcome = _outcome(scheduler, interrupted.is_set() or bool(errors))
             if outcome != "interrupted":
-                tracker.products = _hand_over(console, config.paths, ledger, manifest)
+                tracker.outputs = _hand_over(console, config.paths, ledger, manifest)
         outcome = _finish(console, config, views, durable, outcome, interruption)
     summary.print_end(console, config, plan, scheduler, tracker)
     if scheduler.halted():
@@ -253,7 +253,7 @@ def _watch(
 
 def _hand_over(
     console: Console, paths: SweepPaths, ledger: Ledger, manifest: Manifest
-) -> list[Product]:
+) -> list[Output]:
     """Write the sweep's report and its best model; what cannot be is said."""
     from orchestrator.sweep import outputs
 

@@ -125,7 +125,7 @@ class MlflowThread:
 
     def _reason(self) -> str | None:
         """Return a sentence on what MLflow lacks and why, None where nothing is known to lack."""
-        error, behind = self._error, dict(self.tracker.behind)
+        error, behind = self._error, dict(self.tracker.rejected)
         if error is not None:
             return redacted(client.reason(error, self.tracker.uri))
         if behind:
@@ -151,7 +151,7 @@ class MlflowThread:
         finally:
             self._pass_began_s = None
         self._error = None
-        if self.tracker.behind:
+        if self.tracker.rejected:
             return False
         self._in_line_s = time.monotonic()
         return True
@@ -182,7 +182,7 @@ class MlflowThread:
         while True:
             is_last = self._stop.wait(1.0)
             try:
-                up_to = self.tracker.up_to() if self.tracker.up_to else None
+                up_to = self.tracker.copied_seq() if self.tracker.copied_seq else None
                 if is_last:  # workers that were stopped may have written meanwhile
                     self._clean.clear()
                 retention.collect(self.tracker.ledger, self.paths, self._clean, up_to)

@@ -14,7 +14,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking.artifacts import Product
+from orchestrator.tracking.artifacts import Output
 from trainables import files
 from trainables.data.dataset import Manifest
 
@@ -23,7 +23,7 @@ REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's arti
 
 def make(
     ledger: Ledger, paths: SweepPaths, manifest: Manifest, say: Callable[[str], None]
-) -> list[Product]:
+) -> list[Output]:
     """Bring the sweep's report and its best model up to date, and return what there is.
 
     Args:
@@ -32,7 +32,7 @@ def make(
         manifest: of the dataset.
         say: tells the user what cannot be made, and why.
     """
-    made: list[Product] = []
+    made: list[Output] = []
     known = read_header(ledger).products
     for name, mark, write in (
         (REPORT, str(ledger.seq), _write_report),
@@ -49,7 +49,7 @@ def make(
             known = {**known, name: mark}
             ledger.put("products", known)
         if mark:
-            made.append(Product(name, folder, mark))
+            made.append(Output(name, folder, mark))
     return made
 
 
@@ -57,7 +57,7 @@ def _best(ledger: Ledger) -> str:
     from orchestrator.ledger.ranking import best_trial
 
     trial = best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
-    return "" if trial is None else f"{trial.signature} epoch {trial.best_epoch}"
+    return "" if trial is None else f"{trial.signature} epoch {(trial.best_epoch or 0) + 1}"
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:

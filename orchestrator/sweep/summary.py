@@ -95,9 +95,9 @@ def print_end(
             f"with {resume_command()}, with a new --budget or a larger --max-device-hours.",
             soft_wrap=True,
         )
-    for product in tracker.products:
-        page = "report.html" if product.name == "report" else ""
-        where = f"{product.name.capitalize()}: {product.folder / page}"
+    for output in tracker.outputs:
+        page = "report.html" if output.name == "report" else ""
+        where = f"{output.name.capitalize()}: {output.folder / page}"
         console.print(where, soft_wrap=True, highlight=False)
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
     if config.paths.remote:

@@ -1,4 +1,4 @@
-"""MLflow from the outside: how to ask it patiently, what its refusals mean, how to open its page.
+"""Retries calls to MLflow, explains its errors, and gives the addresses of its pages.
 
 Knows nothing of sweeps, and does not import MLflow.
 """
@@ -7,131 +7,139 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.clock import Clock
+
+_PAUSES_S = (0.2, 1.0)
+_SLOW_S = 2.0  # a call that failed after this long is not retried: the server has been waited for
+
 
 class RetryingClient:
-    """MLflow's client, asked patiently.
+    """MLflow's client with every call retried, except `create_run`.
 
-    But a run is not created again before it was searched for: the first may be there.
+    The first request to create a run may have succeeded although it failed here, so its caller
+    must search for the run before it tries again.
     """
 
-    def __init__(self, client: Any) -> None:
-        self.impatient = client
+    def __init__(self, client: Any, clock: Clock) -> None:
+        self.without_retries, self._clock = client, clock
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.impatient, name)
-        return method if name == "create_run" else patiently(method)
+        method = getattr(self.without_retries, name)
+        return method if name == "create_run" else with_retries(method, self._clock)
 
 
-def patiently(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a call that is tried twice more if it fails at once, as at a busy server."""
+def with_retries(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
+    """Return a call that is retried twice if it fails at once, as calls to a busy server do."""
 
-    def tried(*args: Any, **kwargs: Any) -> Any:
-        for pause_s in (0.2, 1.0):
-            begun_s = time.monotonic()
+    def retried(*args: Any, **kwargs: Any) -> Any:
+        for pause_s in _PAUSES_S:
+            began_s = clock.monotonic_s()
             try:
                 return call(*args, **kwargs)
             except Exception as error:
-                if time.monotonic() - begun_s > 2 or _is_final(error):
+                if clock.monotonic_s() - began_s > _SLOW_S or _is_final(error):
                     raise
-            time.sleep(pause_s)
+            clock.sleep(pause_s)
         return call(*args, **kwargs)
 
-    return tried
+    return retried
 
 
 def _is_final(error: Exception) -> bool:
-    """Return whether the same request would be answered with the same error."""
+    """Return whether the same request would fail with the same error again."""
     status = http_status(error)
     return status is not None and 400 <= status < 500 and status not in (408, 429)
 
 
 def http_status(error: Exception) -> int | None:
-    """Return the status a server answered with, None where the error is of another kind."""
+    """Return the HTTP status of a server's reply, None if the error is not a reply."""
     response = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
-    of_mlflow = getattr(error, "get_http_status_code", None)
-    return None if of_mlflow is None else int(of_mlflow())
+    mlflow_status = getattr(error, "get_http_status_code", None)
+    return None if mlflow_status is None else int(mlflow_status())
 
 
 def advice(error: Exception, uri: str) -> str | None:
-    """Return what to do about a server that refuses to be written to; None where it does not."""
+    """Return what the user can do if the server refuses access, None for other errors."""
     status = http_status(error)
     if status == 403 and "Invalid Host header" in str(error):
         host = urllib.parse.urlsplit(uri).hostname
         return (
-            f"The server does not go by the name {host!r}. Start it with "
+            f"The server does not accept the host name {host!r}. Start it with "
             f"`mlflow server ... --allowed-hosts '{host},{host}:*,localhost,localhost:*'`."
         )
     if status == 401:
         return (
-            "The server wants to know who you are. Set MLFLOW_TRACKING_USERNAME and "
+            "The server requires a login. Set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) and run the same command with "
             "--resume."
         )
     if status == 403:
-        return "The server refuses this user. Ask for the right to create and edit experiments."
+        return (
+            "This user has no write access to the server. Ask its administrator for permission to "
+            "create and edit experiments."
+        )
     return None
 
 
 def reason(error: Exception, uri: str) -> str:
-    """Return one sentence on why MLflow did not take something."""
+    """Return one sentence that says why a call to MLflow failed."""
     text = str(error)
     status = re.search(r"too many (\d+) error responses", text)
     if hint := advice(error, uri):
         return hint
     if "Connection refused" in text:
-        return "nothing listens there."
+        return "no server is listening at this address."
     if "timed out" in text:
-        return "it does not answer in time."
+        return "it did not respond in time."
     if "database is locked" in text:
-        return "another program holds its database locked."
+        return "its database is locked by another program."
     if "_alembic_tmp_" in text:
         return (
-            "its database was left unfinished by a program that was killed while it created or "
-            "upgraded it, and MLflow cannot go on with it. Put it aside: what the ledger has is "
-            "written to a new one."
+            "its database is incomplete, because a program was killed while creating or upgrading "
+            "it, and MLflow cannot repair it. Move the file away: a new database is filled from "
+            "the ledger."
         )
     if status:
-        return f"it answers with status {status[1]}."
+        return f"it responded with HTTP status {status[1]}."
     return f"{first_line(error)}."
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's class and the first line of its text, at most 300 characters of it."""
+    """Return an error's class and the first line of its text, cut after 300 characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def ui_command(uri: str) -> str | None:
-    """Return the command that serves a database file's runs; None where a server does already."""
+    """Return the command that serves the runs of a database file, None if a server does."""
     if uri.startswith(("http://", "https://")):
         return None
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
-    """Return the address of a page with the curves of all trials, the best one first.
+    """Return the address of the page with the curves of all trials, best trial first.
 
     Args:
-        uri: of the server; for a database file that of `mlflow ui` with its default port.
-        experiment: MLflow's number of the sweep's experiment.
-        metric: the sweep's.
-        mode: its direction, "max" or "min".
+        uri: of the server; a database file gets the default address of `mlflow ui`.
+        experiment: the id of the sweep's experiment.
+        metric: the metric that the sweep optimizes.
+        mode: "max" or "min".
     """
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     query = urllib.parse.urlencode(
         {
-            # Sorted by a metric, trials stand beside their parent, not folded into it.
+            # Sorted by a metric, MLflow lists trials beside their parent run, not inside it.
             "orderByKey": f"metrics.`best_{metric}`",
             "orderByAsc": "true" if mode == "min" else "false",
             "compareRunsMode": "CHART",
-            # MLflow's page opens with the columns of language models unless told.
+            # Without it, MLflow's page opens with the columns for language models.
             "workflowType": "machine_learning",
         },
         quote_via=urllib.parse.quote,

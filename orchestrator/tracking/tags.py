@@ -4,10 +4,11 @@ from __future__ import annotations
 
 SWEEP_ID, SIGNATURE, OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
 MARK, PARENT_RUN_ID = "sweep.mark", "mlflow.parentRunId"
-# What a run's folder of weights holds: "epoch N", or nothing for sure; none is without the tag.
+# The state of a run's folder of weights: "epoch N" (from 1) once all files are there, INCOMPLETE
+# while they change. A run without weights has no such tag, which reads as NO_WEIGHTS.
 WEIGHTS_TAG, INCOMPLETE, NO_WEIGHTS = "sweep.weights", "incomplete", ""
 WEIGHTS_FOLDER = "weights"
-# MLflow's word for each way a trial stands; `sweep.outcome` holds ours.
+# MLflow's status for each outcome of a trial; the tag `sweep.outcome` holds the outcome itself.
 RUN_STATUS = {
     "complete": "FINISHED",
     "stopped": "FINISHED",

@@ -1,62 +1,46 @@
-"""The only door to MLflow: projects the ledger there from a background thread.
+"""Writes the ledger of a sweep into MLflow, from a background thread.
 
-MLflow is a view. One parent run per sweep and one child per trial are found by tag before they
-are created; metrics carry timestamps from the ledger, so writing them twice changes nothing. How
-much of a trial is written stands in its run, as a mark of the ledger's state that it shows: a
-store that is new, was lost or came from an old copy is completed by the same rule as one that was
-down. A trial that MLflow rejects holds up no other.
+MLflow holds a copy of what the ledger has, never more. Each trial's run has a tag, its mark, that
+says which state of the trial the run shows. So a store that was down, is new, was lost or comes
+from an old backup is completed by the same rule, and metrics carry the ledger's timestamps, so
+writing them twice changes nothing. A trial that MLflow rejects does not delay the others.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger import ranking, retention
+from orchestrator.clock import Clock
+from orchestrator.ledger import ranking
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.redaction import redacted
-from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import database
-from orchestrator.tracking.artifacts import rebuild_recipe
-from orchestrator.tracking.client import RetryingClient, patiently, reason
-from orchestrator.tracking.tags import (
-    INCOMPLETE,
-    MARK,
-    NO_WEIGHTS,
-    OUTCOME,
-    PARENT_RUN_ID,
-    RUN_STATUS,
-    SIGNATURE,
-    SWEEP_ID,
-    WEIGHTS_FOLDER,
-    WEIGHTS_TAG,
-)
+from orchestrator.tracking import artifacts
+from orchestrator.tracking.artifacts import Output
+from orchestrator.tracking.client import reason
+from orchestrator.tracking.runs import SweepRuns, connect
+from orchestrator.tracking.tags import MARK, NO_WEIGHTS, OUTCOME, PARENT_RUN_ID, RUN_STATUS
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import Metric, Param, RunTag
 
-    from orchestrator.tracking.artifacts import Product
-
-# MLflow takes 1000 metrics, parameters and tags at a time (mlflow/utils/validation.py).
+# MLflow takes 1000 metrics, parameters and tags in one request (mlflow/utils/validation.py).
 _PER_BATCH = 900
+_LONGEST_PAUSE_S = 300.0  # before a rejected trial is written again
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedTrial:
-    """A trial that MLflow does not show as the ledger has it, because it rejects it."""
+    """A trial whose run is not up to date because MLflow rejected a request of it."""
 
     reason: str
     tries: int
-    due_s: float  # of time.monotonic
+    due_s: float  # monotonic time of the next try
 
 
 class Tracker:
@@ -67,462 +51,291 @@ class Tracker:
         ledger: Ledger,
         paths: SweepPaths,
         uri: str,
-        up_to: Callable[[], int] | None = None,
+        copied_seq: Callable[[], int] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Prepare to write; nothing is asked of MLflow yet.
+        """Prepare to write; the first `sync` connects to MLflow.
 
         Args:
             ledger: the sweep's.
             paths: its folder.
-            uri: of MLflow's store.
-            up_to: returns the number of the last change that may be told; None: all may.
+            uri: MLflow's store.
+            copied_seq: returns the number of the last change that is in a copy of the ledger;
+                later ones are not written yet. None: all are written.
+            clock: None is the real one.
         """
-        self.ledger, self.paths, self.uri, self.up_to = ledger, paths, uri, up_to
-        self.header = read_header(ledger)
-        self.behind: dict[str, RejectedTrial] = {}  # by signature
-        self.answered_s: float | None = None  # time.monotonic of MLflow's last sign of life
-        self.experiment = ""
-        self.products: Sequence[Product] = ()  # for the sweep's own run, at its end
-        self._client: Any = None
-        self._parent: Run | None = None
-        self._runs: dict[str, str] = {}  # signature: run id
-        self._written: dict[str, str] = {}  # signature: its run's mark, see _mark
-        self._own: dict[str, tuple[str, str, int]] = {}  # run, mark and change that we wrote
-        self._status: dict[str, str] = {}  # signature: of its run, in MLflow's words
-        self._weights: dict[str, str] = {}  # signature: what _WEIGHTS_TAG says
-        self._is_fresh = True  # connected, and weights not looked at since
-        self._position = -1  # all trials that changed up to here are written, or in `behind`
+        self.ledger, self.paths, self.uri, self.copied_seq = ledger, paths, uri, copied_seq
+        self.header, self.clock = read_header(ledger), clock or Clock()
+        self.rejected: dict[str, RejectedTrial] = {}  # by signature
+        self.answered_s: float | None = None  # monotonic time of MLflow's last reply
+        self.experiment = ""  # its id, once known
+        self.outputs: Sequence[Output] = ()  # uploaded to the sweep's own run by `finish`
+        self._runs: SweepRuns | None = None  # None: not connected
+        self._position = -1  # trials changed up to here are written or in `rejected`
+        self._checks_weights = True  # the weights of all trials were not compared since connecting
+        # Run id, mark and number of the last change, of what this tracker wrote, by signature.
+        self._written: dict[str, tuple[str, str, int]] = {}
 
     def sync(self, *, last: bool = False) -> int:
-        """Write what changed since MLflow was written to; return how many trials that was.
+        """Write what changed since the last call; return the number of trials written.
 
         Args:
-            last: also try what was rejected a moment ago, and leave the sweep's run as it stands.
+            last: retry rejected trials at once, and keep the status of the sweep's own run.
 
         Raises:
-            Exception: whatever MLflow raised. What was not written will be by the next call.
+            Exception: whatever MLflow raised. The next call writes what this one did not.
         """
         try:
-            self._connect()
-            assert self._parent is not None
-            if not last and self._parent.info.status != "RUNNING":  # goes on after an end
-                self._stand("running")
-            todo = self._unwritten(last)
-            for trial in todo:
-                self._isolated(self._project, trial)
-            if self.behind or self._is_fresh or any(trial.status in ENDED for trial in todo):
-                self._place_weights(last)
-                self._is_fresh = False
-            self._note_behind()
+            runs = self._connect()
+            if not last and runs.parent.info.status != "RUNNING":  # a resumed sweep
+                runs.set_outcome("running")
+            due = self._due_trials(runs, last)
+            for trial in due:
+                self._try(self._write_trial, runs, trial)
+            if self.rejected or self._checks_weights or any(t.status in ENDED for t in due):
+                self._update_weights(runs, last)
+                self._checks_weights = False
+            self._record_rejected()
         except Exception:
-            # A reply may have been lost after the server acted: look everything up again.
-            self._client = None
+            # A reply may have been lost after the server acted: read all runs again.
+            self._runs = None
             raise
-        return len(todo)
+        return len(due)
 
-    def finish(self, outcome: str, facts: Mapping[str, Any]) -> None:
-        """Write the rest, then give the sweep's run its status and figures.
+    def finish(self, outcome: str, figures: Mapping[str, float]) -> None:
+        """Write the rest, then the sweep's outputs, figures and status to its own run.
 
         Args:
             outcome: "complete", "failed" or "interrupted".
-            facts: metrics of the sweep's run, by name.
+            figures: metrics of the sweep's own run, by name.
 
         Raises:
             Exception: whatever MLflow raised.
         """
         self.sync(last=True)
         try:
-            self._log_facts(facts)
-            self._place_products()
-            self._stand(outcome)
+            runs = self._connect()
+            self._log_figures(runs, figures)
+            for output in self.outputs:
+                artifacts.upload_output(runs, output)
+                self.answered_s = self.clock.monotonic_s()
+            runs.set_outcome(outcome)
         finally:
-            # A server that was frozen may have acted late on what it was asked before. Look again.
-            self._client = None
+            # A server that was frozen may carry out earlier requests late: read all runs again.
+            self._runs = None
         self.sync(last=True)
-        assert self._parent is not None
-        stands = self._parent.info.status, self._parent.data.tags.get(OUTCOME)
-        if stands != (RUN_STATUS[outcome], outcome):
-            self._stand(outcome)
-
-    def _connect(self) -> None:
-        """Find or create experiment and parent run, and learn what each trial's run shows."""
-        if self._client is not None:
-            return
-        # A thread of ours waits, no trial does; so give up soon. A request that is sent twice may
-        # be done twice, so who sends it again is decided here (`Patient`).
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
-
-        if self.uri == self.paths.default_tracking_uri:
-            database.relocate(self.paths)
-        database.create(self.uri)
-        client = RetryingClient(mlflow.MlflowClient(tracking_uri=self.uri))
-        self.experiment = self._find_experiment(client)
-        found = self._search(client)
-        tags = {SWEEP_ID: self.header.sweep_id, "mlflow.source.name": "orchestrator.sweep"}
-        parent = found.pop("", None) or self._find_or_create(
-            client, "", self.paths.name, self.header.created_s, tags
-        )
-        if OUTCOME not in parent.data.tags:
-            client.log_dict(parent.info.run_id, self.header.plan.to_dict(), "plan.json")
-            client.set_tag(parent.info.run_id, OUTCOME, "running")
-        self._runs, self._written, self._status, self._weights = {}, {}, {}, {}
-        self._parent, self._client, self._position = parent, client, -1
-        self._is_fresh = True
-        for signature, run in found.items():
-            self._learn(signature, run)
-        self.answered_s = time.monotonic()
-
-    def _find_experiment(self, client: RetryingClient) -> str:
-        name = self.paths.name
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            if experiment.lifecycle_stage == "deleted":
-                client.restore_experiment(experiment.experiment_id)
-            return str(experiment.experiment_id)
-        # A server knows where its artifacts go; a bare database file does not.
-        location = None
-        if self.uri.startswith("sqlite:"):
-            location = (self.paths.artifacts / name).absolute().as_uri()
-        return str(client.create_experiment(name, artifact_location=location))
-
-    def _find_or_create(
-        self,
-        client: RetryingClient,
-        signature: str,
-        name: str,
-        started_s: float,
-        tags: dict[str, str],
-    ) -> Run:
-        def once() -> Run:
-            """Search first: an earlier request may have been acted on and its answer lost."""
-            found = self._search(client.impatient, signature).get(signature)
-            return found or client.create_run(
-                self.experiment, start_time=int(started_s * 1000), run_name=name, tags=tags
-            )
-
-        run: Run = patiently(once)()
-        return run
-
-    def _search(self, client: Any, signature: str = "") -> dict[str, Run]:
-        """Return the sweep's runs by signature, or one trial's; the sweep's own under "".
-
-        Doubled runs, from a request that was acted on after it had been given up, are deleted.
-        """
-        wanted = f"tags.`{SWEEP_ID}` = '{self.header.sweep_id}'"
-        if signature:
-            wanted += f" and tags.`{SIGNATURE}` = '{signature}'"
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = client.search_runs([self.experiment], wanted, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                break
-        found: dict[str, Run] = {}
-        # The one that was written to is kept.
-        for run in sorted(runs, key=lambda run: (OUTCOME not in run.data.tags, run.info.run_id)):
-            key = run.data.tags.get(SIGNATURE, "")
-            if key in found:
-                client.delete_run(run.info.run_id)
-            else:
-                found[key] = run
-        return found
-
-    def _learn(self, signature: str, run: Run) -> None:
-        """Remember what a trial's run shows, as far as it can be believed."""
-        tags = run.data.tags
-        self._runs[signature] = run.info.run_id
-        self._status[signature] = run.info.status
-        self._weights[signature] = tags.get(WEIGHTS_TAG, NO_WEIGHTS)
-        assert self._parent is not None
-        if (
-            MARK in tags
-            and run.info.status == RUN_STATUS.get(tags.get(OUTCOME, ""))
-            and tags.get(PARENT_RUN_ID) == self._parent.info.run_id
+        runs = self._connect()
+        if (runs.parent.info.status, runs.parent.data.tags.get(OUTCOME)) != (
+            RUN_STATUS[outcome],
+            outcome,
         ):
-            self._written[signature] = tags[MARK]
+            runs.set_outcome(outcome)
+
+    def _connect(self) -> SweepRuns:
+        """Return the sweep's runs, read from MLflow unless they are known."""
+        if self._runs is None:
+            self._runs = connect(self.header, self.paths, self.uri, self.clock)
+            self.experiment = self._runs.experiment
+            self._position, self._checks_weights = -1, True
+            self.answered_s = self.clock.monotonic_s()
+        return self._runs
 
     def _mark(self, trial: Trial) -> str:
-        """Return what tells whether a run shows a trial as it is: its state, and of which ledger.
+        """Return the mark of a run that shows a trial as it is now, in this ledger.
 
-        A ledger that was restored from an older copy counts its changes anew, from there; the time
-        of an epoch's arrival does not come twice.
+        A ledger restored from an older copy numbers its changes again from there, so the number
+        alone is not enough. The arrival time of an epoch never repeats.
         """
         rows = self.ledger.epochs(trial.signature)
         last_ms = max((int(row.arrived_s * 1000) for row in rows), default=0)
         return f"{trial.changed_seq} {trial.status} {last_ms}"
 
-    def _unwritten(self, last: bool) -> list[Trial]:
+    def _due_trials(self, runs: SweepRuns, last: bool) -> list[Trial]:
         """Return the trials to write now, in the order of their last change."""
-        changed = self._told(self.ledger.trials(changed_after=self._position))
+        changed = self._copied(self.ledger.trials(changed_after=self._position))
         names = {trial.signature for trial in changed}
-        trials = changed + [self.ledger.trial(s) for s in self.behind if s not in names]
+        trials = changed + [self.ledger.trial(s) for s in self.rejected if s not in names]
         self._position = max((trial.changed_seq for trial in changed), default=self._position)
-        todo = [
+        due = [
             trial
             for trial in trials
-            if self._written.get(trial.signature) != self._mark(trial)
-            and (last or self._is_due(trial.signature))
+            if not self._is_up_to_date(runs, trial) and (last or self._is_due(trial.signature))
         ]
-        return sorted(todo, key=lambda trial: trial.changed_seq)
+        return sorted(due, key=lambda trial: trial.changed_seq)
 
-    def _told(self, trials: list[Trial]) -> list[Trial]:
-        """Return the trials whose last change may be told."""
-        up_to = math.inf if self.up_to is None else self.up_to()
+    def _copied(self, trials: list[Trial]) -> list[Trial]:
+        """Return the trials whose last change is in a copy of the ledger."""
+        up_to = math.inf if self.copied_seq is None else self.copied_seq()
         return [trial for trial in trials if trial.changed_seq <= up_to]
 
-    def _is_due(self, signature: str) -> bool:
-        behind = self.behind.get(signature)
-        return behind is None or time.monotonic() >= behind.due_s
+    def _is_up_to_date(self, runs: SweepRuns, trial: Trial) -> bool:
+        run = runs.trials.get(trial.signature)
+        return run is not None and run.mark == self._mark(trial)
 
-    def _isolated(self, write: Callable[[Trial], None], trial: Trial) -> None:
-        """Write something of one trial; if only that fails, note it and go on.
+    def _is_due(self, signature: str) -> bool:
+        rejected = self.rejected.get(signature)
+        return rejected is None or self.clock.monotonic_s() >= rejected.due_s
+
+    def _try(
+        self, write: Callable[[SweepRuns, Trial], None], runs: SweepRuns, trial: Trial
+    ) -> None:
+        """Write something of one trial; if MLflow rejects only that, note it and return.
 
         Raises:
-            Exception: the store itself does not answer either.
+            Exception: MLflow does not respond, or the sweep's own run was deleted.
         """
-        key = trial.signature
-        before = self.behind.pop(key, None)
+        before = self.rejected.pop(trial.signature, None)
         try:
-            write(trial)
+            write(runs, trial)
         except Exception as error:
-            self._forget(key)
-            self._weights[key] = INCOMPLETE
-            assert self._parent is not None
-            parent = self._client.get_run(self._parent.info.run_id)
-            if parent.info.lifecycle_stage == "deleted":
+            runs.forget(trial.signature)
+            if runs.reload_parent().info.lifecycle_stage == "deleted":
                 raise
             tries = before.tries + 1 if before else 1
-            due_s = time.monotonic() + min(2.0**tries, 300)
+            due_s = self.clock.monotonic_s() + min(2.0**tries, _LONGEST_PAUSE_S)
             why = redacted(reason(error, self.uri))
-            self.behind[key] = RejectedTrial(why, tries, due_s)
-        self.answered_s = time.monotonic()
+            self.rejected[trial.signature] = RejectedTrial(why, tries, due_s)
+        self.answered_s = self.clock.monotonic_s()
 
-    def _forget(self, signature: str) -> None:
-        for known in (self._runs, self._written, self._status, self._weights):
-            known.pop(signature, None)
-
-    def _note_behind(self) -> None:
-        """Keep durably which trials MLflow rejects, and why."""
-        note = {signature: behind.reason for signature, behind in sorted(self.behind.items())}
+    def _record_rejected(self) -> None:
+        """Store in the ledger which trials MLflow rejects, and why."""
+        note = {signature: trial.reason for signature, trial in sorted(self.rejected.items())}
         if note != read_header(self.ledger).tracking_behind:
             self.ledger.put("tracking_behind", note)
 
-    def _log_facts(self, facts: Mapping[str, Any]) -> None:
+    def _log_figures(self, runs: SweepRuns, figures: Mapping[str, float]) -> None:
+        """Write metrics of the sweep's own run, unless they have these values already."""
         from mlflow.entities import Metric
 
-        assert self._parent is not None
-        run = self._client.get_run(self._parent.info.run_id)
+        known = runs.reload_parent().data.metrics
         ended_s = [attempt.ended_s or 0.0 for attempt in self.ledger.attempts()]
         at_ms = int(max(ended_s, default=self.header.created_s) * 1000)
         new = [
             Metric(name, value, at_ms, len(self.ledger.trials()))
-            for name, value in facts.items()
-            if run.data.metrics.get(name) != value  # who had nothing to do says nothing twice
+            for name, value in figures.items()
+            if known.get(name) != value
         ]
         if new:
-            self._client.log_batch(run.info.run_id, metrics=new)
+            runs.client.log_batch(runs.parent_id, metrics=new)
 
-    def _place_products(self) -> None:
-        """Put the sweep's report and model into its run, where it does not have them."""
-        assert self._parent is not None
-        run_id = self._parent.info.run_id
-        tags = self._client.get_run(run_id).data.tags
-        for product in self.products:
-            tag = f"sweep.{product.name}"
-            if tags.get(tag) != product.mark:
-                self._clear(run_id, product.name, tag)
-                self._client.log_artifacts(run_id, str(product.folder), product.name)
-                self._client.set_tag(run_id, tag, product.mark)
-                self.answered_s = time.monotonic()
-
-    def _stand(self, outcome: str) -> None:
-        """Give the sweep's run its outcome and status."""
-        assert self._parent is not None
-        run_id = self._parent.info.run_id
-        self._client.set_tag(run_id, OUTCOME, outcome)
-        if outcome == "running":
-            self._client.update_run(run_id, status="RUNNING")
-        else:
-            self._client.set_terminated(run_id, RUN_STATUS[outcome])
-        self._parent = self._client.get_run(run_id)
-
-    def _run_of(self, trial: Trial, started_s: float) -> str:
-        """Return a trial's run, by its tag if it is not known, or a new one."""
-        assert self._parent is not None
-        key = trial.signature
-        if key not in self._runs:
-            tags = {
-                SWEEP_ID: self.header.sweep_id,
-                SIGNATURE: key,
-                PARENT_RUN_ID: self._parent.info.run_id,
-                "mlflow.source.name": "orchestrator.sweep",
-                "variant": trial.variant,
-                "stage": trial.stage,
-            }
-            run = self._find_or_create(self._client, key, trial.name, started_s, tags)
-            self._learn(key, run)
-        return self._runs[key]
-
-    def _project(self, trial: Trial) -> None:
+    def _write_trial(self, runs: SweepRuns, trial: Trial) -> None:
         attempts = self.ledger.attempts(trial.signature)
-        outcome = _outcome(trial, attempts)
+        mark, outcome = self._mark(trial), _outcome(trial, attempts)
         started_s = attempts[0].started_s if attempts else self.header.created_s
-        mark = self._mark(trial)
-        run_id = self._run_of(trial, started_s)
-        if self._is_of_another_ledger(trial):
-            self._client.delete_run(run_id)
-            self._forget(trial.signature)
-            run_id = self._run_of(trial, started_s)
-        written = self._written.get(trial.signature)
-        run_before, mark_before, seq = self._own.get(trial.signature, ("", "", -1))
+        run = runs.run_of(trial, started_s)
+        if self._is_of_another_ledger(trial, run.mark):
+            runs.client.delete_run(run.run_id)
+            runs.forget(trial.signature)
+            run = runs.run_of(trial, started_s)
         params: list[Param] = []
-        if written is None:  # new, or half written: from the beginning
+        if run.mark is None:  # new or partly written
             params = _params(trial)
-            self._client.log_dict(run_id, trial.config, "config.json")
-        after = seq if (run_before, mark_before) == (run_id, written) else -1
+            runs.client.log_dict(run.run_id, trial.config, "config.json")
+        *before, seq = self._written.get(trial.signature, ("", "", -1))
+        after = seq if before == [run.run_id, run.mark] else -1
         metrics = self._metrics(trial, attempts, after)
-        tags = self._tags(attempts, outcome, mark)
-        is_open = RUN_STATUS[outcome] in ("RUNNING", "SCHEDULED")
-        # MLflow stores tags after all else of a batch: they say that the rest is there.
-        if is_open and self._status.get(trial.signature) == RUN_STATUS[outcome]:
-            self._log(run_id, metrics, params, tags)
+        tags = _tags(attempts, outcome, mark, runs.parent_id)
+        status = RUN_STATUS[outcome]
+        # The mark must be written last. MLflow stores the tags of a batch after all else.
+        if status in ("RUNNING", "SCHEDULED") and run.status == status:
+            self._log(runs, run.run_id, metrics, params, tags)
         else:
-            self._log(run_id, metrics, params, [])
-            if is_open:
-                self._client.update_run(run_id, status=RUN_STATUS[outcome])
-            else:
-                self._log_files(run_id, attempts)
-                if evaluated := self.ledger.evaluation(trial.signature):
-                    self._client.log_dict(run_id, evaluated, "test.json")
-                ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-                self._client.set_terminated(run_id, RUN_STATUS[outcome], ended_ms)
-            self._log(run_id, [], [], tags)
-        self._status[trial.signature] = RUN_STATUS[outcome]
-        self._written[trial.signature] = mark
-        self._own[trial.signature] = (run_id, mark, trial.changed_seq)
+            self._log(runs, run.run_id, metrics, params, [])
+            self._set_status(runs, run.run_id, trial, attempts, status)
+            self._log(runs, run.run_id, [], [], tags)
+        run.status, run.mark = status, mark
+        self._written[trial.signature] = (run.run_id, mark, trial.changed_seq)
 
-    def _is_of_another_ledger(self, trial: Trial) -> bool:
-        """Return whether a run shows epochs that the ledger does not know.
+    def _set_status(
+        self,
+        runs: SweepRuns,
+        run_id: str,
+        trial: Trial,
+        attempts: Sequence[Attempt],
+        status: str,
+    ) -> None:
+        """Set the status of a trial's run, after the files that belong to an ended one."""
+        if status in ("RUNNING", "SCHEDULED"):
+            runs.client.update_run(run_id, status=status)
+            return
+        artifacts.upload_logs(runs, run_id, self.paths, attempts)
+        if evaluated := self.ledger.evaluation(trial.signature):
+            evaluated = {**evaluated, "epoch": evaluated["epoch"] + 1}
+            runs.client.log_dict(run_id, evaluated, "test.json")
+        runs.client.set_terminated(run_id, status, int((attempts[-1].ended_s or 0) * 1000))
 
-        So it is when the ledger is an older copy: the first values stay, and they are other ones.
+    def _is_of_another_ledger(self, trial: Trial, mark: str | None) -> bool:
+        """Return whether a run shows epochs that this ledger does not have.
+
+        That happens if the ledger is an older copy: its epochs are trained again, with other
+        values than those the run has.
         """
-        last_ms = int(self._written.get(trial.signature, "0").split()[-1])
+        last_ms = int((mark or "0").split()[-1])
         rows = self.ledger.epochs(trial.signature)
         return last_ms > 0 and last_ms not in {int(row.arrived_s * 1000) for row in rows}
 
     def _metrics(self, trial: Trial, attempts: Sequence[Attempt], after: int) -> list[Metric]:
+        """Return a trial's metrics of the epochs after a change, and those of its end."""
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(name, value, int(row.arrived_s * 1000), row.epoch)
+            Metric(name, value, int(row.arrived_s * 1000), row.epoch + 1)
             for row in self.ledger.epochs(trial.signature, after=after)
             for name, value in row.metrics.items()
             if math.isfinite(value)
         ]
+        if trial.ended_seq is None:
+            return metrics
         ended_ms = int((attempts[-1].ended_s or 0) * 1000) if attempts else 0
-        evaluated = self.ledger.evaluation(trial.signature) if trial.ended_seq is not None else None
-        if evaluated is not None:
+        if evaluated := self.ledger.evaluation(trial.signature):
             metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(evaluated).items()]
-        if trial.best_value is not None and trial.ended_seq is not None:
+        if trial.best_value is not None:
             name = self.header.plan.space.metric
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
 
-    def _tags(self, attempts: Sequence[Attempt], outcome: str, mark: str) -> list[RunTag]:
-        from mlflow.entities import RunTag
-
-        assert self._parent is not None
-        tags = {
-            OUTCOME: outcome,
-            MARK: mark,
-            PARENT_RUN_ID: self._parent.info.run_id,
-            "attempts": str(len(attempts)),
-        }
-        if attempts and attempts[-1].micro_batch_size:
-            tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
-        failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
-        if failed:
-            tags["failure.class"] = str(failed[-1].failure_class)
-        return [RunTag(name, value) for name, value in tags.items()]
-
     def _log(
-        self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]
+        self,
+        runs: SweepRuns,
+        run_id: str,
+        metrics: list[Metric],
+        params: list[Param],
+        tags: list[RunTag],
     ) -> None:
         """Write in batches, the tags with the last of them."""
         while len(metrics) > _PER_BATCH:
-            self._client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
+            runs.client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
             metrics, params = metrics[_PER_BATCH:], []
-            self.answered_s = time.monotonic()
+            self.answered_s = self.clock.monotonic_s()
         if metrics or params or tags:
-            self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+            runs.client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
-    def _log_files(self, run_id: str, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            path = sweeps.local_file(self.paths, attempt.log) if attempt.log else None
-            if path is not None:
-                self._client.log_artifact(run_id, str(path), "logs")
-            if attempt.failure_text:
-                self._client.log_text(
-                    run_id, attempt.failure_text, f"logs/attempt_{attempt.attempt}_failure.txt"
-                )
-
-    def _place_weights(self, last: bool) -> None:
-        """Put the weights of the best trials of each variant into MLflow, and take others out."""
-        trials = self._told(self.ledger.trials())
+    def _update_weights(self, runs: SweepRuns, last: bool) -> None:
+        """Upload the weights of the best trials of each variant, and remove those of others."""
+        trials = self._copied(self.ledger.trials())
         best = ranking.top_k(trials, self.header.num_best, self.header.plan.space.mode)
         for trial in trials:
-            key = trial.signature
-            wanted = f"epoch {trial.best_epoch}" if key in best else NO_WEIGHTS
-            if key not in self._runs:
+            signature = trial.signature
+            run = runs.trials.get(signature)
+            if run is None:
                 continue
-            if self._weights.get(key, NO_WEIGHTS) == wanted:
-                if key in self.behind and self._written.get(key) == self._mark(trial):
-                    del self.behind[key]  # what failed had been done
-                continue
-            if last or self._is_due(key):
-                write = self._log_weights if key in best else self._delete_weights
-                self._isolated(write, trial)
+            wanted = artifacts.weights_tag(trial) if signature in best else NO_WEIGHTS
+            if run.weights == wanted:
+                if signature in self.rejected and self._is_up_to_date(runs, trial):
+                    del self.rejected[signature]  # the rejected request was carried out after all
+            elif last or self._is_due(signature):
+                self._try(self._upload_weights if wanted else self._delete_weights, runs, trial)
 
-    def _log_weights(self, trial: Trial) -> None:
-        run_id = self._runs[trial.signature]
-        source = retention.best_weights(self.ledger, self.paths, trial)
-        if source is not None:
-            self._clear(run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
-            with tempfile.TemporaryDirectory() as folder:
-                link = Path(folder) / "model.safetensors"
-                link.symlink_to(source.absolute())
-                self._client.log_artifact(run_id, str(link), WEIGHTS_FOLDER)
-            # Last: weights without it are not whole.
-            recipe = rebuild_recipe(self.ledger, trial)
-            self._client.log_dict(run_id, recipe, f"{WEIGHTS_FOLDER}/model.json")
-            self._client.set_tag(run_id, WEIGHTS_TAG, f"epoch {trial.best_epoch}")
-        self._weights[trial.signature] = f"epoch {trial.best_epoch}"
+    def _upload_weights(self, runs: SweepRuns, trial: Trial) -> None:
+        run = runs.trials[trial.signature]
+        artifacts.upload_weights(runs, run, self.ledger, self.paths, trial)
 
-    def _delete_weights(self, trial: Trial) -> None:
-        run_id = self._runs[trial.signature]
-        self._clear(run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
-        self._client.delete_tag(run_id, WEIGHTS_TAG)
-        self._weights[trial.signature] = NO_WEIGHTS
-
-    def _clear(self, run_id: str, folder: str, tag: str) -> None:
-        """Empty a folder of a run's artifacts, having said in a tag that it is not whole."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        self._client.set_tag(run_id, tag, INCOMPLETE)
-        uri = self._client.get_run(run_id).info.artifact_uri
-        files = get_artifact_repository(uri, tracking_uri=self.uri)
-        if patiently(files.list_artifacts)(folder):
-            patiently(files.delete_artifacts)(folder)
+    def _delete_weights(self, runs: SweepRuns, trial: Trial) -> None:
+        artifacts.delete_weights(runs, runs.trials[trial.signature])
 
 
 def evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
-    """Return what MLflow shows of the test split's evaluation, by name."""
+    """Return the metrics of an evaluation on the test split, by their names in MLflow."""
     metrics = {f"test_{name}": evaluated[name] for name in ("top1", "top5", "loss", "ece")}
     if evaluated["superclass_top1"] is not None:
         metrics["test_superclass_top1"] = evaluated["superclass_top1"]
@@ -534,6 +347,23 @@ def evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def _tags(attempts: Sequence[Attempt], outcome: str, mark: str, parent_id: str) -> list[RunTag]:
+    from mlflow.entities import RunTag
+
+    tags = {
+        OUTCOME: outcome,
+        MARK: mark,
+        PARENT_RUN_ID: parent_id,
+        "attempts": str(len(attempts)),
+    }
+    if attempts and attempts[-1].micro_batch_size:
+        tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
+    failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
+    if failed:
+        tags["failure.class"] = str(failed[-1].failure_class)
+    return [RunTag(name, value) for name, value in tags.items()]
+
+
 def _params(trial: Trial) -> list[Param]:
     from mlflow.entities import Param
 
@@ -541,7 +371,7 @@ def _params(trial: Trial) -> list[Param]:
 
 
 def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:
-    """Return how a trial stands; one that waits for its next attempt is interrupted."""
+    """Return a trial's status, "interrupted" if it waits for its next attempt."""
     if trial.status == "running" and (not attempts or attempts[-1].outcome is not None):
         return "interrupted"
     return trial.status

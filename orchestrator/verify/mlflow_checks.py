@@ -120,7 +120,7 @@ def _run_problems(client: MlflowClient, facts: Snapshot, trial: Trial, run: Run)
     rows = facts.rows[trial.signature]
     for name in METRIC_NAMES:
         wanted = [
-            (row.epoch, row.metrics[name], int(row.arrived_s * 1000))
+            (row.epoch + 1, row.metrics[name], int(row.arrived_s * 1000))
             for row in rows
             if math.isfinite(row.metrics[name])
         ]

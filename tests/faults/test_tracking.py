@@ -49,9 +49,9 @@ def drain(sweep: Sweep, tries: int = 20) -> None:
     for _ in range(tries):
         with contextlib.suppress(Exception):
             sweep.tracker.finish("complete", {"trials": len(sweep.ledger.trials())})
-            if not sweep.tracker.behind:
+            if not sweep.tracker.rejected:
                 return
-    raise AssertionError(f"not written after {tries} tries: {sweep.tracker.behind}")
+    raise AssertionError(f"not written after {tries} tries: {sweep.tracker.rejected}")
 
 
 def live_through(sweep: Sweep) -> int:
@@ -139,7 +139,7 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
     sweep.tracker.sync()
     created = [r for r in proxy.seen if r.path.endswith("/runs/create")]
     assert len(created) == 5  # parent, two trials, and two that nobody waited for
-    assert len(sweep.tracker.behind) == 2
+    assert len(sweep.tracker.rejected) == 2
     held.set()
     sweep.tracker.sync(last=True)  # creates them anew: the late ones are not there yet
     time.sleep(7)
@@ -272,7 +272,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     proxy.rule = lambda request: Fault(status=503)
     scenes[1]()
     (line,) = watch(13)
-    assert line.startswith(f"MLflow at {proxy.uri} is behind: it answers with status 503.")
+    assert line.startswith(f"MLflow at {proxy.uri} is behind: it responded with HTTP status 503.")
     proxy.rule = lambda request: None
     scenes[2]()
     assert watch(11)[1:] == ["MLflow has caught up."]
@@ -300,7 +300,7 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
 
     proxy.rule = rule
     sweep.tracker.sync()
-    assert set(sweep.tracker.behind) == {key}
+    assert set(sweep.tracker.rejected) == {key}
     assert "weights/model.json" not in uploaded()
     assert sweep.runs()[key].data.tags["sweep.weights"] == "incomplete"
     # A server that keeps what it got, as a plain file store would: it is replaced.
@@ -315,7 +315,7 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
     assert uploaded() == ["weights/model.json", "weights/model.safetensors"]
     path = sweep.client.download_artifacts(run_id, "weights/model.safetensors", str(half.parent))
     assert Path(path).read_bytes() == content
-    assert sweep.runs()[key].data.tags["sweep.weights"] == "epoch 1"
+    assert sweep.runs()[key].data.tags["sweep.weights"] == "epoch 2"
 
 
 @pytest.mark.alone

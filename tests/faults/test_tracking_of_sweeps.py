@@ -109,7 +109,7 @@ def test_a_server_that_is_down_all_along_is_filled_by_resume(
     options = (*healthy.options, "--tracking-uri", uri, "--name", "down")
     done = sweep(tmp_path, "digits", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("is behind: nothing listens there.") == 1
+    assert done.stdout.count("is behind: no server is listening at this address.") == 1
     assert "does not have everything" in done.stdout
     assert_unharmed(paths, healthy)
     late = Proxy(server.port, port)

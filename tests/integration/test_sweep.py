@@ -77,7 +77,7 @@ def test_mlflow_holds_one_run_per_trial_and_one_value_per_metric_and_epoch(finis
         for name in METRIC_NAMES:
             history = client.get_metric_history(run.info.run_id, name)
             expected = [row.metrics[name] for row in ledger.epochs(trial.signature)]
-            assert [(m.step, m.value) for m in history] == list(enumerate(expected))
+            assert [(m.step, m.value) for m in history] == list(enumerate(expected, start=1))
 
 
 def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(

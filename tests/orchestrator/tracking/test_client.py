@@ -1,16 +1,18 @@
-"""What MLflow's errors mean, and how patiently it is asked."""
+"""Advice for MLflow's errors, and which calls are retried."""
 
 from __future__ import annotations
 
 import pytest
 
-from orchestrator.tracking.client import RetryingClient, advice, patiently, reason, time
+from orchestrator.clock import Clock
+from orchestrator.tracking.client import RetryingClient, advice, reason, with_retries
 
 URI = "http://ec2-1-2-3-4.example:5000"
+NO_PAUSES = Clock(sleep=lambda seconds: None)
 
 
 class Refusal(Exception):
-    """As MLflow's: it knows the status a server answered with."""
+    """Has an HTTP status, as MLflow's errors have."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -33,67 +35,75 @@ class Counting:
     log_batch = create_run
 
 
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-
-
-def test_an_unknown_host_name_is_answered_with_the_flag_that_allows_it() -> None:
+def test_a_rejected_host_name_names_the_flag_that_allows_it() -> None:
     error = Refusal(403, "failed with error code 403. 'Invalid Host header - possible DNS ...'")
     assert advice(error, URI) == (
-        "The server does not go by the name 'ec2-1-2-3-4.example'. Start it with `mlflow server "
-        "... --allowed-hosts 'ec2-1-2-3-4.example,ec2-1-2-3-4.example:*,localhost,localhost:*'`."
+        "The server does not accept the host name 'ec2-1-2-3-4.example'. Start it with "
+        "`mlflow server ... --allowed-hosts 'ec2-1-2-3-4.example,ec2-1-2-3-4.example:*,"
+        "localhost,localhost:*'`."
     )
     assert reason(error, URI) == advice(error, URI)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
-        (Refusal(401, "You are not authenticated"), "Set MLFLOW_TRACKING_USERNAME and"),
-        (Refusal(403, "Permission denied"), "The server refuses this user."),
-        (Refusal(500, "... [Errno 111] Connection refused"), "nothing listens there."),
-        (Refusal(500, "Read timed out. (read timeout=10)"), "it does not answer in time."),
-        (Refusal(500, "too many 503 error responses"), "it answers with status 503."),
-        (Refusal(503, "(sqlite3.OperationalError) database is locked"), "database locked."),
-        (Refusal(500, "(OperationalError) table _alembic_tmp_tags already exists"), "Put it aside"),
+        (
+            Refusal(401, "You are not authenticated"),
+            "requires a login. Set MLFLOW_TRACKING_USERNAME and",
+        ),
+        (Refusal(403, "Permission denied"), "This user has no write access to the server."),
+        (
+            Refusal(500, "... [Errno 111] Connection refused"),
+            "no server is listening at this address.",
+        ),
+        (Refusal(500, "Read timed out. (read timeout=10)"), "it did not respond in time."),
+        (Refusal(500, "too many 503 error responses"), "it responded with HTTP status 503."),
+        (
+            Refusal(503, "(sqlite3.OperationalError) database is locked"),
+            "its database is locked by another program.",
+        ),
+        (
+            Refusal(500, "(OperationalError) table _alembic_tmp_tags already exists"),
+            "Move the file away",
+        ),
         (ValueError("first\nsecond"), "ValueError: first."),
         (ValueError(), "ValueError."),
     ],
 )
-def test_every_reason_is_one_sentence(error: Exception, said: str) -> None:
-    assert said in reason(error, URI)
+def test_the_reason_of_an_error_is_one_line(error: Exception, expected: str) -> None:
+    assert expected in reason(error, URI)
     assert "\n" not in reason(error, URI)
 
 
-def test_a_busy_server_is_asked_three_times() -> None:
+def test_a_call_to_a_busy_server_is_tried_three_times() -> None:
     client = Counting([Refusal(503, "busy"), Refusal(429, "busy")])
-    assert RetryingClient(client).log_batch() == "done"
+    assert RetryingClient(client, NO_PAUSES).log_batch() == "done"
     assert client.calls == 3
     client = Counting([Refusal(503, "busy")] * 3)
     with pytest.raises(Refusal):
-        RetryingClient(client).log_batch()
+        RetryingClient(client, NO_PAUSES).log_batch()
     assert client.calls == 3
 
 
-def test_a_request_that_is_wrong_is_not_repeated() -> None:
+def test_an_invalid_request_is_not_retried() -> None:
     client = Counting([Refusal(400, "wrong")])
     with pytest.raises(Refusal):
-        RetryingClient(client).log_batch()
+        RetryingClient(client, NO_PAUSES).log_batch()
     assert client.calls == 1
 
 
-def test_a_run_is_never_created_twice_without_a_search_between() -> None:
+def test_creating_a_run_is_not_retried() -> None:
     client = Counting([Refusal(503, "busy")])
     with pytest.raises(Refusal):
-        RetryingClient(client).create_run()
+        RetryingClient(client, NO_PAUSES).create_run()
     assert client.calls == 1
 
 
-def test_who_was_waited_for_once_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 1000, 5))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+def test_a_call_that_failed_slowly_is_not_retried() -> None:
+    times = iter(range(0, 1000, 5))
+    clock = Clock(monotonic_s=lambda: next(times), sleep=lambda seconds: None)
     client = Counting([Refusal(500, "Read timed out")])
     with pytest.raises(Refusal):
-        patiently(client.log_batch)()
+        with_retries(client.log_batch, clock)()
     assert client.calls == 1

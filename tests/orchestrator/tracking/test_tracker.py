@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event  # mlflow brings it
 
-from orchestrator.tracking.client import page_address, time, ui_command
+from orchestrator.clock import Clock
+from orchestrator.tracking.client import page_address, ui_command
 from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.sweeps import metrics
 from tests.orchestrator.tracking.tracked import Sweep, story, without_identity
@@ -54,7 +55,7 @@ def test_a_sweep_is_one_parent_and_one_child_per_trial(sweep: Sweep) -> None:
         config = sweep.config(number)
         assert run.data.params == {name: str(v) for name, v in config.to_dict().items()}
         for metric in METRIC_NAMES:
-            expected = [(row.epoch, row.metrics[metric]) for row in sweep.ledger.epochs(key)]
+            expected = [(row.epoch + 1, row.metrics[metric]) for row in sweep.ledger.epochs(key)]
             assert sweep.values(key, metric) == expected
         assert sweep.values(key, "best_val_top1") == [(0, (0.5, 0.75)[number])]
         rows = sweep.ledger.epochs(key)
@@ -89,7 +90,7 @@ def test_writing_again_changes_nothing(sweep: Sweep, how: str) -> None:
     assert sweep.content() == before
     sweep.epoch(running, 1, 0.5)
     assert sweep.tracker.sync() == 1
-    assert sweep.values(running, "val_top1") == [(0, 0.25), (1, 0.5)]
+    assert sweep.values(running, "val_top1") == [(1, 0.25), (2, 0.5)]
 
 
 def test_every_outcome_has_its_status(sweep: Sweep) -> None:
@@ -134,7 +135,7 @@ def test_an_interrupted_trial_is_killed_and_finished_when_it_goes_on(sweep: Swee
     run = sweep.runs()[key]
     assert (run.info.status, run.data.tags["attempts"]) == ("FINISHED", "2")
     assert run.info.end_time == int((sweep.ledger.attempts(key)[-1].ended_s or 0) * 1000)
-    assert sweep.values(key, "val_top1") == [(0, 0.25), (1, 0.5)]
+    assert sweep.values(key, "val_top1") == [(1, 0.25), (2, 0.5)]
     assert set(sweep.files(key, "logs")) == {"logs/attempt_1.log", "logs/attempt_2.log"}
 
 
@@ -171,7 +172,8 @@ def test_only_the_best_keep_their_weights(sweep: Sweep) -> None:
     assert with_weights() == {low, middle}
     files = sweep.files(middle, "weights")
     assert files["weights/model.safetensors"] == f"weights of {middle} 1"
-    assert '"best_epoch": 1' in files["weights/model.json"]
+    assert '"best_epoch": 2' in files["weights/model.json"]
+    assert sweep.runs()[middle].data.tags["sweep.weights"] == "epoch 2"
     high = sweep.run_trial(2, 0.7)
     sweep.tracker.sync()
     assert with_weights() == {middle, high}
@@ -252,10 +254,9 @@ def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
     expected = without_identity(whole.content())
     assert len(expected) == 5
     real = mlflow.MlflowClient
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     failed: set[str] = set()
     for turn, at in enumerate(range(1, 50, 3)):
-        sweep = Sweep(storage, f"flaky-{at}")
+        sweep = Sweep(storage, f"flaky-{at}", clock=Clock(sleep=lambda seconds: None))
         flaky = Flaky(
             real(tracking_uri=sweep.paths.default_tracking_uri),
             at,
@@ -309,7 +310,7 @@ def test_long_trainings_are_written_in_batches(sweep: Sweep) -> None:
     for epoch in range(230):  # times nine metrics: more than MLflow takes at once
         sweep.ledger.record_epoch(key, 1, epoch, metrics(val_top1=epoch / 1000), None)
     sweep.tracker.sync()
-    assert sweep.values(key, "val_top1") == [(epoch, epoch / 1000) for epoch in range(230)]
+    assert sweep.values(key, "val_top1") == [(epoch + 1, epoch / 1000) for epoch in range(230)]
     assert len(sweep.values(key, "device_peak_gib")) == 230
 
 

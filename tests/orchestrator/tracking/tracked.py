@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clock import Clock
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
 from orchestrator.storage.paths import SweepPaths
@@ -21,15 +22,18 @@ MARK = "sweep.mark"
 class Sweep:
     """A sweep's ledger, folder and tracker, and short words for what happens to its trials."""
 
-    def __init__(self, storage: Path, name: str, uri: str | None = None) -> None:
+    def __init__(
+        self, storage: Path, name: str, uri: str | None = None, clock: Clock | None = None
+    ) -> None:
         self.paths = SweepPaths(storage, name)
         self.uri = uri or self.paths.default_tracking_uri
+        self.clock = clock
         self.plan: Plan = plan(space(keep_best=2))
         self.ledger: Ledger = new_ledger(self.paths.ledger, self.plan, sweep_id=f"id-{name}")
         self.tracker = self.new_tracker()
 
     def new_tracker(self) -> Tracker:
-        return Tracker(self.ledger, self.paths, self.uri)
+        return Tracker(self.ledger, self.paths, self.uri, clock=self.clock)
 
     def start(self, number: int, *, micro: int = 0) -> str:
         """Start the next attempt at a trial, planning it first; return its signature."""
@@ -178,6 +182,6 @@ def assert_all_there_once(client: Any, name: str, ledger: Ledger) -> None:
         rows = ledger.epochs(key)
         for metric in METRIC_NAMES:
             history = client.get_metric_history(run.info.run_id, metric)
-            expected = [(r.epoch, r.metrics[metric]) for r in rows if metric in r.metrics]
+            expected = [(r.epoch + 1, r.metrics[metric]) for r in rows if metric in r.metrics]
             assert sorted((m.step, m.value) for m in history) == expected, (key, metric)
         assert run.data.tags["sweep.outcome"] in (trials[key].status, "interrupted")

@@ -436,14 +436,14 @@ def test_a_doubled_and_a_changed_metric_are_named(paths: SweepPaths, verify: Ver
         paths,
         "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan)"
         " SELECT key, value, timestamp + 1, run_uuid, step, is_nan FROM metrics"
-        f" WHERE run_uuid = {run} AND key = 'val_loss' AND step = 0",
-        f"UPDATE metrics SET value = 0.123 WHERE run_uuid = {run} AND key = 'lr' AND step = 0",
+        f" WHERE run_uuid = {run} AND key = 'val_loss' AND step = 1",
+        f"UPDATE metrics SET value = 0.123 WHERE run_uuid = {run} AND key = 'lr' AND step = 1",
     )
     status, said = verify()
     assert status == 1
     start = f"C: cnn2-000 ({key}): "
-    assert f"{start}val_loss is not equal to the ledger: steps doubled [0]" in said
-    assert f"{start}lr is not equal to the ledger: steps doubled [], missing [], differing [0]" in (
+    assert f"{start}val_loss is not equal to the ledger: steps doubled [1]" in said
+    assert f"{start}lr is not equal to the ledger: steps doubled [], missing [], differing [1]" in (
         said
     )
 

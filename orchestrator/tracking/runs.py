@@ -1,0 +1,216 @@
+"""Finds and creates the MLflow runs of a sweep: one parent run, and one run per trial.
+
+Runs are found by tag before they are created, so a request whose reply was lost creates no second
+run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.clock import Clock
+from orchestrator.ledger.header import SweepHeader
+from orchestrator.ledger.records import Trial
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.tracking import database
+from orchestrator.tracking.client import RetryingClient, with_retries
+from orchestrator.tracking.tags import (
+    MARK,
+    NO_WEIGHTS,
+    OUTCOME,
+    PARENT_RUN_ID,
+    RUN_STATUS,
+    SIGNATURE,
+    SWEEP_ID,
+    WEIGHTS_TAG,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_SOURCE = {"mlflow.source.name": "orchestrator.sweep"}
+
+
+@dataclass(slots=True)
+class TrialRun:
+    """A trial's run and what its tags show."""
+
+    run_id: str
+    status: str  # MLflow's
+    mark: str | None  # which state of the trial it shows; None: unknown or partly written
+    weights: str  # the value of WEIGHTS_TAG
+
+
+class SweepRuns:
+    """A sweep's runs in MLflow, as `connect` finds them: `parent`, and `trials` by signature."""
+
+    def __init__(
+        self,
+        client: RetryingClient,
+        clock: Clock,
+        uri: str,
+        experiment: str,
+        sweep_id: str,
+        parent: Run,
+        trials: Mapping[str, Run],
+    ) -> None:
+        self.client, self.clock, self.uri = client, clock, uri
+        self.experiment, self.sweep_id, self.parent = experiment, sweep_id, parent
+        self.trials = {signature: self._read(run) for signature, run in trials.items()}
+
+    @property
+    def parent_id(self) -> str:
+        """The id of the sweep's own run."""
+        return str(self.parent.info.run_id)
+
+    def run_of(self, trial: Trial, started_s: float) -> TrialRun:
+        """Return a trial's run; it is searched for if it is not known, and created if missing."""
+        signature = trial.signature
+        if signature not in self.trials:
+            tags = {
+                SWEEP_ID: self.sweep_id,
+                SIGNATURE: signature,
+                PARENT_RUN_ID: self.parent_id,
+                **_SOURCE,
+                "variant": trial.variant,
+                "stage": trial.stage,
+            }
+            run = _find_or_create(
+                self.client, self.clock, self.experiment, trial.name, started_s, tags
+            )
+            self.trials[signature] = self._read(run)
+        return self.trials[signature]
+
+    def forget(self, signature: str) -> None:
+        """Search for a trial's run again before it is used next."""
+        self.trials.pop(signature, None)
+
+    def reload_parent(self) -> Run:
+        """Read the sweep's own run from MLflow again and return it."""
+        self.parent = self.client.get_run(self.parent_id)
+        return self.parent
+
+    def set_outcome(self, outcome: str) -> None:
+        """Set outcome and status of the sweep's own run."""
+        self.client.set_tag(self.parent_id, OUTCOME, outcome)
+        if outcome == "running":
+            self.client.update_run(self.parent_id, status="RUNNING")
+        else:
+            self.client.set_terminated(self.parent_id, RUN_STATUS[outcome])
+        self.reload_parent()
+
+    def _read(self, run: Run) -> TrialRun:
+        """Return what a trial's run shows. Its mark counts only if its other tags agree."""
+        tags, status = run.data.tags, run.info.status
+        is_consistent = (
+            status == RUN_STATUS.get(tags.get(OUTCOME, ""))
+            and tags.get(PARENT_RUN_ID) == self.parent_id
+        )
+        return TrialRun(
+            run_id=run.info.run_id,
+            status=status,
+            mark=tags.get(MARK) if is_consistent else None,
+            weights=tags.get(WEIGHTS_TAG, NO_WEIGHTS),
+        )
+
+
+def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> SweepRuns:
+    """Return the sweep's runs; its experiment and its own run are created if missing.
+
+    Args:
+        header: the sweep's.
+        paths: its folder.
+        uri: MLflow's store.
+        clock: for the pauses between retries.
+
+    Raises:
+        Exception: whatever MLflow or its database raised.
+    """
+    # Time out soon: a background thread waits here, but no trial does. MLflow must not retry by
+    # itself, because a request sent twice may be carried out twice: RetryingClient decides.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow
+
+    if uri == paths.default_tracking_uri:
+        database.relocate(paths)
+    database.create(uri)
+    client = RetryingClient(mlflow.MlflowClient(tracking_uri=uri), clock)
+    experiment = _find_or_create_experiment(client, paths, uri)
+    tags = {SWEEP_ID: header.sweep_id, **_SOURCE}
+    trials = _search(client, experiment, tags)
+    parent = trials.pop("", None) or _find_or_create(
+        client, clock, experiment, paths.name, header.created_s, tags
+    )
+    if OUTCOME not in parent.data.tags:
+        client.log_dict(parent.info.run_id, header.plan.to_dict(), "plan.json")
+        client.set_tag(parent.info.run_id, OUTCOME, "running")
+    return SweepRuns(client, clock, uri, experiment, tags[SWEEP_ID], parent, trials)
+
+
+def _find_or_create_experiment(client: RetryingClient, paths: SweepPaths, uri: str) -> str:
+    """Return the id of the sweep's experiment."""
+    experiment = client.get_experiment_by_name(paths.name)
+    if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+    # A server has its own place for artifacts; a database file has none.
+    location = None
+    if uri.startswith("sqlite:"):
+        location = (paths.artifacts / paths.name).absolute().as_uri()
+    return str(client.create_experiment(paths.name, artifact_location=location))
+
+
+def _find_or_create(
+    client: RetryingClient,
+    clock: Clock,
+    experiment: str,
+    name: str,
+    started_s: float,
+    tags: Mapping[str, str],
+) -> Run:
+    """Return the run with these tags; a sweep's own run has no signature."""
+
+    def once() -> Run:
+        """Search first: an earlier request may have been carried out and its reply lost."""
+        found = _search(client.without_retries, experiment, tags).get(tags.get(SIGNATURE, ""))
+        return found or client.create_run(
+            experiment, start_time=int(started_s * 1000), run_name=name, tags=dict(tags)
+        )
+
+    run: Run = with_retries(once, clock)()
+    return run
+
+
+def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> dict[str, Run]:
+    """Return the runs with this sweep id, and signature if given, by signature ("": the parent).
+
+    Of several runs of one trial, from a request that was carried out after its caller had given
+    up, one is kept and the others are deleted.
+    """
+    wanted = f"tags.`{SWEEP_ID}` = '{tags[SWEEP_ID]}'"
+    if SIGNATURE in tags:
+        wanted += f" and tags.`{SIGNATURE}` = '{tags[SIGNATURE]}'"
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    found: dict[str, Run] = {}
+    # Keep the one that was written to.
+    for run in sorted(runs, key=lambda run: (OUTCOME not in run.data.tags, run.info.run_id)):
+        key = run.data.tags.get(SIGNATURE, "")
+        if key in found:
+            client.delete_run(run.info.run_id)
+        else:
+            found[key] = run
+    return found
