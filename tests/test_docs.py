@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *DOCS.rglob("*.md")]
 )
-SAMPLE = Path(os.environ.get("TINY_IMAGENET", ROOT / "../shared/data/tiny-imagenet-200-sample.zip"))
+SAMPLES = Path(os.environ.get("SWEEP_SAMPLES", ROOT / "../shared/data"))
+PHOTOS, CIFAR = "tiny-imagenet-200-sample.zip", "cifar-10-python-sample.tar.gz"
 # Programs that are not ours, and the shell's own.
 OTHERS = {"pip", "ray", "mlflow", "curl", "mkdir", "mv", ".", "export"}
 
@@ -153,11 +155,12 @@ def test_reference_pages_are_complete(site: Path) -> None:
     assert "generate:" not in "".join(page.read_text() for page in site.rglob("*.html"))
 
 
-def run(folder: Path, words: list[str], *more: str) -> str:
+def run(folder: Path, words: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    for name in ("MLFLOW_TRACKING_URI", "SWEEP_STORAGE", "SWEEP_DATA_DIR"):
+        environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, *words[1:], *more],
+        [sys.executable, *words[1:]],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -165,39 +168,109 @@ def run(folder: Path, words: list[str], *more: str) -> str:
         timeout=500,
         check=False,
     )
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
-def run_page(folder: Path, name: str) -> None:
-    """Run a page's Python commands in their order, its sweeps as short as they can be."""
-    for title, code in re.findall(
-        r'```python title="(.*?)"\n(.*?)```', text_of(DOCS / name), re.DOTALL
-    ):
+def shortened(words: list[str], folder: Path) -> list[str]:
+    """Return a sweep's command with as little training as possible; without its data, its plan."""
+    space = parse_args(words[3:]).space
+    variant = "cnn3_bn" if space.endswith("mine.py") else "cnn3"
+    short = ["--trials", "1", "--epochs", "1", "--variants", variant]
+    if not {"--verify", "--dry-run"} & set(words):
+        short += ["--final-seeds", "1"]
+    has_data = space in ("digits", "./photos.py", "try") or "photos" in words
+    if not has_data and not (folder / "data/cifar10").is_dir():
+        return [*words, "--dry-run"]
+    return [*words, *short]
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run a page's Python commands in their order, in a folder with photos and an archive."""
+    python = r'```python title="(.*?)"\n(.*?)```'
+    for title, code in re.findall(python, text_of(page), re.DOTALL):
         (folder / title).write_text(code)
-    for words in commands(DOCS / name):
-        if words[0] != "python":
-            continue
+    for words in commands(page):
+        if words[0] in ("mkdir", "mv"):
+            subprocess.run(words, check=True, cwd=folder)
+        if words[0] != "python" or {"tinyimagenet", "cluster.yaml"} & set(words[3:5]):
+            continue  # a download; a cluster
+        if any("://" in word for word in words):
+            continue  # a server or a bucket
         if words[-1].endswith("/*.jpg"):
             words[-1:] = [str(path) for path in sorted(folder.glob(words[-1]))]
-        shorter = ["--trials", "1", "--epochs", "1", "--variants", "cnn3", "--final-seeds", "1"]
-        run(folder, words, *(shorter if words[2] == "orchestrator.sweep" else ()))
+        run(folder, shortened(words, folder) if words[2:3] == ["orchestrator.sweep"] else words)
 
 
-@pytest.mark.ray
-def test_the_first_tutorial_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a new image and, where the sample is there, photos and an archive."""
     from PIL import Image
 
     Image.new("L", (20, 20), 128).save(tmp_path / "digit.png")
-    run_page(tmp_path, "tutorial/first-sweep.md")
-    assert (tmp_path / "results/digits/report/report.html").is_file()
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def add_photos(folder: Path, *, classes: int) -> None:
+    if not (SAMPLES / PHOTOS).is_file():
+        pytest.skip(f"no {PHOTOS} in {SAMPLES}")
+    shutil.copy(SAMPLES / PHOTOS, folder / "data/tiny-imagenet-200.zip")
+    with zipfile.ZipFile(SAMPLES / PHOTOS) as archive:
+        names = [name for name in archive.namelist() if "/train/" in name and name.endswith("JPEG")]
+        for name in names[: 60 * classes]:
+            photo = folder / "my/photos" / name.split("/")[2] / Path(name).name
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            photo.write_bytes(archive.read(name))
+    shutil.copy(photo, folder / "my/new.jpg")
+
+
+def add_cifar(folder: Path) -> None:
+    if not (SAMPLES / CIFAR).is_file():
+        pytest.skip(f"no {CIFAR} in {SAMPLES}")
+    shutil.copy(SAMPLES / CIFAR, folder / "cifar-10-python.tar.gz")
 
 
 @pytest.mark.ray
-def test_the_tutorial_on_own_photos_runs(tmp_path: Path) -> None:
-    if not SAMPLE.is_file():
-        pytest.skip("no Tiny ImageNet archive: TINY_IMAGENET names one")
-    (tmp_path / "data").mkdir()
-    shutil.copy(SAMPLE, tmp_path / "data/tiny-imagenet-200.zip")
-    run_page(tmp_path, "tutorial/own-photos.md")
-    assert (tmp_path / "results/photos/report/report.html").is_file()
+@pytest.mark.parametrize("name", ["tutorial/first-sweep.md", "how-to/studies.md"])
+def test_commands_on_digits_run(name: str, folder: Path) -> None:
+    run_page(DOCS / name, folder)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["resume", "budget", "report", "predict", "storage"])
+def test_commands_on_a_sweep_of_digits_run(name: str, folder: Path) -> None:
+    run(folder, shortened(["python", "-m", "orchestrator.sweep", "digits"], folder))
+    run_page(DOCS / f"how-to/{name}.md", folder)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["own-space", "own-model"])
+def test_plans_of_own_spaces_and_models_are_printed(name: str, folder: Path) -> None:
+    run_page(DOCS / f"how-to/{name}.md", folder)
+
+
+@pytest.mark.ray
+def test_the_tutorial_on_own_photos_runs(folder: Path) -> None:
+    add_photos(folder, classes=1)
+    run_page(DOCS / "tutorial/own-photos.md", folder)
+    assert (folder / "results/photos/report/report.html").is_file()
+
+
+@pytest.mark.ray
+def test_commands_that_prepare_datasets_run(folder: Path) -> None:
+    add_photos(folder, classes=10)  # more images than the largest batch of the space
+    add_cifar(folder)
+    run_page(DOCS / "how-to/datasets.md", folder)
+
+
+@pytest.mark.ray
+def test_the_readme_runs(folder: Path) -> None:
+    add_photos(folder, classes=10)
+    add_cifar(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", text_of(ROOT / "README.md"), re.DOTALL)
+    (folder / "mine.py").write_text(code)
+    run(
+        folder,
+        shlex.split("python -m orchestrator.data prepare cifar10 --source cifar-10-python.tar.gz"),
+    )
+    run_page(ROOT / "README.md", folder)
