@@ -1,4 +1,8 @@
-"""Asynchronous successive halving: which trial stops at a rung."""
+"""Early stopping by asynchronous successive halving: which trials stop at a rung.
+
+Optuna's pruners are not used: on a study rebuilt from the ledger they decide differently, and they
+reject trials that have finished.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,22 @@ def is_stopped(
     factor: int,
     mode: str,
 ) -> bool:
-    """Decide by asynchronous successive halving whether a trial ends here.
+    """Return whether asynchronous successive halving stops a trial after this epoch.
 
-    At rung `first_rung * factor**k` a trial goes on when it is among the best 1 / factor of all
-    that have arrived there, itself included; while fewer than `factor` have, everybody does. A
-    value that is not a number ranks below all others.
-    Source: Li et al., arXiv 1810.05934, algorithm 2, in the variant that stops instead of pausing.
+    Rungs are at `first_rung * factor**k` epochs. At a rung a trial continues if it is among the
+    best 1 / factor of all trials that have reached the rung so far, itself included. While fewer
+    than `factor` trials have reached it, every trial continues. NaN ranks below every number.
+    The defaults are those of `SearchSpace`: no early stopping (`first_rung_epochs` 0), factor 3.
+    Source: Li et al., arXiv 1810.05934, algorithm 2, in the variant that stops trials instead of
+    pausing them.
 
     Args:
-        value: the trial's, at this epoch.
-        values: of all trials of the variant that had arrived at this epoch, this one among them.
-        epochs_done: how many epochs this trial has behind it, 1 or more.
-        first_rung: the first rung in epochs; 0: never stop.
-        factor: of successive halving, 2 or more.
+        value: the trial's metric after this epoch.
+        values: the metric of all trials of the variant that have reached this epoch, this trial
+            included.
+        epochs_done: how many epochs the trial has trained, 1 or more.
+        first_rung: the first rung in epochs; 0 disables early stopping.
+        factor: the reduction factor, 2 or more.
         mode: "max" or "min".
     """
     if not is_rung(epochs_done, first_rung, factor) or len(values) < factor:
@@ -42,7 +49,7 @@ def is_stopped(
 
 
 def is_rung(epochs_done: int, first_rung: int, factor: int) -> bool:
-    """Return whether early stopping looks at a trial after this many epochs; never at rung 0."""
+    """Return whether early stopping compares trials after this many epochs."""
     rung = first_rung
     while 0 < rung < epochs_done:
         rung *= factor

@@ -1,7 +1,7 @@
-"""Classes of failure and what is done about each: policy as data, one decision function.
+"""What follows a failed attempt: the failure classes and one decision function.
 
-Beside it the two things that failures of several trials say together: that a variant cannot be
-trained, and that the disk takes no more. Each belongs to one scheduler, which has the lock.
+`RepeatedErrors` and `DiskPauses` cover what concerns more than one trial: a variant whose trials
+all fail alike, and a disk that cannot be written. The scheduler guards them with its lock.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 import collections
 import math
 import re
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.clock import Clock
 from orchestrator.ledger.records import Attempt
 
 FailureClass = Literal[
     "out_of_memory", "diverged", "data", "disk", "node", "preempted", "killed", "hung", "bug"
 ]
 
-# The same traceback this many times stops a variant: it will not get better by itself.
+# A variant is given up when this many of its trials end with the same traceback: more trials would
+# fail alike.
 IDENTICAL_FAILURES = 3
 
-# These say nothing about the trial, so they are retried and never counted. After "disk" the whole
-# sweep pauses (`DISK_PAUSES_S`), because every other trial would meet the same.
+# The trial did not cause these, so they are retried and do not count as attempts. After "disk" the
+# whole sweep pauses (`DISK_PAUSES_S`), because every other trial would fail the same way.
 UNCOUNTED: tuple[FailureClass, ...] = ("node", "preempted", "killed", "disk")
-# In a row without a new epoch between them: a machine that kills everything it is given.
+# Limit of uncounted failures in a row without a new epoch, as on a machine that kills every trial.
 MAX_UNCOUNTED = 20
 
-# Pauses of a sweep whose disk is full or cannot be written; after the last one it stops.
+# Pauses of a sweep whose disk is full or not writable; after the last one the sweep ends.
 DISK_PAUSES_S = (1.0, 3.0, 10.0, 30.0)
 
 # Batch norm cannot train on a single image of one pixel.
@@ -45,24 +46,25 @@ class Decision:
 
 
 def decide(
-    attempts: Sequence[Attempt], fruitful: Collection[int], batch_size: int, max_attempts: int
+    attempts: Sequence[Attempt], productive: Collection[int], batch_size: int, max_attempts: int
 ) -> Decision:
-    """Decide about a trial from its attempts, the last of which has just failed.
+    """Return what follows the last of a trial's attempts, which failed.
 
     Args:
         attempts: all of the trial's, oldest first.
-        fruitful: numbers of the attempts that brought a new epoch.
-        batch_size: one worker's images per step, which smaller micro-batches still add up to.
-        max_attempts: how many counted attempts a trial has.
+        productive: numbers of the attempts that completed a new epoch.
+        batch_size: images per step of one worker; a smaller micro-batch keeps this total by
+            gradient accumulation.
+        max_attempts: limit of counted failures of a trial.
     """
     last = attempts[-1]
     if last.failure_class in UNCOUNTED:
-        in_vain = 0
+        in_a_row = 0
         for attempt in reversed(attempts):
-            if attempt.attempt in fruitful:
+            if attempt.attempt in productive:
                 break
-            in_vain += attempt.failure_class in UNCOUNTED
-        return Decision(in_vain <= MAX_UNCOUNTED, last.micro_batch_size)
+            in_a_row += attempt.failure_class in UNCOUNTED
+        return Decision(in_a_row <= MAX_UNCOUNTED, last.micro_batch_size)
     if last.failure_class == "out_of_memory":
         half = (last.micro_batch_size or batch_size) // 2
         return Decision(half >= SMALLEST_MICRO_BATCH, half)
@@ -74,64 +76,68 @@ def decide(
 
 
 class RepeatedErrors:
-    """The errors in the code that trials of one variant have in common."""
+    """The errors in the code that the trials of one variant share."""
 
     def __init__(self) -> None:
-        # By traceback: the trials whose last word it is so far.
+        # By traceback: the trials whose latest attempt failed with it.
         self._trials: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
 
     def note(self, attempt: Attempt) -> None:
-        """Remember the error of a trial's last attempt, where it is one in the code."""
+        """Remember a trial's last attempt if an error in the code ended it."""
         if attempt.outcome == "failed" and attempt.failure_class == "bug":
             self._trials[fingerprint(attempt.failure_text or "")].add(attempt.signature)
 
     def forget(self, signature: str) -> None:
-        """Forget the errors of a trial that got past them."""
+        """Forget the errors of a trial that made progress since."""
         for same in self._trials.values():
             same.discard(signature)
 
-    def are_enough(self) -> bool:
-        """Return whether the same one is the last word of so many that none will get past it."""
+    def reached_limit(self) -> bool:
+        """Return whether `IDENTICAL_FAILURES` trials failed with the same error."""
         return max(map(len, self._trials.values()), default=0) >= IDENTICAL_FAILURES
 
 
 class DiskPauses:
-    """Pauses of a sweep whose disk fails: each longer, and after the last one an end.
+    """Pauses of a sweep whose disk fails: each is longer, and after the last one the sweep ends.
 
-    Every trial would meet the same disk, so none of them is charged for it.
+    Every trial uses the same disk, so disk failures do not count as attempts of a trial.
     """
 
-    def __init__(self) -> None:
-        self.halted: str | None = None  # why nothing starts any more
+    def __init__(self, clock: Clock) -> None:
+        self.halted: str | None = None  # the reason why no attempt starts any more
+        self._monotonic_s = clock.monotonic_s
         self._until_s = -math.inf  # on the monotonic clock
-        self._number = 0  # in a row, without an epoch between them
+        self._number = 0  # pauses since the last completed epoch
 
-    def begin(self, reason: str) -> None:
-        """Start nothing for a while; after the last pause in a row, nothing any more."""
-        if self.halted or self.is_on():
-            return  # others that ran when it began
+    def start(self, reason: str) -> None:
+        """Start no attempts for a while or, after the last pause, ever again."""
+        if self.halted or self.is_active():
+            return  # reported by another trial that was running when the pause started
         if self._number == len(DISK_PAUSES_S):
             self.halted = reason
             return
-        self._until_s = time.monotonic() + DISK_PAUSES_S[self._number]
+        self._until_s = self._monotonic_s() + DISK_PAUSES_S[self._number]
         self._number += 1
 
-    def is_on(self) -> bool:
-        """Return whether nothing starts for now."""
-        return not self.halted and time.monotonic() < self._until_s
+    def is_active(self) -> bool:
+        """Return whether no attempt may start at the moment."""
+        return not self.halted and self._monotonic_s() < self._until_s
 
-    def end_count(self) -> None:
-        """Take it that the disk works again: a checkpoint could be written."""
+    def reset(self) -> None:
+        """Count pauses from the first again: a checkpoint was written, so the disk works."""
         self._number = 0
 
 
 def last_line(failure_text: str) -> str:
-    """Return what a traceback says in the end."""
+    """Return the last line of a traceback, which names the error."""
     return next((line for line in reversed(failure_text.splitlines()) if line.strip()), "")
 
 
 def fingerprint(failure_text: str) -> str:
-    """Return what makes two tracebacks the same: frames and error, without addresses or numbers."""
+    """Return a traceback's frames and error without addresses and numbers.
+
+    Two failures have the same cause if these are equal.
+    """
     lines = [line.strip() for line in failure_text.splitlines()]
     kept = [line for line in lines if line.startswith("File ")] + [lines[-1] if lines else ""]
     return re.sub(r"0x[0-9a-f]+|\d+", "#", "\n".join(kept))

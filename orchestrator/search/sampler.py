@@ -1,8 +1,8 @@
-"""The only door to Optuna, and early stopping: both are functions of the ledger's rows.
+"""Suggests configurations with Optuna's tree-structured Parzen estimator (TPE).
 
-One in-memory study per variant, TPE, seeded per suggestion; rebuilt from the ledger it makes the
-same suggestions. Optuna's pruners are not used: on a rebuilt study they decide otherwise, and they
-refuse finished trials. Asynchronous successive halving is `is_stopped` below.
+One in-memory study per variant, with a sampler seeded for each suggestion, so a study rebuilt from
+the ledger makes the same suggestions. Together with `search_spaces` (distributions) the only module
+that imports Optuna. Its pruners are not used; see `early_stopping`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """One variant's study. Trial numbers here are the ledger's, in the order they were planned."""
+    """One variant's study: suggests the parameters of its search trials by TPE.
+
+    TPE models the parameters of better and worse trials by two densities and suggests where their
+    ratio is largest. Optuna's defaults apply, except `multivariate=True`, which models parameters
+    jointly; running trials count as worse ones (`constant_liar`). Trials rank in this order:
+    complete ones by their best value, then stopped ones (pruned) by the epoch they reached and
+    their value there, then diverged ones.
+    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011.
+
+    Trial numbers are the ledger's, in the order in which trials were planned.
+    """
 
     def __init__(
         self,
@@ -42,42 +52,42 @@ class Study:
         sweep_seed: int,
         enqueued: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Start empty.
+        """Create a study without trials.
 
         Args:
-            variant: whose study it is.
-            params: what is searched.
-            mode: which way the metric gets better.
-            startup_trials: random suggestions before the sampler models anything.
-            sweep_seed: the sweep's.
+            variant: name of the variant; it is part of the sampler's seed.
+            params: the searched parameters.
+            mode: "max" or "min": which values of the metric are better.
+            startup_trials: random suggestions before TPE is used (Optuna's `n_startup_trials`).
+            sweep_seed: the sweep's seed.
             enqueued: the first suggestions, in place of the sampler's.
         """
         self.variant, self.mode, self.enqueued = variant, mode, enqueued
-        # Sorted, since the sampler draws in this order: a space with its lines swapped is the same.
+        # The sampler draws in this order: sorted, so that the order in the space has no effect.
         self.params = dict(sorted(params.items()))
         self.startup_trials, self.sweep_seed = startup_trials, sweep_seed
-        self._foreign: set[int] = set()  # numbers of trials from another space
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every new study
+        self._foreign: set[int] = set()  # numbers of trials with parameters of another space
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every new study
         self._study = optuna.create_study(
             direction="maximize" if mode == "max" else "minimize",
             sampler=self._sampler(0),
         )
 
     def ask(self, number: int) -> dict[str, Any]:
-        """Suggest the parameters of trial `number`, from everything told so far."""
+        """Return the suggested parameters of trial `number`, given the trials told so far."""
         self._study.sampler = self._sampler(number)
         if number < len(self.enqueued):
             self._study.enqueue_trial(dict(self.enqueued[number]))
         trial = self._study.ask(self.params)
-        assert trial.number == number, "trials are asked for in order"
+        assert trial.number == number, "trials must be asked for in order"
         return dict(trial.params)
 
     def tell(self, trial: Trial, rows: Sequence[EpochRow], metric: str) -> None:
-        """Take a trial's end.
+        """Add the result of a trial that has ended.
 
-        A complete one counts with its best value; a stopped one is pruned with its intermediate
-        values; a diverged one is pruned without any, which TPE ranks worst of all; a failed one
-        says nothing about its parameters and is a FAIL, which TPE leaves out.
+        A complete trial counts with its best value. A stopped trial is PRUNED with its intermediate
+        values. A diverged trial is PRUNED without values, which TPE ranks worst. A failed trial is
+        FAIL, which TPE ignores, because the failure tells nothing about the parameters.
         """
         if trial.number in self._foreign:
             return
@@ -95,12 +105,13 @@ class Study:
             self._study.tell(handle, state=TrialState.FAIL)
 
     def add_planned(self, trial: Trial) -> None:
-        """Put back, while rebuilding, a trial that was suggested earlier.
+        """Add a trial from the ledger that was suggested earlier.
 
-        One whose parameters the space no longer has (after `--force`) says nothing to the sampler.
+        The sampler ignores a trial whose parameters are not in the space any more (after
+        `--force`).
         """
         known = self._study.get_trials(deepcopy=False)
-        assert trial.number == len(known), "trials are rebuilt in order"
+        assert trial.number == len(known), "trials must be added in order"
         if not self._fits(trial.params):
             self._foreign.add(trial.number)
             self._study.add_trial(create_trial(state=TrialState.FAIL))
@@ -110,10 +121,9 @@ class Study:
         )
 
     def figures(self, metric: str) -> dict[str, go.Figure]:
-        """Return Optuna's own figures of the complete trials, one or more of them.
+        """Return Optuna's figures "parallel" (coordinates), "slices" and "importance".
 
-        Returns:
-            "parallel" (coordinates), "slices" and "importance".
+        They show complete trials only, of which there must be at least one.
         """
         from optuna import visualization
 
@@ -141,7 +151,7 @@ class Study:
 
 
 def new_study(plan: Plan, variant: str) -> Study:
-    """Return a variant's study before its first suggestion."""
+    """Return the study of a variant of the plan, without trials."""
     space = plan.space
     return Study(
         variant,
@@ -154,10 +164,10 @@ def new_study(plan: Plan, variant: str) -> Study:
 
 
 def read_params(stored: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Return the searched parameters of a variant from what the ledger's plan says of them."""
+    """Return a variant's searched parameters from their JSON in the ledger's plan."""
     return {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
 
 
 def optuna_version() -> str:
-    """Return the version of Optuna that suggests here; another one may suggest otherwise."""
+    """Return the installed version of Optuna; other versions may suggest other values."""
     return optuna.__version__

@@ -1,30 +1,27 @@
-"""Decides what happens next: which trial starts, which stops, which is tried again.
+"""`TrialScheduler`: which trial starts next, which stops and which is retried.
 
-Every decision is a function of the ledger's rows and the sweep's seed. It knows nothing of Ray,
-MLflow or the terminal: `launch` asks it and tells it, `tracking` and the display read the ledger.
-Its only own state, the studies and the queue, is rebuilt from the ledger when it is made.
+Every decision is a function of the ledger's rows and the sweep's seed. The scheduler knows nothing
+of Ray, MLflow or the terminal: `execution` drives it, `tracking` and the display read the ledger.
+Its own state, the studies and the queue, is rebuilt from the ledger when it is created.
 """
 
 from __future__ import annotations
 
 import collections
-import math
 import numbers
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.clock import Clock
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.ranking import is_better
-from orchestrator.ledger.records import ENDED, Attempt, Trial, TrialStatus
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial, TrialStatus
 from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
-from orchestrator.search import retry_policy
-from orchestrator.search.early_stopping import is_stopped
+from orchestrator.search import decisions, retry_policy
 from orchestrator.search.sampler import new_study
-from orchestrator.storage.paths import checkpoint_path
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
 
@@ -39,120 +36,125 @@ class AttemptStart:
     number: int
     config: TrainConfig
     resume_from: str | None
-    is_evaluated: bool  # by the test split, at its end
+    is_evaluated: bool  # on the test split, after its last epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """What could start next: a waiting trial, a new final trial, or else a new search trial."""
+
+    variant: str
+    epochs: int  # still to train
+    waiting: str | None = None  # the signature of a trial that waits for its next attempt
+    final: tuple[Trial, TrainConfig] | None = None  # the trial to repeat; the configuration
 
 
 class TrialScheduler:
-    """The sweep's decisions. Safe to call from several threads."""
+    """The decisions of a running sweep. Safe to call from several threads."""
 
     def __init__(
         self,
         ledger: Ledger,
         plan: Plan,
         *,
-        is_whole: Callable[[str], bool] | None = None,
+        is_loadable: Callable[[str], bool] | None = None,
         has_room: Callable[[str], bool] | None = None,
-        is_allowed: Callable[[str, int], bool] | None = None,
+        fits_budget: Callable[[str, int], bool] | None = None,
         retry_failed: bool = True,
         from_scratch: bool = False,
+        clock: Clock | None = None,
     ) -> None:
-        """Rebuild everything from the ledger.
+        """Rebuild the state from the ledger.
 
         Args:
             ledger: the sweep's, open for writing.
-            plan: what to do.
-            is_whole: says of a checkpoint's path, relative to the sweep's folder, whether it can
-                be loaded; None trusts them all.
-            has_room: says of a variant whether the disk has room for one more of its trials; None:
-                it always has.
-            is_allowed: says of a variant whether the budget has room for so many more epochs of it;
-                None: there is no budget.
-            retry_failed: whether trials that failed in an earlier command are tried again.
-            from_scratch: whether those start anew instead of from their last checkpoint.
+            plan: the sweep's.
+            is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded;
+                None: all can.
+            has_room: whether the disk has room for one more trial of a variant; None: always.
+            fits_budget: whether the budget allows this many more epochs of a variant; None: there
+                is no budget.
+            retry_failed: whether trials that failed in an earlier command are retried.
+            from_scratch: whether those start from scratch instead of from their last checkpoint.
+            clock: the sweep's, for pauses; None: the real one.
         """
         self.ledger, self.plan = ledger, plan
-        self._is_whole = is_whole or (lambda path: True)
+        self._is_loadable = is_loadable or (lambda path: True)
         self._has_room = has_room or (lambda variant: True)
-        self._is_allowed = is_allowed or (lambda variant, epochs: True)
+        self._fits_budget = fits_budget or (lambda variant, epochs: True)
         self._retry_failed, self._from_scratch = retry_failed, from_scratch
-        self._fresh: set[str] = set()  # signatures that start anew
-        self._disk = retry_policy.DiskPauses()
+        self._restarting: set[str] = set()  # signatures whose next attempt starts from scratch
+        self._disk = retry_policy.DiskPauses(clock or Clock())
         self._lock = threading.RLock()
-        self._retries: collections.deque[str] = collections.deque()
+        self._waiting: collections.deque[str] = collections.deque()  # signatures
         self._micro_batch_size: dict[str, int] = {}
         self._running: dict[str, int] = {}  # signature: attempt
         self._is_interrupted = False
-        self._alike = {variant: retry_policy.RepeatedErrors() for variant in plan.variants}
-        self._planned: collections.Counter[str] = collections.Counter()
-        # By variant whose search is over: its best trial.
-        self._winners: dict[str, Trial | None] = {}
+        self._errors = {variant: retry_policy.RepeatedErrors() for variant in plan.variants}
+        self._planned: collections.Counter[str] = collections.Counter()  # search trials
+        self._best: dict[str, Trial | None] = {}  # by variant whose search has finished
         self._studies = {variant: new_study(plan, variant) for variant in plan.variants}
         self._rebuild()
 
-    # What launch asks.
+    # Queries.
 
     def next_start(self) -> AttemptStart | None:
-        """Return the next attempt to start, stored in the ledger; None when nothing is left now.
+        """Return the next attempt to start, already in the ledger; None if none can start now.
 
-        Interrupted and failed trials go first, then the variants in order, smallest first, then
-        the final trials of those whose search is over.
+        Trials that wait for their next attempt come first, then new trials of the variants in the
+        plan's order, then the final trials of variants whose search has finished.
         """
         with self._lock:
-            if self._is_interrupted or self._disk.halted or self._disk.is_on():
+            if self._is_interrupted or self._disk.halted or self._disk.is_active():
                 return None
-            following = self._following()
-            if following is None:
+            candidate = self._next_candidate()
+            if candidate is None:
                 return None
-            if not self._has_room(following[0]):
-                self._disk.begin("There is too little room left on the disk for another trial.")
+            if not self._has_room(candidate.variant):
+                self._disk.start("There is too little room left on the disk for another trial.")
                 return None
-            variant, origin, waiting = following
-            if waiting is not None:
-                self._retries.remove(waiting)
-                return self._start(self.ledger.trial(waiting))
-            trial = self._plan_final(origin) if origin else self._plan_trial(variant)
-            return self._start(trial)
-
-    def num_running(self) -> int:
-        """Return how many attempts are under way."""
-        with self._lock:
-            return len(self._running)
+            if candidate.waiting is not None:
+                self._waiting.remove(candidate.waiting)
+                return self._start(self.ledger.trial(candidate.waiting))
+            if candidate.final is not None:
+                return self._start(self._plan_final(*candidate.final))
+            return self._start(self._plan_trial(candidate.variant))
 
     def has_work(self) -> bool:
-        """Return whether anything runs or is left to start."""
+        """Return whether any attempt is running or could start."""
         with self._lock:
-            return bool(self._running) or self._following() is not None
+            return bool(self._running) or self._next_candidate() is not None
 
     def is_paused(self) -> bool:
-        """Return whether nothing starts for now, because the disk failed a moment ago."""
+        """Return whether no attempt starts for now because the disk failed a moment ago."""
         with self._lock:
-            return self._disk.is_on()
+            return self._disk.is_active()
 
     def halted(self) -> str | None:
-        """Return why nothing starts any more, None when that is not so."""
+        """Return why no attempt starts any more, None unless the disk keeps failing."""
         with self._lock:
             return self._disk.halted
 
     def given_up(self) -> tuple[str, ...]:
-        """Return the variants that were stopped because the same traceback came again and again."""
+        """Return the variants that were stopped because several trials failed the same way."""
         with self._lock:
             return tuple(variant for variant in self.plan.variants if self._is_given_up(variant))
 
     def left_out(self) -> dict[str, int]:
-        """Return how many trials the budget had no room for, by variant, once nothing follows."""
+        """Return by variant how many trials did not fit the budget, once no more can start."""
         with self._lock:
-            left = collections.Counter(self._variant(signature) for signature in self._retries)
+            left = collections.Counter(self._variant(signature) for signature in self._waiting)
             for variant in self.plan.variants:
                 if self._is_given_up(variant):
                     continue
                 left[variant] += max(self.plan.trials - self._planned[variant], 0)
-                best = self._finished_search(variant)
+                best = self._best_if_finished(variant)
                 if best is not None:
                     seeds = [t for t in self.ledger.trials("final") if t.origin == best.signature]
                     left[variant] += max(self.plan.final_seeds - len(seeds), 0)
             return {variant: left[variant] for variant in self.plan.variants if left[variant]}
 
-    # What launch tells.
+    # Reports of running attempts.
 
     def on_epoch(
         self,
@@ -162,30 +164,33 @@ class TrialScheduler:
         metrics: Mapping[str, float],
         checkpoint: str | None,
     ) -> bool:
-        """Store an epoch and return whether the trial is to stop here.
+        """Store an epoch and return whether the attempt must stop.
 
-        A report of an attempt that has ended or been replaced changes nothing and stops it.
+        A report of an attempt that has ended or was replaced is ignored, and the attempt must stop.
         """
         with self._lock:
             if self._running.get(signature) != attempt:
                 return True
-            if problem := _unusable(epoch, metrics):
+            if problem := _report_problem(epoch, metrics):
                 self.on_end(
                     signature, attempt, outcome="failed", failure_class="bug", failure_text=problem
                 )
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
-            self._disk.end_count()
-            if is_new:
-                self._alike[self._variant(signature)].forget(signature)
-            if is_new and self._stops_after_last_row(self.ledger.trial(signature)):
-                self._end(signature, attempt, outcome="stopped", status="stopped")
+            self._disk.reset()
+            if not is_new:
+                return False
+            trial = self.ledger.trial(signature)
+            self._errors[trial.variant].forget(signature)
+            rows = self.ledger.epochs(signature)
+            if self._is_stopped_early(trial, rows):
+                self._end(trial, attempt, rows, outcome="stopped", status="stopped")
                 return True
             return False
 
     def on_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
-        """Store a trial's evaluation on the test split; return whether the trial must stop here."""
+        """Store an evaluation on the test split and return whether the attempt must stop."""
         with self._lock:
             if self._running.get(signature) != attempt:
                 return True
@@ -201,18 +206,19 @@ class TrialScheduler:
         failure_class: str | None = None,
         failure_text: str | None = None,
     ) -> None:
-        """Take the end of an attempt: "complete", "diverged" or "failed" with its class and text.
+        """Store the end of an attempt: "complete", "diverged" or "failed" with class and text.
 
-        An attempt that has ended already is left as it is.
+        An attempt that has ended already stays as it is.
         """
         with self._lock:
             if self._running.get(signature) != attempt:
                 return
+            trial = self.ledger.trial(signature)
             if outcome in ("complete", "diverged"):
                 status: TrialStatus = "complete" if outcome == "complete" else "diverged"
-                self._end(signature, attempt, outcome=outcome, status=status)
+                rows = self.ledger.epochs(signature)
+                self._end(trial, attempt, rows, outcome=outcome, status=status)
                 return
-            trial = self.ledger.trial(signature)
             text = redacted(failure_text or "")
             self.ledger.end_attempt(
                 signature,
@@ -222,22 +228,14 @@ class TrialScheduler:
                 failure_text=text,
                 trial_status="running",
             )
-            decision = self._decide(trial, self.ledger.attempts(signature))
             if failure_class == "disk":
-                self._disk.begin(retry_policy.last_line(text))
-            self._alike[trial.variant].note(self.ledger.attempts(signature)[-1])
-            if decision.retry and not self._is_given_up(trial.variant):
-                del self._running[signature]
-                self._micro_batch_size[signature] = decision.micro_batch_size
-                self._retries.append(signature)
-                return
-            self._fail(signature)
-            self._fail_waiting(trial.variant)
+                self._disk.start(retry_policy.last_line(text))
+            self._retry_or_fail(trial)
 
     def interrupt(self) -> None:
-        """Close what runs as lost, which is nobody's failure; `--resume` goes on with it.
+        """Close the running attempts as lost, which counts as no failure, and start no more.
 
-        Nothing starts afterwards.
+        `--resume` continues their trials.
         """
         with self._lock:
             self._is_interrupted = True
@@ -245,110 +243,82 @@ class TrialScheduler:
                 self.ledger.end_attempt(signature, attempt, outcome="lost", trial_status="running")
             self._running.clear()
 
-    # How it is done.
+    # What starts next.
 
-    def _following(self) -> tuple[str, Trial | None, str | None] | None:
-        """Return the variant of the next attempt to start, None when none can start now.
+    def _next_candidate(self) -> _Candidate | None:
+        """Return the first candidate that fits the budget."""
+        fits = self._fits_budget
+        return next((c for c in self._candidates() if fits(c.variant, c.epochs)), None)
 
-        With it, where that is to be a new final trial, the one that it trains again, and where it
-        is one that waits for its next attempt, its signature.
+    def _candidates(self) -> Iterator[_Candidate]:
+        """Yield what could start now, in order of precedence."""
+        for signature in self._waiting:
+            trial = self.ledger.trial(signature)
+            rows = [] if signature in self._restarting else self.ledger.epochs(signature)
+            left = decisions.epochs_left(trial, rows)
+            yield _Candidate(variant=trial.variant, epochs=left, waiting=signature)
+        for variant in self.plan.variants:
+            if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
+                yield _Candidate(variant=variant, epochs=self.plan.epochs(variant))
+        for variant in self.plan.variants:
+            if (best := self._best_if_finished(variant)) is None:
+                continue
+            planned = {trial.signature for trial in self.ledger.trials("final")}
+            if config := decisions.missing_final(self.plan, best, planned):
+                epochs = self.plan.epochs(variant)
+                yield _Candidate(variant=variant, epochs=epochs, final=(best, config))
+
+    def _best_if_finished(self, variant: str) -> Trial | None:
+        """Return the trial that a variant's final trials repeat.
+
+        None while the search runs, if no search trial completed, or without final trials.
         """
-        for waiting in self._retries:
-            variant = self._variant(waiting)
-            if self._is_allowed(variant, self._epochs_left(waiting)):
-                return variant, None, waiting
-        for variant in self.plan.variants:
-            if self._planned[variant] >= self.plan.trials or self._is_given_up(variant):
-                continue
-            if self._is_allowed(variant, self.plan.epochs(variant)):
-                return variant, None, None
-        for variant in self.plan.variants:
-            best = self._finished_search(variant)
-            if best is None or self._missing_final(best) is None:
-                continue
-            if self._is_allowed(variant, self.plan.epochs(variant)):
-                return variant, best, None
-        return None
-
-    def _epochs_left(self, signature: str) -> int:
-        rows = self.ledger.epochs(signature)
-        done = 0 if signature in self._fresh or not rows else rows[-1].epoch + 1
-        return int(self.ledger.trial(signature).config["epochs"]) - done
-
-    def _finished_search(self, variant: str) -> Trial | None:
-        """Return the best trial of a variant whose search is over, None where there is none."""
         is_searched = bool(self.plan.space.params_for(variant))
         if not is_searched or not self.plan.final_seeds or self._is_given_up(variant):
             return None
-        if variant not in self._winners:
+        if variant not in self._best:
             is_all_planned = self._planned[variant] >= self.plan.trials
-            unended = [*self._running, *self._retries]
+            unended = [*self._running, *self._waiting]
             if not is_all_planned or any(self._variant(one) == variant for one in unended):
                 return None
             own = [trial for trial in self.ledger.trials("search") if trial.variant == variant]
-            self._winners[variant] = ranking.best_of(own, self.plan.space.mode)
-        return self._winners[variant]
-
-    def _missing_final(self, origin: Trial) -> TrainConfig | None:
-        """Return the first configuration of a final trial that is not planned yet."""
-        planned = {trial.signature for trial in self.ledger.trials("final")}
-        for number in range(self.plan.final_seeds):
-            config = self.plan.train_config(origin.variant, number, origin.params, "final")
-            if config.signature() not in planned:
-                return config
-        return None
-
-    def _resume_point(self, signature: str) -> str | None:
-        """Return the newest whole checkpoint of a trial whose epoch is in the ledger.
-
-        An epoch that was trained again lies in a later attempt's folder than its row says, and is
-        as good. An attempt that started anew leaves everything before it behind.
-        """
-        attempts = self.ledger.attempts(signature)
-        anew = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
-        numbers = [a.attempt for a in attempts if a.attempt >= anew]
-        for row in reversed(self.ledger.epochs(signature)):
-            if row.checkpoint is None:
-                continue
-            # The one of its row is looked at first.
-            for number in sorted(numbers, key=lambda number: number != row.attempt):
-                path = checkpoint_path(signature, number, row.epoch)
-                if self._is_whole(path):
-                    return path
-        return None
+            self._best[variant] = ranking.best_of(own, self.plan.space.mode)
+        return self._best[variant]
 
     def _start(self, trial: Trial) -> AttemptStart:
-        is_fresh = trial.signature in self._fresh
-        self._fresh.discard(trial.signature)
-        resume_from = None if is_fresh else self._resume_point(trial.signature)
+        resume_from = None
+        if trial.signature not in self._restarting:
+            resume_from = decisions.resume_point(
+                self.ledger.attempts(trial.signature),
+                self.ledger.epochs(trial.signature),
+                self._is_loadable,
+            )
+        self._restarting.discard(trial.signature)
         micro = self._micro_batch_size.get(trial.signature, 0)
         attempt = self.ledger.start_attempt(
             trial.signature, resumed_from=resume_from, micro_batch_size=micro
         )
         self._running[trial.signature] = attempt
-        config = TrainConfig.from_dict({**trial.config, "micro_batch_size": micro})
         return AttemptStart(
             signature=trial.signature,
             attempt=attempt,
             variant=trial.variant,
             number=trial.number,
-            config=config,
+            config=TrainConfig.from_dict({**trial.config, "micro_batch_size": micro}),
             resume_from=resume_from,
             is_evaluated=self.plan.is_evaluated(trial),
         )
 
-    def _plan_final(self, origin: Trial) -> Trial:
-        config = self._missing_final(origin)
-        assert config is not None
-        own = [t for t in self.ledger.trials("final") if t.variant == origin.variant]
+    def _plan_final(self, best: Trial, config: TrainConfig) -> Trial:
+        own = [t for t in self.ledger.trials("final") if t.variant == best.variant]
         self.ledger.plan_trial(
             signature=config.signature(),
-            variant=origin.variant,
+            variant=best.variant,
             stage="final",
             number=len(own),
-            origin=origin.signature,
+            origin=best.signature,
             config=config.to_dict(),
-            params=origin.params,
+            params=best.params,
             seen_seq=self.ledger.seq,
         )
         return self.ledger.trial(config.signature())
@@ -369,107 +339,89 @@ class TrialScheduler:
         self._planned[variant] += 1
         return self.ledger.trial(config.signature())
 
+    # How attempts and trials end.
+
+    def _is_stopped_early(self, trial: Trial, rows: Sequence[EpochRow]) -> bool:
+        if not decisions.is_at_rung(self.plan, trial, rows):
+            return False
+        last, metric = rows[-1], self.plan.space.metric
+        values = self.ledger.values_at(trial.variant, last.epoch, metric, up_to=last.seq)
+        return decisions.is_stopped_at_rung(self.plan, last, values)
+
     def _end(
         self,
-        signature: str,
+        trial: Trial,
         attempt: int,
+        rows: Sequence[EpochRow],
         *,
         outcome: str,
         status: TrialStatus,
-        failure_class: str | None = None,
-        failure_text: str | None = None,
     ) -> None:
-        self._running.pop(signature, None)
-        if status != "failed":
-            self._alike[self._variant(signature)].forget(signature)
+        """End a trial that did not fail."""
+        self._running.pop(trial.signature, None)
+        self._errors[trial.variant].forget(trial.signature)
+        best = None
+        if status != "diverged":
+            best = decisions.best_epoch(trial, rows, self.plan.space.metric)
         self.ledger.end_attempt(
-            signature,
-            attempt,
-            outcome=outcome,
-            failure_class=failure_class,
-            failure_text=failure_text,
-            trial_status=status,
-            best=None if status in ("diverged", "failed") else self._best(signature),
+            trial.signature, attempt, outcome=outcome, trial_status=status, best=best
         )
-        self._tell(self.ledger.trial(signature))
+        self._tell_sampler(self.ledger.trial(trial.signature))
 
-    def _fail_waiting(self, variant: str) -> None:
-        """Give up the trials that wait to be tried again, where their variant is given up.
-
-        Those that never started stay as they are: nothing is known of them.
-        """
-        if not self._is_given_up(variant):
+    def _retry_or_fail(self, trial: Trial) -> None:
+        """Queue a trial whose attempt has failed, or fail it if it is not to be retried."""
+        signature = trial.signature
+        attempts, rows = self.ledger.attempts(signature), self.ledger.epochs(signature)
+        decision = decisions.after_failure(trial, attempts, rows, self.plan.space.max_attempts)
+        self._errors[trial.variant].note(attempts[-1])
+        if decision.retry and not self._is_given_up(trial.variant):
+            del self._running[signature]
+            self._micro_batch_size[signature] = decision.micro_batch_size
+            self._waiting.append(signature)
             return
-        for signature in [s for s in self._retries if self._variant(s) == variant]:
-            self._retries.remove(signature)
-            if self.ledger.attempts(signature):
-                self._fail(signature)
+        self._fail(signature)
+        self._fail_waiting(trial.variant)
 
     def _fail(self, signature: str) -> None:
-        """Give a trial up after its last attempt."""
+        """Fail a trial; its last attempt keeps its outcome."""
+        self._running.pop(signature, None)
         last = self.ledger.attempts(signature)[-1]
-        self._end(
+        self.ledger.end_attempt(
             signature,
             last.attempt,
             outcome=last.outcome or "failed",
-            status="failed",
             failure_class=last.failure_class,
             failure_text=last.failure_text,
+            trial_status="failed",
         )
+        self._tell_sampler(self.ledger.trial(signature))
 
-    def _stops_after_last_row(self, trial: Trial) -> bool:
-        """Return what early stopping says of a trial's last row, from what had arrived by then.
+    def _fail_waiting(self, variant: str) -> None:
+        """Fail the waiting trials of a variant that is given up.
 
-        Rows never change, so it says the same at any later time.
+        Trials without an attempt stay planned: nothing is known about them.
         """
-        rows, space = self.ledger.epochs(trial.signature), self.plan.space
-        if not rows or rows[-1].epoch + 1 >= trial.config["epochs"]:
-            return False
-        if self.plan.is_evaluated(trial):
-            return False
-        last = rows[-1]
-        return is_stopped(
-            last.metrics[space.metric],
-            self.ledger.values_at(trial.variant, last.epoch, space.metric, up_to=last.seq),
-            epochs_done=last.epoch + 1,
-            first_rung=space.first_rung_epochs,
-            factor=space.rung_factor,
-            mode=space.mode,
-        )
+        if not self._is_given_up(variant):
+            return
+        for signature in [s for s in self._waiting if self._variant(s) == variant]:
+            self._waiting.remove(signature)
+            if self.ledger.attempts(signature):
+                self._fail(signature)
 
-    def _decide(self, trial: Trial, attempts: Sequence[Attempt]) -> retry_policy.Decision:
-        """Return what follows a trial's last, failed attempt."""
-        share = trial.config["batch_size"] // trial.config["workers"]
-        fruitful = {row.attempt for row in self.ledger.epochs(trial.signature)}
-        return retry_policy.decide(attempts, fruitful, share, self.plan.space.max_attempts)
+    def _tell_sampler(self, trial: Trial) -> None:
+        """Tell the sampler how a search trial ended."""
+        if trial.stage == "search":
+            rows = self.ledger.epochs(trial.signature)
+            self._studies[trial.variant].tell(trial, rows, self.plan.space.metric)
 
-    def _variant(self, signature: str) -> str:
-        return self.ledger.trial(signature).variant
-
-    def _best(self, signature: str) -> tuple[int, float] | None:
-        """Return the epoch the trial is evaluated by and the sweep's metric there.
-
-        Without a validation split that is the last one, and it has no value.
-        """
-        trial, space = self.ledger.trial(signature), self.plan.space
-        if not trial.config["validation_fraction"]:
-            return self.ledger.epochs(signature)[-1].epoch, math.nan
-        judge = trial.config["select_by"]
-        mode = "min" if judge == "val_loss" else "max"
-        best: tuple[int, float] | None = None
-        best_evaluated = math.nan
-        for row in self.ledger.epochs(signature):
-            if is_better(row.metrics[judge], best_evaluated, mode):
-                best_evaluated = row.metrics[judge]
-                best = (row.epoch, row.metrics[space.metric])
-        return best
+    # After a restart.
 
     def _rebuild(self) -> None:
-        """Bring studies, queue and counters to where the ledger is.
+        """Rebuild studies, queue and counters from the ledger.
 
-        An attempt that was running belongs to a driver that is gone: it is closed as lost, which
-        is nobody's failure, and its trial goes on first. Failed trials are tried again. Trials
-        beyond a number that has become smaller stay as they are.
+        An open attempt belongs to a driver that has ended: it is closed as lost, which counts as
+        no failure, and its trial waits for the next attempt. Failed trials are retried. Trials
+        beyond a smaller number of trials stay as they are.
         """
         attempts = collections.defaultdict(list)
         for attempt in self.ledger.attempts():
@@ -477,69 +429,60 @@ class TrialScheduler:
         for trial in self.ledger.trials():
             own = attempts[trial.signature]
             if trial.variant not in self._studies:
-                self._close(own)  # this command leaves it out, another may go on with it
+                self._close_as_lost(own)  # not in this command; another one may resume it
                 continue
             if trial.stage == "search":
                 self._planned[trial.variant] += 1
                 self._studies[trial.variant].add_planned(trial)
             if trial.status in ENDED and trial.status != "failed":
-                self._tell(trial)
+                self._tell_sampler(trial)
                 continue
             self._recover(trial, own)
         for variant in self.plan.variants:
             self._fail_waiting(variant)
 
     def _recover(self, trial: Trial, attempts: Sequence[Attempt]) -> None:
-        """Decide about a trial of an earlier command that has not ended well: queued, or left."""
-        # The driver may have ended between a row and the decision that follows from it.
-        if attempts and trial.status == "running" and self._stops_after_last_row(trial):
-            last = attempts[-1].attempt
-            self._end(trial.signature, last, outcome="stopped", status="stopped")
+        """Queue a trial of an earlier command that has not ended or has failed, or leave it."""
+        rows = self.ledger.epochs(trial.signature)
+        # The driver may have ended after it stored the row and before it stopped the trial.
+        if attempts and trial.status == "running" and self._is_stopped_early(trial, rows):
+            self._end(trial, attempts[-1].attempt, rows, outcome="stopped", status="stopped")
             return
-        self._close(attempts)
+        self._close_as_lost(attempts)
         has_failed = trial.status == "failed"
         if attempts and not (has_failed and self._retry_failed):
-            self._alike[trial.variant].note(attempts[-1])
+            self._errors[trial.variant].note(attempts[-1])
         is_beyond = trial.stage == "search" and trial.number >= self.plan.trials
         if is_beyond or (has_failed and not self._retry_failed):
             if has_failed:
-                self._tell(trial)
+                self._tell_sampler(trial)
             return
-        self._micro_batch_size[trial.signature] = self._next_micro_batch(trial, attempts)
         if has_failed and self._from_scratch:
-            self._fresh.add(trial.signature)
+            self._restarting.add(trial.signature)
             self._micro_batch_size[trial.signature] = 0
-        self._retries.append(trial.signature)
+        else:
+            self._micro_batch_size[trial.signature] = decisions.next_micro_batch(
+                trial, attempts, rows, self.plan.space.max_attempts
+            )
+        self._waiting.append(trial.signature)
 
-    def _tell(self, trial: Trial) -> None:
-        """Let the sampler know how a trial of the search has ended."""
-        if trial.stage == "search":
-            rows = self.ledger.epochs(trial.signature)
-            self._studies[trial.variant].tell(trial, rows, self.plan.space.metric)
-
-    def _close(self, attempts: Sequence[Attempt]) -> None:
-        """Close a trial's last attempt as lost where a driver that is gone left it open."""
+    def _close_as_lost(self, attempts: Sequence[Attempt]) -> None:
+        """Close a trial's last attempt as lost if a driver that has ended left it open."""
         if attempts and attempts[-1].outcome is None:
             last = attempts[-1]
             self.ledger.end_attempt(
                 last.signature, last.attempt, outcome="lost", trial_status="running"
             )
 
-    def _next_micro_batch(self, trial: Trial, attempts: Sequence[Attempt]) -> int:
-        if not attempts:
-            return 0
-        if attempts[-1].outcome == "failed":
-            decision = self._decide(trial, attempts)
-            if decision.retry:
-                return decision.micro_batch_size
-        return attempts[-1].micro_batch_size
+    def _variant(self, signature: str) -> str:
+        return self.ledger.trial(signature).variant
 
     def _is_given_up(self, variant: str) -> bool:
-        return self._alike[variant].are_enough()
+        return self._errors[variant].reached_limit()
 
 
-def _unusable(epoch: object, metrics: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a worker's report of an epoch, None when nothing is."""
+def _report_problem(epoch: object, metrics: Mapping[str, Any]) -> str | None:
+    """Return why a worker's report of an epoch is invalid, None if it is valid."""
     problems = [f"it lacks {name!r}" for name in METRIC_NAMES if name not in metrics]
     problems += [
         f"its {name!r} must be a number; got {metrics[name]!r:.80}"
@@ -549,4 +492,4 @@ def _unusable(epoch: object, metrics: Mapping[str, Any]) -> str | None:
     ]
     if type(epoch) is not int or epoch < 0:
         problems.append(f"its epoch must be a whole number from 0; got {epoch!r:.80}")
-    return f"A report of this trial cannot be used: {'; '.join(problems)}." if problems else None
+    return f"A report of this trial is invalid: {'; '.join(problems)}." if problems else None

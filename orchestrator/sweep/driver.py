@@ -184,9 +184,9 @@ def _scheduler(
     return TrialScheduler(
         ledger,
         plan,
-        is_whole=_checkpoint_check(config.paths),
+        is_loadable=_checkpoint_check(config.paths),
         has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
-        is_allowed=budget.budget_from_options(config, ledger, plan, facts, measured_s),
+        fits_budget=budget.budget_from_options(config, ledger, plan, facts, measured_s),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
     )

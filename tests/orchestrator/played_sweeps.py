@@ -79,16 +79,21 @@ def play(
     started: list[AttemptStart] = []
     draws = draws or random.Random(0)
     while True:
-        while scheduler.num_running() < limit and (new := begin(scheduler)):
+        while len(running) < limit and (new := begin(scheduler)):
             running.append(new)
             started.append(new.start)
-        assert scheduler.num_running() == len(running) <= limit
+        assert num_running(scheduler.ledger) == len(running) <= limit
         if not running:
             assert scheduler.next_start() is None
             return started
         playing = draws.choice(running)
         if not step(scheduler, playing, fate):
             running.remove(playing)
+
+
+def num_running(ledger: Ledger) -> int:
+    """Return how many attempts are open."""
+    return sum(attempt.outcome is None for attempt in ledger.attempts())
 
 
 def quick(ledger: Ledger) -> Ledger:

@@ -29,7 +29,7 @@ def scheduler_with(ledger: Ledger, of_plan: Plan, budget: Budget) -> TrialSchedu
     return TrialScheduler(
         ledger,
         of_plan,
-        is_allowed=allowance(budget, ledger, of_plan, OPERATIONS),
+        fits_budget=allowance(budget, ledger, of_plan, OPERATIONS),
     )
 
 

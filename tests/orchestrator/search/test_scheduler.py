@@ -22,6 +22,7 @@ from tests.orchestrator.played_sweeps import (
     die_at,
     failed,
     goes_well,
+    num_running,
     play,
     quick,
     step,
@@ -222,7 +223,7 @@ def test_a_late_report_of_an_old_attempt_changes_nothing(ledger: Ledger, of_plan
     second.on_end(*address, **failed("bug"))
     assert second.on_epoch("unknown", 1, 0, metrics(), None)
     assert (ledger.seq, table(ledger), ledger.attempts()) == before
-    assert second.num_running() == 1
+    assert num_running(ledger) == 1
 
 
 def test_an_end_is_taken_once(ledger: Ledger, of_plan: Plan) -> None:
@@ -245,7 +246,7 @@ def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_later(
     step(scheduler, playing, goes_well)
     scheduler.interrupt()
     assert scheduler.next_start() is None
-    assert scheduler.num_running() == 0
+    assert num_running(ledger) == 0
     assert [a.outcome for a in ledger.attempts()] == ["lost"]
     assert not step(scheduler, playing, goes_well)
     play(TrialScheduler(ledger, of_plan))
@@ -261,12 +262,12 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
     for _ in range(4):
         step(first, playing, goes_well)
     broken = TrialScheduler(
-        ledger, of_plan, is_whole=lambda path: not path.endswith(("epoch_0003", "epoch_0002"))
+        ledger, of_plan, is_loadable=lambda path: not path.endswith(("epoch_0003", "epoch_0002"))
     )
     start = broken.next_start()
     assert start is not None
     assert start.resume_from == f"trials/{start.signature}/attempt_1/epoch_0001"
-    nothing = TrialScheduler(ledger, of_plan, is_whole=lambda path: False).next_start()
+    nothing = TrialScheduler(ledger, of_plan, is_loadable=lambda path: False).next_start()
     assert nothing is not None
     assert nothing.resume_from is None
 

@@ -23,6 +23,7 @@ from tests.orchestrator.played_sweeps import (
     die_at,
     failed,
     goes_well,
+    num_running,
     play,
     quick,
     step,
@@ -271,7 +272,7 @@ def test_what_runs_when_its_variant_is_given_up_may_finish(tmp_path: Path) -> No
         scheduler.on_end(start.signature, 1, **failed("bug", TRACE.format(1)))
     assert scheduler.given_up() == ("cnn2",)
     assert scheduler.next_start() is None
-    assert scheduler.num_running() == 2
+    assert num_running(ledger) == 2
     survivor, another = starts[3:]
     assert survivor is not None
     assert another is not None
@@ -329,7 +330,7 @@ def test_from_scratch_starts_failed_trials_anew_and_keeps_their_first_values(
     scheduler.interrupt()
     wrote = {f"trials/{trial.signature}/attempt_4/epoch_0000"}
     wrote |= {str(row.checkpoint) for row in before}
-    [start] = play(TrialScheduler(ledger, one, is_whole=wrote.__contains__))
+    [start] = play(TrialScheduler(ledger, one, is_loadable=wrote.__contains__))
     assert start.resume_from == f"trials/{trial.signature}/attempt_4/epoch_0000"
     assert ledger.epochs(trial.signature)[:2] == before
     assert ledger.trial(trial.signature).status == "complete"
@@ -412,7 +413,7 @@ def test_an_epoch_trained_again_is_gone_on_from_where_its_row_s_checkpoint_is_br
 ) -> None:
     ends = iter([failed("killed"), failed("killed")])
     broken = "attempt_1/epoch_0001"
-    scheduler = TrialScheduler(ledger, one, is_whole=lambda path: not path.endswith(broken))
+    scheduler = TrialScheduler(ledger, one, is_loadable=lambda path: not path.endswith(broken))
     starts = play(
         scheduler,
         fate=lambda start, epoch: next(ends, None) if epoch == start.attempt + 1 else None,
