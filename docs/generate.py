@@ -157,10 +157,15 @@ def variants() -> str:
 def datasets() -> str:
     """Return the known datasets."""
     rows = [
-        (f"`{name}`", known.summary, f"<{known.address}>" if known.address else "none")
+        (
+            f"`{name}`",
+            known.summary,
+            known.test_split,
+            f"<{known.address}>" if known.address else "none",
+        )
         for name, known in KNOWN.items()
     ]
-    return _table(("dataset", "images", "download"), rows)
+    return _table(("dataset", "images", "test split", "download"), rows)
 
 
 def spaces() -> str:

@@ -1,13 +1,13 @@
-"""`python -m orchestrator.data`: datasets from their archives to Arrow files; verify and list.
+"""`python -m orchestrator.data`: converts datasets to Arrow files, verifies and lists them.
 
     prepare NAME [--source PATH|URL] [--data-dir PLACE] [--image-size N] [--as NAME]
     verify NAME
     list
 
-Where `--data-dir` is an address, a dataset is prepared in this machine's cache and put there,
-whole, for every host of a cluster to fetch once. A prepared dataset is a folder `<data-dir>/<name>`
-with `manifest.json` and one Arrow file per split. The folder appears in one step, whole; its
-presence is the only state.
+If `--data-dir` is an address, a dataset is prepared in this machine's cache and copied to the
+address, from which each host of a cluster fetches it once. A prepared dataset is a folder
+`<data-dir>/<name>` with `manifest.json` and one Arrow file per split. The folder appears in one
+step, whole; its presence is the only state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator import command
-from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN
+from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, KNOWN
 from orchestrator.data.prepare import fetched, prepare, publish
 from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
 from orchestrator.redaction import redacted
@@ -26,18 +26,20 @@ from orchestrator.storage.paths import data_location
 
 
 def _print_list(found: Sequence[PreparedDataset]) -> None:
-    """Print a table of prepared datasets and of known ones that are not prepared."""
+    """Print a table of prepared datasets, and of those that can be prepared without a source."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("dataset", "images", "classes", "side", "fingerprint", "size", "from")
+    table = Table("dataset", "images", "classes", "image size", "fingerprint", "on disk", "from")
     for item in found:
         images = " + ".join(f"{number:,} {split}" for split, number in item.images.items())
         row = (item.folder.name, images, str(len(item.class_names)), f"{item.shape[0]} px")
         table.add_row(*row, item.fingerprint, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
-    for name in KNOWN.keys() - {item.folder.name for item in found}:
-        known = KNOWN[name]
-        table.add_row(name, "not prepared", "", "", "", "", known.address or known.summary)
+    names = {item.folder.name for item in found}
+    for known in KNOWN.values():
+        if known.name not in names and not known.needs_source:
+            origin = known.address or known.summary
+            table.add_row(known.name, "not prepared", "", "", "", "", origin)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a pipe has no width; do not cut what it carries
@@ -45,24 +47,26 @@ def _print_list(found: Sequence[PreparedDataset]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.data", description="Datasets.")
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.data", description="Prepare, verify and list datasets."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    make = commands.add_parser("prepare", help="make a dataset ready for training")
+    make = commands.add_parser("prepare", help="convert a dataset to Arrow files for training")
     make.add_argument(
-        "kind", metavar="NAME", help=f"{', '.join(KNOWN)}, or {IMAGEFOLDER} for your own images"
+        "kind", metavar="NAME", help=f"{', '.join(KNOWN)}; the last is for your own images"
     )
     make.add_argument(
         "--source",
         metavar="PATH|URL",
-        help="archive, extracted folder or address (default: the official archive in DIR, else a "
-        "download)",
+        help="archive, extracted folder or address (default: the official archive in the data "
+        "folder, else a download)",
     )
     make.add_argument(
         "--image-size",
         type=int,
         metavar="N",
-        help=f"imagefolder: images are cut to their centre square and resized to N x N pixels, "
-        f"once (default: {DEFAULT_IMAGE_SIZE_PX})",
+        help="for imagefolder: crop images to their centre square and resize them to N x N pixels "
+        f"(default: {DEFAULT_IMAGE_SIZE_PX})",
     )
     make.add_argument(
         "--as", dest="name", metavar="NAME", help="name of the result (default: the dataset's)"
@@ -98,14 +102,14 @@ def _run(arguments: argparse.Namespace) -> int:
         if address is not None:
             fetched(data_dir / arguments.name, address)
         problems = verify(arguments.name, data_dir)
-        print("\n".join(problems) or f"{data_dir / arguments.name} is as it should be.")
+        print("\n".join(problems) or f"{data_dir / arguments.name} matches its manifest.")
         return 1 if problems else 0
     _print_list(prepared(data_dir) if address is None else prepared_at(address))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 (verify), 2 (usage), 130 (Ctrl+C)."""
+    """Run the command line and return the exit status: 0, 1 (verify), 2 (usage), 130 (Ctrl+C)."""
     kept = "Interrupted. The downloaded part is kept; the same command resumes the download."
     return command.run(_parser(), _run, argv, interrupted=kept)
 

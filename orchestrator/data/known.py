@@ -1,8 +1,9 @@
-"""The known datasets: where each comes from and what it must contain."""
+"""The known datasets: where each comes from, who reads it, and what it must contain."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,95 +13,139 @@ if TYPE_CHECKING:
     from orchestrator.data.sources.source import Contents
     from trainables.data.dataset import Manifest
 
-# Whole official datasets: classes, training and test images.
-OFFICIAL = {
-    "cifar100": (100, 50_000, 10_000),
-    "cifar10": (10, 50_000, 10_000),
-    "tinyimagenet": (200, 100_000, 10_000),
-}
-# Classes, side, channels and training images of datasets that need not be prepared to be planned.
-_KNOWN = {
-    "digits": (10, 8, 1, 1438),
-    "cifar10": (10, 32, 3, 50_000),
-    "cifar100": (100, 32, 3, 50_000),
-    "tinyimagenet": (200, 64, 3, 100_000),
-}
-DEFAULT_IMAGE_SIZE_PX = 64
+DEFAULT_IMAGE_SIZE_PX = 64  # of resized images
 IMAGEFOLDER = "imagefolder"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownDataset:
+    """One row of the table; counts are of the whole dataset, 0 where the user's images decide."""
+
+    name: str
+    summary: str
+    reader: str  # "module:function" in `sources`, imported when needed: `--help` must not wait
+    test_split: str  # which images are the test split
+    classes: int = 0
+    image_size_px: int = 0
+    channels: int = 3
+    train_images: int = 0
+    test_images: int = 0
+    address: str = ""  # of the published archive
+    file: str = ""  # official name of the archive, or path of the file in `package`
+    md5: str | None = None  # as published at the address and in torchvision
+    package: str = ""  # installed package that contains the file
+    is_resized: bool = False  # images of any size are resized to one
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the user must say where the images are."""
+        return not (self.address or self.package)
+
+    def read(self, source: Path, image_size_px: int) -> Contents:
+        """Return what a source of this dataset holds; no image is decoded.
+
+        Raises:
+            UsageError: the source does not have this dataset's layout.
+        """
+        module, _, function = self.reader.partition(":")
+        read = getattr(import_module(f"orchestrator.data.sources.{module}"), function)
+        contents: Contents = read(source, image_size_px)
+        return contents
+
+
+# To add a dataset: a row here and a reader in `sources/`.
+_ROWS = (
+    KnownDataset(
+        name="digits",
+        summary="8 x 8 grey digits from scikit-learn, no download",
+        reader="digits:read_digits",
+        test_split="20 % of every class",
+        classes=10,
+        image_size_px=8,
+        channels=1,
+        train_images=1_438,
+        test_images=359,
+        file="datasets/data/digits.csv.gz",
+        package="sklearn",
+    ),
+    KnownDataset(
+        name="tinyimagenet",
+        summary="64 x 64, 200 classes",
+        reader="tinyimagenet:read_tinyimagenet",
+        test_split="the labelled `val` folder",
+        classes=200,
+        image_size_px=64,
+        train_images=100_000,
+        test_images=10_000,
+        address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
+        file="tiny-imagenet-200.zip",
+    ),
+    KnownDataset(
+        name="cifar10",
+        summary="32 x 32, 10 classes",
+        reader="cifar:read_cifar10",
+        test_split="the official test batch",
+        classes=10,
+        image_size_px=32,
+        train_images=50_000,
+        test_images=10_000,
+        address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        file="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+    ),
+    KnownDataset(
+        name="cifar100",
+        summary="32 x 32, 100 classes in 20 superclasses",
+        reader="cifar:read_cifar100",
+        test_split="the official test batch",
+        classes=100,
+        image_size_px=32,
+        train_images=50_000,
+        test_images=10_000,
+        address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        file="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+    ),
+    KnownDataset(
+        name=IMAGEFOLDER,
+        summary="your own images, one folder per class",
+        reader="imagefolder:read_imagefolder",
+        test_split="the `val` or `test` folder, else 10 % of every class",
+        is_resized=True,
+    ),
+)
+KNOWN = {row.name: row for row in _ROWS}
+
+
+def published_dataset(name: str) -> KnownDataset | None:
+    """Return the published dataset that a prepared one is named after, such as "cifar10-small"."""
+    found = [row for row in _ROWS if row.address and name.startswith(row.name)]
+    return max(found, key=lambda row: len(row.name), default=None)
+
+
 def expected_manifest(dataset: str) -> Manifest:
-    """Return what a known dataset's manifest will say of its shape, for a plan without the data.
+    """Return a known dataset's manifest with its expected counts, to plan without the data.
 
     Raises:
         UsageError: the dataset is neither prepared nor known.
     """
     from trainables.data.dataset import Manifest  # imports numpy, which `--help` must not wait for
 
-    if dataset not in _KNOWN:
+    row = KNOWN.get(dataset)
+    if row is None or not row.train_images:
+        countable = ", ".join(row.name for row in _ROWS if row.train_images)
         raise UsageError(
-            f"The dataset {dataset!r} is not prepared, so its images' shape is unknown. Prepare "
-            f"it first with `python -m orchestrator.data prepare`. Known: {', '.join(_KNOWN)}."
+            f"The dataset {dataset!r} is not prepared, so the shape of its images is unknown. "
+            f"Prepare it first with `python -m orchestrator.data prepare`. Known: {countable}."
         )
-    classes, side, channels, images = _KNOWN[dataset]
     return Manifest(
         name=dataset,
         fingerprint="",
-        class_names=tuple(map(str, range(classes))),
-        height_px=side,
-        width_px=side,
-        channels=channels,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        images={"train": images},
+        class_names=tuple(map(str, range(row.classes))),
+        height_px=row.image_size_px,
+        width_px=row.image_size_px,
+        channels=row.channels,
+        mean=(0.5,) * row.channels,
+        std=(0.25,) * row.channels,
+        images={"train": row.train_images},
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnownDataset:
-    """A dataset with a published archive; `file` is the archive's official name."""
-
-    summary: str
-    file: str = ""
-    address: str = ""
-    md5: str | None = None
-
-
-# To add one: a row here, a reader in `sources/` and its line in `_read`.
-KNOWN: dict[str, KnownDataset] = {
-    "digits": KnownDataset(summary="8 x 8 grey digits from scikit-learn, no download"),
-    "tinyimagenet": KnownDataset(
-        summary="64 x 64, 200 classes",
-        file="tiny-imagenet-200.zip",
-        address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
-    ),
-    "cifar10": KnownDataset(
-        summary="32 x 32, 10 classes",
-        file="cifar-10-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",  # as published there and in torchvision
-    ),
-    "cifar100": KnownDataset(
-        summary="32 x 32, 100 classes in 20 coarse ones",
-        file="cifar-100-python.tar.gz",
-        address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",  # as published there and in torchvision
-    ),
-}
-
-
-def read_source(kind: str, path: Path, image_size_px: int) -> Contents:
-    """Return what a source of this kind holds; no image is decoded.
-
-    Raises:
-        UsageError: the source does not have the layout of its kind.
-    """
-    from orchestrator.data.sources import cifar, digits, imagefolder, tinyimagenet
-
-    if kind == "digits":
-        return digits.read_digits()
-    if kind == "tinyimagenet":
-        return tinyimagenet.read_tinyimagenet(path)
-    if kind == IMAGEFOLDER:
-        return imagefolder.read_imagefolder(path, image_size_px)
-    return cifar.read_cifar(path, coarse=kind == "cifar100")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.data.sources.source import Contents
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
         UsageError: the folder holds no prepared dataset of this format, or a file of it is gone.
     """
     try:
-        content = (folder / "manifest.json").read_bytes()
+        content = (folder / MANIFEST).read_bytes()
         entries = json.loads(content)["splits"].values()
         size = sum((folder / entry["file"]).stat().st_size for entry in entries)
         return _from_manifest(folder, content, size)
@@ -107,7 +108,7 @@ def prepared_at(address: str) -> list[PreparedDataset]:
 def prepared_names(data_dir: Path) -> list[str]:
     """Return the names of all prepared datasets, sorted."""
     names = []
-    for path in sorted(data_dir.glob("[!.]*/manifest.json")):
+    for path in sorted(data_dir.glob(f"[!.]*/{MANIFEST}")):
         try:
             names.append(read_prepared(path.parent).folder.name)
         except UsageError:
@@ -244,7 +245,7 @@ def write_prepared(
         "tool_version": _version(),
         "prepared_at_s": time.time(),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def _fill(

@@ -13,11 +13,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
+from orchestrator.data.prepared import MANIFEST
 from orchestrator.storage.store import open_storage
 from trainables import files
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
-
-MANIFEST = "manifest.json"
 
 
 def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -> Manifest | None:

@@ -368,7 +368,7 @@ def test_code_in_a_cifar_archive_is_not_run(tmp_path: Path, protocol: int) -> No
         source = archive_files.write_tar(tmp_path / "evil.tar.gz", evil)
         ended = _prepare(tmp_path, source, "cifar10")
         assert ended.status == 2, ended.said
-        assert f"{name}' was refused: it asks for" in ended.said
+        assert f"{name}' was refused: it needs" in ended.said
         assert tree(tmp_path) == {"evil.tar.gz", "data"}
     assert not mark.exists()
 

@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.archives import member_names, read_small
-from orchestrator.data.sources.source import Contents, Part, layout_error
+from orchestrator.data.sources.source import Contents, Split, layout_error
 from orchestrator.errors import UsageError
 
 
 def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
-    """Unpickle one file of a CIFAR python archive without running any code it names.
+    """Unpickle one file of a CIFAR python archive without running any code that it names.
 
-    Only what the official files need is admitted, and that as stand-ins of ours: an array comes
-    back from its raw bytes, so neither numpy's nor anybody else's constructors are called.
+    Only the globals that the official files need are admitted, each replaced by a class or function
+    of this module. An array is built from its raw bytes, so no constructor of numpy or of another
+    library is called.
 
     Args:
         content: the member's bytes.
@@ -30,7 +31,7 @@ def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
         The dictionary with its keys as text; arrays are uint8, strings stay bytes.
 
     Raises:
-        UsageError: the pickle asks for anything else, or is damaged.
+        UsageError: the pickle needs another global, or is damaged.
     """
     try:
         value = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
@@ -52,14 +53,14 @@ def _plain(value: Any) -> Any:
 
 
 class _PickledDtype:
-    """Stands in for `numpy.dtype`, of which CIFAR's files need one value: uint8."""
+    """Stands in for `numpy.dtype`; CIFAR's files need uint8 only."""
 
     def __init__(self, code: object, *_: object) -> None:
         if code not in ("u1", b"u1", "uint8", b"uint8"):
             raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of uint8")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like mean nothing for single bytes."""
+        """Ignore byte order and alignment, which single bytes do not have."""
 
 
 class _PickledArray:
@@ -81,9 +82,9 @@ class _PickledArray:
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    """Stand in for `_codecs.encode`, with which protocol 2 pickles of Python 3 hold bytes."""
+    """Stand in for `_codecs.encode`, which holds bytes in protocol 2 pickles of Python 3."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the text encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it needs the text encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -91,7 +92,7 @@ def _empty_array(*_: object) -> _PickledArray:
     return _PickledArray()
 
 
-# Python 2 wrote `numpy.core.multiarray` and raw strings, numpy 2 writes `numpy._core` and encode.
+# Python 2 wrote `numpy.core.multiarray` and raw strings; numpy 2 writes `numpy._core` and encode.
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
@@ -106,46 +107,59 @@ class _CifarUnpickler(pickle.Unpickler):
         """Return the stand-in for an admitted global."""
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which CIFAR's files do not need"
+                f"it needs {module}.{name}, which the official files do not"
             )
         return _ADMITTED[module, name]
 
 
-def read_cifar(source: Path, coarse: bool) -> Contents:
-    """Read the layout of the CIFAR-10 (or, with `coarse`, CIFAR-100) python archive.
+_Batch = tuple[str, dict[str, Any]]  # the member's name and what it holds
+
+
+def read_cifar10(source: Path, image_size_px: int) -> Contents:
+    """Read the layout of the CIFAR-10 python archive.
 
     Raises:
-        UsageError: a batch is missing, damaged or inconsistent, or asks for code.
+        UsageError: a batch is missing, damaged or inconsistent, or needs code.
     """
-    title = "CIFAR-100" if coarse else "CIFAR-10"
-    train = ["train"] if coarse else [f"data_batch_{number}" for number in range(1, 6)]
-    test, meta = ("test", "meta") if coarse else ("test_batch", "batches.meta")
-    # The batches lie beside each other in one folder; the shallowest is meant.
+    files = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+    *train, test, (member, meta) = _loaded(source, "CIFAR-10", files)
+    names = _names(meta, "label_names", member)
+    splits = {
+        name: _split(batches, (len(names), 0))
+        for name, batches in (("train", train), ("test", [test]))
+    }
+    return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra={})
+
+
+def read_cifar100(source: Path, image_size_px: int) -> Contents:
+    """Read the layout of the CIFAR-100 python archive.
+
+    Raises:
+        UsageError: a batch is missing, damaged or inconsistent, or needs code.
+    """
+    train, test, (member, meta) = _loaded(source, "CIFAR-100", ("train", "test", "meta"))
+    names = _names(meta, "fine_label_names", member)
+    coarse_names = _names(meta, "coarse_label_names", member)
+    counts = (len(names), len(coarse_names))
+    splits = {"train": _split([train], counts), "test": _split([test], counts)}
+    extra = {
+        "coarse_names": list(coarse_names),
+        "fine_to_coarse": _fine_to_coarse(source, splits.values(), len(names)),
+    }
+    return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra=extra)
+
+
+def _loaded(source: Path, title: str, files: Sequence[str]) -> list[_Batch]:
+    """Return the named files, which lie beside each other; of several copies the shallowest."""
     found: dict[str, str] = {}
     for name in sorted(member_names(source), key=lambda name: (name.count("/"), name)):
         found.setdefault(PurePosixPath(name).name, name)
-    for file in (*train, test, meta):
+    for file in files:
         if file not in found:
             raise layout_error(source, title, file)
-    raw = read_small(source, [found[file] for file in (*train, test, meta)])
-    loaded = {
-        file: load_cifar_pickle(raw[found[file]], found[file]) for file in (*train, test, meta)
-    }
-    key = "fine_label_names" if coarse else "label_names"
-    names = _names(loaded[meta], key, found[meta])
-    coarse_names = _names(loaded[meta], "coarse_label_names", found[meta]) if coarse else ()
-    counts = (len(names), len(coarse_names))
-    splits = {
-        "train": _cifar_part([(found[f], loaded[f]) for f in train], counts),
-        "test": _cifar_part([(found[test], loaded[test])], counts),
-    }
-    extra: dict[str, Any] = {}
-    if coarse:
-        extra = {
-            "coarse_names": list(coarse_names),
-            "fine_to_coarse": _fine_to_coarse(source, splits.values(), len(names)),
-        }
-    return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra=extra)
+    members = [found[file] for file in files]
+    raw = read_small(source, members)
+    return [(member, load_cifar_pickle(raw[member], member)) for member in members]
 
 
 def _names(meta: dict[str, Any], key: str, member: str) -> tuple[str, ...]:
@@ -157,8 +171,8 @@ def _names(meta: dict[str, Any], key: str, member: str) -> tuple[str, ...]:
     )
 
 
-def _cifar_part(batches: Sequence[tuple[str, dict[str, Any]]], counts: tuple[int, int]) -> Part:
-    """Join batches after checking each; `counts` are the numbers of fine and coarse classes."""
+def _split(batches: Sequence[_Batch], counts: tuple[int, int]) -> Split:
+    """Return the batches as one split; `counts` are the numbers of fine and coarse classes."""
     pixels, labels, coarse_labels = [], [], []
     for member, batch in batches:
         data = batch.get("data")
@@ -171,7 +185,7 @@ def _cifar_part(batches: Sequence[tuple[str, dict[str, Any]]], counts: tuple[int
         labels.append(_labels(batch, key, member, len(data), counts[0]))
         if counts[1]:
             coarse_labels.append(_labels(batch, "coarse_labels", member, len(data), counts[1]))
-    return Part(
+    return Split(
         labels=np.concatenate(labels),
         coarse_labels=np.concatenate(coarse_labels) if coarse_labels else None,
         pixels=np.concatenate(pixels),
@@ -193,12 +207,12 @@ def _labels(
     return np.array(values, np.int64)
 
 
-def _fine_to_coarse(source: Path, parts: Iterable[Part], classes: int) -> list[int]:
+def _fine_to_coarse(source: Path, splits: Iterable[Split], classes: int) -> list[int]:
     """Return the coarse class of each fine one, -1 for a class without images."""
     pairs: set[tuple[int, int]] = set()
-    for part in parts:
-        assert part.coarse_labels is not None
-        pairs |= set(zip(part.labels.tolist(), part.coarse_labels.tolist(), strict=True))
+    for split in splits:
+        assert split.coarse_labels is not None
+        pairs |= set(zip(split.labels.tolist(), split.coarse_labels.tolist(), strict=True))
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise UsageError(f"{source} is inconsistent: a fine class has several coarse ones.")

@@ -1,8 +1,7 @@
-"""What each source holds: classes, splits, labels, and which member or array holds which image.
+"""The contents of a source: classes, splits, labels, and the member or array of every image.
 
-One function per layout; all return `Contents`. Counts come from the content, so that a part of an
-official archive in the official layout is as good as the whole. No image is decoded here, and no
-state is held.
+Each reader beside this file returns `Contents` and decodes no image. Counts come from the content,
+so that a part of an official archive in the official layout can be prepared like the whole.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ import numpy.typing as npt
 from orchestrator.data.archives import read_small
 from orchestrator.errors import UsageError
 
-_SHOWN = 10
+_MAX_LISTED = 10  # problems in one error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """One split: labels with either the pixels or the names of the members to decode."""
+class Split:
+    """Labels with either the pixels or the names of the members to decode."""
 
     labels: npt.NDArray[np.int64]  # (n,)
     coarse_labels: npt.NDArray[np.int64] | None = None  # (n,)
@@ -35,20 +34,19 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """A whole dataset before it is written."""
+    """A dataset before it is written."""
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # height, width, channels
-    splits: dict[str, Part]  # "train" and "test"
+    splits: dict[str, Split]  # "train" and "test"
     resize: bool = False
-    # Further entries of the manifest, such as `class_ids`.
-    extra: dict[str, Any]
+    extra: dict[str, Any]  # further entries of the manifest, such as `class_ids`
 
 
 def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Choose a fraction of every class, at least one image and not all, with seed 0.
+    """Return a random fraction of every class: at least one image and not all, with seed 0.
 
-    `RandomState` is used because numpy guarantees its stream for good (NEP 19).
+    `RandomState` is used because numpy guarantees that its stream never changes (NEP 19).
 
     Args:
         labels: (n,).
@@ -66,16 +64,16 @@ def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArr
     return chosen
 
 
-def members(labels: dict[str, int]) -> Part:
-    """Return a part in the order of (label, natural name), whatever order the source has."""
+def members(labels: dict[str, int]) -> Split:
+    """Return a split ordered by label and natural name, whatever order the source has."""
     ordered = sorted(labels, key=lambda name: (labels[name], _natural(name), name))
-    return Part(
+    return Split(
         labels=np.array([labels[name] for name in ordered], np.int64), members=tuple(ordered)
     )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort `x_10` behind `x_9`."""
+    """Return a key that sorts `x_10` behind `x_9`."""
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
@@ -104,6 +102,6 @@ def raise_all(source: Path, problems: list[str]) -> None:
     """Raise a UsageError that lists the problems of a source, if there are any."""
     if problems:
         counted = Counter(problems)
-        shown = " ".join(list(counted)[:_SHOWN])
-        more = f" And {len(counted) - _SHOWN} more." if len(counted) > _SHOWN else ""
+        shown = " ".join(list(counted)[:_MAX_LISTED])
+        more = f" And {len(counted) - _MAX_LISTED} more." if len(counted) > _MAX_LISTED else ""
         raise UsageError(f"{source} was refused. {shown}{more}")

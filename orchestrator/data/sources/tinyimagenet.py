@@ -7,47 +7,28 @@ from pathlib import Path
 from orchestrator.data.archives import member_names
 from orchestrator.data.sources.source import Contents, layout_error, members, raise_all, read_texts
 
+_LISTS = ("wnids.txt", "words.txt", "val/val_annotations.txt")
 
-def read_tinyimagenet(source: Path) -> Contents:
+
+def read_tinyimagenet(source: Path, image_size_px: int) -> Contents:
     """Read the layout of `tiny-imagenet-200.zip`; its labelled `val` folder is the test split.
 
     Raises:
         UsageError: an unknown class, a missing or unlisted file, or another layout.
     """
     names = member_names(source)
-    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
-    if not lists:
-        raise layout_error(source, "Tiny ImageNet", "wnids.txt")
-    root = min(lists, key=len).removesuffix("wnids.txt")
-    needed = [f"{root}{name}" for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")]
-    for name in needed:
-        if name not in names:
-            raise layout_error(source, "Tiny ImageNet", name)
-    wnids_text, words, annotations = read_texts(source, needed)
+    root = _root(source, names)
+    wnids_text, words, annotations = read_texts(source, [f"{root}{name}" for name in _LISTS])
     wnids = sorted(set(wnids_text.split()))
     index = {wnid: label for label, wnid in enumerate(wnids)}
     problems: list[str] = []
-
-    train: dict[str, int] = {}
-    held_out: set[str] = set()
-    for name in names:
-        parts = name.removeprefix(root).split("/")
-        if parts[-1].startswith("."):
-            continue
-        if len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
-            if parts[1] in index:
-                train[name] = index[parts[1]]
-            else:
-                problems.append(f"The class of {name!r} is not listed in wnids.txt.")
-        elif parts[:2] == ["val", "images"] and len(parts) == 3:
-            held_out.add(name)
-    test = _annotated(f"{root}val/", annotations, index, held_out, problems)
+    train, test_files = _images(names, root, index, problems)
+    test = _annotated(f"{root}val/", annotations, index, test_files, problems)
     missing = sorted(set(wnids) - {wnids[label] for label in train.values()})
     problems += [f"The class {wnid!r} has no training image." for wnid in missing]
     if not test:
         problems.append(f"{root}val/val_annotations.txt lists no image.")
     raise_all(source, problems)
-
     readable = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     return Contents(
         class_names=tuple(readable.get(wnid, wnid).split(",")[0].strip() for wnid in wnids),
@@ -57,10 +38,41 @@ def read_tinyimagenet(source: Path) -> Contents:
     )
 
 
+def _root(source: Path, names: list[str]) -> str:
+    """Return the folder of the dataset in the archive, "" or with a slash at its end."""
+    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
+    if not lists:
+        raise layout_error(source, "Tiny ImageNet", "wnids.txt")
+    root = min(lists, key=len).removesuffix("wnids.txt")
+    for name in _LISTS:
+        if f"{root}{name}" not in names:
+            raise layout_error(source, "Tiny ImageNet", f"{root}{name}")
+    return root
+
+
+def _images(
+    names: list[str], root: str, index: dict[str, int], problems: list[str]
+) -> tuple[dict[str, int], set[str]]:
+    """Return the label of each training image, and the files in `val`; adds to `problems`."""
+    train: dict[str, int] = {}
+    test: set[str] = set()
+    for name in names:
+        match name.removeprefix(root).split("/"):
+            case [*_, file] if file.startswith("."):
+                continue
+            case ["train", wnid, "images", _] if wnid in index:
+                train[name] = index[wnid]
+            case ["train", _, "images", _]:
+                problems.append(f"The class of {name!r} is not listed in wnids.txt.")
+            case ["val", "images", _]:
+                test.add(name)
+    return train, test
+
+
 def _annotated(
     folder: str, text: str, index: dict[str, int], present: set[str], problems: list[str]
 ) -> dict[str, int]:
-    """Return the label of each file in val_annotations.txt; what is wrong goes to `problems`."""
+    """Return the label of each file in val_annotations.txt; adds to `problems`."""
     labels: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.data.known import OFFICIAL
+from orchestrator.data.known import published_dataset
 from orchestrator.report.document.blocks import Block, Column, Section, Table, text
 from orchestrator.report.facts import SweepData
 
@@ -107,11 +107,10 @@ def _given(facts: SweepData) -> list[str]:
 def sample_of(facts: SweepData) -> str | None:
     """Return the sentence that says how much of the official dataset this is; None: all of it."""
     images = facts.said.get("manifest", {}).get("images", {})
-    dataset = str(facts.plan["dataset"])
-    official = next((name for name in OFFICIAL if dataset.startswith(name)), None)
+    official = published_dataset(str(facts.plan["dataset"]))
     if official is None or not images:
         return None
-    classes, train, test = OFFICIAL[official]
+    classes, train, test = official.classes, official.train_images, official.test_images
     own_train, own_test = images.get("train", 0), images.get("test", 0)
     own_classes = len(facts.class_names) or classes
     if (own_classes, own_train, own_test) == (classes, train, test):

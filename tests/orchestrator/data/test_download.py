@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.data import __main__ as data
 from orchestrator.data import download, prepare
-from orchestrator.data.known import KNOWN, KnownDataset
+from orchestrator.data.known import KNOWN
 from orchestrator.errors import UsageError
 from tests.orchestrator.data import archive_files as sources
 
@@ -237,7 +237,7 @@ def test_without_a_network_one_sentence_says_what_to_do(
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as listening:
         port = listening.server_port  # closed a moment later: nobody listens there
     address = f"http://127.0.0.1:{port}/tiny-imagenet-200.zip"
-    known = KnownDataset(summary="", file="tiny-imagenet-200.zip", address=address)
+    known = replace(KNOWN["tinyimagenet"], address=address)
     monkeypatch.setitem(KNOWN, "tinyimagenet", known)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -320,7 +320,7 @@ def test_imagefolder_of_another_size_under_a_taken_name_is_an_error(tmp_path: Pa
     folder = _prepare("imagefolder", tmp_path, source, image_size_px=8)
     assert _prepare("imagefolder", tmp_path, source, image_size_px=8) == folder
     for image_size_px in (None, 16):
-        with pytest.raises(UsageError, match="with side 8"):
+        with pytest.raises(UsageError, match="with image size 8"):
             _prepare("imagefolder", tmp_path, source, image_size_px=image_size_px)
 
 
@@ -484,7 +484,7 @@ def test_second_preparer_waits_for_the_first_and_finds_its_work(tmp_path: Path) 
         waiting = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         assert waiting.stderr is not None
         line = waiting.stderr.readline().decode()
-        assert line == "Another process prepares 'digits'; waiting for it to end.\n"
+        assert line == "Another process is preparing 'digits'; waiting for it.\n"
         assert not (tmp_path / "digits").exists()
     out, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0

@@ -22,7 +22,7 @@ class _Evil:
 
 def test_pickle_that_asks_for_code_is_refused_by_its_name() -> None:
     content = pickle.dumps({b"data": _Evil()}, protocol=2)
-    with pytest.raises(UsageError, match=r"'batch' was refused: it asks for posix\.system"):
+    with pytest.raises(UsageError, match=r"'batch' was refused: it needs posix\.system"):
         load_cifar_pickle(content, "batch")
     assert not Path("/tmp/never-made-by-a-pickle").exists()
 
