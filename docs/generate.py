@@ -118,7 +118,7 @@ def _fields(kind: type) -> str:
     meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE))
     rows = []
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-        meaning = " ".join(meanings.get(item.name, "").split())
+        meaning = " ".join(meanings[item.name].split())
         rows.append((f"`{item.name}`", f"`{item.type}`", _default(item), meaning))
     return _table(("field", "type", "default", "meaning"), rows)
 

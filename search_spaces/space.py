@@ -27,24 +27,26 @@ ImageSize = Literal["native", "paper"] | int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """One row of a published table, as published, to stand beside ours; its own mistakes included.
+    """One row of a published table, as printed there, to stand beside our results.
 
     Attributes:
-        label: their name of the model.
-        variant: ours that it is compared with; None for one shown beside it only.
-        train_top1: a fraction, as are `val_top1` and `test_top1`; None where none is published.
-        val_top1: on what they call validation images.
-        test_top1: on their test images.
+        label: the study's name of the model.
+        variant: our variant that it is compared with; None: it is only shown.
+        train_top1: training accuracy, a fraction; None: not published.
+        val_top1: accuracy on the images that the study calls validation images.
+        test_top1: accuracy on the study's test images.
         loss: cross-entropy in nats, on the test images if `test_top1` is given, else on the
             validation images.
-        precision: a fraction, an average over classes, as are `recall` and `f1`.
-        parameters: a total, as they count it.
-        flops: as they count them, which `note` explains.
-        note: what is odd about the row, such as a contradiction; else empty.
-        val_is_test: their validation images are this project's test split, so that `val_top1` is
-            to be compared with our test accuracy.
+        precision: average over the classes, a fraction.
+        recall: average over the classes, a fraction.
+        f1: average over the classes, a fraction.
+        parameters: total number, as the study counts.
+        flops: operations, as the study counts; `note` explains how.
+        note: a contradiction or another peculiarity of the row.
+        val_is_test: the study's validation images are our test split, so `val_top1` is compared
+            with our test accuracy.
         enqueued: number of the enqueued trial that it is compared with, in a space with several
-            published settings of one model; None for the variant's seeds and its first trial.
+            published settings of one model; None: the variant's final trials or first trial.
     """
 
     label: str
@@ -65,35 +67,39 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
-    """What to try.
+    """What a sweep tries: models, fixed and searched hyperparameters, how long and how often.
 
     Attributes:
-        name: the space's, and by default the sweep's.
+        name: name of the space, and by default of the sweep.
         dataset: name of a prepared dataset; `--dataset` replaces it.
-        variants: models, by name; they run smallest first.
-        trials: per variant.
-        base: training parameters that stay fixed, by field of `TrainConfig`; `epochs` is required.
-        params: searched parameters, by field of `TrainConfig`; may be empty, then the trials of a
+        variants: names of models. They run smallest first.
+        trials: search trials per variant.
+        base: hyperparameters that stay fixed, by field of `TrainConfig`; `epochs` is required.
+        params: hyperparameters to search, by field of `TrainConfig`. If empty, the trials of a
             variant differ in their seeds only.
-        by_variant: for some variants, other fixed values or other ranges.
-        image_size: the dataset's own, the paper's per variant, or pixels.
-        image_size_by_variant: exceptions to `image_size`.
-        metric: a field of `EpochMetrics` to optimise, and `mode` its direction.
-        first_rung_epochs: early stopping looks first after this many epochs, then at each
-            `rung_factor` times as many; 0 switches it off.
-        rung_factor: at each rung the best 1 / rung_factor of a variant's trials go on.
-        startup_trials: random suggestions per variant before the sampler models anything.
-        max_attempts: tries at a trial that fails by itself.
-        keep_best: trials per variant whose weights are kept for good.
-        final_seeds: seeds with which the best configuration of a variant is trained again; in a
-            variant with nothing to search the trials themselves are the seeds.
-        enqueued: values of all searched parameters that are tried first, such as a published
-            recipe's; never stopped early. A variant with nothing to search has no use for them.
-        source: title and number of the study whose recipe this is; else empty.
-        published: what that study reports.
-        recipe_notes: what of the recipe the study does not say and what was chosen here, and what
-            differs.
-        gpus_per_trial: share of a device, by default; `gpus_by_variant` for some variants.
+        by_variant: for single variants, other fixed values or other ranges.
+        image_size: `native` (the dataset's), `paper` (each model's published size), or pixels.
+        image_size_by_variant: exceptions from `image_size`.
+        metric: field of `EpochMetrics` to optimize.
+        mode: whether a larger (`max`) or a smaller (`min`) value of the metric is better.
+        first_rung_epochs: epochs before early stopping compares trials for the first time; 0
+            disables early stopping.
+        rung_factor: each rung comes after this many times the epochs of the one before, and the
+            best 1 / rung_factor of the trials continue.
+        startup_trials: random suggestions per variant before the sampler uses results.
+        max_attempts: attempts of a trial. Those that ended because a process or machine was lost,
+            memory ran out or the disk failed do not count.
+        keep_best: trials per variant whose weights are kept.
+        final_seeds: seeds with which the best configuration of each searched variant is trained
+            again and evaluated on the test split.
+        enqueued: configurations to try first, such as a published recipe, each with a value for
+            every searched hyperparameter. They are never stopped early. Variants with nothing to
+            search ignore them.
+        source: title and number of the study whose recipe this is.
+        published: the figures that the study reports.
+        recipe_notes: what the study leaves open and what was chosen here, and what differs.
+        gpus_per_trial: GPUs, or the share of one, for each worker of a trial.
+        gpus_by_variant: exceptions from `gpus_per_trial`.
     """
 
     name: str
