@@ -160,12 +160,13 @@ def datasets() -> str:
         (
             f"`{name}`",
             known.summary,
-            known.test_split,
+            f"{known.train_images:,}" if known.train_images else "yours",
+            f"{known.test_images:,}: {known.test_split}" if known.test_images else known.test_split,
             f"<{known.address}>" if known.address else "none",
         )
         for name, known in KNOWN.items()
     ]
-    return _table(("dataset", "images", "test split", "download"), rows)
+    return _table(("dataset", "images", "training images", "test split", "download"), rows)
 
 
 def spaces() -> str:
