@@ -43,8 +43,22 @@ def load(name: str) -> SearchSpace:
         raise ValueError(
             f"{name} must define `SPACE = SearchSpace(...)` (from search_spaces.space)."
         )
-    space.check()
+    check(space)
     return space
+
+
+def check(space: SearchSpace) -> None:
+    """Find every mistake in a space's values; no model is built.
+
+    Raises:
+        ValueError: one sentence for each mistake.
+    """
+    from search_spaces._check import problems_of
+
+    problems = problems_of(space)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"The search space {space.name!r} cannot be used:\n{listed}")
 
 
 def _load_file(path: Path) -> types.ModuleType:

@@ -1,4 +1,4 @@
-"""`SearchSpace`: what to try, as values, and `check()`, which finds its mistakes before a device.
+"""`SearchSpace`: what to try, as values. `search_spaces.check` finds its mistakes.
 
 A space names a dataset, the variants of a family, fixed training parameters and searched ones.
 It holds no state and starts nothing.
@@ -189,19 +189,6 @@ class SearchSpace:
             image_size_px=image_size_px,
             seed=seed,
         )
-
-    def check(self) -> None:
-        """Find every mistake in the values, building nothing.
-
-        Raises:
-            ValueError: one sentence for each problem.
-        """
-        from search_spaces import _check  # which knows this class
-
-        problems = _check.problems_of(self)
-        if problems:
-            listed = "\n".join(f"  - {problem}" for problem in problems)
-            raise ValueError(f"The search space {self.name!r} cannot be used:\n{listed}")
 
     def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
         """Return what the space says, JSON-ready, to compare it with a later one.

@@ -23,7 +23,7 @@ from trainables.models import build
 
 def problems_of(of: SearchSpace) -> list[str]:
     with pytest.raises(ValueError, match="cannot be used") as caught:
-        of.check()
+        search_spaces.check(of)
     return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
 
 
@@ -33,9 +33,13 @@ def only_problem(**values: Any) -> str:
 
 
 def test_a_right_space_passes() -> None:
-    space().check()
-    space(params={}, trials=1, first_rung_epochs=0, keep_best=0, image_size="paper").check()
-    space(metric="val_loss", mode="min", gpus_per_trial=0.5, gpus_by_variant={"cnn3": 2}).check()
+    search_spaces.check(space())
+    search_spaces.check(
+        space(params={}, trials=1, first_rung_epochs=0, keep_best=0, image_size="paper")
+    )
+    search_spaces.check(
+        space(metric="val_loss", mode="min", gpus_per_trial=0.5, gpus_by_variant={"cnn3": 2})
+    )
 
 
 def test_every_mistake_is_named_at_once() -> None:
@@ -228,9 +232,9 @@ RECIPE: dict[str, Any] = {"lr": 0.01, "dropout": 0.2, "batch_size": 64, "optimiz
 
 
 def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
-    space(enqueued=(RECIPE, {**RECIPE, "lr": 0.1})).check()
+    search_spaces.check(space(enqueued=(RECIPE, {**RECIPE, "lr": 0.1})))
     nothing = {"lr": 0.1, "dropout": 0.0, "batch_size": 32, "optimizer": "sgd"}
-    space(enqueued=(RECIPE,), by_variant={"cnn3": nothing}).check()
+    search_spaces.check(space(enqueued=(RECIPE,), by_variant={"cnn3": nothing}))
     own = space(enqueued=(RECIPE,)).to_dict()
     assert own["enqueued"] == [RECIPE]
 
