@@ -1,9 +1,9 @@
-"""What another machine needs to go on: the ledger's durable copy in the sweep's storage.
+"""Copies the ledger to the sweep's storage, from which another machine can resume.
 
-A sweep whose storage is a plain folder on a local disk has its ledger there and needs none of this.
-Otherwise the ledger that is written lies in this machine's cache, and a thread copies it to the
-storage soon after every change. Only what the copy holds counts as durable: MLflow is told no more,
-and no checkpoint is deleted that the copy still points to.
+A sweep whose storage is a folder on a local disk has its ledger there and needs no copy.
+Otherwise the driver writes the ledger in this machine's cache, and a thread copies it to the
+storage soon after every change. Only what the copy holds counts as safe: MLflow gets nothing else,
+and no checkpoint that the copy refers to is deleted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import re
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
+from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.header import read_header
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
@@ -31,38 +32,47 @@ from orchestrator.storage.sweeps import LEDGER, storage_of
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
 
-EVERY_S = 1.0  # seconds between two copies, at least
-AT_LATEST_S = 10.0  # after a change, however long a copy takes, unless the storage is away
-_SHARE = 10  # a copy that takes long is made more seldom: a tenth of the time
+EVERY_S = 1.0  # shortest pause between two copies
+AT_LATEST_S = 10.0  # longest pause, also while the storage cannot be reached
+_PAUSE_PER_COPY = 10  # the pause is this many times as long as the copy took
 
-# SQLite ignores what follows its last page.
+# A copy ends with its digest. SQLite ignores bytes after its last page.
 _TRAILER = re.compile(rb"\nsha256:([0-9a-f]{64})\n\Z")
 _TRAILER_BYTES = 73
 
 
 def read_backup(paths: SweepPaths, copy: Path) -> Ledger:
-    """Return the copy of a sweep's ledger from its storage, open, to be read.
+    """Return the copy of a sweep's ledger in its storage, open.
 
     Args:
         paths: of a sweep whose storage is an address.
-        copy: where the file is put.
+        copy: path for the downloaded file.
 
     Raises:
-        UsageError: it is damaged, or there is none.
+        UsageError: there is no copy, or it is damaged.
     """
     storage = storage_of(paths)
     assert storage is not None
     if not storage.get_file(LEDGER, copy):
         raise UsageError(f"There is no ledger at {storage.shown}.")
-    return _checked(copy, storage, paths)
+    return _open_copy(copy, storage, paths)
 
 
 @contextlib.contextmanager
-def open_backup(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[LedgerBackup | None]:
-    """Hold the sweep's lease in its storage; yields None where there is nothing to copy to.
+def open_backup(
+    paths: SweepPaths, say: Callable[[str], None], clock: Clock | None = None
+) -> Iterator[LedgerBackup | None]:
+    """Yield the backup of a sweep's ledger; None if the sweep's storage is a local folder.
+
+    This driver holds the sweep's lease in its storage until the block ends.
+
+    Args:
+        paths: the sweep's.
+        say: prints a message to the user.
+        clock: time and pauses.
 
     Raises:
-        UsageError: another driver holds it, or the storage cannot be used.
+        UsageError: another driver holds the lease, or the storage cannot be used.
     """
     storage = storage_of(paths)
     if storage is None:
@@ -72,49 +82,61 @@ def open_backup(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[Ledge
         lease = leases.take(storage, say)
     except StorageError as error:
         raise UsageError(str(error)) from error
-    durable = LedgerBackup(paths, storage, lease, say)
+    backup = LedgerBackup(paths, storage, lease, say, clock or Clock())
     try:
-        yield durable
+        yield backup
     finally:
-        durable.close()
+        backup.close()
 
 
 class LedgerBackup:
-    """Keeps a sweep's storage in line with its ledger, from a thread of its own."""
+    """Copies a sweep's ledger to its storage after every change.
+
+    Call `start`, which also starts the thread that copies, and `stop`; a simulation calls `step`
+    by hand instead.
+    """
 
     def __init__(
-        self, paths: SweepPaths, storage: Storage, lease: leases.Lease, say: Callable[[str], None]
+        self,
+        paths: SweepPaths,
+        storage: Storage,
+        lease: leases.Lease,
+        say: Callable[[str], None],
+        clock: Clock,
     ) -> None:
-        self.paths, self.storage, self.lease, self.say = paths, storage, lease, say
+        self.paths, self.storage, self.lease = paths, storage, lease
+        self._say, self._clock = say, clock
         self._ledger: Ledger | None = None
-        self._up_to = 0
-        self._copied = (-1, -1)  # the ledger's position at the last copy
+        self._copied_seq = 0
+        self._copied_position = (-1, -1)
+        self._pause_s = EVERY_S
         self._stop, self._wake = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="durability", daemon=True)
-        self._has_warned = False
-        self._news: collections.deque[str] = collections.deque()
+        self._thread = threading.Thread(target=self._run, name="ledger-backup", daemon=True)
+        self._is_behind = False  # the last attempt to copy failed
+        self._messages: collections.deque[str] = collections.deque()
 
     @property
-    def up_to(self) -> int:
-        """The number of the latest change that is in the copy for certain."""
-        return self._up_to
+    def copied_seq(self) -> int:
+        """The number of the latest change that the copy is known to hold."""
+        return self._copied_seq
 
     @property
     def lost(self) -> str | None:
-        """Why this driver must stop, once another one has taken the sweep over."""
+        """Why this driver must stop, once another driver has taken over the sweep."""
         return self.lease.lost
 
     def fetch(self) -> None:
-        """Bring this machine's ledger to where the copy is, if the copy knows more.
+        """Replace this machine's ledger by the copy if the copy holds more.
 
-        Every driver adds itself to the ledger's list of drivers, and copies that before it does
-        anything else. So one of two ledgers whose lists differ is what the other began from, or
-        the work of a driver that was replaced; with equal lists the longer one has all.
+        Every driver adds its token to the ledger's list of drivers and copies that before anything
+        else. If the lists of two ledgers differ, one ledger is the state that the other started
+        from, or the work of a driver that was replaced. If they are equal, the longer ledger
+        holds everything.
 
         Raises:
             UsageError: the copy is damaged, or the storage cannot be used.
         """
-        from orchestrator.ledger.ledger import LedgerError, open_ledger
+        from orchestrator.ledger.ledger import open_ledger
 
         paths = self.paths
         with tempfile.TemporaryDirectory(dir=paths.root, prefix=".fetched-") as folder:
@@ -122,24 +144,24 @@ class LedgerBackup:
             try:
                 if not self.storage.get_file(LEDGER, copy):
                     return
-                theirs = _identity(_checked(copy, self.storage, paths))
+                theirs = _identity(_open_copy(copy, self.storage, paths))
             except StorageError as error:
                 raise UsageError(str(error)) from error
             if paths.ledger.exists():
-                with contextlib.suppress(LedgerError):  # a damaged one is as good as none
-                    if _knows_all(_identity(open_ledger(paths.ledger)), theirs):
+                with contextlib.suppress(LedgerError):  # a damaged ledger is replaced as well
+                    if _holds_all(_identity(open_ledger(paths.ledger)), theirs):
                         return
                 self._put_aside()
-            # Of another history; what counts is in the storage.
+            # Checkpoints here belong to the replaced history; the storage has the valid ones.
             shutil.rmtree(paths.root / "trials", ignore_errors=True)
             copy.replace(paths.ledger)
-        self.say(f"Going on from the copy of the ledger in {self.storage.shown}.")
+        self._say(f"Resuming from the copy of the ledger in {self.storage.shown}.")
 
-    def begin(self, ledger: Ledger) -> None:
-        """Make the first copy, and from now on one after every change.
+    def start(self, ledger: Ledger, *, in_thread: bool = True) -> None:
+        """Make the first copy and start the thread that makes the following ones.
 
         Raises:
-            UsageError: it cannot be written.
+            UsageError: the first copy cannot be written.
         """
         ledger.put("drivers", [*read_header(ledger).drivers, self.lease.token])
         self._ledger = ledger
@@ -147,92 +169,101 @@ class LedgerBackup:
             self._copy(keep_trying_s=None)
         except (StorageError, leases.LeaseLostError) as error:
             raise UsageError(str(error)) from error
-        self._thread.start()
+        if in_thread:
+            self._thread.start()
+
+    def step(self) -> float | None:
+        """Copy what has changed; return the seconds until the next time, None after the last."""
+        began_s = self._clock.monotonic_s()
+        try:
+            if not self._has_all():
+                self._copy(keep_trying_s=0)
+        except leases.LeaseLostError:
+            return None
+        except Exception as error:  # a full disk here does not raise pyarrow's error
+            self._pause_s = min(2 * self._pause_s, AT_LATEST_S)
+            if not self._is_behind and not self._stop.is_set():
+                self._is_behind = True
+                self._messages.append(
+                    "The copy of the ledger in the storage cannot be updated now. The sweep "
+                    f"continues and keeps trying. {redacted(str(error))}"
+                )
+        else:
+            took_s = self._clock.monotonic_s() - began_s
+            self._pause_s = min(max(EVERY_S, _PAUSE_PER_COPY * took_s), AT_LATEST_S)
+            if self._is_behind:
+                self._is_behind = False
+                self._messages.append("The copy of the ledger is up to date again.")
+        return self._pause_s
 
     def tell(self, say: Callable[[str], None]) -> None:
-        """Say once that the copy is behind, and once that it is up to date again."""
-        while self._news:
-            say(self._news.popleft())
+        """Print once that the copy is behind, and once that it is up to date again."""
+        while self._messages:
+            say(self._messages.popleft())
 
     def flush(self, limit_s: Callable[[], float]) -> bool:
-        """Wait until the copy holds everything, for so long at most; return whether it does."""
-        assert self._ledger is not None
-        began_s = time.monotonic()
+        """Wait, up to a limit, until the copy holds everything; return whether it does."""
+        began_s = self._clock.monotonic_s()
         while not self._has_all():
-            if time.monotonic() - began_s > limit_s() or self.lost or not self._thread.is_alive():
+            passed_s = self._clock.monotonic_s() - began_s
+            if passed_s > limit_s() or self.lost:
                 return False
-            self._wake.set()
-            time.sleep(0.2)
+            if self._thread.is_alive():
+                self._wake.set()
+            else:
+                self.step()
+            self._clock.sleep(0.2)
         return True
 
-    def end(self) -> None:
-        """End the copying, before the ledger is closed."""
+    def stop(self) -> None:
+        """Stop copying; call it before the ledger is closed."""
         self._stop.set()
         self._wake.set()
-        if self._thread.is_alive() and not self._has_warned:  # nobody waits for one that is away
+        if self._thread.is_alive() and not self._is_behind:  # else the storage may not answer
             self._thread.join(5.0)
 
     def close(self) -> None:
-        """End the copying and give the lease back."""
-        self.end()
-        if self._has_warned:
+        """Stop copying and release the lease."""
+        self.stop()
+        if self._is_behind:
             self.lease.stop()  # it becomes stale
         else:
             self.lease.release()
 
-    def forget(self) -> None:
-        """Remove the copy of a sweep that never began."""
-        self.end()
+    def discard(self) -> None:
+        """Stop copying and delete the copy of a sweep that has not run a trial."""
+        self.stop()
         with contextlib.suppress(StorageError):
             self.storage.delete(LEDGER)
 
     def _has_all(self) -> bool:
-        return self._ledger is not None and self._copied == self._ledger.position()
+        return (
+            self._ledger is not None and self._copied_position == self._ledger.database.position()
+        )
 
-    def _loop(self) -> None:
-        pause_s = EVERY_S
-        while not self._stop.is_set():
+    def _run(self) -> None:
+        pause_s: float | None = self._pause_s
+        while pause_s is not None:
             self._wake.wait(pause_s)
             self._wake.clear()
-            if self._stop.is_set():
-                return
-            began_s = time.monotonic()
-            try:
-                if not self._has_all():
-                    self._copy(keep_trying_s=0)
-                pause_s = min(max(EVERY_S, _SHARE * (time.monotonic() - began_s)), AT_LATEST_S)
-                if self._has_warned:
-                    self._has_warned = False
-                    self._news.append("The copy of the ledger is up to date again.")
-            except leases.LeaseLostError:
-                return
-            except Exception as error:  # a full disk here is not pyarrow's error
-                if self._stop.is_set():
-                    return
-                pause_s = min(2 * pause_s, AT_LATEST_S)
-                if not self._has_warned:
-                    self._has_warned = True
-                    self._news.append(
-                        "The copy of the ledger in the storage cannot be brought up to date for "
-                        f"now; the sweep goes on, and so do the tries. {redacted(str(error))}"
-                    )
+            pause_s = None if self._stop.is_set() else self.step()
 
     def _copy(self, *, keep_trying_s: float | None) -> None:
         assert self._ledger is not None
-        # Read first: the copy may hold a little more than it is taken to.
-        position = self._ledger.position()
+        # Read before the copy is made: the copy may hold more than this, never less.
+        position = self._ledger.database.position()
         local = self.paths.root / ".ledger.copy"
         try:
-            self._ledger.copy_to(local)
+            self._ledger.database.copy_to(local)
             content = local.read_bytes()
         finally:
             local.unlink(missing_ok=True)
-        self.lease.check()  # it must not replace the copy of a driver that took over
+        self.lease.check()  # never replace the copy of a driver that has taken over
         digest = hashlib.sha256(content).hexdigest()
         self.storage.put(
             LEDGER, content + f"\nsha256:{digest}\n".encode(), keep_trying_s=keep_trying_s
         )
-        self._copied, self._up_to = position, position[0]
+        self._copied_position, self._copied_seq = position, position[0]
 
     def _put_aside(self) -> None:
         ledger = self.paths.ledger
@@ -240,19 +271,19 @@ class LedgerBackup:
             file = ledger.with_name(ledger.name + end)
             if file.exists():
                 file.replace(file.with_name(f"{LEDGER}.before{end}"))
-        self.say(
+        self._say(
             f"This machine's ledger was behind; it is kept as {ledger.name}.before in "
             f"{self.paths.root}."
         )
 
 
-def _checked(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
-    """Return a fetched copy, open, without its trailer.
+def _open_copy(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
+    """Return a fetched copy, open, after its trailing digest was checked and removed.
 
     Raises:
-        UsageError: it is not what was written.
+        UsageError: the file is not what a driver wrote.
     """
-    from orchestrator.ledger.ledger import LedgerError, open_ledger
+    from orchestrator.ledger.ledger import open_ledger
 
     content = copy.read_bytes()
     trailer = _TRAILER.search(content, max(0, len(content) - _TRAILER_BYTES))
@@ -266,22 +297,22 @@ def _checked(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
             problem = str(error)
     way_out = "Put an earlier version of it in place, or start the sweep under another --name."
     if paths.ledger.exists():
-        way_out = f"Delete it to go on with this machine's ledger, {paths.ledger}."
+        way_out = f"Delete it to resume from this machine's ledger, {paths.ledger}."
     raise UsageError(
         f"The copy of the ledger at {storage.shown}/{LEDGER} is damaged: {problem}. {way_out}"
     )
 
 
 def _identity(ledger: Ledger) -> tuple[str, list[str], int]:
-    """Return a ledger's sweep, its drivers and how far it is, and close it."""
+    """Return a ledger's sweep id, its drivers and the number of its last change, and close it."""
     with contextlib.closing(ledger):
         header = read_header(ledger)
         return header.sweep_id, list(header.drivers), ledger.seq
 
 
-def _knows_all(ours: tuple[str, list[str], int], theirs: tuple[str, list[str], int]) -> bool:
-    """Return whether a ledger holds all that a copy of it, or of another, holds."""
+def _holds_all(ours: tuple[str, list[str], int], theirs: tuple[str, list[str], int]) -> bool:
+    """Return whether our ledger holds everything that theirs holds."""
     if ours[:2] == theirs[:2]:
         return ours[2] >= theirs[2]
-    begun_from_theirs = len(ours[1]) > len(theirs[1]) and ours[1][: len(theirs[1])] == theirs[1]
-    return ours[0] == theirs[0] and begun_from_theirs
+    started_from_theirs = len(ours[1]) > len(theirs[1]) and ours[1][: len(theirs[1])] == theirs[1]
+    return ours[0] == theirs[0] and started_from_theirs

@@ -48,7 +48,6 @@ class Attempt:
     ended_s: float | None
     resumed_from: str | None
     micro_batch_size: int
-    host: str | None
     log: str | None
     outcome: str | None
     failure_class: str | None

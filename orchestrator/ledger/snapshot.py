@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger import backup
-from orchestrator.ledger.ledger import Ledger, LedgerError, open_ledger
+from orchestrator.ledger.database import LedgerError
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
@@ -72,9 +73,9 @@ def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
                     shutil.copyfile(source, copy.with_name(copy.name + end))
         else:
             with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
-                live.copy_to(copy)
+                live.database.copy_to(copy)
         with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
-            damage = ledger.integrity_problems()
+            damage = ledger.database.integrity_problems()
             if damage:
                 raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
             yield ledger

@@ -52,7 +52,7 @@ def sweep(config: SweepConfig) -> int:
             raise
         try:
             if durable:
-                durable.begin(ledger)
+                durable.start(ledger)
             with terminal.redirected_output(
                 None if config.verbose else config.paths.log
             ) as console:
@@ -60,7 +60,7 @@ def sweep(config: SweepConfig) -> int:
         except (UsageError, KeyboardInterrupt):
             is_new = is_new and not ledger.attempts()
             if durable and is_new:
-                durable.forget()
+                durable.discard()
             ledger.close()
             if is_new:  # it never began, so its name is free again
                 config.paths.ledger.unlink()
@@ -68,7 +68,7 @@ def sweep(config: SweepConfig) -> int:
             raise
         finally:
             if durable:
-                durable.end()
+                durable.stop()
             ledger.close()
 
 
@@ -83,7 +83,7 @@ def _run(
 ) -> int:
     """Start Ray and the background threads, wait for the end, say how it was."""
     from orchestrator.execution import cluster
-    from orchestrator.ledger.ledger import LedgerError
+    from orchestrator.ledger.database import LedgerError
     from orchestrator.sweep import measure, summary
     from orchestrator.sweep.mlflow_thread import MlflowThread
     from orchestrator.tracking.tracker import Tracker
@@ -95,7 +95,7 @@ def _run(
         here_s = measure.measure(config, plan, facts, console, ledger)
     if scheduler.has_work() and not config.force:
         check_room(config, plan, facts, read_header(ledger).options.get("keep"))
-    up_to = None if durable is None else lambda: durable.up_to
+    up_to = None if durable is None else lambda: durable.copied_seq
     tracker = Tracker(ledger, config.paths, tracking_uri(config, ledger), up_to)
     interruption = signals.Interruption()
     interrupted = interruption.wanted

@@ -77,13 +77,14 @@ def tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
 
 
 def _open_if_there(config: SweepConfig) -> tuple[Ledger | None, Mapping[str, Any]]:
-    from orchestrator.ledger.ledger import LedgerError, open_ledger
+    from orchestrator.ledger.database import LedgerError
+    from orchestrator.ledger.ledger import open_ledger
 
     if not config.paths.ledger.exists():
         return None, {}
     try:
         ledger = open_ledger(config.paths.ledger)
-        ledger.check_schema()
+        ledger.database.check_schema()
     except LedgerError as error:
         raise UsageError(str(error)) from error
     return ledger, read_header(ledger).options

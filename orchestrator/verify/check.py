@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from orchestrator import command
-from orchestrator.ledger.ledger import LedgerError
+from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.snapshot import newest_copy
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
@@ -48,7 +48,7 @@ def verify(config: SweepConfig) -> int:
     driver = _driver(paths)
     try:
         with newest_copy(paths) as ledger:
-            ledger.check_schema()
+            ledger.database.check_schema()
             facts = read(paths, ledger, driver)
             uri = config.tracking_uri or facts.header.tracking_uri
             results = check(facts, uri or paths.default_tracking_uri)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.ledger.ledger import Ledger, LedgerError, open_ledger
+from orchestrator.ledger.database import LedgerError
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage.paths import SweepPaths
 from tests.faults.test_bad_input import Malice
 from tests.integration.sweeps import (

@@ -105,7 +105,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     machine(monkeypatch, tmp_path / "two")
     resumed = sweep(tmp_path, "digits", *options, "--resume")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "Going on from the copy" in resumed.stderr
+    assert "Resuming from the copy" in resumed.stderr
     paths = sweep_paths(bucket.uri(), "digits")
     assert table(paths) == unbroken
     attempts = ledger_of(paths).attempts()

@@ -98,7 +98,7 @@ def num_running(ledger: Ledger) -> int:
 
 def quick(ledger: Ledger) -> Ledger:
     """Leave out waiting for the disk, of which no test here takes the power away."""
-    ledger._connection.execute("PRAGMA synchronous = OFF")
+    ledger.database.connection.execute("PRAGMA synchronous = OFF")
     return ledger
 
 
@@ -158,7 +158,7 @@ class Killed(BaseException):
 
 def die_at(ledger: Ledger, change: int, *, before: bool) -> None:
     """Make the ledger's n-th change from now the driver's last: not made, or made and no more."""
-    original, count = ledger._change, 0
+    original, count = ledger.database.change, 0
 
     @contextlib.contextmanager
     def change_or_die() -> Iterator[Any]:
@@ -171,4 +171,4 @@ def die_at(ledger: Ledger, change: int, *, before: bool) -> None:
         if count == change:
             raise Killed
 
-    ledger._change = change_or_die  # type: ignore[method-assign]
+    ledger.database.change = change_or_die  # type: ignore[method-assign]

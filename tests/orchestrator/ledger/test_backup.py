@@ -65,16 +65,16 @@ def copied(where: SweepPaths, folder: Path) -> list[str]:
 
 def run_on(where: SweepPaths, numbers: Iterator[int] | range, lines: list[str]) -> None:
     """A driver that goes on from what it finds, plans trials and ends."""
-    with open_backup(where, lines.append) as durable:
-        assert durable is not None
-        durable.fetch()
+    with open_backup(where, lines.append) as ledger_backup:
+        assert ledger_backup is not None
+        ledger_backup.fetch()
         ledger = open_ledger(where.ledger) if where.ledger.exists() else new(where)
         with closing(ledger):
-            durable.begin(ledger)
+            ledger_backup.start(ledger)
             for number in numbers:
                 add(ledger, number)
-            assert durable.flush(lambda: 5)
-            durable.end()
+            assert ledger_backup.flush(lambda: 5)
+            ledger_backup.stop()
 
 
 def known(where: SweepPaths) -> list[str]:
@@ -84,19 +84,19 @@ def known(where: SweepPaths) -> list[str]:
 
 def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) -> None:
     where = machine("one")
-    with open_backup(where, print) as durable:
-        assert durable is not None
+    with open_backup(where, print) as ledger_backup:
+        assert ledger_backup is not None
         with closing(new(where)) as ledger:
-            durable.begin(ledger)
+            ledger_backup.start(ledger)
             assert copied(where, tmp_path) == []
             add(ledger, 0)
-            assert durable.flush(lambda: 5)
-            assert (durable.up_to, copied(where, tmp_path)) == (ledger.seq, ["s0"])
+            assert ledger_backup.flush(lambda: 5)
+            assert (ledger_backup.copied_seq, copied(where, tmp_path)) == (ledger.seq, ["s0"])
             ledger.put("fact", 1)  # no number of its own, but a change
-            assert durable.flush(lambda: 5)
+            assert ledger_backup.flush(lambda: 5)
             add(ledger, 1)
             end_s = time.monotonic() + 5
-            while durable.up_to < ledger.seq and time.monotonic() < end_s:
+            while ledger_backup.copied_seq < ledger.seq and time.monotonic() < end_s:
                 time.sleep(0.01)
             assert copied(where, tmp_path) == ["s0", "s1"]
 
@@ -104,8 +104,8 @@ def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) 
 def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
     where = sweep_paths(str(tmp_path / "results"), "test")
     assert where == SweepPaths(tmp_path / "results", "test")
-    with open_backup(where, print) as durable:
-        assert durable is None
+    with open_backup(where, print) as ledger_backup:
+        assert ledger_backup is None
 
 
 def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
@@ -115,7 +115,7 @@ def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
     run_on(machine("two"), range(2, 3), lines)
     assert known(machine("two")) == ["s0", "s1", "s2"]
     assert lines == [
-        line for line in lines if line.startswith("Going on from the copy of the ledger in file:")
+        line for line in lines if line.startswith("Resuming from the copy of the ledger in file:")
     ]
 
 
@@ -154,10 +154,10 @@ def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machin
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
     shutil.rmtree(open_storage(machine("one").remote).prefix)
-    with open_backup(machine("two"), lines.append) as durable:
-        assert durable is not None
+    with open_backup(machine("two"), lines.append) as ledger_backup:
+        assert ledger_backup is not None
         with closing(new(machine("two"), sweep_id="another")) as ledger:
-            durable.begin(ledger)
+            ledger_backup.start(ledger)
     (machine("one").root / "trials" / "s0").mkdir(parents=True)
     run_on(machine("one"), range(5, 6), lines)
     assert known(machine("one")) == ["s5"]
@@ -176,7 +176,7 @@ def test_a_damaged_copy_is_refused_and_the_way_out_named(machine, damage: str) -
     flipped[5000] ^= 4
     contents = {"cut": whole[:-200], "flipped": bytes(flipped), "empty": b"", "plain": b"x" * 500}
     storage.put(LEDGER, contents[damage])
-    with pytest.raises(UsageError, match=r"damaged: .* Delete it to go on with this machine's"):
+    with pytest.raises(UsageError, match=r"damaged: .* Delete it to resume from this machine's"):
         run_on(where, range(2), [])
     with pytest.raises(UsageError, match=r"damaged: .* Put an earlier version"):
         run_on(machine("two"), range(2), [])
@@ -193,16 +193,16 @@ def test_a_damaged_local_ledger_is_replaced_by_the_copy(machine) -> None:
 
 def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> None:
     where = machine("one")
-    with open_backup(where, print) as durable:
-        assert durable is not None
+    with open_backup(where, print) as ledger_backup:
+        assert ledger_backup is not None
         with closing(new(where)) as ledger:
-            durable.begin(ledger)
-            durable.storage.put(lease.LEASE, json.dumps({"token": "other"}).encode())
-            durable.storage.put(LEDGER, b"theirs")
+            ledger_backup.start(ledger)
+            ledger_backup.storage.put(lease.LEASE, json.dumps({"token": "other"}).encode())
+            ledger_backup.storage.put(LEDGER, b"theirs")
             add(ledger, 0)
-            assert not durable.flush(lambda: 5)
-            assert durable.lost
-            assert durable.storage.get(LEDGER) == b"theirs"
+            assert not ledger_backup.flush(lambda: 5)
+            assert ledger_backup.lost
+            assert ledger_backup.storage.get(LEDGER) == b"theirs"
     assert storage_of(where).get(LEDGER) == b"theirs"
 
 
@@ -217,27 +217,27 @@ def test_a_full_storage_costs_a_warning_and_the_copy_follows_when_there_is_space
         pytest.skip("only root can mount a small file system")
     try:
         where, lines = machine("one"), []
-        with open_backup(where, lines.append) as durable:
-            assert durable is not None
+        with open_backup(where, lines.append) as ledger_backup:
+            assert ledger_backup is not None
             with closing(new(where)) as ledger:
-                durable.begin(ledger)
+                ledger_backup.start(ledger)
                 before = copied(where, tmp_path)
                 (folder / "filler").write_bytes(b"x" * 900 * 1024)
                 ledger.put("big", "x" * 300_000)
-                assert not durable.flush(lambda: 1)
+                assert not ledger_backup.flush(lambda: 1)
                 assert copied(where, tmp_path) == before  # the one before is unharmed
-                durable.tell(lines.append)
+                ledger_backup.tell(lines.append)
                 assert len(lines) == 1
-                assert "cannot be brought up to date" in lines[0]
+                assert "cannot be updated now" in lines[0]
                 (folder / "filler").unlink()
-                assert durable.flush(lambda: 5)
+                assert ledger_backup.flush(lambda: 5)
                 subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
                 add(ledger, 0)
-                assert not durable.flush(lambda: 1)
-                durable.tell(lines.append)
+                assert not ledger_backup.flush(lambda: 1)
+                ledger_backup.tell(lines.append)
                 assert len(lines) == 3
                 subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-                assert durable.flush(lambda: 5)
+                assert ledger_backup.flush(lambda: 5)
                 assert copied(where, tmp_path) == ["s0"]
     finally:
         subprocess.run(["umount", str(folder)], check=False)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import ledger as ledger_module
-from orchestrator.ledger.ledger import Ledger, LedgerError, create_ledger, open_ledger
+from orchestrator.ledger import database
+from orchestrator.ledger.database import LedgerError
+from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
 from tests.orchestrator.sweeps import metrics
 from trainables.metrics import METRIC_NAMES
 
@@ -73,11 +74,11 @@ def test_an_open_ledger_says_what_one_that_is_opened_anew_says(ledger: Ledger, p
     reader, draw = open_ledger(path, read_only=True), random.Random(0)
     running: dict[str, int] = {}
     epochs = dict.fromkeys("abcdefgh", 0)
-    [pages] = ledger._connection.execute("PRAGMA page_count").fetchone()
+    [pages] = ledger.database.connection.execute("PRAGMA page_count").fetchone()
     for step in range(200):
         signature = draw.choice("abcdefgh")
         is_full = draw.random() < 0.1
-        ledger._connection.execute(f"PRAGMA max_page_count = {pages if is_full else 10**6}")
+        ledger.database.connection.execute(f"PRAGMA max_page_count = {pages if is_full else 10**6}")
         with contextlib.suppress(LedgerError):
             if signature not in {trial.signature for trial in ledger.trials()}:
                 plan(ledger, signature, number=ord(signature))
@@ -179,8 +180,8 @@ def test_a_change_that_fails_leaves_nothing_not_even_a_number(ledger: Ledger) ->
     incomplete = {name: 0.0 for name in METRIC_NAMES if name != "val_top5"}
     with pytest.raises(KeyError):
         ledger.record_epoch("a", 1, 0, incomplete, None)
-    with pytest.raises(KeyError):
-        ledger.start_attempt("a", resumed_from=None, micro_batch_size=0, log_name="{unknown}")
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.start_attempt("a", resumed_from=None, micro_batch_size=None)  # type: ignore[arg-type]
     assert (ledger.seq, ledger.trials(), ledger.attempts()) == before
     assert ledger.epochs("a") == []
     assert ledger.record_epoch("a", 1, 0, metrics(), None)
@@ -374,12 +375,12 @@ def test_a_read_only_ledger_refuses_to_write(ledger: Ledger, path: Path) -> None
 def test_a_full_disk_is_told_and_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
     plan(ledger, "a")
     before, seq = ledger.trials(), ledger.seq
-    [pages] = ledger._connection.execute("PRAGMA page_count").fetchone()
-    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+    [pages] = ledger.database.connection.execute("PRAGMA page_count").fetchone()
+    ledger.database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(LedgerError, match="full"):
         ledger.put("long", "x" * 100_000)
     assert (ledger.trials(), ledger.seq, ledger.get("long")) == (before, seq, None)
-    ledger._connection.execute("PRAGMA max_page_count = 1000000")
+    ledger.database.connection.execute("PRAGMA max_page_count = 1000000")
     ledger.put("long", "x" * 100_000)
 
 
@@ -402,7 +403,7 @@ def test_a_copy_is_consistent_while_writing_goes_on(ledger: Ledger, tmp_path: Pa
     sizes = []
     try:
         for _ in range(8):
-            ledger.copy_to(copy)
+            ledger.database.copy_to(copy)
             taken = open_ledger(copy)
             trials = taken.trials()
             sizes.append(len(trials))
@@ -442,7 +443,7 @@ def test_a_database_of_others_with_our_number_is_a_ledger_error(tmp_path: Path) 
     path = tmp_path / "ledger.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
-        connection.execute(f"PRAGMA user_version = {ledger_module.SCHEMA}")
+        connection.execute(f"PRAGMA user_version = {database.SCHEMA}")
     with pytest.raises(LedgerError, match="no such table"):
         open_ledger(path)
 

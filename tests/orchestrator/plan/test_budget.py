@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.clock import Clock
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.budget import Budget, allowance
 from orchestrator.plan.plan import Plan
@@ -105,7 +106,7 @@ def test_the_time_between_a_killed_driver_and_its_resume_is_no_device_time(
 ):
     train(TrialScheduler(ledger, of_plan), 9.0, epochs=1)
     morning_s = time.time() + 36_000
-    monkeypatch.setattr(time, "time", lambda: morning_s)
+    monkeypatch.setattr(ledger, "_clock", Clock(now_s=lambda: morning_s))
     budget = Budget(device_s=130.0)
     scheduler = scheduler_with(ledger, of_plan, budget)  # closes the attempt as lost, now
     assert ledger.attempts()[0].ended_s == morning_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import random
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as scores
 
+from orchestrator import clock as real
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
 from tests.orchestrator import sweeps
@@ -43,9 +43,9 @@ class Clock:
 
 
 @contextmanager
-def clock() -> Iterator[Clock]:
+def clock(ledger: Ledger) -> Iterator[Clock]:
     patch, own = pytest.MonkeyPatch(), Clock()
-    patch.setattr(time, "time", own)
+    patch.setattr(ledger, "_clock", real.Clock(now_s=own))
     try:
         yield own
     finally:
@@ -172,9 +172,9 @@ def build(  # one sweep; everything is a function of the arguments
         path, plan, options=options, variants=costs, manifest=manifest, **facts
     )
     dice = random.Random(classes)
-    ledger._connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
+    ledger.database.connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
     judge = (classes, examples)
-    with clock() as now:
+    with clock(ledger) as now:
         for size, variant in enumerate(variants):
             level = 0.5 + 0.4 * size / max(len(variants) - 1, 2)
             if not searched:

@@ -198,7 +198,9 @@ def test_the_published_recipe_that_was_tried_first_has_a_row_of_its_own(tmp_path
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",), published=said)
     [final, *_] = ledger.trials("final")
     result = json.dumps({**(ledger.evaluation(final.signature) or {}), "top1": 0.125})
-    ledger._connection.execute("INSERT INTO evaluations VALUES ('cnn2-s0000', 1, 0, ?)", (result,))
+    ledger.database.connection.execute(
+        "INSERT INTO evaluations VALUES ('cnn2-s0000', 1, 0, ?)", (result,)
+    )
     rows = table(published(read_facts(ledger)), "published")
     assert [row["ours_from"] for row in rows] == ["best found", "the recipe, first trial"]
     assert rows[1]["ours_test_top1"] == "12.5 (n = 1)"
@@ -216,7 +218,7 @@ def test_a_published_setting_stands_beside_its_own_trial_and_the_recipe_beside_t
     [final, *_] = ledger.trials("final")
     for number, top1 in ((0, 0.125), (2, 0.75)):
         result = json.dumps({**(ledger.evaluation(final.signature) or {}), "top1": top1})
-        ledger._connection.execute(
+        ledger.database.connection.execute(
             "INSERT INTO evaluations VALUES (?, 1, 0, ?)", (f"cnn2-s000{number}", result)
         )
     section = published(read_facts(ledger))

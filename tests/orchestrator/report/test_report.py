@@ -85,10 +85,10 @@ def test_a_sweep_that_is_running_can_be_reported(tmp_path: Path) -> None:
     there."""
     ledger = build(tmp_path / "demo" / "ledger.sqlite", trials=2, variants=("cnn2",))
     trials = len(ledger.trials())
-    ledger._connection.execute("BEGIN IMMEDIATE")
-    ledger._connection.execute("DELETE FROM evaluations")
+    ledger.database.connection.execute("BEGIN IMMEDIATE")
+    ledger.database.connection.execute("DELETE FROM evaluations")
     assert main(["demo", "--storage", str(tmp_path)]) == 0
-    ledger._connection.execute("ROLLBACK")
+    ledger.database.connection.execute("ROLLBACK")
     lines = (tmp_path / "demo" / "report" / "trials.csv").read_text().splitlines()
     assert len(lines) == 1 + trials
     ledger.close()
@@ -177,13 +177,13 @@ def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
     address = (tmp_path / "storage").as_uri()
     paths = sweep_paths(address, "demo")
     paths.root.mkdir(parents=True)
-    with backup.open_backup(paths, lambda line: None) as durable:
-        assert durable is not None
-        durable.fetch()
+    with backup.open_backup(paths, lambda line: None) as ledger_backup:
+        assert ledger_backup is not None
+        ledger_backup.fetch()
         ledger = build(paths.ledger, trials=2, variants=("cnn2",))
-        durable.begin(ledger)
-        assert durable.flush(lambda: 5)
-        durable.end()
+        ledger_backup.start(ledger)
+        assert ledger_backup.flush(lambda: 5)
+        ledger_backup.stop()
         ledger.close()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     assert main(["demo", "--storage", address]) == 0

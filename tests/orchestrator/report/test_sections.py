@@ -36,7 +36,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> SweepData:
 
 def change(ledger: Ledger, statement: str) -> None:
     """Change rows of trials as no sweep does: without giving the change a number."""
-    ledger._connection.execute(statement)
+    ledger.database.connection.execute(statement)
     ledger._trials.clear()
     ledger._trials_seq = -1
 
@@ -101,16 +101,18 @@ def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Pa
 
 def test_training_speed_is_of_the_best_configuration_once_it_is_warm(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
-    ledger._connection.execute("UPDATE epochs SET images_per_s = 10 WHERE epoch = 0")
+    ledger.database.connection.execute("UPDATE epochs SET images_per_s = 10 WHERE epoch = 0")
     searched = "(SELECT signature FROM trials WHERE stage = 'search')"
-    ledger._connection.execute(f"UPDATE epochs SET images_per_s = 20 WHERE signature IN {searched}")
+    ledger.database.connection.execute(
+        f"UPDATE epochs SET images_per_s = 20 WHERE signature IN {searched}"
+    )
     [row] = table(leaderboard(read_facts(ledger)), "cost")
     assert row["training_images_per_s"] == 700
     ledger.close()
 
 
 def _without_validation(ledger: Ledger) -> None:
-    ledger._connection.execute(
+    ledger.database.connection.execute(
         "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
         " WHERE stage = 'final'"
     )
@@ -137,7 +139,7 @@ def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_pa
 
 def test_where_no_trial_has_a_validation_part_there_is_no_such_figure(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
-    ledger._connection.execute(
+    ledger.database.connection.execute(
         "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
     )
     drawn = [b.name for b in curves(read_facts(ledger)).blocks if isinstance(b, Figure)]
@@ -177,7 +179,7 @@ def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_pa
 def test_equal_trials_end_before_the_first_trial_that_has_not_ended(tmp_path: Path) -> None:
     """cnn2's trial 4 hangs while 5 has ended: trials 0 to 3 of both are compared, no fifth."""
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"))
-    ledger._connection.execute(
+    ledger.database.connection.execute(
         "UPDATE trials SET status = 'running', ended_seq = NULL WHERE signature = 'cnn2-s0004'"
     )
     facts = read_facts(ledger)
@@ -336,7 +338,7 @@ def _without_maps(ledger: Ledger) -> None:
     for signature, result in ledger.evaluations().items():
         for example in result["examples"]:
             example["map"] = None
-        ledger._connection.execute(
+        ledger.database.connection.execute(
             "UPDATE evaluations SET result = ? WHERE signature = ?",
             (json.dumps(result), signature),
         )
@@ -407,11 +409,11 @@ def _spans(ledger: Ledger) -> list[tuple[float, float]]:
 
 def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
-    ledger._connection.execute(
+    ledger.database.connection.execute(
         "UPDATE attempts SET started_s = started_s + 5000, ended_s = ended_s + 5000"
         " WHERE signature = 'cnn2-s0001'"
     )
-    ledger._connection.execute(
+    ledger.database.connection.execute(
         "UPDATE epochs SET arrived_s = arrived_s + 5000 WHERE signature = 'cnn2-s0001'"
     )
     section = time_ledger(read_facts(ledger))

@@ -106,14 +106,14 @@ def test_a_driver_killed_at_any_change_changes_nothing(tmp_path: Path, before: b
     play(TrialScheduler(unbroken, of))
     for change in range(1, 90):
         ledger = ledger_for(of, tmp_path, f"{change}")
-        original = ledger._change
+        original = ledger.database.change
         die_at(ledger, change, before=before)
         try:
             play(TrialScheduler(ledger, of))
             is_over = True
         except Killed:
             is_over = False
-        ledger._change = original  # type: ignore[method-assign]
+        ledger.database.change = original  # type: ignore[method-assign]
         play(TrialScheduler(ledger, of))
         assert table(ledger) == table(unbroken)
         assert ledger.evaluations() == unbroken.evaluations()

@@ -41,7 +41,6 @@ def attempts(*ends: tuple[str | None, int]) -> list[Attempt]:
             ended_s=1.0,
             resumed_from=None,
             micro_batch_size=micro,
-            host=None,
             log=None,
             outcome="lost" if kind is None else "failed",
             failure_class=kind,

@@ -92,14 +92,14 @@ def messy(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
 def unbroken(tmp_path: Path, of: Plan) -> tuple[list[tuple[Any, ...]], int]:
     """Return the table of a run that nothing interrupted, and how many changes it made."""
     ledger, changes = quick(new_ledger(tmp_path / "unbroken.sqlite", of)), 0
-    original = ledger._change
+    original = ledger.database.change
 
     def counted() -> Any:
         nonlocal changes
         changes += 1
         return original()
 
-    ledger._change = counted  # type: ignore[method-assign]
+    ledger.database.change = counted  # type: ignore[method-assign]
     play(TrialScheduler(ledger, of), fate=messy)
     check_invariants(ledger, of)
     return table(ledger), changes

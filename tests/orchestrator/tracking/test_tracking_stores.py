@@ -156,7 +156,7 @@ def test_a_status_set_late_by_a_request_of_before_is_corrected(told: Sweep) -> N
 def test_a_ledger_restored_from_an_older_copy_is_shown_again(told: Sweep, tmp_path: Path) -> None:
     """MLflow is ahead of it, with other values of the same epochs and the same count of changes."""
     older = tmp_path / "older.sqlite"
-    told.ledger.copy_to(older)
+    told.ledger.database.copy_to(older)
     running = told.start(4)
     for epoch in range(3):
         told.epoch(running, epoch, 0.5)
