@@ -32,9 +32,11 @@ def _print_list(found: Sequence[PreparedDataset]) -> None:
 
     table = Table("dataset", "images", "classes", "image size", "fingerprint", "on disk", "from")
     for item in found:
-        images = " + ".join(f"{number:,} {split}" for split, number in item.images.items())
-        row = (item.folder.name, images, str(len(item.class_names)), f"{item.shape[0]} px")
-        table.add_row(*row, item.fingerprint, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
+        manifest = item.manifest
+        images = " + ".join(f"{number:,} {split}" for split, number in manifest.images.items())
+        size = f"{manifest.image_size_px} px"
+        row = (item.folder.name, images, str(len(manifest.class_names)), size, manifest.fingerprint)
+        table.add_row(*row, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
     names = {item.folder.name for item in found}
     for known in KNOWN.values():
         if known.name not in names and not known.needs_source:
@@ -93,10 +95,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         if address is not None:
             publish(folder, address)
-        item = read_prepared(folder)
-        images = ", ".join(f"{number:,} {split}" for split, number in item.images.items())
+        manifest = read_prepared(folder).manifest
+        images = ", ".join(f"{number:,} {split}" for split, number in manifest.images.items())
         where = folder if address is None else f"{redacted(address).rstrip('/')}/{folder.name}"
-        print(f"{where}: {images} images, fingerprint {item.fingerprint}.")
+        print(f"{where}: {images} images, fingerprint {manifest.fingerprint}.")
         return 0
     if arguments.command == "verify":
         if address is not None:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from orchestrator.errors import OrchestratorError
 from trainables import files
+from trainables.data.dataset import map_batch
 
 ALIGNMENT_BYTES = 64
 
@@ -136,26 +137,25 @@ def write_pixels(split: SplitFile, pixels: npt.NDArray[np.uint8]) -> None:
         file.write(content)
 
 
-def open_split(path: Path, shape: tuple[int, int, int]) -> tuple[SplitFile, npt.NDArray[np.uint8]]:
-    """Map a split's file into memory and check its format.
+def checked_split(
+    path: Path, shape: tuple[int, int, int]
+) -> tuple[SplitFile, npt.NDArray[np.uint8]]:
+    """Return a split and a read-only view of its pixels once the format of its file is checked.
+
+    Training opens a split with `trainables.data.dataset.open_split`, which checks less.
 
     Returns:
-        The split, and a read-only view of its pixels, (n, height, width, channels).
+        The split, and its pixels, (n, height, width, channels).
 
     Raises:
         OrchestratorError: the file is not what `create_split` writes for this shape.
     """
     try:
-        mapped = pa.memory_map(str(path))
-        start = mapped.read_buffer().address
-        mapped.seek(0)
-        reader = pa.ipc.open_file(mapped)
-        batches = reader.num_record_batches
-        batch = reader.get_batch(0) if batches == 1 else None
-    except (pa.ArrowException, OSError) as error:
-        raise OrchestratorError(f"{path.name} is not an Arrow IPC file ({error}).") from error
-    if batch is None:
-        raise OrchestratorError(f"{path.name} must hold one record batch; it holds {batches}.")
+        batch, start = map_batch(path)
+    except (OSError, ValueError) as error:  # Arrow's are among them
+        raise OrchestratorError(
+            f"{path.name} is not an Arrow IPC file of one record batch ({error})."
+        ) from error
     expected = [("image", pa.fixed_shape_tensor(pa.uint8(), shape)), ("label", pa.int64())]
     expected += [("coarse_label", pa.int64())] if batch.num_columns == 3 else []
     found = [(field.name, field.type) for field in batch.schema]

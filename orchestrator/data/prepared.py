@@ -1,7 +1,4 @@
-"""Prepared datasets as they lie on disk: a folder written once, read, and verified.
-
-It knows the files and not where their contents come from, and holds no state.
-"""
+"""Prepared datasets on disk: folders that are written once, read, and verified."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 
     from orchestrator.data.arrow import Histogram, SplitFile
     from orchestrator.data.sources.source import Contents
+    from trainables.data.dataset import Manifest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -32,23 +30,24 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedDataset:
-    """A prepared dataset as its manifest describes it; `manifest` is the whole of it."""
+    """A prepared dataset: its manifest as training reads it, and where it comes from."""
 
     folder: Path
-    name: str
-    kind: str
-    fingerprint: str
-    class_names: tuple[str, ...]
-    shape: tuple[int, int, int]  # height, width, channels
-    images: dict[str, int]  # by split
-    source: str
+    manifest: Manifest
+    kind: str  # of the known datasets
+    source: str  # path or address
     source_sha256: str
+    files: dict[str, tuple[str, str]]  # by split: name and SHA-256
     disk_bytes: int
-    manifest: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.manifest.height_px, self.manifest.width_px, self.manifest.channels
 
 
 def prepared(data_dir: Path) -> list[PreparedDataset]:
-    """Return all prepared datasets by name; folders that are none are passed over."""
+    """Return all prepared datasets by name; other folders are skipped."""
     return [read_prepared(data_dir / name) for name in prepared_names(data_dir)]
 
 
@@ -56,7 +55,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
     """Read the manifest of a prepared dataset.
 
     Raises:
-        UsageError: the folder holds no prepared dataset of this format, or a file of it is gone.
+        UsageError: the folder holds no prepared dataset of this format, or a file is missing.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
@@ -71,27 +70,25 @@ def read_prepared(folder: Path) -> PreparedDataset:
 
 
 def _from_manifest(folder: Path, content: bytes, disk_bytes: int) -> PreparedDataset:
-    """Return what a manifest says; a value that is missing or wrong raises one of many errors."""
-    manifest = json.loads(content)
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']!r} instead of {FORMAT}")
+    """Return the dataset of a `manifest.json`; a wrong value raises one of many errors."""
+    from trainables.data.dataset import manifest_from
+
+    raw = json.loads(content)
+    if raw["format"] != FORMAT:
+        raise ValueError(f"format {raw['format']!r} instead of {FORMAT}")
     return PreparedDataset(
         folder=folder,
-        name=manifest["name"],
-        kind=manifest["kind"],
-        fingerprint=manifest["fingerprint"],
-        class_names=tuple(manifest["class_names"]),
-        shape=(manifest["height_px"], manifest["width_px"], manifest["channels"]),
-        images={split: entry["images"] for split, entry in manifest["splits"].items()},
-        source=manifest["source"]["address"],
-        source_sha256=manifest["source"]["sha256"],
+        manifest=manifest_from(raw),
+        kind=raw["kind"],
+        source=raw["source"]["address"],
+        source_sha256=raw["source"]["sha256"],
+        files={name: (entry["file"], entry["sha256"]) for name, entry in raw["splits"].items()},
         disk_bytes=disk_bytes,
-        manifest=manifest,
     )
 
 
 def prepared_at(address: str) -> list[PreparedDataset]:
-    """Return all prepared datasets at an address by name; nothing but manifests is fetched.
+    """Return all prepared datasets at an address by name; only manifests are fetched.
 
     Raises:
         StorageError: the address cannot be read.
@@ -117,15 +114,15 @@ def prepared_names(data_dir: Path) -> list[str]:
 
 
 def verify(name: str, data_dir: Path) -> list[str]:
-    """Compare a prepared dataset with its manifest, down to the last byte.
+    """Return the problems of a prepared dataset, compared with its manifest byte by byte.
 
     Returns:
-        One sentence per problem; empty when all is well.
+        One sentence per problem.
 
     Raises:
         UsageError: there is no such prepared dataset.
     """
-    from orchestrator.data.arrow import digests, open_split
+    from orchestrator.data.arrow import checked_split, digests
 
     folder = data_dir / name
     if not folder.is_dir():
@@ -136,35 +133,37 @@ def verify(name: str, data_dir: Path) -> list[str]:
         return [str(error)]
     problems: list[str] = []
     splits: dict[str, SplitFile] = {}
-    entries = found.manifest["splits"]
-    for split, entry in entries.items():
+    for split, (file, _) in found.files.items():
         try:
-            splits[split], pixels = open_split(folder / entry["file"], found.shape)
+            splits[split], pixels = checked_split(folder / file, found.shape)
         except OrchestratorError as error:
             problems.append(str(error))
             continue
         problems += _label_problems(found, split, splits[split])
         if split == "train":
             problems += _statistics_problems(found, pixels)
-    if len(splits) == len(entries):
-        fingerprint, sums = digests(splits, found.class_names)
+    if len(splits) == len(found.files):
+        fingerprint, sums = digests(splits, found.manifest.class_names)
         problems += [
-            f"{entry['file']} was changed: its SHA-256 is {sums[split]}."
-            for split, entry in entries.items()
-            if sums[split] != entry["sha256"]
+            f"{file} was changed: its SHA-256 is {sums[split]}."
+            for split, (file, expected) in found.files.items()
+            if sums[split] != expected
         ]
-        if fingerprint != found.fingerprint:
-            problems.append(f"The fingerprint must be {found.fingerprint}; it is {fingerprint}.")
+        if fingerprint != found.manifest.fingerprint:
+            problems.append(
+                f"The fingerprint must be {found.manifest.fingerprint}; it is {fingerprint}."
+            )
     return problems
 
 
 def _label_problems(found: PreparedDataset, split: str, file: SplitFile) -> list[str]:
     problems = []
-    labels, expected = file.labels, found.images[split]
+    labels, expected = file.labels, found.manifest.images[split]
+    classes = len(found.manifest.class_names)
     if len(labels) != expected:
         problems.append(f"{split} must hold {expected} images; it holds {len(labels)}.")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(found.class_names):
-        problems.append(f"{split} has labels outside 0 to {len(found.class_names) - 1}.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        problems.append(f"{split} has labels outside 0 to {classes - 1}.")
     return problems
 
 
@@ -178,9 +177,9 @@ def _statistics_problems(found: PreparedDataset, pixels: npt.NDArray[np.uint8]) 
     for start in range(0, len(pixels), 1024):
         counts += histogram(pixels[start : start + 1024], channels)
     got = mean_and_std(counts)
-    if np.allclose(got, (found.manifest["mean"], found.manifest["std"]), rtol=0, atol=1e-9):
+    if np.allclose(got, (found.manifest.mean, found.manifest.std), rtol=0, atol=1e-9):
         return []
-    return [f"The manifest's mean and std are not those of train, which are {got}."]
+    return [f"The manifest's mean and std must be those of train, {got}."]
 
 
 def write_prepared(
@@ -190,9 +189,9 @@ def write_prepared(
 
     Args:
         folder: a temporary one, which the caller renames.
-        source: what the contents' members are read from.
+        source: the archive or folder of the contents' members.
         contents: the dataset.
-        about: the manifest's entries on where it comes from.
+        about: the manifest's entries on the dataset's origin.
         shown: whether to report progress on standard error.
 
     Raises:
@@ -221,7 +220,7 @@ def write_prepared(
                 coarse_labels=part.coarse_labels,
             )
             counts[name] = _fill(splits[name], source, contents, name, pool, shown)
-    with ThreadPoolExecutor(1) as disk:  # it works while the cores hash
+    with ThreadPoolExecutor(1) as disk:  # the disk writes while the cores hash
         stored = [disk.submit(files.fsync, split.path) for split in splits.values()]
         fingerprint, sums = digests(splits, contents.class_names)
         for each in stored:
@@ -256,7 +255,7 @@ def _fill(
     pool: ProcessPoolExecutor | None,
     shown: bool,
 ) -> Histogram:
-    """Write the pixels of one split; returns its histogram."""
+    """Write the pixels of one split and return its histogram."""
     from orchestrator.data.arrow import histogram, write_pixels
 
     part = contents.splits[name]

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from trainables import files
 
 if TYPE_CHECKING:
-    pass
+    import pyarrow as pa
 
 
 class DatasetError(ValueError):
@@ -61,19 +62,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        raw = json.loads(path.read_text())
-        return Manifest(
-            name=raw["name"],
-            fingerprint=raw["fingerprint"],
-            class_names=tuple(raw["class_names"]),
-            height_px=raw["height_px"],
-            width_px=raw["width_px"],
-            channels=raw["channels"],
-            mean=tuple(raw["mean"]),
-            std=tuple(raw["std"]),
-            images={split: entry["images"] for split, entry in raw["splits"].items()},
-            fine_to_coarse=tuple(raw.get("fine_to_coarse", ())),
-        )
+        return manifest_from(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise DatasetError(
             f"{folder} holds no prepared dataset: {path.name} is missing. Prepare it with "
@@ -83,6 +72,26 @@ def load_manifest(folder: Path) -> Manifest:
         raise DatasetError(
             f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
         ) from error
+
+
+def manifest_from(raw: Mapping[str, Any]) -> Manifest:
+    """Return the manifest that the content of a `manifest.json` describes.
+
+    Raises:
+        AttributeError, KeyError, TypeError: a value is missing or of a wrong type.
+    """
+    return Manifest(
+        name=raw["name"],
+        fingerprint=raw["fingerprint"],
+        class_names=tuple(raw["class_names"]),
+        height_px=raw["height_px"],
+        width_px=raw["width_px"],
+        channels=raw["channels"],
+        mean=tuple(raw["mean"]),
+        std=tuple(raw["std"]),
+        images={split: entry["images"] for split, entry in raw["splits"].items()},
+        fine_to_coarse=tuple(raw.get("fine_to_coarse", ())),
+    )
 
 
 def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
@@ -108,23 +117,35 @@ def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDA
     Raises:
         DatasetError: the file is missing or not in the form `orchestrator.data` writes.
     """
-    import pyarrow as pa
-
     path = folder / f"{split}.arrow"
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        image, label = (table.column(name) for name in ("image", "label"))
-        if image.num_chunks != 1:
-            raise ValueError(f"{image.num_chunks} record batches in place of one")
-        pixels = image.chunk(0).to_numpy_ndarray()
+        batch, _ = map_batch(path)
+        pixels = batch.column("image").to_numpy_ndarray()
         if pixels.ndim != 4 or pixels.dtype != np.uint8:
             raise ValueError(f"images of shape {pixels.shape} and type {pixels.dtype}")
-        return pixels, label.chunk(0).to_numpy().astype(np.int64)
+        return pixels, batch.column("label").to_numpy().astype(np.int64)
     except (AttributeError, OSError, KeyError, ValueError) as error:  # Arrow's are ValueErrors
         raise DatasetError(
             f"{path} cannot be read as a prepared split ({error}). Run "
             f"`python -m orchestrator.data verify {folder.name}`."
         ) from error
+
+
+def map_batch(path: Path) -> tuple[pa.RecordBatch, int]:
+    """Map the one record batch of an Arrow file into memory, and return the map's address as well.
+
+    Raises:
+        OSError, ValueError: the file is missing or not of this form.
+    """
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    address: int = mapped.read_buffer().address
+    mapped.seek(0)
+    reader = pa.ipc.open_file(mapped)
+    if reader.num_record_batches != 1:
+        raise ValueError(f"{reader.num_record_batches} record batches instead of one")
+    return reader.get_batch(0), address
 
 
 def split_indices(

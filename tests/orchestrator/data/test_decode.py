@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.data import decode
-from orchestrator.data.arrow import SplitFile, create_split, histogram, mean_and_std, open_split
+from orchestrator.data.arrow import SplitFile, checked_split, create_split, histogram, mean_and_std
 from orchestrator.errors import OrchestratorError, UsageError
 from tests.orchestrator.data import archive_files as sources
 
@@ -162,7 +162,7 @@ def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path)
         counts = decode.decode_split(
             split, members, row_of, resize=False, pool=pool, update=seen.append
         )
-    _, pixels = open_split(split.path, split.shape)
+    _, pixels = checked_split(split.path, split.shape)
     assert pixels[:, 7, 7, 0].tolist() == [row % 256 for row in range(count)]
     assert pixels[:, 0, 0, 1].tolist() == [row // 256 for row in range(count)]
     assert (counts == histogram(pixels, 3)).all()
@@ -187,7 +187,7 @@ def test_members_reach_their_rows_in_whatever_order_they_come(
     split = _split(tmp_path, 7)
     members = [(str(row), sources.encoded(sources.image((row, 0, 9), size=(8, 8)))) for row in rows]
     decode.decode_split(split, members, {str(row): row for row in range(7)}, resize=False)
-    _, pixels = open_split(split.path, split.shape)
+    _, pixels = checked_split(split.path, split.shape)
     expected = [[row, 0, 9] if row in rows else [0, 0, 0] for row in range(7)]
     assert pixels[:, 3, 4].tolist() == expected
 
@@ -209,10 +209,10 @@ def test_statistics_of_a_full_dataset_do_not_overflow() -> None:
 def test_file_of_another_shape_or_kind_is_refused(tmp_path: Path) -> None:
     split = _split(tmp_path, 2)
     with pytest.raises(OrchestratorError, match="must have the columns"):
-        open_split(split.path, (8, 9, 3))
+        checked_split(split.path, (8, 9, 3))
     split.path.write_bytes(b"something else")
     with pytest.raises(OrchestratorError, match="is not an Arrow IPC file"):
-        open_split(split.path, (8, 8, 3))
+        checked_split(split.path, (8, 8, 3))
 
 
 def test_new_split_takes_no_disk_and_no_memory_for_its_pixels(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_new_split_takes_no_disk_and_no_memory_for_its_pixels(tmp_path: Path) ->
     status = split.path.stat()
     assert status.st_size > 40_000 * 12_288
     assert status.st_blocks * 512 < 2**20
-    opened, pixels = open_split(split.path, split.shape)
+    opened, pixels = checked_split(split.path, split.shape)
     assert opened.pixels_at == split.pixels_at
     assert (opened.labels == labels).all()
     assert pixels.shape == (40_000, 64, 64, 3)

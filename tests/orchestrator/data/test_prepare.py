@@ -390,7 +390,7 @@ def test_verify_finds_a_cut_off_file_and_wrong_statistics(tmp_path: Path) -> Non
     os.truncate(folder / "test.arrow", 5000)
     problems = data.verify("digits", tmp_path)
     assert len(problems) == 2
-    assert problems[0].startswith("The manifest's mean and std are not those of train")
+    assert problems[0].startswith("The manifest's mean and std must be those of train, (")
     assert problems[1].startswith("test.arrow is not an Arrow IPC file")
 
 
@@ -405,7 +405,7 @@ def test_list_shows_prepared_and_known_datasets(
 ) -> None:
     _prepare("digits", tmp_path)
     sources.write_folder(tmp_path / "unrelated", {"manifest.json": b"{}"})
-    assert [item.name for item in data.prepared(tmp_path)] == ["digits"]
+    assert [item.manifest.name for item in data.prepared(tmp_path)] == ["digits"]
     assert data.main(["list", "--data-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     [digits] = [line for line in lines if "digits" in line]

@@ -153,7 +153,7 @@ def test_a_split_in_several_record_batches_is_refused(tmp_path):
     with pa.ipc.new_file(str(tmp_path / "train.arrow"), batch.schema) as writer:
         writer.write_batch(batch)
         writer.write_batch(batch)
-    with pytest.raises(dataset.DatasetError, match="2 record batches in place of one"):
+    with pytest.raises(dataset.DatasetError, match="2 record batches instead of one"):
         dataset.open_split(tmp_path, "train")
 
 
