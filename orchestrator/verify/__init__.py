@@ -1,4 +1,4 @@
-"""Checks what a sweep has left: ledger, checkpoints, decisions, MLflow.
+"""Checks a sweep's ledger, checkpoints, decisions and MLflow runs.
 
 `check` runs all checks and prints them.
 """

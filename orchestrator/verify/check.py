@@ -1,10 +1,10 @@
-"""`python -m orchestrator.sweep NAME --verify`: does what a sweep has left hold together?
+"""Runs all checks of a sweep and prints them: `python -m orchestrator.sweep NAME --verify`.
 
-It reads the ledger, the checkpoints and MLflow, starts nothing and writes nothing. The letters are
-those of the promises: A every planned trial ends exactly once, C MLflow is equal to the ledger, D
-checkpoints can be loaded, E every decision follows from the results it was made from. It works on
-a copy of the ledger, so a sweep that is under way can be checked as well; of a sweep whose storage
-is an address on the copy there, so that any machine can check it.
+It reads the ledger, the checkpoints and MLflow; it starts and writes nothing. The areas checked:
+ledger (every planned trial ends exactly once), checkpoints (they can be loaded), decisions (they
+follow from the results they were made from), MLflow (it equals the ledger). It works on a copy of
+the ledger, so a running sweep can be checked too. If the sweep's storage is an address, it works on
+the copy there, so any machine can check the sweep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from orchestrator.verify.decision_checks import (
     check_finals,
     check_suggestions,
 )
-from orchestrator.verify.facts import Result, Snapshot, is_open, read, trials_left
 from orchestrator.verify.ledger_checks import (
     check_attempts,
     check_checkpoints,
@@ -33,12 +32,13 @@ from orchestrator.verify.ledger_checks import (
     check_trials,
 )
 from orchestrator.verify.mlflow_checks import check_tracking
+from orchestrator.verify.snapshot import Result, Snapshot, is_open, read_snapshot, trials_left
 
-HOLDS, BROKEN = 0, 1
+PASSED, FAILED = 0, 1
 
 
 def verify(config: SweepConfig) -> int:
-    """Check a sweep, print the table and the breaches; return 0 when all holds, else 1.
+    """Check a sweep, print a table and the problems; return 0 if there are none, else 1.
 
     Raises:
         SweepNotFoundError: there is no such sweep.
@@ -49,50 +49,53 @@ def verify(config: SweepConfig) -> int:
     try:
         with newest_copy(paths) as ledger:
             ledger.database.check_schema()
-            facts = read(paths, ledger, driver)
-            uri = config.tracking_uri or facts.header.tracking_uri
-            results = check(facts, uri or paths.default_tracking_uri)
-            died = driver is None and any(is_open(own) for own in facts.attempts.values())
-            left = trials_left(facts)
+            snapshot = read_snapshot(paths, ledger, driver)
+            uri = config.tracking_uri or snapshot.header.tracking_uri
+            results = check(snapshot, uri or paths.default_tracking_uri)
+            was_killed = driver is None and any(map(is_open, snapshot.attempts.values()))
+            left = trials_left(snapshot)
     except LedgerError as error:  # here, or in the storage
-        console.print(f"A: {error}", soft_wrap=True, highlight=False, markup=False)
-        return BROKEN
+        console.print(f"ledger: {error}", soft_wrap=True, highlight=False, markup=False)
+        return FAILED
     console.print(_table(paths, results))
-    found = [breach for result in results for breach in result.breaches]
+    found = [problem for result in results for problem in result.problems]
     for line in [*(f"Not checked: {result.note}" for result in results if result.note), *found]:
         console.print(redacted(str(line)), soft_wrap=True, highlight=False, markup=False)
     if driver is not None:
-        console.print(f"It is being run by {driver}.", soft_wrap=True)
-    elif died:
-        console.print("Its driver died; --resume closes what was left open, then check again.")
-    console.print(
-        f"Not finished: {left} trials left." if left else "Every planned trial has ended."
-    )
-    return BROKEN if found else HOLDS
+        console.print(f"The sweep is being run by {driver}.", soft_wrap=True)
+    elif was_killed:
+        console.print(
+            "The sweep's driver was killed. Resume it with --resume, which closes open attempts, "
+            "then check again.",
+            soft_wrap=True,
+        )
+    unfinished = "1 trial has" if left == 1 else f"{left} trials have"
+    console.print(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
+    return FAILED if found else PASSED
 
 
-def check(facts: Snapshot, tracking_uri: str) -> list[Result]:
-    """Return what every check finds."""
-    return [*check_ledger(facts), check_tracking(facts, tracking_uri)]
+def check(snapshot: Snapshot, tracking_uri: str) -> list[Result]:
+    """Return the results of all checks."""
+    return [*check_ledger(snapshot), check_tracking(snapshot, tracking_uri)]
 
 
-def check_ledger(facts: Snapshot) -> list[Result]:
-    """Return what the checks find that need no MLflow."""
+def check_ledger(snapshot: Snapshot) -> list[Result]:
+    """Return the results of the checks that do not need MLflow."""
     return [
-        Result("A", "the ledger's file is intact", 1, []),  # else there would be no facts
-        check_trials(facts),
-        check_attempts(facts),
-        check_epochs(facts),
-        check_evaluations(facts),
-        check_checkpoints(facts),
-        check_suggestions(facts),
-        check_early_stopping(facts),
-        check_finals(facts),
+        Result("ledger", "the file is intact", 1, []),  # otherwise there is no snapshot
+        check_trials(snapshot),
+        check_attempts(snapshot),
+        check_epochs(snapshot),
+        check_evaluations(snapshot),
+        check_checkpoints(snapshot),
+        check_suggestions(snapshot),
+        check_early_stopping(snapshot),
+        check_finals(snapshot),
     ]
 
 
 def _driver(paths: SweepPaths) -> str | None:
-    """Return who runs a sweep: on this machine by its lock, on any other by its lease."""
+    """Return the process that runs a sweep: the holder of its lock here, or of its lease."""
     here = locks.driver_of(paths)
     storage = sweeps.storage_of(paths)
     return lease.holder(storage) if here is None and storage is not None else here
@@ -102,11 +105,11 @@ def _table(paths: SweepPaths, results: list[Result]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"Checks of the sweep {paths.name!r}")
-    table.add_column("promise")
-    table.add_column("what must hold")
+    table.add_column("area")
+    table.add_column("check")
     table.add_column("checked", justify="right")
-    table.add_column("breaches", justify="right")
+    table.add_column("problems", justify="right")
     for result in results:
-        row = (result.promise, result.what, f"{result.checked:,}", str(len(result.breaches)))
-        table.add_row(*row, style="red" if result.breaches else None)
+        row = (result.area, result.what, f"{result.checked:,}", str(len(result.problems)))
+        table.add_row(*row, style="red" if result.problems else None)
     return table

@@ -1,6 +1,6 @@
-"""Promise E: suggestions, early stopping and final trials are what their time's results lead to.
+"""Checks suggestions, early stopping and final trials by making each decision again.
 
-All are made again from the ledger's rows up to the moment of the decision.
+Each decision is made again from the ledger's rows up to the change at which it was made.
 """
 
 from __future__ import annotations
@@ -16,89 +16,89 @@ from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study, optuna_version, read_params
-from orchestrator.verify.facts import Breach, Result, Snapshot, name_of
+from orchestrator.verify.snapshot import Problem, Result, Snapshot, name_of
 
 
-def check_suggestions(facts: Snapshot) -> Result:
-    """E: a rebuilt study suggests what was suggested."""
-    what = "suggestions follow from the results they were made from"
-    written = facts.header.versions.get("optuna")
+def check_suggestions(snapshot: Snapshot) -> Result:
+    """Check that a rebuilt study makes the same suggestions."""
+    what = "suggestions follow from the results of their time"
+    written = snapshot.header.versions.get("optuna")
     if written != optuna_version():
-        note = f"suggestions, made with Optuna {written}; this is {optuna_version()}."
-        return Result("E", what, 0, [], note)
-    found: list[Breach] = []
+        note = f"suggestions: they were made with Optuna {written}, this is {optuna_version()}."
+        return Result("decisions", what, 0, [], note)
+    found: list[Problem] = []
     checked, left_out = 0, []
-    searched = [trial for trial in facts.trials if trial.stage == "search"]
+    searched = [trial for trial in snapshot.trials if trial.stage == "search"]
     for variant in dict.fromkeys(trial.variant for trial in searched):
         own = sorted((t for t in searched if t.variant == variant), key=lambda t: t.number)
-        plans = [facts.header.plan_at(trial.planned_seq) for trial in own]
+        plans = [snapshot.header.plan_at(trial.planned_seq) for trial in own]
         if not all(variant in plan.space.params for plan in plans):
-            left_out.append(variant)  # a model of the command line, in an older ledger
+            left_out.append(variant)  # added on the command line; older ledgers lack its space
         elif [trial.number for trial in own] == list(range(len(own))):
             checked += len(own)
-            found += _wrong_suggestions(facts, variant, own)
+            found += _wrong_suggestions(snapshot, variant, own)
         else:
-            left_out.append(variant)  # which trial came when cannot be told
+            left_out.append(variant)  # the order of its trials is unknown
     note = f"suggestions of {', '.join(left_out)}." if left_out else ""
-    return Result("E", what, checked, found, note)
+    return Result("decisions", what, checked, found, note)
 
 
-def _wrong_suggestions(facts: Snapshot, variant: str, own: list[Trial]) -> Iterator[Breach]:
+def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> Iterator[Problem]:
     study: Study | None = None
     plan: RecordedPlan | None = None
     told: set[str] = set()
     for trial in own:
         earlier = own[: trial.number]
-        doubtful = [other for other in earlier if _may_have_failed(facts, other, trial)]
-        if study is None or doubtful or plan is not facts.header.plan_at(trial.planned_seq):
-            plan = facts.header.plan_at(trial.planned_seq)
+        doubtful = [other for other in earlier if _may_have_failed(snapshot, other, trial)]
+        if study is None or doubtful or plan is not snapshot.header.plan_at(trial.planned_seq):
+            plan = snapshot.header.plan_at(trial.planned_seq)
             study, told = _new_study(plan, variant, earlier), set()
-        _tell(facts, study, earlier, trial.seen_seq, plan, told)
+        _tell(snapshot, study, earlier, trial.seen_seq, plan, told)
         suggested = study.ask(trial.number)
         choices = _subsets(doubtful)
         while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
             study = _new_study(plan, variant, earlier)
             for other in failed:
                 study.tell(replace(other, status="failed"), (), plan.space.metric)
-            _tell(facts, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
+            _tell(snapshot, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
             suggested = study.ask(trial.number)
         if _as_stored(suggested) != trial.params:
-            text = f"suggested were {trial.params}; its time's results lead to {suggested}."
-            yield Breach("E", name_of(trial), text)
+            text = f"{trial.params} was suggested, but the results of its time give {suggested}."
+            yield Problem("decisions", name_of(trial), text)
         if doubtful or _as_stored(suggested) != trial.params:
-            study = None  # it does not believe in the trials as they are
+            study = None  # it contains trials as failed that may not be, or other suggestions
 
 
-def _may_have_failed(facts: Snapshot, other: Trial, trial: Trial) -> bool:
-    """Return whether a trial had perhaps failed when another was suggested.
+def _may_have_failed(snapshot: Snapshot, other: Trial, trial: Trial) -> bool:
+    """Return whether a trial may have been failed when another one was suggested.
 
-    The ledger does not say when one that was tried again had failed before. It matters, since the
-    sampler keeps away from what runs and knows nothing of what has failed.
+    The ledger does not record when a trial failed that was retried later. It matters because the
+    sampler avoids the parameters of running trials, but not those of failed ones.
     """
     has_ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
-    outcomes = {attempt.outcome for attempt in facts.attempts[other.signature]}
+    outcomes = {attempt.outcome for attempt in snapshot.attempts[other.signature]}
     return not has_ended and bool(outcomes & {"failed", "lost"})
 
 
 def _subsets(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
-    """Yield all but the empty one, the small ones first; at most some hundred."""
+    """Yield all non-empty subsets, small ones first, but at most 300."""
     several = (combinations(trials, size) for size in range(1, len(trials) + 1))
     return islice(chain.from_iterable(several), 300)
 
 
 def _tell(
-    facts: Snapshot,
+    snapshot: Snapshot,
     study: Study,
     earlier: list[Trial],
     seen_seq: int,
     plan: RecordedPlan,
     told: set[str],
 ) -> None:
-    """Tell a study what had ended by then; `told` grows."""
+    """Add to a study the trials that had ended by a change; updates `told`."""
     for other in earlier:
         has_ended = other.ended_seq is not None and other.ended_seq <= seen_seq
         if has_ended and other.signature not in told:
-            study.tell(other, facts.rows[other.signature], plan.space.metric)
+            study.tell(other, snapshot.rows[other.signature], plan.space.metric)
             told.add(other.signature)
 
 
@@ -121,62 +121,68 @@ def _new_study(plan: RecordedPlan, variant: str, earlier: list[Trial]) -> Study:
     return study
 
 
-def check_finals(facts: Snapshot) -> Result:
-    """E: a final trial trains the best configuration of its variant's search at that time."""
-    found: list[Breach] = []
-    checked = [trial for trial in facts.trials if trial.stage == "final"]
+def check_finals(snapshot: Snapshot) -> Result:
+    """Check that final trials train the best configuration of their variant at their time."""
+    found: list[Problem] = []
+    checked = [trial for trial in snapshot.trials if trial.stage == "final"]
     for trial in checked:
-        mode = facts.header.plan_at(trial.planned_seq).space.mode
+        mode = snapshot.header.plan_at(trial.planned_seq).space.mode
         ended = [
             other
-            for other in facts.trials
+            for other in snapshot.trials
             if (other.variant, other.stage) == (trial.variant, "search")
             and other.ended_seq is not None
             and other.ended_seq <= trial.seen_seq
         ]
         best = ranking.best_of(ended, mode)
         if best is None or best.signature != trial.origin:
-            was = "none" if best is None else name_of(best)
-            text = f"it trains {trial.origin} again; the best of its time was {was}."
-            found.append(Breach("E", name_of(trial), text))
+            expected = "none" if best is None else name_of(best)
+            text = f"it trains {trial.origin} again, but the best trial of its time was {expected}."
+            found.append(Problem("decisions", name_of(trial), text))
         elif trial.params != best.params:
-            found.append(Breach("E", name_of(trial), f"its parameters are not {name_of(best)}'s."))
-    return Result("E", "final trials follow from their variant's search", len(checked), found)
+            text = f"its parameters differ from those of {name_of(best)}."
+            found.append(Problem("decisions", name_of(trial), text))
+    what = "final trials follow from their variant's search"
+    return Result("decisions", what, len(checked), found)
 
 
-def check_early_stopping(facts: Snapshot) -> Result:
-    """E: trials were stopped where, and only where, their rung's values say so."""
-    found: list[Breach] = []
+def check_early_stopping(snapshot: Snapshot) -> Result:
+    """Check that trials were stopped exactly where the values at their rungs require it."""
+    found: list[Problem] = []
     checked = 0
-    for trial in facts.trials:
-        rows = facts.rows[trial.signature]
+    for trial in snapshot.trials:
+        rows = snapshot.rows[trial.signature]
         for row in rows:
-            wanted = _stops_at(facts, trial, row)
+            wanted = _stops_at(snapshot, trial, row)
             if wanted is None:
                 continue
             checked += 1
             was = trial.status == "stopped" and row is rows[-1]
-            # Between a row and its decision a driver may have died; the next one makes up for it.
+            # A driver may be killed between an epoch and its decision; the next driver decides.
             pending = row is rows[-1] and trial.ended_seq is None
             if wanted != was and not pending:
-                text = f"after epoch {row.epoch} it {'was' if was else 'was not'} stopped; the "
-                text += f"values of that time say {'stop' if wanted else 'go on'}."
-                found.append(Breach("E", name_of(trial), text))
-        if trial.status == "stopped" and (not rows or _stops_at(facts, trial, rows[-1]) is None):
-            found.append(Breach("E", name_of(trial), "it was stopped where no rung is."))
-    return Result("E", "early stopping follows from the values of its time", checked, found)
+                text = f"it {'was' if was else 'was not'} stopped after epoch {row.epoch + 1}, but "
+                text += (
+                    f"the values of that time require it {'' if wanted else 'not '}to be stopped."
+                )
+                found.append(Problem("decisions", name_of(trial), text))
+        if trial.status == "stopped" and (not rows or _stops_at(snapshot, trial, rows[-1]) is None):
+            text = "it was stopped after an epoch that is not a rung."
+            found.append(Problem("decisions", name_of(trial), text))
+    what = "early stopping follows from the values of its time"
+    return Result("decisions", what, checked, found)
 
 
-def _stops_at(facts: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
-    """Return what early stopping says of a row; None where it does not look."""
-    plan = facts.header.plan_at(row.seq)
+def _stops_at(snapshot: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
+    """Return whether early stopping stops a trial at an epoch; None if it is not a rung."""
+    plan = snapshot.header.plan_at(row.seq)
     space = plan.space
     done = row.epoch + 1
     if done >= trial.config["epochs"] or plan.is_evaluated(trial):
         return None
     if not is_rung(done, space.first_rung_epochs, space.rung_factor):
         return None
-    values = facts.ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq)
+    values = snapshot.ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq)
     return is_stopped(
         row.metrics[space.metric],
         values,

@@ -1,94 +1,106 @@
-"""Promises A and D: trials, attempts and epochs fit together, checkpoints can be loaded."""
+"""Checks that trials, attempts and epochs are consistent, and that checkpoints can be loaded."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.ranking import best_row
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
-from orchestrator.verify.facts import (
-    Breach,
+from orchestrator.verify.snapshot import (
+    Problem,
     Result,
     Snapshot,
-    asked_for,
     is_open,
     name_of,
+    requested_trials,
 )
 from trainables.config import TrainConfig
 
 
-def check_trials(facts: Snapshot) -> Result:
-    """A: numbers without gap or repetition, as many as asked for, each the trial it says it is."""
-    found: list[Breach] = []
+def check_trials(snapshot: Snapshot) -> Result:
+    """Check that every requested trial exists once and that its signature is that of its config."""
+    found: list[Problem] = []
     numbers: dict[str, list[int]] = {}
-    for trial in facts.trials:
+    for trial in snapshot.trials:
         if trial.stage == "search":
             numbers.setdefault(trial.variant, []).append(trial.number)
-        found += [Breach("A", name_of(trial), text) for text in _identity_problems(facts, trial)]
-    for variant, asked in asked_for(facts).items():
+        found += [
+            Problem("ledger", name_of(trial), text) for text in _identity_problems(snapshot, trial)
+        ]
+    for variant, requested in requested_trials(snapshot).items():
         own = sorted(numbers.get(variant, []))
         if own != list(range(len(own))):
             missing = sorted(set(range(own[-1] + 1)) - set(own))
-            doubled = sorted({n for n in own if own.count(n) > 1})
-            text = f"trial numbers are not 0 to {own[-1]}, each once: "
-            found.append(Breach("A", variant, f"{text}missing {missing}, doubled {doubled}."))
-        if len(own) > asked:
-            found.append(Breach("A", variant, f"{len(own)} trials, but {asked} were asked for."))
-    known = {trial.signature for trial in facts.trials}
-    for signature in sorted({*facts.attempts, *facts.rows} - known):
-        found.append(Breach("A", signature, "attempts or epochs of a trial that was not planned."))
-    return Result("A", "every trial is there once, as planned", len(facts.trials), found)
+            repeated = sorted({n for n in own if own.count(n) > 1})
+            text = f"trial numbers are not 0 to {own[-1]}, each once: missing {missing}, "
+            found.append(Problem("ledger", variant, f"{text}repeated {repeated}."))
+        if len(own) > requested:
+            text = f"there are {len(own)} trials, but {requested} were requested."
+            found.append(Problem("ledger", variant, text))
+    known = {trial.signature for trial in snapshot.trials}
+    for signature in sorted({*snapshot.attempts, *snapshot.rows} - known):
+        text = "there are attempts or epochs of a trial that was not planned."
+        found.append(Problem("ledger", signature, text))
+    return Result("ledger", "every planned trial exists once", len(snapshot.trials), found)
 
 
-def _identity_problems(facts: Snapshot, trial: Trial) -> Iterator[str]:
+def _identity_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
     try:
         signature = TrainConfig.from_dict(trial.config).signature()
     except (ValueError, TypeError) as error:
         yield f"its configuration cannot be read: {error}"
         return
     if signature != trial.signature:
-        yield f"its configuration has the signature {signature}."
+        yield f"the signature of its configuration is {signature}."
     for name, value in trial.params.items():
         if trial.config.get(name) != value:
-            yield f"{name} was suggested as {value!r}, but is {trial.config.get(name)!r}."
-    sweep_seed = facts.header.plan_at(trial.planned_seq).seed
+            yield f"{name} is {trial.config.get(name)!r}, but {value!r} was suggested."
+    sweep_seed = snapshot.header.plan_at(trial.planned_seq).seed
     seeds = {trial_seed(sweep_seed, trial.variant, trial.number)}
-    if trial.stage == "final":  # its number counts those of other configurations too
+    if trial.stage == "final":  # numbered together with the final trials of other configurations
         numbers = range(trial.number + 1)
         seeds = {trial_seed(sweep_seed, f"{trial.variant}/final", number) for number in numbers}
     if trial.config["seed"] not in seeds:
         yield f"its seed is {trial.config['seed']}, not {' or '.join(map(str, sorted(seeds)))}."
 
 
-def check_attempts(facts: Snapshot) -> Result:
-    """A: attempts are counted without gap, only the last is open, and the trial says the same."""
-    found: list[Breach] = []
-    for trial in facts.trials:
-        own = facts.attempts[trial.signature]
-        problems = [*_attempt_problems(facts, own), *_status_problems(trial, own)]
-        found += [Breach("A", name_of(trial), text) for text in problems]
-    return Result("A", "attempts fit their trials", sum(map(len, facts.attempts.values())), found)
+def check_attempts(snapshot: Snapshot) -> Result:
+    """Check that attempts are numbered 1 to n, only the last is open, and the status agrees."""
+    found: list[Problem] = []
+    for trial in snapshot.trials:
+        own = snapshot.attempts[trial.signature]
+        problems = [*_attempt_problems(snapshot, own), *_status_problems(trial, own)]
+        found += [Problem("ledger", name_of(trial), text) for text in problems]
+    return Result(
+        "ledger",
+        "attempts agree with their trials",
+        sum(map(len, snapshot.attempts.values())),
+        found,
+    )
 
 
-def _attempt_problems(facts: Snapshot, own: list[Attempt]) -> Iterator[str]:
+def _attempt_problems(snapshot: Snapshot, own: list[Attempt]) -> Iterator[str]:
     numbers = [attempt.attempt for attempt in own]
     if numbers != list(range(1, len(own) + 1)):
-        yield f"attempts are numbered {numbers}."
+        yield f"its attempts are numbered {numbers}, not 1 to {len(own)}."
     for attempt in own[:-1]:
         if attempt.outcome not in ("failed", "lost"):
-            yield f"attempt {attempt.attempt} is {attempt.outcome or 'open'}, but another follows."
-    if is_open(own) and facts.driver is None:
-        yield f"attempt {own[-1].attempt} is open, but no driver runs."
+            outcome = attempt.outcome or "open"
+            yield f"attempt {attempt.attempt} is {outcome}, but it is not the last attempt."
+    if is_open(own) and snapshot.driver is None:
+        yield f"attempt {own[-1].attempt} is open, but no driver is running."
 
 
-# What the last attempt of a trial may be, by the trial's status. Open is None, "none" is none; a
-# trial whose variant is given up fails with whatever its last attempt was.
-_LAST: dict[str, tuple[str | None, ...]] = {
+# Possible outcomes of a trial's last attempt, by the trial's status. None is an open attempt,
+# "none" stands for no attempt. A trial of a variant that is given up fails after a failed or lost
+# attempt.
+_LAST_OUTCOMES: dict[str, tuple[str | None, ...]] = {
     "planned": ("none",),
     "running": (None, "lost", "failed"),
     "complete": ("complete",),
@@ -100,162 +112,181 @@ _LAST: dict[str, tuple[str | None, ...]] = {
 
 def _status_problems(trial: Trial, own: list[Attempt]) -> Iterator[str]:
     last = own[-1].outcome if own else "none"
-    if last not in _LAST[trial.status]:
+    if last not in _LAST_OUTCOMES[trial.status]:
         yield f"it is {trial.status}, but its last attempt is {last or 'open'}."
     if (trial.status in ENDED) != (trial.ended_seq is not None):
-        yield f"it is {trial.status}, but its end is {trial.ended_seq}."
+        yield f"it is {trial.status}, but the number of its last change is {trial.ended_seq}."
 
 
-def check_epochs(facts: Snapshot) -> Result:
-    """A: epochs are counted without gap, arrived in order, none after the end, and best is best."""
-    found: list[Breach] = []
-    for trial in facts.trials:
-        rows = facts.rows[trial.signature]
-        problems = [*_epoch_problems(facts, trial, rows), *_best_problems(facts, trial, rows)]
-        found += [Breach("A", name_of(trial), text) for text in problems]
-    return Result("A", "epochs are there once", sum(map(len, facts.rows.values())), found)
+def check_epochs(snapshot: Snapshot) -> Result:
+    """Check that epochs are complete and in order, and that the best epoch is the right one."""
+    found: list[Problem] = []
+    for trial in snapshot.trials:
+        rows = snapshot.rows[trial.signature]
+        problems = [*_epoch_problems(snapshot, trial, rows), *_best_problems(snapshot, trial, rows)]
+        found += [Problem("ledger", name_of(trial), text) for text in problems]
+    count = sum(map(len, snapshot.rows.values()))
+    return Result("ledger", "every epoch is recorded once", count, found)
 
 
-def _epoch_problems(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
-    epochs = [row.epoch for row in rows]
-    if epochs != list(range(len(rows))):
-        doubled = sorted({n for n in epochs if epochs.count(n) > 1})
-        missing = sorted(set(range(max(epochs) + 1)) - set(epochs))
-        yield f"epochs are not counted from 0, each once: missing {missing}, doubled {doubled}."
+def _epoch_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
+    epochs = [row.epoch + 1 for row in rows]
+    if epochs != list(range(1, len(rows) + 1)):
+        repeated = sorted({n for n in epochs if epochs.count(n) > 1})
+        missing = sorted(set(range(1, max(epochs) + 1)) - set(epochs))
+        text = f"epochs are not 1 to {max(epochs)}, each once: "
+        yield f"{text}missing {missing}, repeated {repeated}."
     if [row.seq for row in rows] != sorted(row.seq for row in rows):
-        yield "an epoch arrived before the one before it."
+        yield "its epochs did not arrive in their order."
     if [row.attempt for row in rows] != sorted(row.attempt for row in rows):
-        yield "an epoch was recorded by an older attempt than the one before it."
-    known = {attempt.attempt for attempt in facts.attempts[trial.signature]}
+        yield "an epoch was recorded by an earlier attempt than the epoch before it."
+    known = {attempt.attempt for attempt in snapshot.attempts[trial.signature]}
     for row in rows:
         if row.attempt not in known:
-            yield f"epoch {row.epoch} is of attempt {row.attempt}, which there is not."
+            yield f"epoch {row.epoch + 1} is of attempt {row.attempt}, which does not exist."
         if trial.ended_seq is not None and row.seq > trial.ended_seq:
-            yield f"epoch {row.epoch} arrived after the trial's end."
-    wanted = trial.config.get("epochs", 0)
-    patient = trial.config.get("early_stop_patience_epochs", 0)
-    if len(rows) > wanted or (trial.status == "complete" and len(rows) < wanted and not patient):
-        yield f"it is {trial.status} with {len(rows)} of {wanted} epochs."
+            yield f"epoch {row.epoch + 1} arrived after the trial's end."
+    planned = trial.config.get("epochs", 0)
+    may_end_early = trial.config.get("early_stop_patience_epochs", 0) > 0
+    is_short = trial.status == "complete" and len(rows) < planned and not may_end_early
+    if len(rows) > planned or is_short:
+        yield f"it is {trial.status} with {len(rows)} of {planned} epochs."
 
 
-def _best_problems(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
-    best = best_of(facts, trial, rows) if trial.status in ("complete", "stopped") else None
-    epoch, value = best or (None, None)
-    if value is not None and math.isnan(value):
-        value = None  # as SQLite stores it
+def _best_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
+    epoch, value = _best_epoch(snapshot, trial, rows)
     if (trial.best_epoch, trial.best_value) != (epoch, value):
-        said = f"epoch {trial.best_epoch}, {trial.best_value}"
-        yield f"its best is said to be {said}; its rows say epoch {epoch}, {value}."
+        yield (
+            f"its best epoch is recorded as {_best_text(trial.best_epoch, trial.best_value)}, but "
+            f"its epochs give {_best_text(epoch, value)}."
+        )
 
 
-def best_of(facts: Snapshot, trial: Trial, rows: list[EpochRow]) -> tuple[int, float] | None:
-    """Return the epoch that a trial is evaluated by and the sweep's metric there."""
+def _best_text(epoch: int | None, value: float | None) -> str:
+    return "none" if epoch is None else f"{epoch + 1} with the value {value}"
+
+
+def _best_epoch(
+    snapshot: Snapshot, trial: Trial, rows: list[EpochRow]
+) -> tuple[int | None, float | None]:
+    """Return the epoch whose weights a trial keeps and the sweep's metric there, None without."""
+    if trial.status not in ("complete", "stopped"):
+        return None, None
     if not trial.config["validation_fraction"]:
-        return rows[-1].epoch, math.nan
-    judge = trial.config["select_by"]
-    mode = "min" if judge == "val_loss" else "max"
-    metric = facts.header.plan_at(trial.ended_seq or 0).space.metric
-    best, best_evaluated = None, math.nan
-    for row in rows:
-        if is_better(row.metrics[judge], best_evaluated, mode):
-            best_evaluated = row.metrics[judge]
-            best = row.epoch, row.metrics[metric]
-    return best
+        return rows[-1].epoch, None
+    best = best_row(rows, trial.config["select_by"])
+    if best is None:
+        return None, None
+    value = best.metrics[snapshot.header.plan_at(trial.ended_seq or 0).space.metric]
+    return best.epoch, None if math.isnan(value) else value  # SQLite stores NaN as NULL
 
 
-def check_evaluations(facts: Snapshot) -> Result:
-    """A: the test split has evaluated each trial once that it is to judge, and no other."""
-    found: list[Breach] = []
-    evaluations = facts.ledger.evaluations()
-    for trial in facts.trials:
-        wanted = facts.header.plan_at(trial.planned_seq).is_evaluated(trial)
-        there = evaluations.pop(trial.signature, None)
-        if there is None and wanted and trial.status == "complete":
-            found.append(Breach("A", name_of(trial), "the test split has not evaluated it."))
-        if there is not None and not wanted:
-            found.append(Breach("A", name_of(trial), "the test split has evaluated it, unasked."))
-        if there is not None and trial.ended_seq and there["epoch"] != trial.best_epoch:
-            text = (
-                f"the test split evaluated epoch {there['epoch']}; its best is {trial.best_epoch}."
-            )
-            found.append(Breach("A", name_of(trial), text))
+def check_evaluations(snapshot: Snapshot) -> Result:
+    """Check that the trials to be evaluated on the test split were evaluated, and no others."""
+    found: list[Problem] = []
+    evaluations = snapshot.ledger.evaluations()
+    for trial in snapshot.trials:
+        problems = _evaluation_problems(snapshot, trial, evaluations.pop(trial.signature, None))
+        found += [Problem("ledger", name_of(trial), text) for text in problems]
     for signature in sorted(evaluations):
-        found.append(Breach("A", signature, "an evaluation of a trial that was not planned."))
-    return Result("A", "the test split was asked once", len(facts.trials), found)
+        text = "there is an evaluation of a trial that was not planned."
+        found.append(Problem("ledger", signature, text))
+    what = "chosen trials are evaluated on the test split"
+    return Result("ledger", what, len(snapshot.trials), found)
 
 
-def check_checkpoints(facts: Snapshot) -> Result:
-    """D: what a trial would go on from, and the best weights, are there and undamaged."""
+def _evaluation_problems(
+    snapshot: Snapshot, trial: Trial, evaluation: Mapping[str, Any] | None
+) -> Iterator[str]:
+    is_evaluated = snapshot.header.plan_at(trial.planned_seq).is_evaluated(trial)
+    if evaluation is None:
+        if is_evaluated and trial.status == "complete":
+            yield "it was not evaluated on the test split."
+        return
+    if not is_evaluated:
+        yield "it was evaluated on the test split, but should not have been."
+    if trial.ended_seq and evaluation["epoch"] != trial.best_epoch:
+        best = _best_text(trial.best_epoch, trial.best_value)
+        yield (
+            f"epoch {evaluation['epoch'] + 1} was evaluated on the test split, but its best epoch "
+            f"is {best}."
+        )
+
+
+def check_checkpoints(snapshot: Snapshot) -> Result:
+    """Check that the best weights and the checkpoints to resume from exist and are undamaged."""
     from orchestrator.ledger import ranking
 
-    keep = facts.header.num_best
-    mode = facts.header.plan.space.mode
-    best = ranking.top_k(facts.trials, keep, mode)
-    # Those that a later command wants beside the first ones may have been deleted before.
-    sure = ranking.top_k(facts.trials, min(keep, facts.header.keep_best), mode)
-    found: list[Breach] = []
+    keep = snapshot.header.num_best
+    mode = snapshot.header.plan.space.mode
+    best = ranking.top_k(snapshot.trials, keep, mode)
+    # A later command may keep more trials than the first one, which deleted their checkpoints.
+    sure = ranking.top_k(snapshot.trials, min(keep, snapshot.header.keep_best), mode)
+    found: list[Problem] = []
     checked = 0
-    for trial in facts.trials:
-        rows = facts.rows[trial.signature]
+    for trial in snapshot.trials:
+        rows = snapshot.rows[trial.signature]
         if trial.status in ("complete", "stopped", "diverged"):
             places = [[row.checkpoint] for row in rows if row.epoch == trial.best_epoch]
             places = places if trial.signature in best else []
             may_lack = trial.signature not in sure
         else:
-            places, may_lack = _resume_places(facts, trial)[:1], False
+            places, may_lack = _resume_places(snapshot, trial)[:1], False
         for candidates in places:
-            there = [path for path in candidates if path and _is_there(facts, path)]
-            # While a driver runs, a later epoch or a better trial may have replaced it since.
-            if not there and (may_lack or facts.driver is not None):
+            there = [path for path in candidates if path and _is_there(snapshot, path)]
+            # While a driver runs, a later epoch or a better trial may have replaced it by now.
+            if not there and (may_lack or snapshot.driver is not None):
                 continue
             checked += 1
-            problems = [_damage(facts, path) for path in there or candidates]
-            if all(problems) and not _is_being_deleted(facts, there):
-                found += [Breach("D", name_of(trial), str(problem)) for problem in problems]
-    return Result("D", "checkpoints that are needed can be loaded", checked, found)
+            problems = [_damage(snapshot, path) for path in there or candidates]
+            if all(problems) and not _is_being_deleted(snapshot, there):
+                found += [
+                    Problem("checkpoints", name_of(trial), str(problem)) for problem in problems
+                ]
+    return Result("checkpoints", "the checkpoints needed can be loaded", checked, found)
 
 
-def _resume_places(facts: Snapshot, trial: Trial) -> list[list[str | None]]:
-    """Return where an unended trial's epochs may lie, newest first.
+def _resume_places(snapshot: Snapshot, trial: Trial) -> list[list[str | None]]:
+    """Return the possible checkpoints of each epoch of a trial that has not ended, newest first.
 
-    An epoch that was trained again lies in more than one attempt's folder, and any of them does.
-    An attempt that started anew leaves behind what was before it.
+    An epoch that was trained again has a checkpoint in several attempts' folders; one is enough.
+    Checkpoints from before an attempt that started from scratch are not used.
     """
-    attempts = facts.attempts[trial.signature]
+    attempts = snapshot.attempts[trial.signature]
     anew = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
     numbers = [a.attempt for a in attempts if a.attempt >= anew]
     places: list[list[str | None]] = []
-    for row in reversed(facts.rows[trial.signature]):
+    for row in reversed(snapshot.rows[trial.signature]):
         paths = [checkpoint_path(trial.signature, number, row.epoch) for number in numbers]
-        there: list[str | None] = [p for p in paths if _is_there(facts, p)]
+        there: list[str | None] = [p for p in paths if _is_there(snapshot, p)]
         if there or (row.checkpoint and row.attempt >= anew):
             places.append(there or [row.checkpoint])
     return places
 
 
-def _is_there(facts: Snapshot, path: str) -> bool:
-    """Return whether a checkpoint is on this machine, or comes there from the sweep's storage."""
-    if facts.paths.remote and checkpoints.local_checkpoint(facts.paths, path) is not None:
+def _is_there(snapshot: Snapshot, path: str) -> bool:
+    """Return whether a checkpoint is on this machine or was fetched from the sweep's storage."""
+    if snapshot.paths.remote and checkpoints.local_checkpoint(snapshot.paths, path) is not None:
         return True
-    return (facts.paths.root / path).exists()
+    return (snapshot.paths.root / path).exists()
 
 
-def _is_being_deleted(facts: Snapshot, paths: Sequence[str]) -> bool:
-    """Return whether a driver that runs has just begun to delete these checkpoints."""
-    if facts.driver is None:
+def _is_being_deleted(snapshot: Snapshot, paths: Sequence[str]) -> bool:
+    """Return whether the running driver is deleting these checkpoints at this moment."""
+    if snapshot.driver is None:
         return False
     time.sleep(1.0)
-    return not any((facts.paths.root / path).exists() for path in paths)
+    return not any((snapshot.paths.root / path).exists() for path in paths)
 
 
-def _damage(facts: Snapshot, path: str | None) -> str | None:
-    """Return what is wrong with a checkpoint, None when nothing is."""
+def _damage(snapshot: Snapshot, path: str | None) -> str | None:
+    """Return what is wrong with a checkpoint, None if it is good."""
     from trainables.training import checkpoint
 
     if not path:
         return "no checkpoint was recorded for its best epoch."
     try:
-        checkpoint.verify(facts.paths.root / path)
+        checkpoint.verify(snapshot.paths.root / path)
     except checkpoint.CheckpointError as error:
         return str(error)
     return None

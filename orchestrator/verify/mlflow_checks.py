@@ -1,7 +1,7 @@
-"""Promise C: MLflow holds one run per trial and each of the ledger's values exactly once.
+"""Checks that MLflow has one run per trial and every value of the ledger exactly once.
 
-It reads MLflow back through its client and knows nothing of how `tracking` writes: tags and status
-words are repeated here on purpose, since they are what a reader of MLflow relies on.
+It reads MLflow through its client and shares no code with `tracking`. The names of tags and the
+statuses are repeated here on purpose: users of MLflow rely on them.
 """
 
 from __future__ import annotations
@@ -16,79 +16,83 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
-from orchestrator.verify.facts import Breach, Result, Snapshot, is_open, name_of
+from orchestrator.verify.snapshot import Problem, Result, Snapshot, is_open, name_of
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_WHAT = "MLflow has one run per trial and every value once"
+_WHAT = "one run per trial, every value once"
 _STATUS = {
     "complete": "FINISHED",
     "stopped": "FINISHED",
     "diverged": "FAILED",
     "failed": "FAILED",
-    "running": "KILLED",  # it waits for its next attempt
+    "running": "KILLED",  # between two attempts
     "planned": "SCHEDULED",
 }
 
 
-def check_tracking(facts: Snapshot, uri: str) -> Result:
-    """C: compare MLflow with the ledger. While a driver runs, only what both have so far.
+def check_tracking(snapshot: Snapshot, uri: str) -> Result:
+    """Compare MLflow with the ledger; while a driver runs, only what both have so far.
 
     Args:
-        facts: the sweep.
-        uri: MLflow's. A database that is not there is not created.
+        snapshot: the sweep.
+        uri: MLflow's store. A missing database is not created.
     """
     store = Path(_file_of(uri))
     if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
-        if facts.paths.remote and uri == facts.paths.default_tracking_uri:
-            elsewhere = "C: this sweep's MLflow store lies on the machine that ran it last."
-            return Result("C", _WHAT, 0, [], elsewhere)
-        return Result("C", _WHAT, 0, [Breach("C", "", f"there is no MLflow store at {uri}.")])
+        if snapshot.paths.remote and uri == snapshot.paths.default_tracking_uri:
+            elsewhere = "MLflow: the store is on the machine that ran this sweep last."
+            return Result("MLflow", _WHAT, 0, [], elsewhere)
+        missing = Problem("MLflow", "", f"there is no MLflow store at {uri}.")
+        return Result("MLflow", _WHAT, 0, [missing])
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
 
-    found: list[Breach] = []
+    found: list[Problem] = []
     checked = 0
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
-        by_trial = _runs(client, facts)
-        found += [Breach("C", "", text) for text in _parent_problems(facts, by_trial)]
-        for trial in facts.trials:
+        by_trial = _runs(client, snapshot)
+        found += [Problem("MLflow", "", text) for text in _parent_problems(snapshot, by_trial)]
+        for trial in snapshot.trials:
             runs = by_trial.get(trial.signature, [])
             if len(runs) != 1:
-                if runs or facts.driver is None:
-                    found.append(Breach("C", name_of(trial), f"{len(runs)} runs, not one."))
+                if runs or snapshot.driver is None:
+                    found.append(
+                        Problem("MLflow", name_of(trial), f"it has {len(runs)} runs, not 1.")
+                    )
                 continue
-            checked += len(facts.rows[trial.signature]) * len(METRIC_NAMES)
-            problems = _run_problems(client, facts, trial, runs[0])
-            found += [Breach("C", name_of(trial), text) for text in problems]
-        strangers = set(by_trial) - {trial.signature for trial in facts.trials} - {""}
-        for signature in sorted(strangers if facts.driver is None else ()):
-            found.append(Breach("C", signature, "a run of a trial that the ledger does not have."))
+            checked += len(snapshot.rows[trial.signature]) * len(METRIC_NAMES)
+            problems = _run_problems(client, snapshot, trial, runs[0])
+            found += [Problem("MLflow", name_of(trial), text) for text in problems]
+        strangers = set(by_trial) - {trial.signature for trial in snapshot.trials} - {""}
+        for signature in sorted(strangers if snapshot.driver is None else ()):
+            text = "there is a run of a trial that the ledger does not have."
+            found.append(Problem("MLflow", signature, text))
     except Exception as error:  # MLflow's own and its database's
-        said = (str(error).splitlines() or [""])[0]
-        text = f"MLflow at {redacted(uri)} cannot be read: {type(error).__name__}: {said}"
-        found.append(Breach("C", "", text))
-    return Result("C", _WHAT, checked, found)
+        line = (str(error).splitlines() or [""])[0]
+        text = f"{redacted(uri)} cannot be read: {type(error).__name__}: {line}"
+        found.append(Problem("MLflow", "", text))
+    return Result("MLflow", _WHAT, checked, found)
 
 
 def _file_of(uri: str) -> str:
     return urllib.parse.unquote(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
-def _runs(client: MlflowClient, facts: Snapshot) -> dict[str, list[Run]]:
-    """Return the sweep's runs by their trial's signature; the parents' is empty."""
-    experiment = client.get_experiment_by_name(facts.paths.name)
+def _runs(client: MlflowClient, snapshot: Snapshot) -> dict[str, list[Run]]:
+    """Return the sweep's runs by their trial's signature; "" has the sweep's own run."""
+    experiment = client.get_experiment_by_name(snapshot.paths.name)
     found: dict[str, list[Run]] = collections.defaultdict(list)
     token = None
     while experiment is not None:
         page = client.search_runs(
             [experiment.experiment_id],
-            f"tags.`sweep.id` = '{facts.header.sweep_id}'",
+            f"tags.`sweep.id` = '{snapshot.header.sweep_id}'",
             max_results=1000,
             page_token=token,
         )
@@ -100,14 +104,14 @@ def _runs(client: MlflowClient, facts: Snapshot) -> dict[str, list[Run]]:
     return found
 
 
-def _parent_problems(facts: Snapshot, by_trial: dict[str, list[Run]]) -> Iterator[str]:
+def _parent_problems(snapshot: Snapshot, by_trial: dict[str, list[Run]]) -> Iterator[str]:
     parents = by_trial.get("", [])
     if len(parents) != 1:
-        if parents or facts.driver is None:
-            yield f"{len(parents)} parent runs, not one."
+        if parents or snapshot.driver is None:
+            yield f"the sweep has {len(parents)} parent runs, not 1."
         return
-    if facts.driver is None and parents[0].info.status == "RUNNING":
-        yield "the parent run is RUNNING, but no driver runs."
+    if snapshot.driver is None and parents[0].info.status == "RUNNING":
+        yield "the parent run has the status RUNNING, but no driver is running."
     for signature, runs in by_trial.items():
         for run in runs:
             parent = run.data.tags.get("mlflow.parentRunId")
@@ -115,9 +119,11 @@ def _parent_problems(facts: Snapshot, by_trial: dict[str, list[Run]]) -> Iterato
                 yield f"the run {run.info.run_id} is not a child of the sweep's parent run."
 
 
-def _run_problems(client: MlflowClient, facts: Snapshot, trial: Trial, run: Run) -> Iterator[str]:
-    is_live = facts.driver is not None
-    rows = facts.rows[trial.signature]
+def _run_problems(
+    client: MlflowClient, snapshot: Snapshot, trial: Trial, run: Run
+) -> Iterator[str]:
+    is_live = snapshot.driver is not None
+    rows = snapshot.rows[trial.signature]
     for name in METRIC_NAMES:
         wanted = [
             (row.epoch + 1, row.metrics[name], int(row.arrived_s * 1000))
@@ -125,25 +131,27 @@ def _run_problems(client: MlflowClient, facts: Snapshot, trial: Trial, run: Run)
             if math.isfinite(row.metrics[name])
         ]
         yield from _history_problems(client, run, name, wanted, is_live)
-    attempts = facts.attempts[trial.signature]
+    attempts = snapshot.attempts[trial.signature]
     if trial.best_value is not None and attempts:
-        name = f"best_{facts.header.plan_at(trial.ended_seq or 0).space.metric}"
+        name = f"best_{snapshot.header.plan_at(trial.ended_seq or 0).space.metric}"
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
         yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], is_live)
     if run.data.params or not is_live:
         for name, value in trial.config.items():
             if run.data.params.get(name) != str(value):
-                yield f"parameter {name} is {run.data.params.get(name)!r}, not {str(value)!r}."
+                got = run.data.params.get(name)
+                yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
     if is_live:
         return
     status = run.info.status
     wanted_status = _STATUS[trial.status]
     if is_open(attempts):
-        wanted_status = "KILLED"  # nobody runs it; `--resume` goes on with it
+        wanted_status = "KILLED"  # no process runs it until the sweep is resumed
     if status != wanted_status:
-        yield f"its run is {status}, not {wanted_status}."
-    if trial.status in ENDED and run.data.tags.get("sweep.outcome") != trial.status:
-        yield f"its run says {run.data.tags.get('sweep.outcome')!r}, not {trial.status!r}."
+        yield f"the status of its run is {status}, not {wanted_status}."
+    outcome = run.data.tags.get("sweep.outcome")
+    if trial.status in ENDED and outcome != trial.status:
+        yield f"the tag sweep.outcome of its run is {outcome!r}, not {trial.status!r}."
 
 
 def _history_problems(
@@ -151,14 +159,14 @@ def _history_problems(
 ) -> Iterator[str]:
     history: list[Any] = client.get_metric_history(run.info.run_id, name)
     there = sorted((point.step, point.value, point.timestamp) for point in history)
-    if is_live:  # either may have got further meanwhile
+    if is_live:  # either may be ahead of the other
         shared = min(len(there), len(wanted))
         there, wanted = there[:shared], wanted[:shared]
     if there == wanted:
         return
     steps = [point[0] for point in there]
-    doubled = sorted({step for step in steps if steps.count(step) > 1})
+    repeated = sorted({step for step in steps if steps.count(step) > 1})
     missing = sorted({step for step, _, _ in wanted} - set(steps))
-    differing = sorted({point[0] for point in set(there) ^ set(wanted)} - {*doubled, *missing})
-    text = f"{name} is not equal to the ledger: steps doubled {doubled}"
-    yield f"{text}, missing {missing}, differing {differing}."
+    differing = sorted({point[0] for point in set(there) ^ set(wanted)} - {*repeated, *missing})
+    text = f"the steps of {name} differ from the ledger: repeated {repeated}"
+    yield f"{text}, missing {missing}, different {differing}."

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.verify import check
-from orchestrator.verify.facts import Result, facts_of
+from orchestrator.verify.snapshot import Result, open_snapshot
 from tests.faults.victims import (
     LIMIT_S,
     Broken,
@@ -182,8 +182,8 @@ def after_death(soak: Soak, sweep: Sweep) -> None:
     """A driver was killed: its ledger is consistent at once."""
     if sweep.paths.ledger.exists():
         # As if it still ran: its attempts are open until the next driver closes them.
-        with facts_of(sweep.paths, "a killed driver") as facts:
-            note(soak, sweep, check.check_ledger(facts))
+        with open_snapshot(sweep.paths, "a killed driver") as snapshot:
+            note(soak, sweep, check.check_ledger(snapshot))
 
 
 def finish(soak: Soak, sweep: Sweep) -> None:
@@ -196,21 +196,21 @@ def finish(soak: Soak, sweep: Sweep) -> None:
         sweep.driver = None
         text = sweep.output.read_text()
         if status != 0:
-            raise Broken(f"F: {sweep.paths.root}: exit status {status}, see {sweep.output}")
+            raise Broken(f"{sweep.paths.root}: exit status {status}, see {sweep.output}")
         if "does not have everything" not in text:
             return
-    raise Broken(f"C: {sweep.paths.root}: MLflow did not take everything, see {sweep.output}")
+    raise Broken(f"MLflow: {sweep.paths.root}: MLflow did not take everything, see {sweep.output}")
 
 
 def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
     """Check every invariant of a sweep that has ended, and compare it with the unbroken one."""
-    with facts_of(sweep.paths, None) as facts:
-        note(soak, sweep, check.check(facts, soak.uri))
+    with open_snapshot(sweep.paths, None) as snapshot:
+        note(soak, sweep, check.check(snapshot, soak.uri))
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
     counts = len(ledger.trials("search")), len(ledger.trials("final")), len(ledger.evaluations())
     if left or counts != (2 * sweep.trials, 2, 2):  # one final trial of each variant, evaluated
-        soak.breaches.append(f"A: {sweep.paths.root}: {len(left)} trials have not ended")
+        soak.breaches.append(f"ledger: {sweep.paths.root}: {len(left)} trials have not ended")
     ledger.close()
     if reference is not None:
         soak.compared += 1
@@ -222,7 +222,7 @@ def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
 
 
 def note(soak: Soak, sweep: Sweep, results: Sequence[Result]) -> None:
-    for breach in (breach for result in results for breach in result.breaches):
+    for breach in (breach for result in results for breach in result.problems):
         soak.breaches.append(f"{breach} [{sweep.paths.root}]")
 
 
@@ -248,7 +248,7 @@ def repeated_epochs(soak: Soak, sweep: Sweep) -> int:
             own = {int(n) for n in re.findall(r"INFO epoch (\d+)/", log.read_text())}
             again = len(own & trained)
             if again > 1:
-                soak.breaches.append(f"B: {log}: {again} epochs were trained again")
+                soak.breaches.append(f"resume: {log}: {again} epochs were trained again")
             extra += again
             trained |= own
     return extra
@@ -257,11 +257,11 @@ def repeated_epochs(soak: Soak, sweep: Sweep) -> int:
 def summary(soak: Soak, minutes: float) -> str:
     total = sum(soak.kills.values())
     kinds = ", ".join(f"{soak.kills[kind]} {kind}" for kind in SHARES)
-    lost = sum("A:" in breach for breach in soak.breaches)
+    lost = sum("ledger:" in breach for breach in soak.breaches)
     return (
         f"{total} kills ({kinds}) in {soak.sweeps} sweeps, {minutes:.1f} min: "
         f"{len(soak.breaches)} breaches, {lost} trials lost or doubled, "
-        f"{sum('C:' in breach for breach in soak.breaches)} duplicate or missing metrics, "
+        f"{sum('MLflow:' in breach for breach in soak.breaches)} duplicate or missing metrics, "
         f"tables equal {soak.equal} of {soak.compared}, "
         f"{soak.extra_epochs / max(total, 1):.2f} epochs finished twice per kill (beside the "
         f"one under way), "

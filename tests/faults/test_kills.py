@@ -44,7 +44,7 @@ def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: S
     assert wait(lambda: trial_pids(broken), broken)
     under_way = verify(broken)
     assert under_way.returncode == 0, under_way.stdout + under_way.stderr
-    assert "It is being run by process" in under_way.stdout
+    assert "The sweep is being run by process" in under_way.stdout
     assert "trials left" in under_way.stdout
     finish(soak, broken)
     assert everything(broken.paths) == everything(whole.paths)
@@ -54,7 +54,7 @@ def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: S
     assert outcomes.count("failed") == 1
     checked = verify(broken)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "Every planned trial has ended." in checked.stdout
+    assert "All requested trials have ended." in checked.stdout
     assert soak.breaches == []
     assert ledger_of(broken.paths).get("asked") == {"cnn2": 3, "cnn3": 3}
 

@@ -128,7 +128,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     machine(monkeypatch, tmp_path / "three")
     checked = sweep(tmp_path, "digits", *options, "--verify")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "Every planned trial has ended." in checked.stdout
+    assert "All requested trials have ended." in checked.stdout
     assert not sweep_paths(bucket.uri(), "digits").ledger.exists()
     logs = {name for name in names if name.endswith(".log")}
     assert {attempt.log for attempt in attempts if attempt.outcome == "complete"} <= logs

@@ -225,7 +225,7 @@ def watch(soak: Soak, over: threading.Event) -> None:
                 soak.all_gone_s = max(soak.all_gone_s, age_s)
             if age_s > (TRIALS_GONE_LIMIT_S if trials else ALL_GONE_LIMIT_S):
                 titles = ", ".join(title_of(pid) for pid in left)
-                soak.breaches.append(f"G: {titles} outlived their driver by {age_s:.0f} s")
+                soak.breaches.append(f"processes: {titles} outlived their driver by {age_s:.0f} s")
                 for pid in left:
                     kill(pid)
                 left = []

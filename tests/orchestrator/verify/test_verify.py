@@ -1,4 +1,4 @@
-"""`--verify` finds nothing in a whole sweep, and names what was broken in a broken one."""
+"""`--verify` finds no problem in an intact sweep, and names each change made to one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from orchestrator.storage.paths import SweepPaths
 from orchestrator.sweep import __main__ as sweep
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify.decision_checks import check_early_stopping, check_suggestions
-from orchestrator.verify.facts import facts_of
 from orchestrator.verify.ledger_checks import check_attempts, check_epochs, check_trials
+from orchestrator.verify.snapshot import open_snapshot
 from tests.orchestrator.search.test_scheduler import Killed, begin, die_at, messy, play, quick, step
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training import checkpoint
@@ -35,8 +36,8 @@ PLAN = plan(space(trials=TRIALS, variants=("cnn2", "cnn3")), final_seeds=1)
 Verify = Callable[..., tuple[int, str]]
 
 
-def grow(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
-    """Play a sweep to its end, or leave it interrupted in the middle of its last trial."""
+def make_sweep(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
+    """Simulate a sweep to its end, or interrupt it in the middle of its last trial."""
     ledger = quick(
         new_ledger(
             paths.ledger,
@@ -77,13 +78,13 @@ def save(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("whole")
-    grow(SweepPaths(storage, "mine"))
+    make_sweep(SweepPaths(storage, "mine"))
     return storage
 
 
 @pytest.fixture
 def paths(whole: Path, tmp_path: Path) -> SweepPaths:
-    """A copy of a finished sweep, to break. Its MLflow store is found from the default's place."""
+    """A copy of a finished sweep, to be changed. Its MLflow store is at the default place."""
     shutil.copytree(whole, tmp_path / "results")
     return SweepPaths(tmp_path / "results", "mine")
 
@@ -117,8 +118,13 @@ def signature(
     return found[0].signature
 
 
+def num_epochs(paths: SweepPaths, key: str) -> int:
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        return len(ledger.epochs(key))
+
+
 def with_status(paths: SweepPaths, status: str) -> tuple[str, str]:
-    """Return the name and the signature of the last trial that ended so."""
+    """Return the name and the signature of the last trial with a status."""
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
         trial = [t for t in ledger.trials("search") if t.status == status][-1]
     return f"{trial.variant}-{trial.number:03d}", trial.signature
@@ -132,7 +138,7 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_whole_sweep_holds_and_nothing_is_written(
+def test_an_intact_sweep_has_no_problems_and_nothing_is_written(
     paths: SweepPaths, verify: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -141,7 +147,7 @@ def test_a_whole_sweep_holds_and_nothing_is_written(
     before = digest(paths.local_root)
     status, said = verify()
     assert status == 0, said
-    assert "Every planned trial has ended." in said
+    assert "All requested trials have ended." in said
     assert "Not checked" not in said
     assert digest(paths.local_root) == before
     assert list(elsewhere.iterdir()) == []
@@ -157,14 +163,15 @@ def test_an_unknown_sweep_is_wrong_usage(
     assert "no sweep named 'other'" in capsys.readouterr().err
 
 
-def test_a_name_with_a_dot_is_no_file_name(paths: SweepPaths) -> None:
+def test_a_sweep_name_may_contain_a_dot(paths: SweepPaths) -> None:
     paths.root.rename(paths.local_root / "mine.v2")
-    # MLflow knows it by its old name, so its runs are missed; but it is found.
+    # It is found, but MLflow has its runs under the old name.
     assert sweep.main(["mine.v2", "--verify", "--storage", str(paths.local_root)]) == 1
 
 
-def test_a_doubled_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_repeated_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
+    count = num_epochs(paths, key)
     change(
         paths,
         "CREATE TABLE loose AS SELECT * FROM epochs",
@@ -174,16 +181,17 @@ def test_a_doubled_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
     )
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): epochs are not counted from 0, each once" in said
-    assert "doubled [0]" in said
+    assert f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once" in said
+    assert "repeated [1]" in said
 
 
 def test_a_missing_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
+    count = num_epochs(paths, key)
     change(paths, f"DELETE FROM epochs WHERE signature = '{key}' AND epoch = 0")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): epochs are not counted from 0, each once: missing [0]" in said
+    assert f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once: missing [1]" in said
 
 
 def test_an_epoch_after_the_end_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -209,15 +217,17 @@ def test_a_missing_trial_number_is_named(paths: SweepPaths, verify: Verify) -> N
     )
     status, said = verify()
     assert status == 1
-    assert "A: cnn3: trial numbers are not 0 to 4, each once: missing [1], doubled []." in said
-    assert f"C: {key}: a run of a trial that the ledger does not have" in said
+    assert (
+        "ledger: cnn3: trial numbers are not 0 to 4, each once: missing [1], repeated []." in said
+    )
+    assert f"MLflow: {key}: there is a run of a trial that the ledger does not have" in said
 
 
-def test_a_trial_more_than_was_asked_for_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_an_unrequested_trial_is_named(paths: SweepPaths, verify: Verify) -> None:
     change(paths, 'UPDATE sweep SET value = \'{"cnn2": 4, "cnn3": 5}\' WHERE key = "asked"')
     status, said = verify()
     assert status == 1
-    assert "A: cnn2: 5 trials, but 4 were asked for." in said
+    assert "ledger: cnn2: there are 5 trials, but 4 were requested." in said
 
 
 def test_epochs_of_an_unplanned_trial_are_named(paths: SweepPaths, verify: Verify) -> None:
@@ -225,7 +235,7 @@ def test_epochs_of_an_unplanned_trial_are_named(paths: SweepPaths, verify: Verif
     change(paths, f"UPDATE attempts SET signature = 'stranger' WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert "A: stranger: attempts or epochs of a trial that was not planned." in said
+    assert "ledger: stranger: there are attempts or epochs of a trial that was not planned." in said
 
 
 def test_a_wrong_best_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -233,7 +243,7 @@ def test_a_wrong_best_is_named(paths: SweepPaths, verify: Verify) -> None:
     change(paths, f"UPDATE trials SET best_value = 0.999 WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"A: {name} ({key}): its best is said to be epoch" in said
+    assert f"ledger: {name} ({key}): its best epoch is recorded as " in said
 
 
 def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -246,13 +256,13 @@ def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Ve
     )
     status, said = verify()
     assert status == 1
-    assert f"A: {name} ({key}): attempt 1 is open, but no driver runs." in said
-    assert "Its driver died; --resume" in said
+    assert f"ledger: {name} ({key}): attempt 1 is open, but no driver is running." in said
+    assert "The sweep's driver was killed. Resume it with --resume" in said
     with locks.driver_lock(paths):
         status, said = verify()
-    # A driver that runs may have attempts open; but MLflow knows more than its ledger here.
+    # A running driver may have open attempts. MLflow still has more than the ledger here.
     assert "attempt 1 is open" not in said
-    assert "It is being run by process" in said
+    assert "The sweep is being run by process" in said
 
 
 def test_a_gap_in_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -260,17 +270,15 @@ def test_a_gap_in_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> No
     change(paths, f"UPDATE attempts SET attempt = 2 WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): attempts are numbered [2]." in said
+    assert f"ledger: cnn2-000 ({key}): its attempts are numbered [2], not 1 to 1." in said
 
 
-def test_a_status_that_the_attempts_do_not_bear_out_is_named(
-    paths: SweepPaths, verify: Verify
-) -> None:
+def test_a_status_that_contradicts_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> None:
     name, key = with_status(paths, "complete")
     change(paths, f"UPDATE attempts SET outcome = 'lost' WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"A: {name} ({key}): it is complete, but its last attempt is lost." in said
+    assert f"ledger: {name} ({key}): it is complete, but its last attempt is lost." in said
 
 
 def test_a_changed_parameter_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -281,8 +289,9 @@ def test_a_changed_parameter_is_named(paths: SweepPaths, verify: Verify) -> None
     )
     status, said = verify()
     assert status == 1
-    assert f"A: cnn3-004 ({key}): lr was suggested as 0.5, but is" in said
-    assert f"E: cnn3-004 ({key}): suggested were" in said
+    assert f"ledger: cnn3-004 ({key}): lr is " in said
+    assert ", but 0.5 was suggested." in said
+    assert re.search(rf"decisions: cnn3-004 \({key}\): {{.*}} was suggested, but", said)
 
 
 def test_a_changed_configuration_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -293,29 +302,29 @@ def test_a_changed_configuration_is_named(paths: SweepPaths, verify: Verify) -> 
     )
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): its configuration has the signature" in said
+    assert f"ledger: cnn2-000 ({key}): the signature of its configuration is " in said
 
 
-def test_results_that_came_later_than_the_suggestion_do_not_bear_it_out(
-    paths: SweepPaths, verify: Verify
-) -> None:
+def test_a_suggestion_made_from_other_results_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths, "cnn2", 4)
     change(paths, f"UPDATE trials SET seen_seq = 0 WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"E: cnn2-004 ({key}): suggested were" in said
+    assert re.search(rf"decisions: cnn2-004 \({key}\): {{.*}} was suggested, but", said)
 
 
-def test_another_optuna_is_told_and_is_no_breach(paths: SweepPaths, verify: Verify) -> None:
+def test_another_optuna_version_is_printed_and_is_no_problem(
+    paths: SweepPaths, verify: Verify
+) -> None:
     change(paths, 'UPDATE sweep SET value = \'{"optuna": "4.0"}\' WHERE key = "versions"')
     status, said = verify()
     assert status == 0
-    assert "Not checked: suggestions, made with Optuna 4.0" in said
+    assert "Not checked: suggestions: they were made with Optuna 4.0" in said
 
 
 @pytest.mark.parametrize(
     ("status", "value", "sentence"),
-    [("complete", 0.0, "it was not stopped"), ("stopped", 1.0, "it was stopped")],
+    [("complete", 0.0, "was not stopped"), ("stopped", 1.0, "was stopped")],
 )
 def test_a_wrong_early_stop_is_named(
     paths: SweepPaths, verify: Verify, status: str, value: float, sentence: str
@@ -330,10 +339,12 @@ def test_a_wrong_early_stop_is_named(
     )
     code, said = verify()
     assert code == 1
-    assert f"E: {name} ({key}): after epoch {epoch} {sentence}" in said
+    assert f"decisions: {name} ({key}): it {sentence} after epoch {epoch + 1}, but" in said
 
 
-def test_a_final_trial_of_another_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_final_trial_of_another_configuration_than_the_best_is_named(
+    paths: SweepPaths, verify: Verify
+) -> None:
     key = signature(paths, stage="final")
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
         origin = ledger.trial(key).origin
@@ -341,7 +352,10 @@ def test_a_final_trial_of_another_than_the_best_is_named(paths: SweepPaths, veri
     change(paths, f"UPDATE trials SET origin = '{others[0]}' WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"E: cnn2-final-000 ({key}): it trains {others[0]} again; the best of its time" in said
+    assert (
+        f"decisions: cnn2-final-000 ({key}): it trains {others[0]} again, but the best trial of"
+        in said
+    )
 
 
 def test_a_missing_evaluation_of_the_test_split_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -349,23 +363,26 @@ def test_a_missing_evaluation_of_the_test_split_is_named(paths: SweepPaths, veri
     change(paths, f"DELETE FROM evaluations WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-final-000 ({key}): the test split has not evaluated it." in said
+    assert f"ledger: cnn2-final-000 ({key}): it was not evaluated on the test split." in said
 
 
-def test_a_evaluation_of_a_trial_of_the_search_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_an_evaluation_of_a_search_trial_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change(paths, f"INSERT INTO evaluations VALUES ('{key}', 1, 0.0, '{{\"epoch\": 0}}')")
     status, said = verify()
     assert status == 1
-    assert f"A: cnn2-000 ({key}): the test split has evaluated it, unasked." in said
+    assert f"ledger: cnn2-000 ({key}): it was evaluated on the test split, but should not" in said
+    assert "have been." in said
 
 
-def test_another_epoch_evaluated_than_the_best_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_an_evaluation_of_another_epoch_than_the_best_is_named(
+    paths: SweepPaths, verify: Verify
+) -> None:
     key = signature(paths, stage="final")
     change(paths, f"UPDATE trials SET best_epoch = 3 WHERE signature = '{key}'")
     status, said = verify()
     assert status == 1
-    assert "the test split evaluated epoch 8; its best is 3." in said
+    assert "epoch 9 was evaluated on the test split, but its best epoch is 4 with" in said
 
 
 def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -379,14 +396,14 @@ def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Veri
     file.write_bytes(content)
     status, said = verify()
     assert status == 1
-    assert f"D: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in said
+    assert f"checkpoints: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in said
 
 
-def test_of_an_epoch_that_was_trained_again_one_whole_checkpoint_is_enough(
+def test_an_epoch_trained_twice_needs_one_good_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = SweepPaths(tmp_path, "half")
-    grow(paths, epochs_of_last=2)
+    make_sweep(paths, epochs_of_last=2)
     with closing(open_ledger(paths.ledger)) as ledger:
         key = ledger.trials()[0].signature
         newest = str(ledger.epochs(key)[-1].checkpoint)
@@ -404,10 +421,10 @@ def test_of_an_epoch_that_was_trained_again_one_whole_checkpoint_is_enough(
     assert sweep.main(command) == 0, capsys.readouterr().out
 
 
-def test_trials_of_a_plan_that_was_replaced_are_checked_by_it(
+def test_trials_of_a_replaced_plan_are_checked_against_that_plan(
     paths: SweepPaths, verify: Verify
 ) -> None:
-    """With --force a sweep goes on under another plan; what was before stays as it was."""
+    """With --force a sweep resumes with another plan; earlier trials keep theirs."""
     with closing(open_ledger(paths.ledger)) as ledger:
         old = ledger.get("plan")
         ledger.put("former_plans", [{"until_seq": ledger.seq, "plan": old}])
@@ -426,10 +443,10 @@ def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
     )
     status, said = verify()
     assert status == 1
-    assert f"C: cnn2-000 ({key}): 0 runs, not one." in said
+    assert f"MLflow: cnn2-000 ({key}): it has 0 runs, not 1." in said
 
 
-def test_a_doubled_and_a_changed_metric_are_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_repeated_and_a_changed_metric_are_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     run = f"(SELECT run_uuid FROM tags WHERE key = 'sweep.signature' AND value = '{key}')"
     change_mlflow(
@@ -441,26 +458,25 @@ def test_a_doubled_and_a_changed_metric_are_named(paths: SweepPaths, verify: Ver
     )
     status, said = verify()
     assert status == 1
-    start = f"C: cnn2-000 ({key}): "
-    assert f"{start}val_loss is not equal to the ledger: steps doubled [1]" in said
-    assert f"{start}lr is not equal to the ledger: steps doubled [], missing [], differing [1]" in (
-        said
-    )
+    start = f"MLflow: cnn2-000 ({key}): "
+    assert f"{start}the steps of val_loss differ from the ledger: repeated [1]" in said
+    differing = "repeated [], missing [], different [1]"
+    assert f"{start}the steps of lr differ from the ledger: {differing}" in said
 
 
-def test_a_run_left_running_is_named(paths: SweepPaths, verify: Verify) -> None:
+def test_a_run_left_with_the_status_running_is_named(paths: SweepPaths, verify: Verify) -> None:
     change_mlflow(paths, "UPDATE runs SET status = 'RUNNING'")
     status, said = verify()
     assert status == 1
-    assert "C: the parent run is RUNNING, but no driver runs." in said
-    assert f"C: cnn2-000 ({signature(paths)}): its run is RUNNING, not" in said
+    assert "MLflow: the parent run has the status RUNNING, but no driver is running." in said
+    assert f"MLflow: cnn2-000 ({signature(paths)}): the status of its run is RUNNING, not" in said
 
 
-def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, verify: Verify) -> None:
+def test_a_missing_store_is_named_and_not_created(paths: SweepPaths, verify: Verify) -> None:
     (paths.local_root / "mlflow.db").unlink()
     status, said = verify()
     assert status == 1
-    assert "C: there is no MLflow store at sqlite:///" in said
+    assert "MLflow: there is no MLflow store at sqlite:///" in said
     assert not (paths.local_root / "mlflow.db").exists()
 
 
@@ -468,7 +484,7 @@ def test_a_store_that_is_not_there_is_named_and_not_made(paths: SweepPaths, veri
     ("content", "sentence"),
     [(b"", "there is no MLflow store at sqlite:///"), (b"no database" * 500, "cannot be read: ")],
 )
-def test_a_store_that_cannot_be_read_is_named_and_left_alone(
+def test_an_unreadable_store_is_named_and_not_changed(
     paths: SweepPaths, verify: Verify, content: bytes, sentence: str
 ) -> None:
     (paths.local_root / "mlflow.db").write_bytes(content)
@@ -478,49 +494,51 @@ def test_a_store_that_cannot_be_read_is_named_and_left_alone(
     assert (paths.local_root / "mlflow.db").read_bytes() == content
 
 
-def test_a_server_that_does_not_answer_is_named(
+def test_an_unreachable_server_is_named(
     paths: SweepPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [paths.name, "--verify", "--storage", str(paths.local_root)]
     assert sweep.main([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 1
-    assert "C: MLflow at http://127.0.0.1:9 cannot be read" in capsys.readouterr().out
+    assert "MLflow: http://127.0.0.1:9 cannot be read" in capsys.readouterr().out
 
 
-def test_a_damaged_ledger_is_one_sentence(paths: SweepPaths, verify: Verify) -> None:
+def test_a_damaged_ledger_is_named_without_a_traceback(paths: SweepPaths, verify: Verify) -> None:
     content = bytearray(paths.ledger.read_bytes())
-    for page in range(2, len(content) // 4096):  # all but the first, which says what it is
+    for page in range(2, len(content) // 4096):  # all but the first, which has the header
         content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
     paths.ledger.write_bytes(content)
     status, said = verify()
     assert status == 1
-    assert f"A: {paths.ledger}" in said
+    assert f"ledger: {paths.ledger}" in said
     assert "Traceback" not in said
 
 
-def test_an_unfinished_sweep_is_told_and_is_no_breach(
+def test_an_unfinished_sweep_is_no_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = SweepPaths(tmp_path, "half")
-    grow(paths, epochs_of_last=2)
+    make_sweep(paths, epochs_of_last=2)
     status = sweep.main(["half", "--verify", "--storage", str(tmp_path)])
     said = capsys.readouterr().out
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
         ended = sum(trial.ended_seq is not None for trial in ledger.trials())
         newest = ledger.epochs(ledger.trials()[0].signature)[-1]
     assert status == 0, said
-    assert f"Not finished: {2 * TRIALS - ended} trials left." in said
-    # What it would go on from is looked at.
+    assert f"{2 * TRIALS - ended} trials have not ended yet." in said
+    # The checkpoint to resume from is checked.
     (paths.root / str(newest.checkpoint) / checkpoint.MANIFEST).write_text("{}")
     assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert f"D: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
+    assert (
+        f"checkpoints: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nothing_is_found_in_messy_sweeps_that_were_killed_and_grown(
+def test_killed_and_extended_sweeps_with_failures_have_no_problems(
     tmp_path: Path, seed: int
 ) -> None:
-    """Failures of every kind, drivers that die anywhere, variants left out, more trials later."""
+    """Failures of every kind, drivers killed at any change, other variants, more trials later."""
     draws = random.Random(seed)
     paths = SweepPaths(tmp_path, "messy")
     of = plan(space(trials=7), seed=seed)
@@ -534,17 +552,17 @@ def test_nothing_is_found_in_messy_sweeps_that_were_killed_and_grown(
         part = dataclasses.replace(of, trials=trials, variants=variants)
         with contextlib.suppress(Killed):
             play(TrialScheduler(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
-        assert found_in(paths, "a killed driver") == []
+        assert problems_in(paths, "a killed driver") == []
     ledger.close()
     ledger = quick(open_ledger(paths.ledger))
     play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
     ledger.close()
-    assert found_in(paths, None) == []
+    assert problems_in(paths, None) == []
 
 
-def found_in(paths: SweepPaths, driver: str | None) -> list[str]:
-    with facts_of(paths, driver) as facts:
+def problems_in(paths: SweepPaths, driver: str | None) -> list[str]:
+    with open_snapshot(paths, driver) as snapshot:
         checks = (check_trials, check_attempts, check_epochs)
-        results = [check(facts) for check in (*checks, check_suggestions, check_early_stopping)]
+        results = [check(snapshot) for check in (*checks, check_suggestions, check_early_stopping)]
         assert driver is not None or all(result.checked for result in results)
-        return [str(breach) for result in results for breach in result.breaches]
+        return [str(problem) for result in results for problem in result.problems]

@@ -1,4 +1,4 @@
-"""What the checks of `verify` share: a sweep's ledger, read once, and the form of a finding."""
+"""A sweep's ledger, read once for all checks, and what a check returns."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from orchestrator.storage.paths import SweepPaths
 
 
 @dataclass(frozen=True, slots=True)
-class Breach:
-    """One thing that does not hold. `where` names the trial, or is empty for the whole sweep."""
+class Problem:
+    """One problem that a check found. `where` names the trial; it is empty for the whole sweep."""
 
-    promise: str
+    area: str  # "ledger", "checkpoints", "decisions" or "MLflow"
     where: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.promise}: {self.where + ': ' if self.where else ''}{self.text}"
+        return f"{self.area}: {self.where + ': ' if self.where else ''}{self.text}"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one check found. `note` says what could not be checked."""
+    """The result of one check. `note` says what could not be checked, and why."""
 
-    promise: str
-    what: str
-    checked: int
-    breaches: list[Breach]
+    area: str
+    what: str  # must hold
+    checked: int  # number of trials, epochs or values
+    problems: list[Problem]
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """A sweep as the checks see it. `driver` says who runs it, None when nobody does."""
+    """A sweep's records. `driver` is the process that runs the sweep, None if none does."""
 
     paths: SweepPaths
     ledger: Ledger
@@ -50,27 +50,27 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def facts_of(paths: SweepPaths, driver: str | None) -> Iterator[Snapshot]:
-    """Yield what this machine's ledger of a sweep says, from a copy that goes with the block.
+def open_snapshot(paths: SweepPaths, driver: str | None) -> Iterator[Snapshot]:
+    """Yield a snapshot of a sweep from a copy of this machine's ledger, deleted afterwards.
 
     Args:
         paths: the sweep's.
-        driver: who runs it, None when nobody does.
+        driver: the process that runs the sweep, None if none does.
 
     Raises:
-        LedgerError: it cannot be read, or SQLite's own check of the file finds damage.
+        LedgerError: the ledger cannot be read, or SQLite's integrity check finds damage.
     """
     with local_copy(paths, driver) as ledger:
-        yield read(paths, ledger, driver)
+        yield read_snapshot(paths, ledger, driver)
 
 
-def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
-    """Return what a sweep's ledger says, read once.
+def read_snapshot(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
+    """Return a snapshot of a sweep.
 
     Args:
         paths: the sweep's.
-        ledger: a copy of it.
-        driver: who runs it, None when nobody does.
+        ledger: a copy of the sweep's.
+        driver: the process that runs the sweep, None if none does.
     """
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
@@ -88,7 +88,7 @@ def read(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
 
 
 def name_of(trial: Trial) -> str:
-    """Return how a trial is named to the user: its run's name and its signature."""
+    """Return a trial's name in problems: the name of its MLflow run, and its signature."""
     return f"{trial.name} ({trial.signature})"
 
 
@@ -97,19 +97,19 @@ def is_open(attempts: list[Attempt]) -> bool:
     return bool(attempts) and attempts[-1].outcome is None
 
 
-def asked_for(facts: Snapshot) -> dict[str, int]:
-    """Return how many trials of each variant were asked for, by the command that wanted most."""
+def requested_trials(snapshot: Snapshot) -> dict[str, int]:
+    """Return the most search trials that any command requested, by variant."""
     planned: dict[str, int] = {}
-    for trial in facts.trials:
+    for trial in snapshot.trials:
         if trial.stage == "final":
             continue
         planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
-    return {**planned, **facts.header.asked}
+    return {**planned, **snapshot.header.asked}
 
 
-def trials_left(facts: Snapshot) -> int:
-    """Return how many trials that were ever asked for have not ended."""
-    searched = [trial for trial in facts.trials if trial.stage == "search"]
+def trials_left(snapshot: Snapshot) -> int:
+    """Return how many of the requested trials have not ended."""
+    searched = [trial for trial in snapshot.trials if trial.stage == "search"]
     ended = sum(trial.status in ENDED for trial in searched)
-    unended = sum(trial.status not in ENDED for trial in facts.trials) - len(searched) + ended
-    return max(sum(asked_for(facts).values()) - ended, 0) + unended
+    unended = sum(trial.status not in ENDED for trial in snapshot.trials) - len(searched) + ended
+    return max(sum(requested_trials(snapshot).values()) - ended, 0) + unended
