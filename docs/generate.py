@@ -119,8 +119,9 @@ def _fields(kind: type) -> str:
     rows = []
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         meaning = " ".join(meanings[item.name].split())
-        rows.append((f"`{item.name}`", f"`{item.type}`", _default(item), meaning))
-    return _table(("field", "type", "default", "meaning"), rows)
+        meaning = meaning[0].upper() + meaning[1:]
+        rows.append((f"`{item.name}`", meaning, f"`{item.type}`", _default(item)))
+    return _table(("field", "meaning", "type", "default"), rows)
 
 
 def _default(item: dataclasses.Field[Any]) -> str:
