@@ -1,10 +1,10 @@
-"""The way of decisions: which trial is next, which stops. Trials of ten reports train nothing.
+"""Decisions about trials: which starts next, which stops. Trials of ten reports train nothing.
 
-Both run under Ray with two trials at a time, early stopping by successive halving and TPE. Ours
-also stores every report durably. `facts` of ours have the scheduler alone, without Ray: trials per
-second, the longest that a suggestion kept the driver, what the display and the cleaning of the disk
-take of a second when all trials have ended, and the driver's memory, for 1,000 trials of ten
-variants (`--full`: 10,000).
+Both sides run under Ray with two trials at a time, asynchronous successive halving and TPE. Ours
+also stores every report durably. The `facts` of ours measure the scheduler alone, without Ray, for
+1,000 trials of ten variants (`--full`: 10,000): trials per second, the longest suggestion, what the
+display and the clean-up of checkpoints take of each second after all trials have ended, and the
+driver's memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import resource
 import time
 from typing import Any
 
-from benchmarks import documented, played
+from benchmarks import documented, simulated
 from benchmarks.harness import Benchmark, Measure, scratch
 
 EPOCHS = 10
@@ -26,8 +26,8 @@ EPOCHS = 10
 def ours(full: bool) -> Measure:
     facts = _scheduler_alone(10_000 if full else 1_000)
     trials = 1_000 if full else 200
-    plan = played.plan(trials=trials, variants=("cnn3",), epochs=EPOCHS)
-    ledger = played.run(plan, scratch(), epoch_s=0, concurrent=2, address="local")
+    plan = simulated.plan(trials=trials, variants=("cnn3",), epochs=EPOCHS)
+    ledger = simulated.run(plan, scratch(), epoch_s=0, concurrent=2, address="local")
     ends = sorted(a.ended_s for a in ledger.attempts() if a.ended_s)
     assert len(ends) == trials
     return Measure(values=_gaps(ends), facts=facts)
@@ -36,9 +36,9 @@ def ours(full: bool) -> Measure:
 def _scheduler_alone(trials: int) -> dict[str, float | str]:
     from orchestrator.search.scheduler import TrialScheduler
 
-    plan = played.plan(trials=trials // 10, variants=played.VARIANTS, epochs=EPOCHS)
+    plan = simulated.plan(trials=trials // 10, variants=simulated.VARIANTS, epochs=EPOCHS)
     folder = scratch() / "alone"
-    scheduler = TrialScheduler(played.new_ledger(folder, plan), plan)
+    scheduler = TrialScheduler(simulated.new_ledger(folder, plan), plan)
     longest_s, began_s = 0.0, time.perf_counter()
     for _ in range(trials):
         asked_s = time.perf_counter()
@@ -47,7 +47,7 @@ def _scheduler_alone(trials: int) -> dict[str, float | str]:
         assert start is not None
         config = start.config.to_dict()
         for epoch in range(EPOCHS):
-            row = played.metrics(config, epoch)
+            row = simulated.metrics(config, epoch)
             if scheduler.on_epoch(start.signature, start.attempt, epoch, row, None):
                 break
         else:
@@ -58,13 +58,13 @@ def _scheduler_alone(trials: int) -> dict[str, float | str]:
         "scheduler_trials": trials,
         "scheduler_trials_per_s": trials / took_s,
         "scheduler_longest_suggestion_s": longest_s,
-        "scheduler_looking_s": _looking_s(scheduler),
+        "scheduler_readers_s": _readers_s(scheduler),
         "scheduler_gib": held_gib,
     }
 
 
-def _looking_s(scheduler: Any) -> float:
-    """Return what each second of a sweep takes the driver for those who only look at the ledger."""
+def _readers_s(scheduler: Any) -> float:
+    """Return how long the ledger's readers keep the driver busy in each second of a sweep."""
     from rich.console import Console
 
     from orchestrator.ledger import retention
@@ -74,7 +74,7 @@ def _looking_s(scheduler: Any) -> float:
     ledger, clean = scheduler.ledger, set[str]()
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
     with Display(console, ledger, scheduler.plan) as display:
-        for _ in range(2):  # the first time they read all that there is
+        for _ in range(2):  # the first time reads the whole ledger
             began_s = time.perf_counter()
             display.show()
             display.show()  # twice a second
@@ -84,9 +84,9 @@ def _looking_s(scheduler: Any) -> float:
 
 
 def ray_tune(full: bool, *, reuse_actors: bool = False) -> Measure:
-    """Ray Tune with OptunaSearch and ASHAScheduler, a function that reports ten times.
+    """Ray Tune with OptunaSearch and ASHAScheduler, and a function that reports ten times.
 
-    As it is a trial gets a process of its own; with `reuse_actors` the next one takes it over.
+    By default each trial gets a new process; with `reuse_actors` the next trial reuses it.
     """
     import ray
     from ray import tune
@@ -96,7 +96,7 @@ def ray_tune(full: bool, *, reuse_actors: bool = False) -> Measure:
 
     def trainable(config: dict[str, Any]) -> None:
         for epoch in range(EPOCHS):
-            tune.report({"val_top1": played.curve(config, epoch), "done_s": time.time()})
+            tune.report({"val_top1": simulated.curve(config, epoch), "done_s": time.time()})
 
     results = documented.tune(
         trainable,
@@ -126,7 +126,7 @@ def _gaps(ends: list[float]) -> list[float]:
 
 BENCHMARK = Benchmark(
     name="decisions",
-    title="decision path: trials of ten reports, no training",
+    title="decisions: trials of ten reports, no training",
     unit="trial",
     contenders={
         "ours": ours,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from benchmarks import played
+from benchmarks import simulated
 from benchmarks.harness import Benchmark, Measure, scratch
 
 NODES, CPUS = 4, 4
@@ -30,9 +30,9 @@ def ours(full: bool) -> Measure:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS})
     for _ in range(NODES - 1):
         cluster.add_node(num_cpus=CPUS)
-    plan = played.plan(trials=trials, variants=("cnn3",), epochs=1)
+    plan = simulated.plan(trials=trials, variants=("cnn3",), epochs=1)
     began_s = time.time()
-    ledger = played.run(
+    ledger = simulated.run(
         plan,
         scratch() / "sweep",
         epoch_s=epoch_s,

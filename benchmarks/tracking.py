@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import played
+from benchmarks import simulated
 from benchmarks.harness import Benchmark, Measure, scratch
 from trainables.metrics import METRIC_NAMES
 
@@ -41,7 +41,7 @@ def _cost_of_reports(epochs: int) -> list[float]:
 
         took = []
         for epoch in range(epochs):
-            row = played.metrics({"lr": 0.01, "dropout": 0.2}, epoch)
+            row = simulated.metrics({"lr": 0.01, "dropout": 0.2}, epoch)
             began_s = time.perf_counter()
             tune.report({"kind": "epoch", "epoch": epoch, "checkpoint": None, **row})
             took.append((time.perf_counter() - began_s) / len(METRIC_NAMES))
@@ -62,13 +62,13 @@ def _written(*, trials: int, epochs: int) -> dict[str, float | str]:
     from orchestrator.storage.paths import SweepPaths
     from orchestrator.tracking.tracker import Tracker
 
-    plan = played.plan(trials=trials, variants=("cnn3",), epochs=epochs)
+    plan = simulated.plan(trials=trials, variants=("cnn3",), epochs=epochs)
     paths = SweepPaths(scratch(), "written")
-    ledger = played.new_ledger(paths.root, plan)
+    ledger = simulated.new_ledger(paths.root, plan)
     scheduler = TrialScheduler(ledger, plan)
     while start := scheduler.next_start():
         for epoch in range(epochs):
-            row = played.metrics(start.config.to_dict(), epoch)
+            row = simulated.metrics(start.config.to_dict(), epoch)
             if scheduler.on_epoch(start.signature, start.attempt, epoch, row, None):
                 break
         else:
@@ -142,7 +142,7 @@ def _round_trip_s(probes: Mapping[str, float]) -> float:
         assert other.stdin is not None
         assert other.stdout is not None
         for epoch in range(500):
-            row = played.metrics({"lr": 0.01, "dropout": 0.2}, epoch)
+            row = simulated.metrics({"lr": 0.01, "dropout": 0.2}, epoch)
             began_s = time.perf_counter()
             print(json.dumps(row), file=other.stdin, flush=True)
             json.loads(other.stdout.readline())

@@ -1,4 +1,4 @@
-"""Plans, ledgers and learning curves for tests that train nothing."""
+"""Plans, ledgers and learning curves for tests without training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARAMS: dict[str, BaseDistribution] = {
 
 
 def metrics(**values: float) -> dict[str, float]:
-    """Return a whole row; what is not given is a number that tells its column."""
+    """Return the metrics of an epoch; those not given have a number of their own each."""
     return {name: float(number) for number, name in enumerate(METRIC_NAMES)} | values
 
 
@@ -45,7 +45,7 @@ def space(**values: Any) -> SearchSpace:
 
 
 def evaluation(epoch: int, **values: float) -> dict[str, Any]:
-    """Return what the test split might say of a trial, without what only a report needs."""
+    """Return an evaluation on the test split, without the fields that only the report reads."""
     average = {"per_class": [0.5, 0.7], "macro": 0.6, "weighted": 0.6}
     return {
         "split": "test",
@@ -59,7 +59,7 @@ def evaluation(epoch: int, **values: float) -> dict[str, Any]:
 
 
 def plan(
-    of: SearchSpace,
+    space: SearchSpace,
     *,
     seed: int = 0,
     trials: int | None = None,
@@ -67,11 +67,11 @@ def plan(
     final_on_all: bool = False,
 ) -> Plan:
     return Plan(
-        space=of,
+        space=space,
         seed=seed,
-        trials=trials or of.trials,
-        variants=tuple(of.variants),
-        image_size_px=dict.fromkeys(of.variants, 32),
+        trials=trials or space.trials,
+        variants=tuple(space.variants),
+        image_size_px=dict.fromkeys(space.variants, 32),
         dataset="digits",
         fingerprint="f" * 8,
         overrides={},
@@ -80,14 +80,15 @@ def plan(
     )
 
 
-def new_ledger(path: Path, for_plan: Plan, **facts: Any) -> Ledger:
+def new_ledger(path: Path, plan: Plan, **facts: Any) -> Ledger:
+    """Create a ledger with a sweep header; `facts` replace or add fields."""
     return create_ledger(
         path,
         {
             "sweep_id": "0123456789ab",
             "created_s": 1_700_000_000.0,
-            "plan": for_plan.identity(),
-            "keep_best": for_plan.space.keep_best,
+            "plan": plan.identity(),
+            "keep_best": plan.space.keep_best,
             "options": {},
             "dataset": "digits",
             "versions": {"torch": "2"},

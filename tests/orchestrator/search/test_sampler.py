@@ -1,4 +1,4 @@
-"""The study is a function of the ledger's rows and the seed; so is early stopping."""
+"""Suggestions are a function of the ledger's rows and the seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from optuna.distributions import (
 
 from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
 from orchestrator.ledger.records import EpochRow, Trial
-from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study
 from tests.orchestrator.sweeps import metrics
 
@@ -38,7 +37,7 @@ def study(params: dict[str, BaseDistribution] | None = None, **values: Any) -> S
 
 
 def rebuilt(ledger: Ledger, **values: Any) -> Study:
-    """Return a study made anew from nothing but the ledger's rows."""
+    """Return a study rebuilt from the ledger's rows."""
     again = study(**values)
     for trial in ledger.trials():
         again.add_planned(trial)
@@ -74,10 +73,8 @@ def end(ledger: Ledger, key: str, how: str, rows: Sequence[float]) -> Trial:
 
 
 @pytest.mark.parametrize(("mode", "seed"), [("max", 0), ("min", 11)])
-def test_a_rebuilt_study_makes_the_suggestions_of_the_live_one(
-    tmp_path: Path, mode: str, seed: int
-) -> None:
-    """Rebuilt at every step, with trials that end late, out of order, in every way, or never."""
+def test_a_rebuilt_study_makes_the_same_suggestions(tmp_path: Path, mode: str, seed: int) -> None:
+    """Rebuilt at each step, with trials that end late, out of order, in all ways, or never."""
     path = tmp_path / "ledger.sqlite"
     ledger = create_ledger(path, {})
     live = study(mode=mode, sweep_seed=seed)
@@ -96,7 +93,7 @@ def test_a_rebuilt_study_makes_the_suggestions_of_the_live_one(
             how = draws.choice(ENDS)
             key = running.pop()
             if how == "running":
-                continue  # it runs for ever
+                continue  # it never ends
             value = quality(ledger.trial(key).params)
             rows = [value * part for part in (0.5, 0.8, 1.0)]
             if how == "stopped":
@@ -111,7 +108,7 @@ def test_a_rebuilt_study_makes_the_suggestions_of_the_live_one(
     assert statuses == {"complete", "stopped", "diverged", "failed", "running"}
 
 
-def test_suggestions_are_within_their_ranges_and_of_their_kinds() -> None:
+def test_suggestions_have_the_range_and_type_of_their_parameter() -> None:
     asked = study()
     for number in range(12):
         params = asked.ask(number)
@@ -136,7 +133,7 @@ def test_suggestions_depend_on_sweep_seed_variant_and_number() -> None:
 def told(
     outcome: Callable[[dict[str, Any]], tuple[str, float | None]], seed: int, **values: Any
 ) -> Study:
-    """Return a study that was told how 24 evenly spread trials ended."""
+    """Return a study with the results of 24 evenly spread trials."""
     own = study({"dropout": FloatDistribution(0.0, 1.0)}, sweep_seed=seed, **values)
     for number in range(24):
         params = {"dropout": (number + 0.5) / 24}
@@ -163,13 +160,13 @@ def told(
 
 
 def share_above(threshold: float, outcome: Callable[[dict[str, Any]], Any], **values: Any) -> float:
-    """Return the share of next suggestions, over 40 seeds, that lie above a threshold."""
+    """Return the share of suggestions above a threshold, over 40 seeds."""
     drawn = [told(outcome, seed, **values).ask(24)["dropout"] for seed in range(40)]
     return sum(value > threshold for value in drawn) / len(drawn)
 
 
-def test_the_sampler_avoids_where_trials_diverged() -> None:
-    """Though the loss improved towards that region until it broke off."""
+def test_the_sampler_avoids_regions_where_trials_diverged() -> None:
+    """The metric improves towards that region up to its border."""
 
     def outcome(params: dict[str, Any]) -> tuple[str, float | None]:
         if params["dropout"] > 0.5:
@@ -180,7 +177,7 @@ def test_the_sampler_avoids_where_trials_diverged() -> None:
 
 
 def test_diverged_trials_are_ranked_below_the_worst_complete_one() -> None:
-    """All complete trials are equally bad: what is left to prefer is not to diverge."""
+    """All complete trials are equally bad, so the sampler can only avoid divergence."""
 
     def outcome(params: dict[str, Any]) -> tuple[str, float | None]:
         return ("diverged", None) if params["dropout"] > 0.5 else ("complete", -100.0)
@@ -189,7 +186,7 @@ def test_diverged_trials_are_ranked_below_the_worst_complete_one() -> None:
 
 
 def test_the_sampler_ignores_failed_trials() -> None:
-    """Failures say nothing: the next suggestion is the one made without them."""
+    """The next suggestion is the same as without the failed trials."""
     with_failed = study({"dropout": FloatDistribution(0.0, 1.0)}, startup_trials=2)
     without = study({"dropout": FloatDistribution(0.0, 1.0)}, startup_trials=2)
     for number in range(8):
@@ -218,7 +215,7 @@ def test_the_sampler_ignores_failed_trials() -> None:
     assert with_failed.ask(8) == without.ask(8)
 
 
-def test_the_sampler_moves_towards_what_is_better() -> None:
+def test_the_sampler_prefers_better_regions() -> None:
     def outcome(params: dict[str, Any]) -> tuple[str, float | None]:
         return "complete", params["dropout"]
 
@@ -226,7 +223,7 @@ def test_the_sampler_moves_towards_what_is_better() -> None:
     assert share_above(0.3, outcome, mode="min") < 0.3
 
 
-def test_a_stopped_trial_is_ranked_by_how_far_it_came() -> None:
+def test_a_stopped_trial_is_pruned_with_its_intermediate_values() -> None:
     own = study({"dropout": FloatDistribution(0.0, 1.0)})
     trial = Trial(
         signature="a",
@@ -271,68 +268,3 @@ def test_a_stopped_trial_is_ranked_by_how_far_it_came() -> None:
 def test_a_space_without_ranges_suggests_nothing() -> None:
     own = study({})
     assert [own.ask(0), own.ask(1)] == [{}, {}]
-
-
-# Early stopping. A row: the values that had arrived, the last one's own first; does it stop?
-HAND_WORKED = [
-    # Fewer than `factor`: all go on.
-    ([0.1], False),
-    ([0.1, 0.9], False),
-    # 3 of them: the best one goes on.
-    ([0.1, 0.9, 0.5], True),
-    ([0.9, 0.1, 0.5], False),
-    ([0.8, 0.9, 0.5], True),
-    # 5: still one; 6: two.
-    ([0.8, 0.9, 0.1, 0.2, 0.3], True),
-    ([0.8, 0.9, 0.1, 0.2, 0.3, 0.4], False),
-    ([0.4, 0.9, 0.1, 0.2, 0.3, 0.8], True),
-    # 9: three.
-    ([0.7, 0.9, 0.8, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], False),
-    ([0.6, 0.9, 0.8, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7], True),
-    # As good as the last one that goes on: goes on too.
-    ([0.5, 0.5, 0.5], False),
-    ([0.9, 0.9, 0.1], False),
-    ([0.1, 0.1, 0.9], True),
-    # What is no number is worse than all.
-    ([math.nan, 0.1], False),
-    ([math.nan, 0.1, 0.2], True),
-    ([0.1, math.nan, math.nan], False),
-    ([math.nan, math.nan, math.nan], True),
-    ([0.1, math.nan, 0.2], True),
-]
-
-
-@pytest.mark.parametrize(("values", "stops"), HAND_WORKED)
-def test_early_stopping_follows_a_table_worked_by_hand(values: list[float], stops: bool) -> None:
-    settings: dict[str, Any] = {"epochs_done": 3, "first_rung": 1, "factor": 3}
-    assert is_stopped(values[0], values, mode="max", **settings) is stops
-    mirrored = [-value for value in values]
-    assert is_stopped(mirrored[0], mirrored, mode="min", **settings) is stops
-    backwards = values[::-1]  # only which values there are counts, not their order
-    assert is_stopped(values[0], backwards, mode="max", **settings) is stops
-
-
-def test_early_stopping_looks_at_rungs_only() -> None:
-    rungs = [epochs for epochs in range(1, 40) if is_rung(epochs, 2, 3)]
-    assert rungs == [2, 6, 18]
-    assert [epochs for epochs in range(1, 30) if is_rung(epochs, 1, 4)] == [1, 4, 16]
-    assert not any(is_rung(epochs, 0, 3) for epochs in range(1, 30))
-    losing = [0.1, 0.8, 0.9]
-    stops = [
-        epochs
-        for epochs in range(1, 20)
-        if is_stopped(0.1, losing, epochs_done=epochs, first_rung=2, factor=3, mode="max")
-    ]
-    assert stops == [2, 6, 18]
-    assert not is_stopped(0.1, losing, epochs_done=2, first_rung=0, factor=3, mode="max")
-
-
-def test_decisions_depend_on_what_had_arrived_before() -> None:
-    """Eight trials reach a rung one after the other; worked by hand for factor 2."""
-    arrivals = [0.5, 0.4, 0.6, 0.3, 0.55, 0.7, 0.52, 0.6]
-    stops = [
-        is_stopped(value, arrivals[: n + 1], epochs_done=1, first_rung=1, factor=2, mode="max")
-        for n, value in enumerate(arrivals)
-    ]
-    # Cutoffs: -, 0.5, 0.6, 0.5, 0.55, 0.55, 0.55, 0.55 (the 1st, 1st, 2nd, 2nd, 3rd, 3rd, 4th).
-    assert stops == [False, True, False, True, False, False, True, False]

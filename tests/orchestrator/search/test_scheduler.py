@@ -1,4 +1,4 @@
-"""The scheduler's decisions, with trials that are played instead of trained."""
+"""The scheduler's decisions, with simulated trials."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import pytest
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.ledger.records import ENDED
 from orchestrator.plan.plan import Plan
-from orchestrator.search.scheduler import AttemptStart, TrialScheduler
-from tests.orchestrator.played_sweeps import (
+from orchestrator.search.scheduler import TrialScheduler
+from tests.orchestrator.simulated_sweeps import (
     Killed,
-    begin,
     check_invariants,
-    die_at,
     failed,
-    goes_well,
+    kill_at,
+    mixed_ends,
+    no_early_end,
     num_running,
-    play,
-    quick,
-    step,
-    table,
+    results,
+    run_epoch,
+    run_trials,
+    start_next,
+    without_fsync,
 )
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
@@ -38,29 +39,29 @@ def of_plan() -> Plan:
 
 @pytest.fixture
 def ledger(tmp_path: Path, of_plan: Plan) -> Ledger:
-    return quick(new_ledger(tmp_path / "ledger.sqlite", of_plan))
+    return without_fsync(new_ledger(tmp_path / "ledger.sqlite", of_plan))
 
 
 def test_every_trial_ends_exactly_once(ledger: Ledger, of_plan: Plan) -> None:
-    started = play(TrialScheduler(ledger, of_plan))
+    started = run_trials(TrialScheduler(ledger, of_plan))
     assert len(started) == len({start.signature for start in started}) == 12
     check_invariants(ledger, of_plan)
     assert {trial.status for trial in ledger.trials()} == {"complete", "stopped"}
 
 
-def test_variants_run_in_their_order(ledger: Ledger, of_plan: Plan) -> None:
-    started = play(TrialScheduler(ledger, of_plan))
+def test_variants_run_in_the_order_of_the_plan(ledger: Ledger, of_plan: Plan) -> None:
+    started = run_trials(TrialScheduler(ledger, of_plan))
     assert [start.variant for start in started] == ["cnn2"] * 6 + ["cnn3"] * 6
     assert [start.number for start in started] == [*range(6), *range(6)]
 
 
 @pytest.mark.parametrize("limit", [2, 5, 50])
-def test_several_at_a_time_keep_all_invariants(ledger: Ledger, of_plan: Plan, limit: int) -> None:
-    play(TrialScheduler(ledger, of_plan), limit=limit, draws=random.Random(limit))
+def test_invariants_hold_with_concurrent_trials(ledger: Ledger, of_plan: Plan, limit: int) -> None:
+    run_trials(TrialScheduler(ledger, of_plan), limit=limit, draws=random.Random(limit))
     check_invariants(ledger, of_plan)
 
 
-def test_a_start_is_in_the_ledger_before_it_is_offered(ledger: Ledger, of_plan: Plan) -> None:
+def test_an_attempt_is_in_the_ledger_before_it_is_returned(ledger: Ledger, of_plan: Plan) -> None:
     start = TrialScheduler(ledger, of_plan).next_start()
     assert start is not None
     trial = ledger.trial(start.signature)
@@ -73,25 +74,9 @@ def test_a_start_is_in_the_ledger_before_it_is_offered(ledger: Ledger, of_plan: 
 # Killed drivers.
 
 
-def messy(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
-    """Every kind of end; which one depends on the trial, as it does in real sweeps."""
-    kind = start.config.seed % 7
-    if kind == 0 and epoch == 2:
-        return {"outcome": "diverged"}
-    if kind == 1 and epoch == 1:
-        return failed("bug", f"ValueError: of {start.variant} {'abcdef'[start.number]} alone")
-    if kind == 2 and epoch == 0 and (start.config.micro_batch_size or 999) > 8:
-        return failed("out_of_memory")
-    if kind == 3 and epoch == 3 and start.attempt == 1:
-        return failed("killed")
-    if kind == 4 and epoch == 0:
-        return failed("data")
-    return None
-
-
 def unbroken(tmp_path: Path, of: Plan) -> tuple[list[tuple[Any, ...]], int]:
-    """Return the table of a run that nothing interrupted, and how many changes it made."""
-    ledger, changes = quick(new_ledger(tmp_path / "unbroken.sqlite", of)), 0
+    """Return the results of an uninterrupted sweep and how many changes its ledger made."""
+    ledger, changes = without_fsync(new_ledger(tmp_path / "unbroken.sqlite", of)), 0
     original = ledger.database.change
 
     def counted() -> Any:
@@ -100,13 +85,13 @@ def unbroken(tmp_path: Path, of: Plan) -> tuple[list[tuple[Any, ...]], int]:
         return original()
 
     ledger.database.change = counted  # type: ignore[method-assign]
-    play(TrialScheduler(ledger, of), fate=messy)
+    run_trials(TrialScheduler(ledger, of), end_at=mixed_ends)
     check_invariants(ledger, of)
-    return table(ledger), changes
+    return results(ledger), changes
 
 
-def test_a_sweep_killed_at_any_change_ends_as_the_unbroken_one(tmp_path: Path) -> None:
-    """One at a time: same trials, parameters, ends, best values and rows, to the last digit."""
+def test_a_sweep_killed_at_any_change_ends_like_an_unbroken_one(tmp_path: Path) -> None:
+    """One trial at a time: trials, parameters, ends, best values and rows are exactly equal."""
     of = plan(space(trials=6), seed=2)
     expected, changes = unbroken(tmp_path, of)
     assert {row[4] for row in expected} == set(ENDED)
@@ -114,58 +99,56 @@ def test_a_sweep_killed_at_any_change_ends_as_the_unbroken_one(tmp_path: Path) -
     assert len(points) >= 40
     for change, before in points:
         path = tmp_path / f"{change}-{before}.sqlite"
-        ledger = quick(new_ledger(path, of))
-        die_at(ledger, change, before=before)
+        ledger = without_fsync(new_ledger(path, of))
+        kill_at(ledger, change, before=before)
         with pytest.raises(Killed):
-            play(TrialScheduler(ledger, of), fate=messy)
+            run_trials(TrialScheduler(ledger, of), end_at=mixed_ends)
         ledger.close()
-        again = quick(open_ledger(path))
-        play(TrialScheduler(again, of), fate=messy)
-        assert table(again) == expected, (change, before)
+        again = without_fsync(open_ledger(path))
+        run_trials(TrialScheduler(again, of), end_at=mixed_ends)
+        assert results(again) == expected, (change, before)
         check_invariants(again, of)
         again.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_sweep_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path, seed: int) -> None:
+def test_a_sweep_killed_repeatedly_ends_like_an_unbroken_one(tmp_path: Path, seed: int) -> None:
     of = plan(space(trials=6), seed=2)
     expected, _ = unbroken(tmp_path, of)
     draws, path, kills = random.Random(seed), tmp_path / "ledger.sqlite", 0
-    ledger = quick(new_ledger(path, of))
+    ledger = without_fsync(new_ledger(path, of))
     while True:
-        die_at(ledger, draws.randrange(3, 30), before=draws.random() < 0.5)
+        kill_at(ledger, draws.randrange(3, 30), before=draws.random() < 0.5)
         try:
-            play(TrialScheduler(ledger, of), fate=messy)
+            run_trials(TrialScheduler(ledger, of), end_at=mixed_ends)
         except Killed:
             kills += 1
             ledger.close()
-            ledger = quick(open_ledger(path))
+            ledger = without_fsync(open_ledger(path))
             if kills < 15:
                 continue
-            play(TrialScheduler(ledger, of), fate=messy)
+            run_trials(TrialScheduler(ledger, of), end_at=mixed_ends)
         break
     assert kills >= 5
-    assert table(ledger) == expected
+    assert results(ledger) == expected
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_sweep_killed_with_several_at_a_time_keeps_all_invariants(
-    tmp_path: Path, seed: int
-) -> None:
+def test_invariants_hold_when_killed_with_concurrent_trials(tmp_path: Path, seed: int) -> None:
     of = plan(space(trials=6), seed=2)
     draws, path = random.Random(seed), tmp_path / "ledger.sqlite"
-    ledger = quick(new_ledger(path, of))
+    ledger = without_fsync(new_ledger(path, of))
     for _ in range(4):
-        die_at(ledger, draws.randrange(1, 40), before=draws.random() < 0.5)
+        kill_at(ledger, draws.randrange(1, 40), before=draws.random() < 0.5)
         with contextlib.suppress(Killed):
-            play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
+            run_trials(TrialScheduler(ledger, of), limit=3, end_at=mixed_ends, draws=draws)
         ledger.close()
-        ledger = quick(open_ledger(path))
-    play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
+        ledger = without_fsync(open_ledger(path))
+    run_trials(TrialScheduler(ledger, of), limit=3, end_at=mixed_ends, draws=draws)
     check_invariants(ledger, of)
 
 
-def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> None:
+def test_a_new_driver_makes_a_stop_that_the_last_one_did_not_record(tmp_path: Path) -> None:
     of = plan(space(variants=("cnn2",), trials=3, first_rung_epochs=1))
     path = tmp_path / "ledger.sqlite"
     ledger = new_ledger(path, of)
@@ -176,7 +159,7 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
         assert not scheduler.on_epoch(start.signature, 1, 0, metrics(val_top1=value), "c")
     last = starts[2]
     assert last is not None
-    die_at(ledger, 1, before=False)  # after the row, before what follows from it
+    kill_at(ledger, 1, before=False)  # after the row, before the stop
     with pytest.raises(Killed):
         scheduler.on_epoch(last.signature, 1, 0, metrics(val_top1=0.1), "c")
     ledger.close()
@@ -190,77 +173,77 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(tmp_path: Path) -> No
     assert resumed.next_start() is None
 
 
-def test_an_open_attempt_of_a_dead_driver_is_lost_and_its_trial_goes_on(
+def test_an_open_attempt_of_a_dead_driver_is_lost_and_its_trial_resumes(
     ledger: Ledger, of_plan: Plan
 ) -> None:
     first = TrialScheduler(ledger, of_plan)
-    playing = begin(first)
-    assert playing is not None
-    assert step(first, playing, goes_well)
-    assert step(first, playing, goes_well)
+    running = start_next(first)
+    assert running is not None
+    assert run_epoch(first, running, no_early_end)
+    assert run_epoch(first, running, no_early_end)
     second = TrialScheduler(ledger, of_plan)
     start = second.next_start()
     assert start is not None
-    assert (start.signature, start.attempt) == (playing.start.signature, 2)
+    assert (start.signature, start.attempt) == (running.start.signature, 2)
     assert start.resume_from == f"trials/{start.signature}/attempt_1/epoch_0001"
-    assert start.config == playing.start.config
+    assert start.config == running.start.config
     lost, current = ledger.attempts(start.signature)
     assert (lost.outcome, lost.failure_class, lost.failure_text) == ("lost", None, None)
     assert (current.outcome, current.resumed_from) == (None, start.resume_from)
 
 
-def test_a_late_report_of_an_old_attempt_changes_nothing(ledger: Ledger, of_plan: Plan) -> None:
+def test_reports_of_replaced_attempts_are_ignored(ledger: Ledger, of_plan: Plan) -> None:
     first = TrialScheduler(ledger, of_plan)
-    old = begin(first)
+    old = start_next(first)
     assert old is not None
     second = TrialScheduler(ledger, of_plan)
     new = second.next_start()
     assert new is not None
-    before = (ledger.seq, table(ledger), ledger.attempts())
+    before = (ledger.seq, results(ledger), ledger.attempts())
     address = (old.start.signature, old.start.attempt)
-    assert second.on_epoch(*address, 0, metrics(), None)  # told to stop
+    assert second.on_epoch(*address, 0, metrics(), None)  # it must stop
     second.on_end(*address, outcome="complete")
     second.on_end(*address, **failed("bug"))
     assert second.on_epoch("unknown", 1, 0, metrics(), None)
-    assert (ledger.seq, table(ledger), ledger.attempts()) == before
+    assert (ledger.seq, results(ledger), ledger.attempts()) == before
     assert num_running(ledger) == 1
 
 
-def test_an_end_is_taken_once(ledger: Ledger, of_plan: Plan) -> None:
+def test_only_the_first_end_of_an_attempt_counts(ledger: Ledger, of_plan: Plan) -> None:
     scheduler = TrialScheduler(ledger, of_plan)
     start = scheduler.next_start()
     assert start is not None
     scheduler.on_end(start.signature, 1, outcome="diverged")
-    before = (ledger.seq, table(ledger), ledger.attempts())
+    before = (ledger.seq, results(ledger), ledger.attempts())
     scheduler.on_end(start.signature, 1, **failed("killed"))
     assert scheduler.on_epoch(start.signature, 1, 0, metrics(), None)
-    assert (ledger.seq, table(ledger), ledger.attempts()) == before
+    assert (ledger.seq, results(ledger), ledger.attempts()) == before
 
 
-def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_later(
+def test_an_interrupted_sweep_starts_no_attempt_and_can_be_resumed(
     ledger: Ledger, of_plan: Plan
 ) -> None:
     scheduler = TrialScheduler(ledger, of_plan)
-    playing = begin(scheduler)
-    assert playing is not None
-    step(scheduler, playing, goes_well)
+    running = start_next(scheduler)
+    assert running is not None
+    run_epoch(scheduler, running, no_early_end)
     scheduler.interrupt()
     assert scheduler.next_start() is None
     assert num_running(ledger) == 0
     assert [a.outcome for a in ledger.attempts()] == ["lost"]
-    assert not step(scheduler, playing, goes_well)
-    play(TrialScheduler(ledger, of_plan))
+    assert not run_epoch(scheduler, running, no_early_end)
+    run_trials(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)
 
 
-def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
+def test_an_attempt_resumes_from_the_checkpoint_before_a_broken_one(
     ledger: Ledger, of_plan: Plan
 ) -> None:
     first = TrialScheduler(ledger, of_plan)
-    playing = begin(first)
-    assert playing is not None
+    running = start_next(first)
+    assert running is not None
     for _ in range(4):
-        step(first, playing, goes_well)
+        run_epoch(first, running, no_early_end)
     broken = TrialScheduler(
         ledger, of_plan, is_loadable=lambda path: not path.endswith(("epoch_0003", "epoch_0002"))
     )
@@ -272,33 +255,35 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
     assert nothing.resume_from is None
 
 
-# Failures.
+# Resuming with another plan.
 
 
-def test_a_finished_sweep_has_no_work_left(ledger: Ledger, of_plan: Plan) -> None:
+def test_a_finished_sweep_has_no_work(ledger: Ledger, of_plan: Plan) -> None:
     scheduler = TrialScheduler(ledger, of_plan)
     assert scheduler.has_work()
-    play(scheduler)
+    run_trials(scheduler)
     assert not scheduler.has_work()
     assert not TrialScheduler(ledger, of_plan).has_work()
 
 
-def test_more_trials_than_before_continue_the_same_sequence(tmp_path: Path) -> None:
+def test_a_larger_number_of_trials_continues_the_same_sequence(tmp_path: Path) -> None:
     few, many = plan(space(trials=3)), plan(space(trials=6))
-    at_once = quick(new_ledger(tmp_path / "at_once.sqlite", many))
-    play(TrialScheduler(at_once, many))
-    in_two = quick(new_ledger(tmp_path / "in_two.sqlite", few))
-    play(TrialScheduler(in_two, few))
+    at_once = without_fsync(new_ledger(tmp_path / "at_once.sqlite", many))
+    run_trials(TrialScheduler(at_once, many))
+    in_two = without_fsync(new_ledger(tmp_path / "in_two.sqlite", few))
+    run_trials(TrialScheduler(in_two, few))
     assert len(in_two.trials()) == 6
-    play(TrialScheduler(in_two, many))
-    assert sorted(map(repr, table(in_two))) == sorted(map(repr, table(at_once)))
-    assert play(TrialScheduler(in_two, few)) == []
+    run_trials(TrialScheduler(in_two, many))
+    assert sorted(map(repr, results(in_two))) == sorted(map(repr, results(at_once)))
+    assert run_trials(TrialScheduler(in_two, few)) == []
 
 
-def test_variants_left_out_keep_what_they_have(ledger: Ledger, of_plan: Plan) -> None:
-    play(TrialScheduler(ledger, of_plan), fate=lambda start, epoch: failed("data"))
+def test_trials_of_variants_not_in_the_command_stay_unchanged(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    run_trials(TrialScheduler(ledger, of_plan), end_at=lambda start, epoch: failed("data"))
     one_variant = plan(space(variants=("cnn3",), trials=6))
-    started = play(TrialScheduler(ledger, one_variant))
+    started = run_trials(TrialScheduler(ledger, one_variant))
     assert {start.variant for start in started} == {"cnn3"}
     statuses = [trial.status for trial in ledger.trials() if trial.variant == "cnn2"]
     assert statuses == ["failed"] * 6
@@ -306,8 +291,8 @@ def test_variants_left_out_keep_what_they_have(ledger: Ledger, of_plan: Plan) ->
 
 def test_a_space_without_ranges_plans_one_trial_per_variant_and_seed(tmp_path: Path) -> None:
     of = plan(space(params={}, trials=3, first_rung_epochs=0, base={"epochs": 2, "dropout": 0.1}))
-    ledger = quick(new_ledger(tmp_path / "ledger.sqlite", of))
-    play(TrialScheduler(ledger, of))
+    ledger = without_fsync(new_ledger(tmp_path / "ledger.sqlite", of))
+    run_trials(TrialScheduler(ledger, of))
     trials = ledger.trials()
     assert [(trial.variant, trial.number) for trial in trials] == [
         (variant, number) for variant in ("cnn2", "cnn3") for number in range(3)
@@ -322,13 +307,13 @@ def test_two_sweep_seeds_share_no_trial(tmp_path: Path) -> None:
     signatures = []
     for seed in (0, 1):
         of = plan(space(trials=3), seed=seed)
-        ledger = quick(new_ledger(tmp_path / f"{seed}.sqlite", of))
-        play(TrialScheduler(ledger, of))
+        ledger = without_fsync(new_ledger(tmp_path / f"{seed}.sqlite", of))
+        run_trials(TrialScheduler(ledger, of))
         signatures.append({trial.signature for trial in ledger.trials()})
     assert signatures[0].isdisjoint(signatures[1])
 
 
-def test_a_trial_is_evaluated_by_the_epoch_it_selects(tmp_path: Path) -> None:
+def test_the_best_epoch_is_chosen_by_select_by(tmp_path: Path) -> None:
     of = plan(
         space(
             variants=("cnn2",),
@@ -350,13 +335,13 @@ def test_a_trial_is_evaluated_by_the_epoch_it_selects(tmp_path: Path) -> None:
     assert (trial.best_epoch, trial.best_value) == (2, 0.5)
 
 
-def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
+def test_early_stopping_compares_trials_of_the_same_variant_only(tmp_path: Path) -> None:
     of = plan(space(trials=3, first_rung_epochs=1))
     ledger = new_ledger(tmp_path / "ledger.sqlite", of)
     scheduler = TrialScheduler(ledger, of)
     starts = [scheduler.next_start() for _ in range(6)]
     stops = {}
-    # Every trial of the second variant is worse than all of the first.
+    # All trials of the second variant are worse than those of the first.
     for start, value in zip(starts, (0.9, 0.8, 0.85, 0.1, 0.2, 0.3), strict=True):
         assert start is not None
         stops[start.variant, start.number] = scheduler.on_epoch(
@@ -365,19 +350,23 @@ def test_early_stopping_compares_within_a_variant_alone(tmp_path: Path) -> None:
     assert [key for key, stopped in stops.items() if stopped] == [("cnn2", 2)]
 
 
-def test_trials_beyond_a_smaller_number_stay_as_they_are(ledger: Ledger, of_plan: Plan) -> None:
-    play(TrialScheduler(ledger, of_plan), fate=lambda start, epoch: failed("data"))
+def test_trials_beyond_a_smaller_number_of_trials_stay_unchanged(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    run_trials(TrialScheduler(ledger, of_plan), end_at=lambda start, epoch: failed("data"))
     fewer = dataclasses.replace(of_plan, trials=2)
-    starts = play(TrialScheduler(ledger, fewer))
+    starts = run_trials(TrialScheduler(ledger, fewer))
     assert sorted({start.number for start in starts}) == [0, 1]
 
 
-def test_attempts_of_a_variant_that_is_left_out_are_closed(ledger: Ledger, of_plan: Plan) -> None:
-    start = TrialScheduler(ledger, of_plan).next_start()  # and then the driver dies
+def test_open_attempts_of_variants_not_in_the_command_are_closed(
+    ledger: Ledger, of_plan: Plan
+) -> None:
+    start = TrialScheduler(ledger, of_plan).next_start()  # the driver dies here
     assert start is not None
     assert start.variant == "cnn2"
-    play(TrialScheduler(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
+    run_trials(TrialScheduler(ledger, dataclasses.replace(of_plan, variants=("cnn3",))))
     assert [a.outcome for a in ledger.attempts(start.signature)] == ["lost"]
     assert ledger.trial(start.signature).status == "running"
-    play(TrialScheduler(ledger, of_plan))
+    run_trials(TrialScheduler(ledger, of_plan))
     check_invariants(ledger, of_plan)

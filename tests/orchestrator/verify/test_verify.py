@@ -27,7 +27,15 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify.decision_checks import check_early_stopping, check_suggestions
 from orchestrator.verify.ledger_checks import check_attempts, check_epochs, check_trials
 from orchestrator.verify.snapshot import open_snapshot
-from tests.orchestrator.search.test_scheduler import Killed, begin, die_at, messy, play, quick, step
+from tests.orchestrator.simulated_sweeps import (
+    Killed,
+    kill_at,
+    mixed_ends,
+    run_epoch,
+    run_trials,
+    start_next,
+    without_fsync,
+)
 from tests.orchestrator.sweeps import new_ledger, plan, space
 from trainables.training import checkpoint
 
@@ -38,7 +46,7 @@ Verify = Callable[..., tuple[int, str]]
 
 def make_sweep(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
     """Simulate a sweep to its end, or interrupt it in the middle of its last trial."""
-    ledger = quick(
+    ledger = without_fsync(
         new_ledger(
             paths.ledger,
             PLAN,
@@ -49,13 +57,13 @@ def make_sweep(paths: SweepPaths, *, epochs_of_last: int | None = None) -> None:
     )
     scheduler = TrialScheduler(ledger, PLAN)
     if epochs_of_last is None:
-        play(scheduler, limit=2)
+        run_trials(scheduler, limit=2)
     else:
         for _ in range(3):
-            playing = begin(scheduler)
-            assert playing is not None
+            running = start_next(scheduler)
+            assert running is not None
             for _ in range(epochs_of_last):
-                step(scheduler, playing, lambda start, epoch: None)
+                run_epoch(scheduler, running, lambda start, epoch: None)
         scheduler.interrupt()
     for trial in ledger.trials():
         for row in ledger.epochs(trial.signature)[-2:]:
@@ -545,17 +553,22 @@ def test_killed_and_extended_sweeps_with_failures_have_no_problems(
     ledger = new_ledger(paths.ledger, of, versions={"optuna": optuna.__version__})
     for _ in range(8):
         ledger.close()
-        ledger = quick(open_ledger(paths.ledger))
-        die_at(ledger, draws.randint(1, 40), before=draws.random() < 0.5)
+        ledger = without_fsync(open_ledger(paths.ledger))
+        kill_at(ledger, draws.randint(1, 40), before=draws.random() < 0.5)
         trials = draws.choice([2, 4, 7])
         variants = draws.choice([("cnn2",), ("cnn3",), ("cnn2", "cnn3")])
         part = dataclasses.replace(of, trials=trials, variants=variants)
         with contextlib.suppress(Killed):
-            play(TrialScheduler(ledger, part), limit=draws.choice([1, 3]), fate=messy, draws=draws)
+            run_trials(
+                TrialScheduler(ledger, part),
+                limit=draws.choice([1, 3]),
+                end_at=mixed_ends,
+                draws=draws,
+            )
         assert problems_in(paths, "a killed driver") == []
     ledger.close()
-    ledger = quick(open_ledger(paths.ledger))
-    play(TrialScheduler(ledger, of), limit=3, fate=messy, draws=draws)
+    ledger = without_fsync(open_ledger(paths.ledger))
+    run_trials(TrialScheduler(ledger, of), limit=3, end_at=mixed_ends, draws=draws)
     ledger.close()
     assert problems_in(paths, None) == []
 

@@ -1,4 +1,4 @@
-"""Sweeps of ours whose trials are played, not trained: everything else is the real thing."""
+"""Sweeps with simulated trials, which report metrics without training; the rest is real."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ VARIANTS = ("cnn2", "cnn3", "resnet50", *(f"efficientnet_b{n}" for n in range(7)
 
 
 def plan(*, trials: int, variants: Sequence[str], epochs: int) -> Plan:
-    """Return a plan with `trials` per variant, of which early stopping looks at epochs 1, 3, 9."""
+    """Return a plan with `trials` per variant and early stopping after 1, 3 and 9 epochs."""
     space = SearchSpace(
-        name="played",
+        name="simulated",
         dataset="digits",
         variants=tuple(variants),
         trials=trials,
@@ -50,13 +50,13 @@ def plan(*, trials: int, variants: Sequence[str], epochs: int) -> Plan:
     )
 
 
-def new_ledger(folder: Path, of_plan: Plan) -> Ledger:
-    """Return an empty ledger with what the tracker and the retention read of it."""
+def new_ledger(folder: Path, plan: Plan) -> Ledger:
+    """Return a ledger without trials, with the header that tracker and retention read."""
     facts = {
         "sweep_id": "0123456789ab",
         "created_s": time.time(),
-        "plan": of_plan.identity(),
-        "keep_best": of_plan.space.keep_best,
+        "plan": plan.identity(),
+        "keep_best": plan.space.keep_best,
         "options": {},
         "dataset": "digits",
         "versions": {},
@@ -65,21 +65,21 @@ def new_ledger(folder: Path, of_plan: Plan) -> Ledger:
 
 
 def metrics(config: Mapping[str, Any], epoch: int) -> dict[str, float]:
-    """Return an epoch's row; trials near lr 0.01 and dropout 0.2 are the better ones."""
+    """Return the metrics of an epoch; trials near lr 0.01 and dropout 0.2 are better."""
     return dict.fromkeys(METRIC_NAMES, 1.0) | {"val_top1": curve(config, epoch)}
 
 
 def curve(config: Mapping[str, Any], epoch: int) -> float:
-    """Return the accuracy that a played trial has after an epoch."""
+    """Return the accuracy of a simulated trial after an epoch."""
     miss = abs(math.log10(config["lr"]) + 2) / 4 + abs(config["dropout"] - 0.2)
     reached: float = (1 - miss) * (1 - 0.5 ** (epoch + 1))
     return reached
 
 
 def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
-    """Return a stand-in for `execution.worker.run_trial` that sleeps and reports every epoch."""
+    """Return a replacement of `execution.worker.run_trial` that sleeps and reports each epoch."""
 
-    def play(config: dict[str, Any]) -> None:
+    def run_trial(config: dict[str, Any]) -> None:
         from ray import tune
 
         job = json.loads(config["job"])
@@ -91,22 +91,22 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
             last = {"outcome": "complete"} if epoch + 1 == epochs else {}
             tune.report({**address, "kind": "epoch", **row, **last})
 
-    return play
+    return run_trial
 
 
-def run(of_plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
-    """Run a whole plan under Ray as the command does, and return its ledger."""
+def run(plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
+    """Run a plan under Ray as the sweep command does, and return its ledger."""
     from orchestrator.execution import cluster, tune_adapter
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import DataLocation, SweepPaths
 
-    ledger = new_ledger(folder, of_plan)
-    scheduler = TrialScheduler(ledger, of_plan)
+    ledger = new_ledger(folder, plan)
+    scheduler = TrialScheduler(ledger, plan)
     tune_adapter.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
     joined = cluster.connect(address, needs_state_api=False)
     tune_adapter.run(
         scheduler,
-        paths=SweepPaths(folder, "played"),
+        paths=SweepPaths(folder, "simulated"),
         dataset=DataLocation(folder),
         max_concurrent=concurrent,
         gpus_per_trial=None,

@@ -1,4 +1,4 @@
-"""A fake runner: plays a scheduler's trials epoch by epoch instead of training them."""
+"""Runs a scheduler's trials epoch by epoch from a learning curve instead of training them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,27 @@ from orchestrator.search.early_stopping import is_stopped
 from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from tests.orchestrator.sweeps import curve, evaluation, metrics
 
-# What becomes of an epoch that would start now: None, or the arguments of `on_end`.
-Fate = Callable[[AttemptStart, int], dict[str, Any] | None]
+# How an attempt ends instead of training this epoch: the arguments of `on_end`; None: it does not.
+EndAt = Callable[[AttemptStart, int], dict[str, Any] | None]
 
 
-def goes_well(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
+def no_early_end(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
+    return None
+
+
+def mixed_ends(start: AttemptStart, epoch: int) -> dict[str, Any] | None:
+    """Every kind of end; which one depends on the trial, as it does in real sweeps."""
+    kind = start.config.seed % 7
+    if kind == 0 and epoch == 2:
+        return {"outcome": "diverged"}
+    if kind == 1 and epoch == 1:
+        return failed("bug", f"ValueError: of {start.variant} {'abcdef'[start.number]} alone")
+    if kind == 2 and epoch == 0 and (start.config.micro_batch_size or 999) > 8:
+        return failed("out_of_memory")
+    if kind == 3 and epoch == 3 and start.attempt == 1:
+        return failed("killed")
+    if kind == 4 and epoch == 0:
+        return failed("data")
     return None
 
 
@@ -29,24 +45,24 @@ def failed(kind: str, text: str = "") -> dict[str, Any]:
 
 
 @dataclass
-class Playing:
-    """An attempt under way in the fake runner."""
+class Running:
+    """A running attempt and the next epoch that it trains."""
 
     start: AttemptStart
     epoch: int
 
 
-def begin(scheduler: TrialScheduler) -> Playing | None:
+def start_next(scheduler: TrialScheduler) -> Running | None:
     start = scheduler.next_start()
     if start is None:
         return None
     path = start.resume_from
-    return Playing(start, 0 if path is None else int(path.rpartition("_")[2]) + 1)
+    return Running(start, 0 if path is None else int(path.rpartition("_")[2]) + 1)
 
 
-def step(scheduler: TrialScheduler, playing: Playing, fate: Fate) -> bool:
-    """Play one epoch, or the end after the last one; return whether the attempt goes on."""
-    start, epoch = playing.start, playing.epoch
+def run_epoch(scheduler: TrialScheduler, running: Running, end_at: EndAt) -> bool:
+    """Report one epoch, or the end after the last one; return whether the attempt continues."""
+    start, epoch = running.start, running.epoch
     address = start.signature, start.attempt
     if epoch >= start.config.epochs:
         if start.is_evaluated:
@@ -57,38 +73,38 @@ def step(scheduler: TrialScheduler, playing: Playing, fate: Fate) -> bool:
             scheduler.on_evaluation(*address, evaluation(best.epoch))
         scheduler.on_end(*address, outcome="complete")
         return False
-    end = fate(start, epoch)
+    end = end_at(start, epoch)
     if end is not None:
         scheduler.on_end(*address, **end)
         return False
     value = curve(start.config.to_dict(), epoch)
     path = f"trials/{start.signature}/attempt_{start.attempt}/epoch_{epoch:04d}"
-    playing.epoch += 1
+    running.epoch += 1
     return not scheduler.on_epoch(*address, epoch, metrics(val_top1=value), path)
 
 
-def play(
+def run_trials(
     scheduler: TrialScheduler,
     *,
     limit: int = 1,
-    fate: Fate = goes_well,
+    end_at: EndAt = no_early_end,
     draws: random.Random | None = None,
 ) -> list[AttemptStart]:
-    """Play until the scheduler has nothing left, as `launch` does; return what was started."""
-    running: list[Playing] = []
+    """Run trials until the scheduler has none left; return the attempts that were started."""
+    running: list[Running] = []
     started: list[AttemptStart] = []
     draws = draws or random.Random(0)
     while True:
-        while len(running) < limit and (new := begin(scheduler)):
+        while len(running) < limit and (new := start_next(scheduler)):
             running.append(new)
             started.append(new.start)
         assert num_running(scheduler.ledger) == len(running) <= limit
         if not running:
             assert scheduler.next_start() is None
             return started
-        playing = draws.choice(running)
-        if not step(scheduler, playing, fate):
-            running.remove(playing)
+        one = draws.choice(running)
+        if not run_epoch(scheduler, one, end_at):
+            running.remove(one)
 
 
 def num_running(ledger: Ledger) -> int:
@@ -96,14 +112,14 @@ def num_running(ledger: Ledger) -> int:
     return sum(attempt.outcome is None for attempt in ledger.attempts())
 
 
-def quick(ledger: Ledger) -> Ledger:
-    """Leave out waiting for the disk, of which no test here takes the power away."""
+def without_fsync(ledger: Ledger) -> Ledger:
+    """Let the ledger skip fsync, because no test here cuts the power."""
     ledger.database.connection.execute("PRAGMA synchronous = OFF")
     return ledger
 
 
-def table(ledger: Ledger) -> list[tuple[Any, ...]]:
-    """What must be the same however often the sweep was killed."""
+def results(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """Return what must be the same however often the driver was killed."""
     return [
         (
             *(trial.signature, trial.variant, trial.number, trial.params, trial.status),
@@ -114,12 +130,13 @@ def table(ledger: Ledger) -> list[tuple[Any, ...]]:
     ]
 
 
-def check_invariants(ledger: Ledger, of: Plan) -> None:
+def check_invariants(ledger: Ledger, plan: Plan) -> None:
+    """Check a finished sweep: every trial ended once, without gaps, and stopped by the rule."""
     trials = ledger.trials()
-    assert Counter(trial.variant for trial in trials) == dict.fromkeys(of.variants, of.trials)
-    for variant in of.variants:
+    assert Counter(trial.variant for trial in trials) == dict.fromkeys(plan.variants, plan.trials)
+    for variant in plan.variants:
         numbers = [trial.number for trial in trials if trial.variant == variant]
-        assert numbers == list(range(of.trials))
+        assert numbers == list(range(plan.trials))
     seqs = []
     for trial in trials:
         rows, attempts = ledger.epochs(trial.signature), ledger.attempts(trial.signature)
@@ -128,7 +145,7 @@ def check_invariants(ledger: Ledger, of: Plan) -> None:
         assert [attempt.attempt for attempt in attempts] == list(range(1, len(attempts) + 1))
         assert [row.epoch for row in rows] == list(range(len(rows)))
         assert [row.seq for row in rows] == sorted(row.seq for row in rows)
-        assert trial.config["seed"] == trial_seed(of.seed, trial.variant, trial.number)
+        assert trial.config["seed"] == trial_seed(plan.seed, trial.variant, trial.number)
         ends = [attempt.outcome for attempt in attempts if attempt.outcome in ENDED[:3]]
         assert ends == ([trial.status] if trial.status != "failed" else [])
         if trial.status == "complete":
@@ -142,8 +159,8 @@ def check_invariants(ledger: Ledger, of: Plan) -> None:
                 row.metrics["val_top1"],
                 ledger.values_at(trial.variant, row.epoch, "val_top1", up_to=row.seq),
                 epochs_done=row.epoch + 1,
-                first_rung=of.space.first_rung_epochs,
-                factor=of.space.rung_factor,
+                first_rung=plan.space.first_rung_epochs,
+                factor=plan.space.rung_factor,
                 mode="max",
             )
             is_last = row is rows[-1]
@@ -153,15 +170,15 @@ def check_invariants(ledger: Ledger, of: Plan) -> None:
 
 
 class Killed(BaseException):
-    """Stands for the end of the process, so nothing may catch it."""
+    """Simulates the end of the driver's process; a BaseException, so that no code catches it."""
 
 
-def die_at(ledger: Ledger, change: int, *, before: bool) -> None:
-    """Make the ledger's n-th change from now the driver's last: not made, or made and no more."""
+def kill_at(ledger: Ledger, change: int, *, before: bool) -> None:
+    """Raise `Killed` at the ledger's n-th change from now, before or after it is committed."""
     original, count = ledger.database.change, 0
 
     @contextlib.contextmanager
-    def change_or_die() -> Iterator[Any]:
+    def change_or_kill() -> Iterator[Any]:
         nonlocal count
         count += 1
         if (count == change and before) or count > change:
@@ -171,4 +188,4 @@ def die_at(ledger: Ledger, change: int, *, before: bool) -> None:
         if count == change:
             raise Killed
 
-    ledger.database.change = change_or_die  # type: ignore[method-assign]
+    ledger.database.change = change_or_kill  # type: ignore[method-assign]
