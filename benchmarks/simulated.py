@@ -96,6 +96,7 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
 
 def run(plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
     """Run a plan under Ray as the sweep command does, and return its ledger."""
+    from orchestrator.clock import Clock
     from orchestrator.execution import cluster, tune_adapter
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import DataLocation, SweepPaths
@@ -108,11 +109,11 @@ def run(plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: s
         scheduler,
         paths=SweepPaths(folder, "simulated"),
         dataset=DataLocation(folder),
-        max_concurrent=concurrent,
-        gpus_per_trial=None,
-        hang_timeout_s=600,
-        keep_all=False,
+        options=tune_adapter.ExecutionOptions(
+            max_concurrent=concurrent, gpus_per_trial=None, hang_timeout_s=600, keep_all=False
+        ),
         is_local=joined.is_local,
+        clock=Clock(),
     )
     cluster.disconnect()
     return ledger

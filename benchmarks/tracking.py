@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks import simulated
@@ -115,7 +114,7 @@ def callback(full: bool) -> Measure:
         tracking_uri=f"sqlite:///{scratch()}/mlflow.db", experiment_name="stock"
     )
     logger.setup()
-    trial = Trial("train", stub=True, storage=_storage(scratch()))
+    trial = Trial("train", stub=True)
     logger.log_trial_start(trial)
     seconds = []
     row = dict.fromkeys(METRIC_NAMES, 1.0)
@@ -124,12 +123,6 @@ def callback(full: bool) -> Measure:
         logger.log_trial_result(epoch, trial, {**row, "training_iteration": epoch})
         seconds.append((time.perf_counter() - began_s) / len(METRIC_NAMES))
     return Measure(values=seconds, facts={"metrics_per_s": len(seconds) / sum(seconds)})
-
-
-def _storage(folder: Path) -> Any:
-    from ray.train._internal.storage import StorageContext
-
-    return StorageContext(str(folder), experiment_dir_name="tune", trial_dir_name="trial")
 
 
 def _round_trip_s(probes: Mapping[str, float]) -> float:

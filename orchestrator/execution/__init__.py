@@ -1,6 +1,8 @@
 """Runs attempts of trials on Ray.
 
-Driver side: `cluster` joins or starts Ray, `tune_adapter` runs trials with Ray Tune, `attempts`
-follows them, `watchdog` ends silent ones. Worker side: `worker`, `group`, `job`, `uploads`,
-`failure_class`. Private calls into Ray are in `ray_internals`.
+In the driver: `cluster` joins or starts Ray, `tune_adapter` runs trials with Ray Tune, `attempts`
+translates between them and the scheduler, `capacity` knows how many fit the cluster, `processes`
+where they run, and `watchdog` finds those that hang. In a trial's process: `worker` and `group` run
+an attempt, `uploads` copies its files to the storage, `failure_class` classifies its error. `job`
+documents the messages between both, and `ray_internals` holds every undocumented use of Ray.
 """

@@ -14,7 +14,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def classify(error: BaseException) -> str:
-    """Return the class of a failure that was raised: what kind of thing to do about it."""
+    """Return the failure class of an exception, which decides whether and how to retry."""
     import torch
 
     from orchestrator.storage.store import StorageError
@@ -37,23 +37,23 @@ def classify(error: BaseException) -> str:
 
 
 def is_process_unusable(error: BaseException) -> bool:
-    """Return whether an error leaves a process that no other attempt should run in.
+    """Return whether no other attempt should run in the process that raised this error.
 
-    After a CUDA error other than running out of memory the whole context is unusable. Of the host's
-    memory the C library keeps what was freed, in pieces: what did not fit may not fit again.
+    A CUDA error other than out of memory makes the whole context unusable. After the host ran out
+    of memory, the C library keeps the freed memory in pieces, so the next attempt may not fit.
     """
     text = str(error)
     if "CUDA error" in text and "out of memory" not in text:
         return True
-    is_of_device = "CUDA" in text or "HIP" in text
-    return classify(error) == "out_of_memory" and not is_of_device
+    is_on_device = "CUDA" in text or "HIP" in text
+    return classify(error) == "out_of_memory" and not is_on_device
 
 
 def classify_death(text: str) -> FailureClass:
-    """Return the class of a worker that died without a word, from what Ray says of it.
+    """Return the failure class of a worker process that died, from Ray's message about it.
 
-    Of every death Ray adds what its cause might be, out of memory and preemption among them;
-    that says nothing of this one.
+    Ray adds a list of common causes to every such message, out of memory and preemption among
+    them. The list is ignored, because it is the same for every death.
     """
     text = re.sub(
         r"(Some common causes include|There are some potential root causes"

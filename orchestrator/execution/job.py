@@ -1,4 +1,19 @@
-"""What the driver sends to a worker, and what the worker reports."""
+"""The messages between driver and worker: a job starts an attempt, reports follow it.
+
+A report is a flat dictionary, because Tune flattens nested ones. Each has the trial's `signature`
+and `attempt`, so that the driver can ignore an attempt that was replaced; `node`, the id of the
+Ray node that sent it; and its `kind` with further fields:
+
+    alive       Training continues. Sent now and then between epochs.
+    start       A worker group has its resources. `placement_group`: the group's id in hex.
+    epoch       An epoch's checkpoint is durable. `epoch`; `checkpoint`: its path in the sweep's
+                folder, or None; the fields of EpochMetrics. `outcome`: "complete", if no report
+                follows.
+    evaluation  A trial was evaluated on the test split. `result`: JSON.
+    end         `outcome`: "complete", "diverged" or "failed". If failed, `failure_text` and
+                `failure_class`. If a process died, `failure_class` is None and `death` is Ray's
+                message about it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +22,17 @@ import json
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.execution.failure_class import classify
 
-Report = Callable[[dict[str, Any]], None]
+Report = dict[str, Any]
+Send = Callable[[Report], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One attempt as it travels to a worker. Paths are absolute or relative to `sweep_dir`."""
+    """What a worker needs to run one attempt. Paths are absolute or relative to `sweep_dir`."""
 
     signature: str
     attempt: int
@@ -26,12 +42,12 @@ class Job:
     log: str
     resume_from: str | None
     keep_all: bool  # every epoch's checkpoint, not just the last and the best
-    is_evaluated: bool  # by the test split, after the last epoch
-    cpus: float  # of one worker
-    gpus: float  # of one worker
-    says_where: bool = False  # at its first step: a node is about to go, and it may be this one's
-    data_address: str | None = None  # where to fetch the dataset from, should this host lack it
-    storage: str | None = None  # address of the sweep's folder, where `sweep_dir` is not its place
+    is_evaluated: bool  # on the test split, after the last epoch
+    cpus: float  # per worker
+    gpus: float  # per worker
+    reports_first_step: bool = False  # so that the driver learns at once which node this is
+    data_address: str | None = None  # where a host without the dataset fetches it
+    storage: str | None = None  # address of the sweep's folder, if that is not `sweep_dir`
 
     def to_json(self) -> str:
         """Return the job as one string; `from_json` is the inverse."""
@@ -43,20 +59,28 @@ class Job:
         return cls(**json.loads(text))
 
 
-def end_report(job: Job, error: BaseException) -> dict[str, Any]:
-    """Return the report of a failed attempt: its class and traceback."""
+def make_report(
+    job: Job, kind: Literal["alive", "start", "epoch", "evaluation", "end"], **values: Any
+) -> Report:
+    """Return a report of a job's attempt."""
     return {
-        **address(job),
-        "kind": "end",
-        "outcome": "failed",
-        "failure_class": classify(error),
-        "failure_text": "".join(traceback.format_exception(error)),
+        "signature": job.signature,
+        "attempt": job.attempt,
+        "node": _node(),
+        "kind": kind,
+        **values,
     }
 
 
-def address(job: Job) -> dict[str, Any]:
-    """Return what says whose report it is, and where it comes from: the id of Ray's node."""
-    return {"signature": job.signature, "attempt": job.attempt, "node": _node()}
+def failure_report(job: Job, error: BaseException) -> Report:
+    """Return the report of a failed attempt, with the failure's class and traceback."""
+    return make_report(
+        job,
+        "end",
+        outcome="failed",
+        failure_class=classify(error),
+        failure_text="".join(traceback.format_exception(error)),
+    )
 
 
 @functools.cache

@@ -1,21 +1,212 @@
-"""Every private call into Ray, with the version it was read at: 2.60."""
+"""Everything in Ray that this project uses although Ray does not document it.
+
+All of it was read in Ray 2.60.0. Each definition names the file of Ray that it depends on;
+`tests/orchestrator/execution/test_ray_internals.py` fails when a new version of Ray changes it.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.errors import OrchestratorError
 
+READ_AT = "2.60.0"  # the version of Ray that this file was checked against
+
+# A resource that only the head node has. `ray/_common/constants.py`.
+HEAD_NODE_RESOURCE = "node:__internal_head__"
+# Where `ray up` leaves its configuration on the head node, in the home directory.
+# `ray/tune/execution/cluster_info.py`.
+AUTOSCALER_CONFIG = "ray_bootstrap_config.yaml"
+
+
+# Start and end of Ray.
+
+
+def bootstrap_address() -> str | None:
+    """Return the address of the cluster that this host last joined by `ray start` or `ray up`.
+
+    The cluster may have ended since. `ray/_private/services.py`.
+    """
+    from ray._private.services import find_bootstrap_address
+
+    return cast("str | None", find_bootstrap_address(None))
+
+
+def this_node() -> tuple[str | None, str]:
+    """Return the address of the cluster that this host joined, if any, and the host's own."""
+    from ray.util import get_node_ip_address
+
+    return bootstrap_address(), get_node_ip_address()
+
+
+def keep_sigterm_handler() -> None:
+    """Stop `ray.init` from replacing this process's handler of SIGTERM.
+
+    Ray's handler exits with status 15 wherever the process is. `ray/_private/worker.py` installs
+    it through `ray/_private/utils.py`.
+    """
+    import ray
+
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+
+
+def stay_on_loopback() -> None:
+    """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
+
+    On Linux, Ray's servers otherwise listen on every interface of the host, whatever address
+    `ray.init` gets. Ray has this switch for macOS, where the firewall would ask the user.
+    `ray/_private/ray_constants.py`, read by `get_node_ip_address` in `ray/_private/services.py`.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def end_autoscaler() -> None:
+    """End the autoscaler of a Ray that this process started; it has nothing to scale.
+
+    At shutdown it otherwise spends a second notifying a server that has already stopped.
+    `ray/_private/worker.py` and `ray/_private/node.py`.
+    """
+    from ray._private import worker
+
+    if worker._global_node is not None:
+        worker._global_node.kill_monitor(check_alive=False)
+
+
+# Nodes.
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that will stop soon: preempted, or idle and scaled down.
+
+    `ray/_private/state.py`.
+    """
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def drain(address: str, node_ip: str, left_s: float, reason: str) -> str:
+    """Tell Ray that a node will stop soon, as the hidden command `ray drain-node` does.
+
+    `ray/_raylet.so` (`GcsClient`) and `ray/core/generated/`.
+
+    Args:
+        address: host:port of the cluster.
+        node_ip: address of the node.
+        left_s: seconds until the node stops, 0 or more.
+        reason: text for Ray's log.
+
+    Returns:
+        The node's id.
+
+    Raises:
+        OrchestratorError: the cluster has no such node, or Ray rejects the request.
+    """
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+    # These modules are compiled, so their types are unknown.
+    raylet, gcs_types, reasons = cast(Any, _raylet), cast(Any, gcs_pb2), cast(Any, autoscaler_pb2)
+    gcs = raylet.GcsClient(address=address)
+    ids = [
+        str(node_id.hex())
+        for node_id, info in gcs.get_all_node_info(timeout=10).items()
+        if info.node_manager_address == node_ip and info.state == gcs_types.GcsNodeInfo.ALIVE
+    ]
+    if not ids:
+        raise OrchestratorError(f"The cluster at {address} has no living node at {node_ip}.")
+    preemption = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + max(left_s, 0)) * 1000)
+    is_accepted, rejection = gcs.drain_node(ids[0], preemption, reason, deadline_ms)
+    if not is_accepted:
+        raise OrchestratorError(f"Ray refused to drain the node: {rejection}")
+    return ids[0]
+
+
+# Processes of Tune's trials.
+
+
+def set_trial_environment(is_local: bool) -> None:
+    """Choose which variables of this process's environment Tune copies to the trials' processes.
+
+    With a local Ray none: they inherit the environment anyway, and a process with an environment
+    of its own cannot be one of those that Ray starts in advance, one per CPU (1 s per process).
+    `ray/tune/execution/class_cache.py`.
+    """
+    from ray.tune.execution import class_cache
+
+    if is_local:
+        class_cache.DEFAULT_ENV_VARS.clear()
+        class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    else:
+        # A stopped trial may need longer to free its model than the 2 s that Tune allows.
+        class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
+
+
+def accept_every_actor_death() -> None:
+    """Make every death of an actor end its trial only, instead of the whole of Tune.
+
+    Ray raises `OutOfMemoryError` for an actor that it killed to free memory, and `NodeDiedError`
+    or `WorkerCrashedError` for others. Tune handles `RayActorError` only and re-raises the rest.
+    `ray/air/execution/_internal/actor_manager.py`.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    original = RayActorManager._actor_task_failed
+    if getattr(original, "accepts_every_death", False):
+        return
+
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(
+            exception, RayActorError | RayTaskError
+        ):
+            text = f"{type(exception).__name__}: {exception}"
+            exception = RayActorError(error_msg=text)
+        original(self, tracked_actor_task, exception)
+
+    failed.accepts_every_death = True  # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
+
+
+def death_message(trial: Any) -> str:
+    """Return Ray's message about the death of a trial's process.
+
+    `trial.get_error()` reads a place to which Tune has not copied the message yet.
+    `ray/tune/experiment/trial.py`.
+    """
+    try:
+        return Path(trial.error_file).read_text()
+    except (OSError, TypeError):
+        return "The worker process died."
+
+
+def kill_process(trial: Any) -> None:
+    """Kill the actor that runs a trial, if it has one. `ray/tune/experiment/trial.py`."""
+    import ray
+
+    actor = trial.temporary_state.ray_actor
+    if actor is not None:
+        ray.kill(actor)
+
+
+# Worker groups of Ray Train.
+
 
 def group_trainer() -> Any:
-    """Return Ray Train's data-parallel trainer without the process that frees the group's place.
+    """Return Ray Train's data-parallel trainer, without the process that frees placement groups.
 
-    The driver frees it (`launch`), at once and also where that process would ask another Ray.
-    `TorchTrainer` is this trainer with a rendezvous that imports torch in every process; `_join`
-    does it in the workers.
+    The driver frees a group's placement group itself (`processes`): at once, and also where that
+    process would ask another Ray. `TorchTrainer` is this trainer with a rendezvous that imports
+    torch in every process; here only the workers do (`group`).
+    `ray/train/v2/api/data_parallel_trainer.py`.
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
@@ -30,141 +221,64 @@ def group_trainer() -> Any:
     return GroupTrainer
 
 
-def set_trial_environment(is_local: bool) -> None:
-    """Choose what of this process's environment Tune gives the trials' processes.
+def give_group_ray_address() -> None:
+    """Make the processes of a worker group connect to the Ray of this process.
 
-    To a local Ray nothing, as its processes have it: an environment of their own would keep them
-    from being those that Ray has started in advance, one per CPU (1 s of each process's start).
+    Without an address they would join any of several on this host.
+    `ray/train/v2/_internal/constants.py`.
     """
-    from ray.tune.execution import class_cache
+    import ray
+    from ray.train.v2._internal import constants
 
-    if is_local:
-        class_cache.DEFAULT_ENV_VARS.clear()
-        class_cache.ENV_VARS_TO_PROPAGATE.clear()
-    else:
-        # Letting go of a trial may take longer than the 2 s that a joined cluster's give it.
-        class_cache.ENV_VARS_TO_PROPAGATE.add("TUNE_FUNCTION_THREAD_TIMEOUT_S")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
-def death_message(trial: Any) -> str:
-    """Return what Ray says of the death of a trial's process.
+def root_causes(error: BaseException) -> list[BaseException]:
+    """Return the exceptions that a worker group's error wraps, one per failed worker.
 
-    `trial.get_error()` looks where Tune has not copied it yet.
+    `ray/train/v2/api/exceptions.py` and `ray/train/v2/_internal/exceptions.py`.
     """
-    try:
-        return Path(trial.error_file).read_text()
-    except (OSError, TypeError):
-        return "The worker process died."
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return [_unwrapped(failure) for failure in failures.values() or [error]]
 
 
-def accept_every_actor_death() -> None:
-    """Make an actor's death of any cause the end of its trial, not of all of Tune.
+def _unwrapped(error: BaseException) -> BaseException:
+    """Return the innermost exception."""
+    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _unwrapped(inner)
+    return error
 
-    Ray says of an actor that it killed for want of memory `OutOfMemoryError`, of others
-    `NodeDiedError` or `WorkerCrashedError`; Tune 2.60 knows `RayActorError` only and raises at the
-    rest (`ray/air/execution/_internal/actor_manager.py`).
+
+# Placement groups. `PlacementGroup` is documented, but building one from its id is not.
+
+
+def nodes_of_group(group_id: str) -> set[str]:
+    """Return the ids of the nodes that hold a placement group, given by its id in hex.
+
+    `ray/_private/state.py`.
     """
-    from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.util.placement_group import placement_group_table
 
-    original = RayActorManager._actor_task_failed
-    if getattr(original, "takes_every_death", False):
-        return
-
-    def take(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(
-            exception, RayActorError | RayTaskError
-        ):
-            text = f"{type(exception).__name__}: {exception}"
-            exception = RayActorError(error_msg=text)
-        original(self, tracked_actor_task, exception)
-
-    take.takes_every_death = True  # type: ignore[attr-defined]
-    RayActorManager._actor_task_failed = take  # type: ignore[method-assign]
-
-
-def stay_on_loopback() -> None:
-    """Make a local Ray listen on 127.0.0.1 only, in this process and those it starts.
-
-    On Linux its servers otherwise listen on every interface of the host, whatever address
-    `ray.init` is given. On macOS, where the firewall would ask, it has this switch.
-    """
-    from ray._private import ray_constants
-
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-
-
-def draining_nodes() -> set[str]:
-    """Return the ids of the nodes that are about to go: preempted, or idle and to be ended."""
-    from ray._private.state import state
-
-    return set(state.get_draining_nodes())
-
-
-def nodes_of_place(place: str) -> set[str]:
-    """Return the ids of the nodes that a placement group, named by its id in hex, lies on."""
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table
-
-    if not place:
+    if not group_id:
         return set()
-    table = placement_group_table(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
-    return set(table.get("bundles_to_node_id", {}).values())
+    return set(placement_group_table(_group(group_id)).get("bundles_to_node_id", {}).values())
 
 
-def drain(address: str, node_ip: str, left_s: float, why: str) -> str:
-    """Tell Ray that a node is about to go.
+def remove_group(group_id: str) -> None:
+    """Remove a placement group, given by its id in hex, if it still exists.
 
-    Args:
-        address: of the cluster, host:port.
-        node_ip: of the node.
-        left_s: seconds until it goes, 0 or more.
-        why: for Ray's log.
-
-    Returns:
-        The node's id.
-
-    Raises:
-        OrchestratorError: the cluster has no such node, or refuses.
+    `ray/util/placement_group.py`.
     """
-    from ray import _raylet
-    from ray.core.generated import autoscaler_pb2, gcs_pb2
+    from ray.util.placement_group import remove_placement_group
 
-    # Both are compiled, so their types are not known.
-    raylet, gcs_types, reasons = cast(Any, _raylet), cast(Any, gcs_pb2), cast(Any, autoscaler_pb2)
-    gcs = raylet.GcsClient(address=address)
-    ids = [
-        str(node_id.hex())
-        for node_id, info in gcs.get_all_node_info(timeout=10).items()
-        if info.node_manager_address == node_ip and info.state == gcs_types.GcsNodeInfo.ALIVE
-    ]
-    if not ids:
-        raise OrchestratorError(f"The cluster at {address} has no living node at {node_ip}.")
-    reason = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + max(left_s, 0)) * 1000)
-    # What the hidden `ray drain-node` does.
-    is_accepted, refusal = gcs.drain_node(ids[0], reason, why, deadline_ms)
-    if not is_accepted:
-        raise OrchestratorError(f"Ray refused to drain the node: {refusal}")
-    return ids[0]
+    remove_placement_group(_group(group_id))
 
 
-def this_node() -> tuple[str | None, str]:
-    """Return the address of the cluster that this host has joined, if any, and the host's own."""
-    from ray._private.services import find_bootstrap_address
-    from ray.util import get_node_ip_address
+def _group(group_id: str) -> Any:
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
 
-    return find_bootstrap_address(None), get_node_ip_address()
-
-
-def end_autoscaler() -> None:
-    """End the autoscaler of a Ray that this process started; it has nothing to scale.
-
-    Asked to go by `ray.shutdown`, it first tells Ray's server, which has gone before it, for a
-    second.
-    """
-    from ray._private import worker
-
-    if worker._global_node is not None:
-        worker._global_node.kill_monitor(check_alive=False)
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))

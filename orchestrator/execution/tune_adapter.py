@@ -1,20 +1,24 @@
-"""The door to Ray Tune: runs the scheduler's attempts as Tune trials, on a cluster of `cluster`.
+"""Runs the scheduler's attempts as Ray Tune trials.
 
-Tune brings actors, placement and reuse; every decision is the scheduler's. Tune's own state goes
-to a temporary folder and is thrown away: the ledger is the truth.
+Tune contributes actors, their placement and their reuse; the scheduler makes every decision. Tune's
+own state goes to a temporary folder and is deleted, because the ledger is the record.
 """
 
 from __future__ import annotations
 
-import logging
+import functools
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clock import Clock
 from orchestrator.execution.attempts import AttemptRunner
+from orchestrator.execution.capacity import Capacity
 from orchestrator.execution.group import group_resources, group_trial
+from orchestrator.execution.job import Job
 from orchestrator.execution.ray_internals import (
     accept_every_actor_death,
     death_message,
@@ -27,7 +31,15 @@ from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import DataLocation, SweepPaths
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutionOptions:
+    """How attempts run, as the user asked."""
+
+    max_concurrent: int | None  # None: as many as fit the cluster
+    gpus_per_trial: float | None  # share of a device per worker; None: as the space says
+    hang_timeout_s: float  # a trial that does not report for so long is ended and retried
+    keep_all: bool  # every epoch's checkpoint, not just the last and the best
 
 
 def run(
@@ -35,53 +47,64 @@ def run(
     *,
     paths: SweepPaths,
     dataset: DataLocation,
-    max_concurrent: int | None,
-    gpus_per_trial: float | None,
-    hang_timeout_s: float,
-    keep_all: bool,
+    options: ExecutionOptions,
     is_local: bool,
+    clock: Clock,
 ) -> None:
-    """Run attempts on the cluster that was joined until the scheduler has none left.
+    """Run attempts on the cluster that this process joined until the scheduler has none left.
 
     Args:
-        scheduler: decides.
+        scheduler: decides which attempts start and which trials stop.
         paths: where logs and checkpoints go.
-        dataset: the prepared one's folder, on every host, and where a host that lacks it
-            fetches it from.
-        max_concurrent: attempts at a time; None: what the cluster holds.
-        gpus_per_trial: share of a device per worker; None: as the space says.
-        hang_timeout_s: a trial without a sign of life for so long is ended and tried again.
-        keep_all: whether trials keep every epoch's checkpoint.
-        is_local: whether Ray was started by this process, and so has its environment.
+        dataset: the prepared dataset's folder, the same on every host, and the address from which
+            a host without it fetches it.
+        options: how attempts run.
+        is_local: whether this process started Ray, so that Ray's processes have its environment.
+        clock: the sweep's.
     """
+    set_trial_environment(is_local)
+    accept_every_actor_death()
+    # `Capacity` limits the concurrent trials; Tune's own limit would not grow with the cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
+    workers = workers_per_trial(scheduler.plan)
+    storage = sweeps.storage_of(paths)
+    runner = AttemptRunner(
+        scheduler,
+        new_job=functools.partial(
+            Job,
+            sweep_dir=str(paths.root.absolute()),
+            dataset_dir=str(dataset.folder.absolute()),
+            data_address=dataset.address,
+            storage=storage.uri if storage else None,
+            keep_all=options.keep_all,
+        ),
+        capacity=Capacity(
+            scheduler.plan,
+            max_concurrent=options.max_concurrent,
+            gpus_per_trial=options.gpus_per_trial,
+            clock=clock,
+        ),
+        watchdog=Watchdog(options.hang_timeout_s, by_step=workers == 1, clock=clock),
+    )
+    _fit(runner, workers)
+    if runner.error is not None:
+        raise runner.error
+
+
+def _fit(runner: AttemptRunner, workers: int) -> None:
+    """Run Tune until its searcher has no trial left."""
     from ray import tune
 
-    set_trial_environment(is_local)
-    workers = workers_per_trial(scheduler.plan)
-    # Ours is the only limit; Tune's would not grow with the cluster.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
-    storage = sweeps.storage_of(paths)
-    accept_every_actor_death()
-    jobs = AttemptRunner(
-        scheduler,
-        gpus_per_trial,
-        paths.root.absolute(),
-        DataLocation(dataset.folder.absolute(), dataset.address),
-        max_concurrent,
-        Watchdog(hang_timeout_s, by_step=workers == 1),
-        keep_all,
-        storage.uri if storage else None,
-    )
     trial = run_trial if workers == 1 else group_trial(workers, str(temporary / "train"))
     try:
         tune.Tuner(
             tune.with_resources(trial, resources if workers == 1 else group_resources),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(jobs),
-                scheduler=_scheduler(jobs),
+                search_alg=_searcher(runner),
+                scheduler=_scheduler(runner),
                 num_samples=-1,
-                # With a worker group per trial, reuse hangs the sweep after a stopped trial.
+                # With a worker group per trial, reuse makes the sweep hang after a stopped trial.
                 reuse_actors=workers == 1,
                 trial_dirname_creator=lambda trial: trial.trial_id,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -95,25 +118,18 @@ def run(
         ).fit()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if jobs.error is not None:
-        raise jobs.error
 
 
-def _searcher(jobs: AttemptRunner) -> Any:
-    """Return Tune's searcher: it offers what the scheduler says."""
+def _searcher(runner: AttemptRunner) -> Any:
+    """Return Tune's searcher, which offers the scheduler's next attempt."""
     from ray.tune.search import Searcher
 
     class OfferAttempts(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            try:
-                config = jobs.next_config()
-            except BaseException as error:  # a broken ledger ends the sweep, not Tune's loop
-                jobs.error = error
-                return Searcher.FINISHED
+            config: Any = "finished"
+            with runner.keeping_error():
+                config = runner.next_config()
             return Searcher.FINISHED if config == "finished" else config
-
-        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            pass
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass
@@ -124,56 +140,40 @@ def _searcher(jobs: AttemptRunner) -> Any:
         def save(self, path: str) -> None:
             pass
 
-        def restore(self, path: str) -> None:
-            pass
-
     return OfferAttempts()
 
 
-def _scheduler(jobs: AttemptRunner) -> Any:  # noqa: C901 - one class, six short hooks
-    """Return Tune's scheduler: it passes reports on and stops what the scheduler stops."""
+def _scheduler(runner: AttemptRunner) -> Any:
+    """Return Tune's scheduler, which forwards reports and stops the trials that must stop."""
     from ray.tune.experiment import Trial as TuneTrial
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class StopTrials(FIFOScheduler):
         def on_trial_add(self, controller: Any, trial: TuneTrial) -> None:
-            jobs.live[trial.trial_id] = trial
+            runner.processes.add(trial)
 
         def on_trial_result(self, controller: Any, trial: TuneTrial, result: Any) -> str:
-            try:
-                stop = jobs.error is not None or jobs.on_report(trial.trial_id, result)
-            except BaseException as error:
-                jobs.error, stop = error, True
-            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+            must_stop = True
+            with runner.keeping_error():
+                must_stop = runner.error is not None or runner.on_report(trial.trial_id, result)
+            return TrialScheduler.STOP if must_stop else TrialScheduler.CONTINUE
 
         def on_trial_complete(self, controller: Any, trial: TuneTrial, result: Any) -> None:
-            self._gone(trial, "The trial ended without a word.")
+            self._remove(trial, "The trial's process ended without reporting why.")
 
         def on_trial_remove(self, controller: Any, trial: TuneTrial) -> None:
-            self._gone(trial, "The trial was removed before it ended.")
+            self._remove(trial, "The trial was removed before it ended.")
 
         def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
-            self._gone(trial, death_message(trial))
+            self._remove(trial, death_message(trial))
 
         def choose_trial_to_run(self, controller: Any) -> Any:
-            # A failed reset of a reused actor ends a Tune trial without telling anyone.
-            for trial in [t for t in jobs.live.values() if t.status == TuneTrial.ERROR]:
-                self._gone(trial, "A worker could not be reused for this trial.")
-            try:
-                jobs.look_around()
-                jobs.end_hanging()
-            except BaseException as error:
-                jobs.error = error
+            with runner.keeping_error():
+                runner.check()
             return super().choose_trial_to_run(controller)
 
-        def _gone(self, trial: TuneTrial, text: str) -> None:
-            jobs.live.pop(trial.trial_id, None)
-            jobs.nodes.pop(trial.trial_id, None)
-            jobs.watchdog.forget(trial.trial_id)
-            try:
-                jobs.free_place(trial.trial_id)
-                jobs.on_death(trial.config, text)
-            except BaseException as error:
-                jobs.error = error
+        def _remove(self, trial: TuneTrial, text: str) -> None:
+            with runner.keeping_error():
+                runner.on_removal(trial, text)
 
     return StopTrials()  # type: ignore[no-untyped-call]

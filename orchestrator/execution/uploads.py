@@ -9,18 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.storage.sweeps import LEDGER
+
 if TYPE_CHECKING:
     from orchestrator.execution.job import Job
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY_S = 30.0  # an attempt's log goes to the storage so often, and at its end
+LOG_EVERY_S = 30.0  # shortest time between two uploads of a log; the last is at its end
 
 
 class Uploads:
-    """Brings one attempt's checkpoints and log to the sweep's storage; a context manager.
+    """Context manager that copies one attempt's checkpoints and log to the sweep's storage.
 
-    Its local files are then copies: where the driver does not clean them up, the attempt does.
+    The local files are then copies. Where no driver deletes them, the attempt does so at its end.
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -34,21 +36,22 @@ class Uploads:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Store the log, whatever the end was."""
+        """Store the log, however the attempt ended."""
         self._log()
-        is_drivers = (Path(self.job.sweep_dir) / "ledger.sqlite").exists()
-        if not is_drivers and (kind is None or not issubclass(kind, Exception)):
+        is_on_driver = (Path(self.job.sweep_dir) / LEDGER).exists()
+        if not is_on_driver and (kind is None or not issubclass(kind, Exception)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def checkpoint(self, name: str, alive: Callable[[], None] | None) -> None:
-        """Store a checkpoint; when this returns, any machine can go on from it.
+        """Store a checkpoint; once this returns, any machine can resume from it.
 
         Args:
-            name: its folder, relative to the sweep's.
-            alive: called now and then meanwhile; a slow upload is no hanging trial.
+            name: the checkpoint's folder, relative to the sweep's.
+            alive: called now and then during the upload, so that a slow one is not ended as
+                hanging.
 
         Raises:
-            StorageError: it could not be stored.
+            StorageError: the checkpoint could not be stored.
         """
         from trainables.training.checkpoint import MANIFEST
 
@@ -62,5 +65,5 @@ class Uploads:
         try:
             if path.exists():
                 self.storage.put(self.job.log, path, keep_trying_s=0)
-        except OSError as error:  # no trial ends for its log
+        except OSError as error:  # a missing log is no reason to end a trial
             log.warning("The log could not be stored: %s", error)

@@ -1,61 +1,65 @@
-"""Which trials hang."""
+"""Finds the trials that hang."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
+
+from orchestrator.clock import Clock
 
 
 class Watchdog:
-    """Says which trials have been silent for too long, on a clock that stops when the driver does.
+    """Finds trials that have not reported for too long, in time during which the driver ran.
 
-    A single-device trial gives a sign at least every `SIGN_EVERY_S` of training, and before the
-    first one it may take `START_S` to start: a process, imports, the dataset. Workers of a group
-    speak together, once per epoch; they get five times the longest epoch seen so far, and the
-    sweep's first epoch, of which nothing is known, ten times the limit.
+    A single-device trial reports at least every `worker.ALIVE_EVERY_S` while it trains. Before its
+    first report it has `START_S` to start its process, import and load the dataset. The workers of
+    a group report together, once per epoch: they have `EPOCHS` times the longest epoch so far, and
+    `FIRST_EPOCH` times the timeout until the sweep's first epoch ends.
     """
 
-    # A driver that was asleep this long (a closed laptop) has heard nobody, whoever spoke.
+    # If two passes lie this far apart, the driver slept (a closed laptop) and received no reports.
     STALL_S = 5.0
     START_S = 120.0
     EPOCHS = 5.0
     FIRST_EPOCH = 10.0
 
-    def __init__(self, timeout_s: float, *, by_step: bool) -> None:
-        self.timeout_s, self.by_step = timeout_s, by_step
+    def __init__(self, timeout_s: float, *, by_step: bool, clock: Clock) -> None:
+        self.timeout_s, self.by_step, self._clock = timeout_s, by_step, clock
         self._longest_epoch_s = 0.0
-        self._last: dict[str, float] = {}
-        self._heard: set[str] = set()
-        self._looked_s: float | None = None
+        self._last_s: dict[str, float] = {}
+        self._has_reported: set[str] = set()
+        self._last_pass_s: float | None = None
 
-    def sign_of_life(self, key: str, epoch_s: float | None = None) -> None:
-        """Take a report; `epoch_s` is how long its epoch took, where it ends one."""
-        self._last[key] = time.monotonic()
-        self._heard.add(key)
+    def on_report(self, key: str, epoch_s: float | None = None) -> None:
+        """Note a report; `epoch_s` is the duration of the epoch that it ends, if any."""
+        self._last_s[key] = self._clock.monotonic_s()
+        self._has_reported.add(key)
         self._longest_epoch_s = max(self._longest_epoch_s, epoch_s or 0.0)
 
     def forget(self, key: str) -> None:
-        """Watch a trial no longer."""
-        self._last.pop(key, None)
-        self._heard.discard(key)
+        """Stop watching a trial."""
+        self._last_s.pop(key, None)
+        self._has_reported.discard(key)
 
     def hanging(self, running: Iterable[str]) -> dict[str, float]:
-        """Return those of the running trials that hang, and for how many seconds; each once."""
-        now = time.monotonic()
-        if self._looked_s is not None and now - self._looked_s > self.STALL_S:
-            stalled_s = now - self._looked_s
-            self._last = {key: last + stalled_s for key, last in self._last.items()}
-        self._looked_s = now
+        """Return the running trials that hang, each once, and the seconds since their last report.
+
+        Call it every second or so.
+        """
+        now_s = self._clock.monotonic_s()
+        if self._last_pass_s is not None and now_s - self._last_pass_s > self.STALL_S:
+            stalled_s = now_s - self._last_pass_s
+            self._last_s = {key: last_s + stalled_s for key, last_s in self._last_s.items()}
+        self._last_pass_s = now_s
         limit_s = self.timeout_s
         if not self.by_step:
-            own_s = self.EPOCHS * self._longest_epoch_s
-            limit_s = max(limit_s, own_s) if own_s else self.FIRST_EPOCH * limit_s
-        silent = {key: now - self._last.setdefault(key, now) for key in running}
+            epochs_s = self.EPOCHS * self._longest_epoch_s
+            limit_s = max(limit_s, epochs_s) if epochs_s else self.FIRST_EPOCH * limit_s
+        silent = {key: now_s - self._last_s.setdefault(key, now_s) for key in running}
         hanging = {
             key: silent_s
             for key, silent_s in silent.items()
-            if silent_s > (limit_s if key in self._heard else max(limit_s, self.START_S))
+            if silent_s > (limit_s if key in self._has_reported else max(limit_s, self.START_S))
         }
-        self._last.update(dict.fromkeys(hanging, math.inf))
+        self._last_s.update(dict.fromkeys(hanging, math.inf))
         return hanging

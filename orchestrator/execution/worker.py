@@ -1,17 +1,4 @@
-"""The adapter between Ray and `loop.fit`: runs one attempt and reports.
-
-Only it and `group.py`, for several devices, import ray. A report is a flat dictionary (Tune
-flattens others), one of
-    {"kind": "alive"}                        now and then between epochs
-    {"kind": "start", "placement_group"}     only of a worker group, once it has its place
-    {"kind": "epoch", "epoch", "checkpoint": path or None, and the fields of EpochMetrics;
-     "outcome": "complete" where it is the last word}
-    {"kind": "evaluation", "result": JSON}   of a trial that is evaluated on the test split
-    {"kind": "end", "outcome": "complete" | "diverged" | "failed", "failure_class", "failure_text"}
-    {the same, with "failure_class" None and "death": what Ray says of a process that died}
-with the trial's signature and attempt number, which fence reports of attempts that were replaced,
-and the id of the node that it runs on.
-"""
+"""Runs one attempt in a trial's process and reports it; `job` documents the reports."""
 
 from __future__ import annotations
 
@@ -20,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.failure_class import is_process_unusable
-from orchestrator.execution.job import Job, address, end_report
+from orchestrator.execution.job import Job, failure_report, make_report
 from orchestrator.execution.uploads import Uploads
 from orchestrator.redaction import RedactingFormatter
 from orchestrator.storage.checkpoints import fetch_checkpoint
@@ -34,24 +22,23 @@ from orchestrator.storage.store import open_storage
 if TYPE_CHECKING:
     import torch
 
-    from orchestrator.execution.job import Report
+    from orchestrator.execution.job import Report, Send
     from trainables.config import TrainConfig
     from trainables.training.loop import EpochEnd
 
 log = logging.getLogger(__name__)
 
-# A training process says at least so often that it is alive.
-SIGN_EVERY_S = 30.0
-_WARM_SIGN_S = 5.0  # when the first sign of a trial is due that need not wait for its process
-_is_warm = False  # whether a trial has run in this process before
+ALIVE_EVERY_S = 30.0  # longest time between two reports while a trial trains
+_FIRST_ALIVE_S = 5.0  # until the first report of a trial in a process that has run another
+_is_warm = False  # whether this process has run a trial before
 
-# What a process takes of a GPU beside what torch allocates, for its context and the libraries'
+# GPU memory that a process takes besides what torch allocates, for its context and the libraries'
 # kernels: 0.74 GiB on an H200 with torch 2.11.
 _CONTEXT_BYTES = 3 * 2**28
 
 
-# What Tune runs. These are here, not with the Tuner, so that a trial's process need not import the
-# driver's side.
+# The functions that Tune runs. They are here and not in `tune_adapter` so that a trial's process
+# does not import the driver's modules.
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -62,7 +49,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def resources(config: dict[str, Any]) -> Any:
-    """Return the placement of a single-device trial."""
+    """Return the resources of a single-device trial."""
     from ray import tune
 
     job = Job.from_json(config["job"])
@@ -70,21 +57,21 @@ def resources(config: dict[str, Any]) -> Any:
     return tune.PlacementGroupFactory([bundle])
 
 
-def run_attempt(job: Job, report: Report) -> None:
-    """Run one attempt on one device, in this process, wrapped by Ray Train's local mode.
+def run_attempt(job: Job, send: Send) -> None:
+    """Run one attempt on one device, in this process, in Ray Train's local mode.
 
-    Every end but the death of the process is reported, so that the warm process lives on.
+    Failures are reported rather than raised, so that the warm process can run the next attempt.
     """
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
     def loop() -> None:
         try:
-            train(job, report, signs=True)
+            train(job, send, reports_between_epochs=True)
         except Exception as error:
-            report(end_report(job, error))
+            send(failure_report(job, error))
             if is_process_unusable(error):
-                raise  # the process is of no further use: Ray replaces it
+                raise  # so that Ray replaces the process
         else:
             return
         _release_memory()  # here, because the block above still holds the error
@@ -94,78 +81,161 @@ def run_attempt(job: Job, report: Report) -> None:
 
 def train(
     job: Job,
-    report: Report,
+    send: Send,
     *,
-    signs: bool = False,
+    reports_between_epochs: bool = False,
     is_first: bool = True,
     device: torch.device | None = None,
 ) -> None:
-    """Train one attempt to its end, reporting every epoch once its checkpoint is durable.
+    """Train one attempt to its end and report every epoch once its checkpoint is durable.
 
     Args:
         job: the attempt.
-        report: takes the reports.
-        signs: whether to report between epochs that training is alive. Not in a worker group:
-            its workers report together or wait for each other for ever.
-        is_first: whether this is the worker whose checkpoints count, of several.
-        device: this worker's; None: the process's own.
+        send: sends a report to the driver.
+        reports_between_epochs: whether to report between epochs that training continues. Not in
+            a worker group, whose workers must report together or wait for each other forever.
+        is_first: whether this is the worker of a group whose checkpoints count.
+        device: this worker's device; None: the process's own.
 
     Raises:
-        Exception: whatever ended the training; divergence is reported, not raised.
+        Exception: any error that ended the training, except divergence, which is reported.
     """
     from trainables.config import TrainConfig
-    from trainables.training import loop
+    from trainables.training.loop import DivergedError
 
     config = TrainConfig.from_dict(job.config)
-    on_step = _signs_of_life(job, report) if signs else None
+    on_step = _alive_reports(job, send) if reports_between_epochs else None
     if job.data_address:
         from orchestrator.data.share import ensure
 
         ensure(job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step)
-    _cap_memory(job.gpus)
-    folder = Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
-    upload = Uploads(job, folder) if job.storage else None
-    epochs = loop.fit(
-        config,
-        Path(job.dataset_dir),
-        checkpoints=folder,
-        resume_from=_resume_point(job),
-        device=device,
-        keep_all=job.keep_all,
-        on_step=on_step,
-    )
-    with upload or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
+    _limit_memory(job.gpus)
+    uploads = Uploads(job, _checkpoints(job)) if job.storage else None
+    attempt = _Attempt(job, config, is_first, device, on_step, uploads)
+    with uploads or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
         log.info(
             "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
         )
         try:
-            best_epoch = None
-            for end in epochs:
-                best_epoch = end.best_epoch
-                here = checkpoint_path(job.signature, job.attempt, end.epoch)
-                checkpoint = here if end.checkpoint else None
-                is_last_word = end.is_last and signs and not (job.is_evaluated or upload)
-                epoch_report = _epoch_report(job, config, end, checkpoint, is_last_word)
-                if upload and checkpoint and is_first:
-                    upload.checkpoint(checkpoint, on_step)
-                report(epoch_report)
+            best_epoch = attempt.train(send)
             if job.is_evaluated:
-                result = _judge(job, config, best_epoch, device, on_step) if is_first else {}
-                report({**address(job), "kind": "evaluation", "result": json.dumps(result)})
-        except loop.DivergedError as error:
+                result = attempt.evaluate(best_epoch) if is_first else {}
+                send(make_report(job, "evaluation", result=json.dumps(result)))
+        except DivergedError as error:
             log.info("diverged: %s", error)
-            report({**address(job), "kind": "end", "outcome": "diverged"})
+            send(make_report(job, "end", outcome="diverged"))
             return
         except Exception:
             log.exception("failed")
             raise
-    report({**address(job), "kind": "end", "outcome": "complete"})
+    send(make_report(job, "end", outcome="complete"))
 
 
-def _cap_memory(gpus: float) -> None:
-    """Let a trial that has a share of a GPU take that share of its memory and no more.
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One worker's part of an attempt; the fields are those of `train`."""
 
-    What goes beyond is out of memory for this trial alone, which then goes on in smaller parts.
+    job: Job
+    config: TrainConfig
+    is_first: bool
+    device: torch.device | None
+    on_step: Callable[[], None] | None
+    uploads: Uploads | None
+
+    def train(self, send: Send) -> int | None:
+        """Train the remaining epochs; return the best epoch, None if no epoch remained."""
+        from trainables.training import loop
+
+        best_epoch = None
+        for end in loop.fit(
+            self.config,
+            Path(self.job.dataset_dir),
+            checkpoints=_checkpoints(self.job),
+            resume_from=_resume_point(self.job),
+            device=self.device,
+            keep_all=self.job.keep_all,
+            on_step=self.on_step,
+        ):
+            best_epoch = end.best_epoch
+            report = self._epoch_report(end)  # logs the epoch before the log is stored
+            if self.uploads and end.checkpoint and self.is_first:
+                self.uploads.checkpoint(report["checkpoint"], self.on_step)
+            send(report)
+        return best_epoch
+
+    def _epoch_report(self, end: EpochEnd) -> Report:
+        """Log an epoch and return its report.
+
+        Where nothing follows the last epoch, its report also ends the attempt: that saves a round
+        trip before the next trial may use this process. Something follows if the trial is
+        evaluated on the test split, if its log is uploaded, or if it has a group of workers.
+        """
+        job = self.job
+        values = end.metrics.to_dict()
+        log.info(
+            "epoch %d/%d  %s",
+            end.epoch + 1,
+            self.config.epochs,
+            "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
+        )
+        is_end = end.is_last and self.on_step and not (job.is_evaluated or self.uploads)
+        outcome = {"outcome": "complete"} if is_end else {}
+        path = checkpoint_path(job.signature, job.attempt, end.epoch) if end.checkpoint else None
+        return make_report(job, "epoch", epoch=end.epoch, checkpoint=path, **values, **outcome)
+
+    def evaluate(self, best_epoch: int | None) -> dict[str, Any]:
+        """Evaluate the best epoch on the test split; an earlier attempt may have trained it.
+
+        Raises:
+            RuntimeError: no intact checkpoint of that epoch is left.
+        """
+        from trainables.evaluation import held_out
+        from trainables.training import checkpoint
+
+        job = self.job
+        if best_epoch is None:  # no epoch remained to train
+            resumed = _resume_point(job)
+            assert resumed is not None
+            best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
+        for number in range(job.attempt, 0, -1):
+            folder = _fetched(job, checkpoint_path(job.signature, number, best_epoch))
+            if folder is not None:
+                return held_out.evaluate_test(
+                    self.config,
+                    Path(job.dataset_dir),
+                    folder,
+                    device=self.device,
+                    on_step=self.on_step,
+                ).to_dict()
+        raise RuntimeError(
+            f"The checkpoint of the best epoch, {best_epoch + 1}, is missing or damaged, so it "
+            "cannot be evaluated on the test split. Train the trial again with "
+            "--resume --from-scratch."
+        )
+
+
+def _checkpoints(job: Job) -> Path:
+    return Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
+
+
+def _resume_point(job: Job) -> Path | None:
+    """Return the checkpoint to resume from, fetched from the storage if this machine lacks it."""
+    if job.resume_from is None:
+        return None
+    # A damaged checkpoint is returned too: loading it raises an error that names the damage.
+    return _fetched(job, job.resume_from) or Path(job.sweep_dir) / job.resume_from
+
+
+def _fetched(job: Job, name: str) -> Path | None:
+    return fetch_checkpoint(
+        Path(job.sweep_dir), open_storage(job.storage) if job.storage else None, name
+    )
+
+
+def _limit_memory(gpus: float) -> None:
+    """Limit a trial that has a share of a GPU to that share of the GPU's memory.
+
+    A trial that needs more runs out of memory alone, and is retried with a smaller micro-batch.
     """
     import torch
 
@@ -176,100 +246,32 @@ def _cap_memory(gpus: float) -> None:
         torch.cuda.set_per_process_memory_fraction(own / whole)
 
 
-def _epoch_report(
-    job: Job, config: TrainConfig, end: EpochEnd, checkpoint: str | None, is_last_word: bool
-) -> dict[str, Any]:
-    """Return the report of an epoch, and log it: what is stored of the log then has it too.
+def _alive_reports(job: Job, send: Send) -> Callable[[], None]:
+    """Return a function to call at every step, which reports now and then that training continues.
 
-    That it is the last word spares a round trip until the next trial may have this process. It is
-    not where something follows: the test split, storing the log, the end of a group's workers.
+    It reports the first step of a new process, whose start may take long, and the first step of a
+    trial whose node the driver must know at once. Not every trial's: a report is a round trip.
     """
-    values = end.metrics.to_dict()
-    log.info(
-        "epoch %d/%d  %s",
-        end.epoch + 1,
-        config.epochs,
-        "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
-    )
-    where = {"epoch": end.epoch, "checkpoint": checkpoint}
-    last = {"outcome": "complete"} if is_last_word else {}
-    return {**address(job), "kind": "epoch", **where, **values, **last}
-
-
-def _resume_point(job: Job) -> Path | None:
-    """Return the checkpoint to resume from, fetched from the storage if this machine lacks it."""
-    if job.resume_from is None:
-        return None
-    # A damaged one is returned too: loading it raises an error that names the damage.
-    return _fetched(job, job.resume_from) or Path(job.sweep_dir) / job.resume_from
-
-
-def _fetched(job: Job, name: str) -> Path | None:
-    return fetch_checkpoint(
-        Path(job.sweep_dir), open_storage(job.storage) if job.storage else None, name
-    )
-
-
-def _judge(
-    job: Job,
-    config: TrainConfig,
-    best_epoch: int | None,
-    device: torch.device | None,
-    on_step: Callable[[], None] | None,
-) -> dict[str, Any]:
-    """Return what the test split says of the best epoch, which an earlier attempt may have trained.
-
-    Raises:
-        RuntimeError: no whole checkpoint of that epoch is left.
-    """
-    from trainables.evaluation import held_out
-    from trainables.training import checkpoint
-
-    resumed = _resume_point(job)
-    if best_epoch is None:  # nothing was left to train
-        assert resumed is not None
-        best_epoch = int(checkpoint.load(resumed)[2]["best_epoch"])
-    names = [checkpoint_path(job.signature, n, best_epoch) for n in range(job.attempt, 0, -1)]
-    for name in names:
-        folder = _fetched(job, name)
-        if folder is not None:
-            evaluated = held_out.evaluate_test(
-                config, Path(job.dataset_dir), folder, device=device, on_step=on_step
-            )
-            return evaluated.to_dict()
-    raise RuntimeError(
-        f"The checkpoint of the best epoch, {best_epoch + 1}, is gone or damaged, so it cannot "
-        "be evaluated on the test split. Train the trial anew with --resume --from-scratch."
-    )
-
-
-def _signs_of_life(job: Job, report: Report) -> Callable[[], None]:
-    """Return a function to call at every step, which now and then reports that training lives.
-
-    The first time at the first step of a new process, whose start may take long, and wherever the
-    driver has to know at once which node this is; each report is a round trip.
-    """
-    global _is_warm  # noqa: PLW0603 - it is this process that is
-    now_s = time.monotonic()
-    last_s = now_s - SIGN_EVERY_S
-    if _is_warm and not job.says_where:
-        last_s += _WARM_SIGN_S
+    global _is_warm  # noqa: PLW0603 - it describes the process
+    last_s = time.monotonic() - ALIVE_EVERY_S
+    if _is_warm and not job.reports_first_step:
+        last_s += _FIRST_ALIVE_S
     _is_warm = True
 
     def on_step() -> None:
         nonlocal last_s
         now_s = time.monotonic()
-        if now_s - last_s >= SIGN_EVERY_S:
+        if now_s - last_s >= ALIVE_EVERY_S:
             last_s = now_s
-            report({**address(job), "kind": "alive"})
+            send(make_report(job, "alive"))
 
     return on_step
 
 
 def _release_memory() -> None:
-    """Give back what a failed attempt held: the next one in this process may need all of it.
+    """Free the memory of a failed attempt, because the next one may need all of it.
 
-    Its model lives on in a cycle of frames and traceback, and CUDA's in torch's own cache.
+    A cycle of frames and traceback keeps the model, and torch's own cache keeps CUDA's memory.
     """
     import gc
 
@@ -285,7 +287,7 @@ def _release_memory() -> None:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Copy the log lines of the trial's own packages to a file while the block runs."""
+    """Copy the log lines of the packages that run a trial to a file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))

@@ -9,6 +9,7 @@ import collections
 import threading
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.clock import Clock
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, warn
 from orchestrator.errors import (
     OrchestratorError,
@@ -210,11 +211,14 @@ def _start_trials(
                 scheduler,
                 paths=config.paths,
                 dataset=DataLocation(config.data.folder / manifest.name, config.data.address),
-                max_concurrent=config.max_concurrent,
-                gpus_per_trial=options.get("gpus_per_trial"),
-                hang_timeout_s=config.hang_timeout_s,
-                keep_all=options.get("keep") == "all",
+                options=tune_adapter.ExecutionOptions(
+                    max_concurrent=config.max_concurrent,
+                    gpus_per_trial=options.get("gpus_per_trial"),
+                    hang_timeout_s=config.hang_timeout_s,
+                    keep_all=options.get("keep") == "all",
+                ),
                 is_local=is_local,
+                clock=Clock(),
             )
         except BaseException as error:
             errors.append(error)

@@ -19,7 +19,7 @@ import pytest
 from orchestrator.execution.cluster import ensure_token
 from orchestrator.storage.paths import SweepPaths
 from tests.integration.sweeps import count_epochs, environment, started, sweep, wait_for
-from tests.integration.test_worker_groups import RAY, _address_said_by
+from tests.integration.test_worker_groups import RAY, _printed_address
 
 pytestmark = pytest.mark.faults
 
@@ -193,7 +193,7 @@ def test_a_cluster_refuses_a_sweep_with_another_token_or_none(
         start_new_session=True,
     )
     try:
-        address = _address_said_by(head)
+        address = _printed_address(head)
         options = (
             "--variants",
             "cnn3",

@@ -1,4 +1,4 @@
-"""A Ray that a command starts for itself ends with it."""
+"""A local Ray ends with the command that started it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.integration.sweeps import environment
 
 pytestmark = pytest.mark.ray
 
-# By a process of its own, so that this one stays free of Ray. What is there when Ray shuts down:
+# Runs in a subprocess, so that Ray never starts in this process. Prints which of Ray's processes
+# have ended when `ray.shutdown` is called, and which remain after it.
 _LEAVE = """
 import json
 from orchestrator.execution import cluster
@@ -32,7 +33,7 @@ left = [kind for kind, process in processes.items() if process.poll() is None]
 print("LEFT" + json.dumps([at_shutdown, left]))
 """
 
-# A thread of the trials that comes to run Tune when an interrupt has ended Ray already.
+# The trials' thread, if it calls Tune after an interrupt has already ended Ray.
 _LATE = """
 from orchestrator.execution import cluster
 cluster.connect("local", needs_state_api=False)
@@ -60,15 +61,15 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_its_autoscaler_goes_first_and_nothing_is_left() -> None:
-    # Asked to go after Ray's server, it would try for a second to tell that one.
+def test_the_autoscaler_ends_before_ray_and_no_process_remains() -> None:
+    # At shutdown the monitor would spend a second notifying a server that has already stopped.
     at_shutdown, left = json.loads(run(_LEAVE).partition("LEFT")[2])
     assert {"monitor", "raylet", "gcs_server"} <= set(at_shutdown)
     assert [kind for kind, status in at_shutdown.items() if status is not None] == ["monitor"]
     assert left == []
 
 
-def test_tune_starts_no_second_one_after_its_end(tmp_path: Path) -> None:
-    said = run(_LATE.format(folder=str(tmp_path)))
-    assert "REFUSED" in said
-    assert "STARTED False" in said
+def test_tune_starts_no_second_ray_after_the_first_ended(tmp_path: Path) -> None:
+    output = run(_LATE.format(folder=str(tmp_path)))
+    assert "REFUSED" in output
+    assert "STARTED False" in output

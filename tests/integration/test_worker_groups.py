@@ -1,4 +1,4 @@
-"""Trials on several workers, on a cluster that was there before and stays clean afterwards."""
+"""Trials on several workers, on an existing cluster that keeps nothing of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.ray
 
 RAY = Path(sys.executable).with_name("ray")
 
-# What a cluster holds, asked by a process of its own, so that this one stays free of Ray.
+# Prints a cluster's placement groups and resources. Runs in a subprocess, so that Ray never starts
+# in this process.
 _INVENTORY = """
 import json, ray
 from ray.util.placement_group import placement_group_table
@@ -36,9 +37,9 @@ print("INVENTORY" + json.dumps({{
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A one-node Ray cluster of two CPUs, started as a user would, with a token."""
+    """A Ray cluster of one node with two CPUs, started with a token as a user would."""
     ensure_token()
-    # Blocking, in a session of its own: `ray stop` would end every Ray on this machine.
+    # In a session of its own, ended by its signal: `ray stop` would end every Ray on this machine.
     process = subprocess.Popen(
         [
             RAY,
@@ -56,7 +57,7 @@ def cluster() -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        yield _address_said_by(process)
+        yield _printed_address(process)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -65,14 +66,14 @@ def cluster() -> Iterator[str]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _address_said_by(process: subprocess.Popen[str]) -> str:
-    said = ""
+def _printed_address(process: subprocess.Popen[str]) -> str:
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         match = re.search(r"--address='([^']+)'", line)
         if match:
             return match.group(1)
-    raise AssertionError(said)
+    raise AssertionError(output)
 
 
 def _inventory(address: str) -> dict:
@@ -87,7 +88,7 @@ def _inventory(address: str) -> dict:
     return json.loads(process.stdout.split("INVENTORY")[1])
 
 
-def test_a_stopped_group_frees_its_place_and_the_next_one_starts(
+def test_a_stopped_group_frees_its_placement_group_and_the_next_one_starts(
     cluster: str, tmp_path: Path, digits_data_dir: Path
 ) -> None:
     space = tmp_path / "group.py"
@@ -116,27 +117,27 @@ def test_a_stopped_group_frees_its_place_and_the_next_one_starts(
     assert {trial.config["workers"] for trial in trials} == {2}
     waits = _waits_after_a_stop(paths)
     assert waits
-    assert max(waits) < 30, waits  # 10 s on a quiet machine; the README's figure is measured there
+    assert max(waits) < 30, waits  # the documented 10 s are of an idle machine
     inventory = _inventory(cluster)
     assert set(inventory["groups"]) <= {"REMOVED"}, inventory
     assert inventory["free"]["CPU"] == inventory["total"]["CPU"] == 2
 
 
 def _waits_after_a_stop(paths: SweepPaths) -> list[float]:
-    """Seconds from the end of a stopped trial to the first log line of the next one's worker."""
+    """Seconds from the end of a stopped trial to the next worker's first log line."""
     attempts = sorted(ledger_of(paths).attempts(), key=lambda attempt: attempt.started_s)
     waits = []
     for one, next_one in itertools.pairwise(attempts):
         if one.outcome == "stopped":
             stamp = (paths.root / next_one.log).read_text()[:23]
-            begun = datetime.datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
-            waits.append(begun - one.ended_s)
+            started = datetime.datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+            waits.append(started - one.ended_s)
     return waits
 
 
 def test_the_token_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        pytest.skip("this machine brings a token of its own")
+        pytest.skip("this machine has its own token")
     ensure_token()
     path = Path.home() / ".ray" / "auth_token"
     assert path.stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""An attempt whose sweep is stored elsewhere: nothing is reported before it is durable there."""
+"""An attempt of a sweep in remote storage reports only what is durable there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import uploads, worker
-from orchestrator.execution.job import end_report
+from orchestrator.execution.job import failure_report
 from orchestrator.storage import store
 from orchestrator.storage.store import StorageError, open_storage
 from tests.orchestrator.execution.test_worker_train import job
@@ -34,13 +34,17 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
     assert [values["kind"] for values in reports] == ["epoch", "epoch", "end"]
     assert not list((tmp_path / "one").rglob("epoch_*"))  # no driver cleans up here
 
-    # Its log is stored after the last epoch, so that epoch is not the last word.
+    # The log is stored after the last epoch, so a report follows that epoch's.
     signed: list[dict[str, Any]] = []
-    worker.train(job(digits_dir, tmp_path / "one", storage=place.uri), signed.append, signs=True)
-    said = [one for one in signed if one["kind"] != "alive"]
-    assert [one.get("outcome") for one in said] == [None, None, "complete"]
+    worker.train(
+        job(digits_dir, tmp_path / "one", storage=place.uri),
+        signed.append,
+        reports_between_epochs=True,
+    )
+    others = [one for one in signed if one["kind"] != "alive"]
+    assert [one.get("outcome") for one in others] == [None, None, "complete"]
 
-    # Another machine goes on from there, and ends with the same figures.
+    # Another machine resumes from there and ends with the same values.
     first, second, _ = reports
     shutil.rmtree(tmp_path / "one")
     again = job(
@@ -52,7 +56,7 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
     for name in ("epoch", "train_loss", "val_loss", "val_top1", "lr"):
         assert reports[0][name] == second[name]
 
-    # What is damaged there is not loaded.
+    # A damaged checkpoint is not loaded.
     (tmp_path / "storage" / first["checkpoint"] / "model.safetensors").write_bytes(b"torn")
     third = job(
         digits_dir,
@@ -65,7 +69,7 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
         worker.train(third, reports.append)
 
 
-def test_an_epoch_that_cannot_be_stored_is_not_reported_and_is_the_disks_failure(
+def test_an_epoch_that_cannot_be_stored_is_not_reported_and_fails_as_disk(
     digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "KEEP_TRYING_S", 0.1)
@@ -75,4 +79,4 @@ def test_an_epoch_that_cannot_be_stored_is_not_reported_and_is_the_disks_failure
     with pytest.raises(StorageError) as caught:
         worker.train(made, reports.append)
     assert reports == []
-    assert end_report(made, caught.value)["failure_class"] == "disk"
+    assert failure_report(made, caught.value)["failure_class"] == "disk"

@@ -1,4 +1,4 @@
-"""What a worker reports of an attempt, in which class a failure falls, and what its log holds."""
+"""A worker's reports, the classes of its failures, and its log."""
 
 import dataclasses
 import errno
@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.execution import worker
 from orchestrator.execution.failure_class import classify, is_process_unusable
-from orchestrator.execution.job import Job, end_report
+from orchestrator.execution.job import Job, failure_report
 from orchestrator.execution.worker import train
 from tests.trainables.digits_trials import digits_config
 from trainables.data.dataset import DatasetError
@@ -67,33 +67,33 @@ def test_an_attempt_reports_every_epoch_and_its_end(digits_dir, tmp_path):
     assert json.loads(json.dumps([first, second, end])) == [first, second, end]
 
 
-def test_a_last_epoch_s_report_is_the_last_word_of_a_trial_on_one_device(digits_dir, tmp_path):
+def test_the_last_epoch_s_report_ends_a_trial_on_one_device(digits_dir, tmp_path):
     def outcomes(**values: Any) -> list[str | None]:
         reports: list[dict[str, Any]] = []
-        train(job(digits_dir, tmp_path, **values), reports.append, signs=True)
+        train(job(digits_dir, tmp_path, **values), reports.append, reports_between_epochs=True)
         return [one.get("outcome") for one in reports if one["kind"] == "epoch"]
 
     assert outcomes() == [None, "complete"]
     assert outcomes(epochs=1) == ["complete"]
-    assert outcomes(is_evaluated=True) == [None, None]  # the test split is still to judge it
-    # Ended early: nothing gets better at rate 0.
+    assert outcomes(is_evaluated=True) == [None, None]  # the evaluation on the test split follows
+    # Ended early: nothing improves at learning rate 0.
     assert outcomes(lr=0.0, epochs=9, early_stop_patience_epochs=1) == [None, "complete"]
 
 
-def test_a_new_process_and_one_that_may_have_to_leave_speak_at_their_first_step(
+def test_a_new_process_and_one_on_a_draining_cluster_report_their_first_step(
     digits_dir, tmp_path, monkeypatch
 ):
     def first(**values: Any) -> str:
         reports: list[dict[str, Any]] = []
-        train(job(digits_dir, tmp_path, **values), reports.append, signs=True)
+        train(job(digits_dir, tmp_path, **values), reports.append, reports_between_epochs=True)
         return str(reports[0]["kind"])
 
     monkeypatch.setattr(worker, "_is_warm", False)
     assert first() == "alive"
     assert first() == "epoch"
-    assert first(says_where=True) == "alive"
+    assert first(reports_first_step=True) == "alive"
     assert first() == "epoch"
-    monkeypatch.setattr(worker, "_WARM_SIGN_S", 0.0)
+    monkeypatch.setattr(worker, "_FIRST_ALIVE_S", 0.0)
     assert first() == "alive"
 
 
@@ -110,7 +110,7 @@ def test_the_log_has_a_line_for_each_epoch(digits_dir, tmp_path):
     assert logging.getLogger("trainables").handlers == []  # the next trial has its own file
 
 
-def test_a_retry_goes_on_under_its_own_number(digits_dir, tmp_path):
+def test_a_retry_resumes_under_its_own_number(digits_dir, tmp_path):
     first, _, _ = reports_of(job(digits_dir, tmp_path))
     made = job(digits_dir, tmp_path, attempt=2, resume_from=first["checkpoint"])
     again, end = reports_of(made)
@@ -119,15 +119,15 @@ def test_a_retry_goes_on_under_its_own_number(digits_dir, tmp_path):
     assert end["outcome"] == "complete"
 
 
-def test_a_evaluated_trial_reports_what_the_test_split_says_of_its_best_epoch(digits_dir, tmp_path):
-    # Nothing is learned at rate 0, so the first epoch is the best.
+def test_an_evaluated_trial_reports_its_best_epoch_on_the_test_split(digits_dir, tmp_path):
+    # Nothing is learned at learning rate 0, so the first epoch is the best.
     values = {"is_evaluated": True, "lr": 0.0, "epochs": 3}
     made = job(digits_dir, tmp_path, **values)
     first, _, last, evaluated, end = reports_of(made)
     assert (evaluated["kind"], evaluated["attempt"], end["kind"]) == ("evaluation", 1, "end")
     result = json.loads(evaluated["result"])
     assert (result["split"], result["images"], result["epoch"]) == ("test", 359, 0)
-    # An attempt that only had to judge finds the best epoch where an earlier one left it.
+    # An attempt with no epoch left to train finds the best epoch of an earlier attempt.
     again, end = reports_of(
         job(digits_dir, tmp_path, attempt=2, resume_from=last["checkpoint"], **values)
     )
@@ -135,11 +135,11 @@ def test_a_evaluated_trial_reports_what_the_test_split_says_of_its_best_epoch(di
     other = json.loads(again["result"])
     speed = {"inference_ms", "inference_images_per_s", "inference_batch_size"}
     assert {name for name in result if other[name] != result[name]} <= speed
-    # Without that epoch's checkpoint there is nothing that could be evaluated.
+    # Without that epoch's checkpoint there is nothing to evaluate.
     shutil.rmtree(tmp_path / first["checkpoint"])
     made = job(digits_dir, tmp_path, attempt=3, resume_from=last["checkpoint"], **values)
     _, end = failure_of(made)
-    assert "The checkpoint of the best epoch, 1, is gone or damaged" in end["failure_text"]
+    assert "The checkpoint of the best epoch, 1, is missing or damaged" in end["failure_text"]
 
 
 def test_divergence_is_reported_and_not_raised(digits_dir, tmp_path):
@@ -157,11 +157,11 @@ def test_divergence_is_reported_and_not_raised(digits_dir, tmp_path):
 
 
 def failure_of(made: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What was reported before the failure, and the failure's own report."""
+    """Return the reports before the failure, and the failure's own report."""
     reports: list[dict[str, Any]] = []
     with pytest.raises(Exception) as caught:  # noqa: PT011 - any failure is reported
         train(made, reports.append)
-    return reports, end_report(made, caught.value)
+    return reports, failure_report(made, caught.value)
 
 
 def test_a_missing_dataset_is_a_data_failure_and_logged(digits_dir, tmp_path):
@@ -199,8 +199,8 @@ def test_a_full_disk_is_a_disk_failure(digits_dir, tmp_path, monkeypatch):
     assert list((tmp_path / "trials").rglob("*.safetensors")) == []
 
 
-def test_what_the_kernel_says_of_a_full_disk_is_a_disk_failure():
-    # safetensors and torch, writing files themselves, would raise no OSError for it.
+def test_a_full_disk_that_the_kernel_reports_is_a_disk_failure():
+    # safetensors and torch would raise other errors if they wrote the files themselves.
     with pytest.raises(OSError, match="No space left") as caught:
         Path("/dev/full").write_bytes(b"1" * 10)
     assert classify(caught.value) == "disk"
@@ -227,7 +227,7 @@ def test_what_the_kernel_says_of_a_full_disk_is_a_disk_failure():
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "bug"),
     ],
 )  # fmt: skip
-def test_a_failure_falls_in_its_class(error, failure_class):
+def test_a_failure_has_its_class(error, failure_class):
     assert classify(error) == failure_class
 
 
@@ -237,7 +237,7 @@ def test_an_allocation_that_really_fails_is_out_of_memory():
     assert classify(caught.value) == "out_of_memory"
 
 
-def test_the_report_of_a_failure_holds_its_whole_chain(digits_dir, tmp_path):
+def test_the_report_of_a_failure_has_the_whole_chain_of_causes(digits_dir, tmp_path):
     made = job(digits_dir, tmp_path)
     try:
         try:
@@ -245,19 +245,19 @@ def test_the_report_of_a_failure_holds_its_whole_chain(digits_dir, tmp_path):
         except OSError as cause:
             raise DatasetError("what follows") from cause
     except DatasetError as error:
-        end = end_report(made, error)
+        end = failure_report(made, error)
     assert end["failure_class"] == "data"
     assert "OSError: the cause" in end["failure_text"]
     assert end["failure_text"].rstrip().endswith("DatasetError: what follows")
     assert json.loads(json.dumps(end)) == end
 
 
-def test_a_job_travels_as_text(digits_dir, tmp_path):
+def test_a_job_survives_json(digits_dir, tmp_path):
     made = job(digits_dir, tmp_path, resume_from="trials/x/attempt_1/epoch_0000")
     assert Job.from_json(made.to_json()) == made
 
 
-def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
+def test_a_moved_sweep_resumes(digits_dir, tmp_path):
     first, _, _ = reports_of(job(digits_dir, tmp_path / "one"))
     shutil.move(tmp_path / "one", tmp_path / "two")
     made = job(digits_dir, tmp_path / "two", attempt=2, resume_from=first["checkpoint"])
@@ -265,7 +265,7 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "is_spent"),
+    ("error", "is_unusable"),
     [
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
@@ -274,15 +274,15 @@ def test_a_moved_sweep_goes_on(digits_dir, tmp_path):
         (ValueError("no"), False),
     ],
 )
-def test_a_process_is_replaced_that_lost_its_device_or_ran_out_of_the_hosts_memory(error, is_spent):
-    assert is_process_unusable(error) is is_spent
+def test_a_process_is_unusable_after_a_cuda_error_or_without_host_memory(error, is_unusable):
+    assert is_process_unusable(error) is is_unusable
 
 
 @pytest.mark.parametrize(
     ("gpus", "gib", "shares"),
     [
-        (0.25, 24, [5.25 / 24]),  # its share, less what CUDA takes for the process itself
-        (0.5, 2, [0.5 / 2]),  # of a share that is little more, half
+        (0.25, 24, [5.25 / 24]),  # its share, less the process's CUDA context
+        (0.5, 2, [0.5 / 2]),  # half of a share that is little more than the context
         (1.0, 24, []),
         (2.0, 24, []),
         (0.0, 24, []),
@@ -296,5 +296,5 @@ def test_a_trial_with_a_share_of_a_gpu_has_that_share_of_its_memory(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
-    worker._cap_memory(gpus)
+    worker._limit_memory(gpus)
     assert asked == shares
