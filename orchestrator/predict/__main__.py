@@ -16,27 +16,27 @@ from pathlib import Path
 
 from orchestrator import command
 from orchestrator.predict import model as predict_model
-from orchestrator.predict.find import PICTURE_ENDINGS, PredictConfig, found
-from orchestrator.predict.model import Answer, TrainedModel
+from orchestrator.predict.find import PICTURE_ENDINGS, PredictConfig, find_model
+from orchestrator.predict.model import Prediction, TrainedModel
 from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
 
 
-def predict(config: PredictConfig) -> tuple[TrainedModel, list[Answer]]:
-    """Return the model and its answer for every image; draw the picture if one is asked for.
+def predict(config: PredictConfig) -> tuple[TrainedModel, list[Prediction]]:
+    """Return the model and its prediction for every image, and draw the picture if requested.
 
     Raises:
         UsageError: the model or an image cannot be used; nothing was written.
     """
-    with found(config) as model:
+    with find_model(config) as model:
         named: list[tuple[str, bytes | Path]] = [(str(path), path) for path in config.images]
         pixels = predict_model.read_images(named, model.manifest)
         classifier = predict_model.load(model)
-        answers = predict_model.answers(classifier, pixels)
+        predictions = predict_model.predict(classifier, pixels)
         if config.picture is not None:
             from orchestrator.predict.picture import draw
 
-            draw(config.picture, config.images, answers, classifier, pixels, title(model))
-        return model, answers
+            draw(config.picture, config.images, predictions, classifier, pixels, title(model))
+        return model, predictions
 
 
 def title(model: TrainedModel) -> str:
@@ -48,13 +48,16 @@ def title(model: TrainedModel) -> str:
     if about.get("run_id"):
         parts.append(f"from the MLflow run {about['run_id']}")
     trial = about.get("trial")
-    parts.append(f"({trial + ', ' if trial else ''}epoch {int(about['epoch']) + 1}")
+    parts.append(f"({trial + ', ' if trial else ''}epoch {about['epoch']}")
     if about.get("value") is not None:
-        parts[-1] += f", {about['metric']} {about['value']:.4f}"
+        form = ".1%" if about["metric"].endswith(("top1", "top5")) else ".4f"
+        parts[-1] += f", {about['metric']} {about['value']:{form}}"
     return " ".join(parts) + ")"
 
 
-def _print_table(config: PredictConfig, model: TrainedModel, answers: Sequence[Answer]) -> None:
+def _print_table(
+    config: PredictConfig, model: TrainedModel, predictions: Sequence[Prediction]
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -64,25 +67,27 @@ def _print_table(config: PredictConfig, model: TrainedModel, answers: Sequence[A
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
-    for path, answer in zip(config.images, answers, strict=True):
+    for path, prediction in zip(config.images, predictions, strict=True):
         for rank, (label, probability) in enumerate(
-            zip(answer.labels, answer.probabilities, strict=True)
+            zip(prediction.labels, prediction.probabilities, strict=True)
         ):
             name = Text(str(path)) if rank == 0 else ""
-            table.add_row(name, Text(label), f"{probability:.2%}")
+            table.add_row(name, Text(label), f"{probability:.1%}")
         table.add_section()
     console.print(table)
     if config.picture is not None:
         console.print(f"Picture: {config.picture}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _print_json(config: PredictConfig, model: TrainedModel, answers: Sequence[Answer]) -> None:
-    predictions = [
-        {"image": str(path), **answer.to_dict()}
-        for path, answer in zip(config.images, answers, strict=True)
+def _print_json(
+    config: PredictConfig, model: TrainedModel, predictions: Sequence[Prediction]
+) -> None:
+    entries = [
+        {"image": str(path), **prediction.to_dict()}
+        for path, prediction in zip(config.images, predictions, strict=True)
     ]
     about = {**model.about, "variant": model.config.variant, "dataset": model.manifest.name}
-    print(json.dumps({"model": about, "predictions": predictions}, indent=1, sort_keys=True))
+    print(json.dumps({"model": about, "predictions": entries}, indent=1, sort_keys=True))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", metavar="NAME|MLFLOW_RUN", help="a sweep, or the id of a run that holds a model")
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
     add("--variant", metavar="V", help="use the best trial of this model (default: of all models)")
-    add("--json", dest="as_json", action="store_true", help="print JSON in place of a table")
+    add("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
     add(
         "--picture",
         type=Path,
@@ -116,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     values = {name: value for name, value in vars(arguments).items() if name != "verbose"}
     config = PredictConfig(**{**values, "images": tuple(values["images"])})
-    model, answers = predict(config)
-    (_print_json if config.as_json else _print_table)(config, model, answers)
+    model, predictions = predict(config)
+    (_print_json if config.as_json else _print_table)(config, model, predictions)
     return command.COMPLETE
 
 

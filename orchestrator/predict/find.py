@@ -34,27 +34,29 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
-MOST_IN_PICTURE = 64  # images; more would be a picture too tall for any viewer
+MAX_IN_PICTURE = 64  # images; a taller picture is too large for most viewers
 
 
-def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest) -> TrainedModel:
+def model_of_trial(
+    ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest
+) -> TrainedModel:
     """Return the model of a trial's best epoch.
 
     Args:
         ledger: the sweep's.
-        paths: its folder; what only its storage has is brought here.
+        paths: its folder; a checkpoint that only its storage has is fetched.
         trial: one that has ended.
         manifest: of the dataset it was trained on.
 
     Raises:
-        UsageError: its checkpoint is gone or damaged, or the dataset is another one.
+        UsageError: its checkpoint is missing or damaged, or the dataset is another one.
     """
     folder: Path | None = retention.best_checkpoint(ledger, paths, trial)
     if folder is None:
         raise UsageError(
             f"The checkpoint of the best epoch of the trial {trial.name} is not in "
-            f"{paths.trial(trial.signature)}. Was it deleted? Name another --variant, or the "
-            "trial's run in MLflow."
+            f"{paths.trial(trial.signature)}. It may have been deleted. Choose another --variant, "
+            "or give the id of the trial's MLflow run instead of the sweep."
         )
     header = read_header(ledger)
     about: dict[str, Any] = {
@@ -70,7 +72,7 @@ def model_of(ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig:
-    """What the command line asked for."""
+    """The parsed command line."""
 
     model: str
     images: tuple[Path, ...]
@@ -90,32 +92,34 @@ class PredictConfig:
                 f"`--picture` must end in {', '.join(PICTURE_ENDINGS)}; got {str(self.picture)!r}."
             )
         if not self.picture.absolute().parent.is_dir():
-            problems.append(f"There is no folder {self.picture.parent} for `--picture`. Make it.")
+            problems.append(
+                f"There is no folder {self.picture.parent} for `--picture`. Create it first."
+            )
         if self.picture.resolve() in {image.resolve() for image in self.images}:
             problems.append(f"`--picture` would replace the image {str(self.picture)!r}.")
-        if len(self.images) > MOST_IN_PICTURE:
+        if len(self.images) > MAX_IN_PICTURE:
             problems.append(
-                f"A picture shows {MOST_IN_PICTURE} images at most; got {len(self.images)}. Give "
-                "fewer, or leave out `--picture`."
+                f"A picture shows at most {MAX_IN_PICTURE} images; got {len(self.images)}. Give "
+                "fewer images, or leave out `--picture`."
             )
         if problems:
             raise UsageError("\n".join(problems))
 
 
 @contextlib.contextmanager
-def found(config: PredictConfig) -> Iterator[TrainedModel]:
-    """Yield the model that was named; its files may go away with the block.
+def find_model(config: PredictConfig) -> Iterator[TrainedModel]:
+    """Yield the model of the sweep or run; its files may be deleted after the block.
 
     Raises:
-        UsageError: there is none of that name, or it has no weights.
+        UsageError: there is no such sweep or run, or it has no weights.
     """
     with tempfile.TemporaryDirectory(prefix="sweep-predict-") as folder:
         try:
             paths = sweeps.find_sweep(
                 config.storage,
                 config.model,
-                way_out="Name another place with --storage, or give the id of an MLflow run: 32 "
-                "hexadecimal digits.",
+                way_out="Give another place with --storage, or the id of an MLflow run (32 "
+                "hexadecimal digits) instead of the name.",
             )
         except SweepNotFoundError:
             if not re.fullmatch(r"[0-9a-f]{32}", config.model):
@@ -139,12 +143,12 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
     trial = ranking.best_trial(trials, header.plan.space.mode)
     if trial is None:
         raise UsageError(
-            f"The sweep {paths.name!r} has no trial that ended well"
-            f"{f' of {config.variant}' if config.variant else ''}, so it has no model yet. "
-            "`python -m orchestrator.sweep ... --resume` goes on with it."
+            f"The sweep {paths.name!r} has no model yet: no trial"
+            f"{f' of {config.variant}' if config.variant else ''} has ended without a failure. "
+            "Resume it with `python -m orchestrator.sweep ... --resume`."
         )
     manifest = _manifest(config, header.manifest, trial.config)
-    return model_of(ledger, paths, trial, manifest)
+    return model_of_trial(ledger, paths, trial, manifest)
 
 
 def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
@@ -167,20 +171,20 @@ def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
         about["epoch"] = recipe["best_epoch"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"The MLflow run {config.model!r} does not hold the whole of a model: its "
-            f"weights/{FACTS} cannot be read ({error})."
+            f"The MLflow run {config.model!r} has an incomplete model: its weights/{FACTS} cannot "
+            f"be read ({error})."
         ) from error
     manifest = _manifest(config, recipe.get("manifest"), recipe["config"])
     return TrainedModel(weights=files / WEIGHTS, config=trained, manifest=manifest, about=about)
 
 
-def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Manifest:
-    """Return the dataset's manifest: the one that was kept, else the prepared dataset's."""
+def _manifest(config: PredictConfig, recorded: Any, trained: dict[str, Any]) -> Manifest:
+    """Return the recorded manifest of the model's dataset, else that of the prepared dataset."""
     from orchestrator.data import share
     from trainables.data.dataset import DatasetError, load_manifest
 
-    if kept is not None and kept["fingerprint"] == trained["dataset_fingerprint"]:
-        return manifest_of(kept)
+    if recorded is not None and recorded["fingerprint"] == trained["dataset_fingerprint"]:
+        return manifest_of(recorded)
     place = data_location(config.data_dir)
     folder = place.folder / trained["dataset"]
     try:
@@ -194,8 +198,8 @@ def _manifest(config: PredictConfig, kept: Any, trained: dict[str, Any]) -> Mani
         ) from error
     if manifest.fingerprint != trained["dataset_fingerprint"]:
         raise UsageError(
-            f"{folder} is another dataset than the model was trained on: its fingerprint is "
-            f"{manifest.fingerprint!r}, not {trained['dataset_fingerprint']!r}. Name the folder of "
-            "the right one with --data-dir."
+            f"{folder} is not the dataset that the model was trained on: its fingerprint is "
+            f"{manifest.fingerprint!r}, not {trained['dataset_fingerprint']!r}. Give the folder of "
+            "the right dataset with --data-dir."
         )
     return manifest

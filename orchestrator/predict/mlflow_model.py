@@ -1,9 +1,9 @@
-"""The best model of a sweep as a model of MLflow's, and back: a door to MLflow beside `tracking`.
+"""Exports a model in MLflow's format, serves it, and downloads models from MLflow runs.
 
-An exported model is what `mlflow.pyfunc.save_model` writes with a loader module, which is this one:
-no pickle in it, but weights, their description and the packages `orchestrator` and `trainables` as
-they were. So it is served by stock `mlflow models serve` wherever the libraries of its
-`requirements.txt` are installed, this project or not, and goes on to be when the project changes.
+An exported model is written by `mlflow.pyfunc.save_model` with this module as its loader. It has no
+pickle, but weights, their description and a copy of the packages `orchestrator` and `trainables`.
+So `mlflow models serve` can serve it wherever the libraries of its `requirements.txt` are
+installed, without this project, and after this project has changed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import UsageError
 from orchestrator.predict.model import (
     TrainedModel,
-    answers,
     load,
+    predict,
     read_folder,
     read_images,
     write_folder,
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
 
-ARTIFACT = "model"  # the exported model's folder among a run's artifacts
-_CLASSIFIER = "classifier"  # ours in it
-# What the two packages need to answer; all else they import when asked for other things.
+ARTIFACT = "model"  # folder of the exported model in a run's artifacts
+_CLASSIFIER = "classifier"  # folder in the exported model that `write_folder` wrote
+# What the two packages need for predictions. Other libraries are imported only for other tasks.
 _REQUIREMENTS = (
     *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow"),
     *("pyarrow", "scikit-learn"),
@@ -49,16 +49,16 @@ _REQUIREMENTS = (
 def export_model(model: TrainedModel, target: Path, example: bytes | None = None) -> None:
     """Write a model as a folder that MLflow can load, serve and register.
 
-    It takes a column "image" of base64-encoded image files, of any size and any format that
-    datasets may have, and answers with "labels" and "probabilities", best first.
+    Its input is a column "image" of base64-encoded image files, of any size and any format that
+    datasets may have. Its output is "labels" and "probabilities", best first.
 
     Args:
-        model: as `best_model.model_of` or `trained_model.from_checkpoint` return it.
-        target: the folder to make; it appears whole, or not at all.
+        model: as `find.model_of_trial` or `model.from_checkpoint` return it.
+        target: the folder to create, whole or not at all.
         example: an image file for the input example; None: a grey image.
 
     Raises:
-        FileExistsError: the target is there already.
+        FileExistsError: the target exists.
     """
     if target.exists():
         raise FileExistsError(target)
@@ -68,7 +68,7 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
             classifier.mkdir()
             write_folder(model, classifier)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # MLflow's of its own parts, on being imported
+                warnings.simplefilter("ignore")  # MLflow's own imports warn
                 _save(classifier, model, written, example or _grey_image(model.manifest))
         files.put_in_place(written, target, durable=False)
 
@@ -116,12 +116,12 @@ def _grey_image(manifest: Manifest) -> bytes:
 
 
 def _load_pyfunc(path: str) -> _Served:
-    """Load an exported model; the name is MLflow's, for its loader modules."""
+    """Return an exported model, for MLflow, which calls this function of its loader module."""
     return _Served(load(read_folder(Path(path))))
 
 
 class _Served:
-    """What MLflow asks."""
+    """An exported model with the interface that MLflow expects."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
@@ -132,7 +132,7 @@ class _Served:
         """Return labels and probabilities for each image of the column "image".
 
         Raises:
-            MlflowException: an image is not base64, or cannot be decoded; all are named by row.
+            MlflowException: images are not base64 or cannot be decoded; it names each row.
         """
         from mlflow.exceptions import MlflowException
 
@@ -141,9 +141,9 @@ class _Served:
                 (f"row {row}", _decoded(text, row)) for row, text in enumerate(model_input["image"])
             ]
             pixels = read_images(named, self._classifier.manifest)
-        except UsageError as error:  # answered with status 400 and this text
+        except UsageError as error:  # the server responds with status 400 and this text
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return [answer.to_dict() for answer in answers(self._classifier, pixels)]
+        return [prediction.to_dict() for prediction in predict(self._classifier, pixels)]
 
 
 def _decoded(text: Any, row: int) -> bytes:
@@ -151,29 +151,29 @@ def _decoded(text: Any, row: int) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
         raise UsageError(
-            f"`image` must hold image files as base64 text; row {row} does not ({error})."
+            f"`image` must hold image files as base64 text, but row {row} does not ({error})."
         ) from error
 
 
 def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[str, str]]:
-    """Bring the model that a run holds onto this machine.
+    """Download the model of an MLflow run.
 
     Args:
-        run_id: of MLflow.
-        uri: of MLflow's store.
-        target: a folder of the caller's for the files.
+        run_id: the run's.
+        uri: MLflow's store.
+        target: a folder for the files.
 
     Returns:
-        The folder with the files; "exported", or "weights" for what `tracking` keeps of the best
-        trials; and the run's tags.
+        The folder with the files, their kind ("exported" for an exported model, "weights" for the
+        weights of a trial), and the run's tags.
 
     Raises:
-        UsageError: the store cannot be reached, has no such run, or that has no model.
+        UsageError: the store cannot be reached, the run does not exist, or it has no model.
     """
     file = re.fullmatch(r"sqlite:///(.*)", uri)
-    if file and not Path(file[1]).is_file():  # MLflow would make one
-        raise UsageError(f"There is no MLflow store at {uri}. Name it with --tracking-uri.")
-    # The user waits for this, so it gives up soon.
+    if file and not Path(file[1]).is_file():  # MLflow would create one
+        raise UsageError(f"There is no MLflow store at {uri}. Give its URI with --tracking-uri.")
+    # The user waits for this, so time out soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -191,8 +191,9 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
             kind, wanted = "weights", "weights"
         else:
             raise UsageError(
-                f"The MLflow run {run_id!r} holds no model; the sweep's own run and those of the "
-                "best trials of each variant do. Name one of them, or the sweep."
+                f"The MLflow run {run_id!r} has no model. The sweep's own run and the runs of the "
+                "best trials of each variant have one. Give the id of such a run, or the sweep's "
+                "name."
             )
         return Path(client.download_artifacts(run_id, wanted, str(target))), kind, run.data.tags
     except (MlflowException, OSError) as error:

@@ -1,7 +1,7 @@
-"""A trained model as files: weights, and what it takes to use them on new images.
+"""A trained model as files, and its predictions for new images.
 
-It is found in a checkpoint of a sweep, in a run of MLflow, or in a folder of its own, which is what
-an MLflow model carries. Nothing here is unpickled, and no file is written half.
+The files are a checkpoint of a sweep, artifacts of an MLflow run, or a folder inside an exported
+MLflow model. No pickle is loaded.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = 1
-TOP = 5  # labels of an answer, where there are so many
+TOP = 5  # labels of a prediction; fewer if there are fewer classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedModel:
     """Weights, the configuration they were trained with, and the dataset's manifest.
 
-    `about` says where they come from, for the user: sweep, variant, signature, epoch and others.
+    `about` describes their origin for the user: sweep, variant, signature, epoch (from 1), ...
     """
 
     weights: Path
@@ -42,7 +42,7 @@ class TrainedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     """The most probable labels of one image, best first; probabilities are 0 to 1."""
 
     labels: tuple[str, ...]
@@ -50,17 +50,17 @@ class Answer:
     classes: tuple[int, ...]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Return what a user gets of it, JSON-ready."""
+        """Return labels and probabilities, ready for JSON."""
         return {"labels": list(self.labels), "probabilities": list(self.probabilities)}
 
 
 def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) -> TrainedModel:
-    """Return the model of a checkpoint, every file of which is intact.
+    """Return the model of a checkpoint, after checking every file of it.
 
     Args:
         folder: as `trainables.training.checkpoint.save` writes it.
         manifest: of the dataset it was trained on.
-        about: where it comes from; the epoch and the signature are added.
+        about: the origin; the epoch and the signature are added.
 
     Raises:
         UsageError: a file is missing or damaged, or the dataset is another one.
@@ -71,23 +71,23 @@ def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) 
         checkpoint.verify(folder)
         state = json.loads((folder / "state.json").read_text())
         config = TrainConfig.from_dict(state["config"])
-        about = {**about, "epoch": int(state["epoch"]), "signature": config.signature()}
+        about = {**about, "epoch": int(state["epoch"]) + 1, "signature": config.signature()}
     except (checkpoint.CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"The checkpoint cannot be used: {error}") from error
     if config.dataset_fingerprint != manifest.fingerprint:
         raise UsageError(
             f"{folder} was trained on the dataset {config.dataset!r} with the fingerprint "
-            f"{config.dataset_fingerprint!r}; the one at hand has {manifest.fingerprint!r}. Name "
-            "the folder of the right one with --data-dir."
+            f"{config.dataset_fingerprint!r}, but this dataset has {manifest.fingerprint!r}. Give "
+            "the folder of the right dataset with --data-dir."
         )
-    # Where weights are averaged, the averaged ones are those that were evaluated.
+    # If the trial averaged its weights, the averaged ones were evaluated.
     average = folder / "average.safetensors"
     weights = average if average.is_file() else folder / WEIGHTS
     return TrainedModel(weights=weights, config=config, manifest=manifest, about=about)
 
 
 def write_folder(model: TrainedModel, folder: Path) -> None:
-    """Put a model into an empty folder; the weights as a link, for whoever copies the folder."""
+    """Write a model into an empty folder; the weights are a link, for a caller that copies it."""
     (folder / WEIGHTS).symlink_to(model.weights.absolute())
     facts = {
         "format": FORMAT,
@@ -100,10 +100,10 @@ def write_folder(model: TrainedModel, folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> TrainedModel:
-    """Read back what `write_folder` wrote, with the weights intact.
+    """Return the model that `write_folder` wrote, after checking the weights.
 
     Raises:
-        UsageError: naming the file that is missing, damaged or of another version.
+        UsageError: a file is missing, damaged or of another version.
     """
     weights, path = folder / WEIGHTS, folder / FACTS
     try:
@@ -117,8 +117,9 @@ def read_folder(folder: Path) -> TrainedModel:
         expected = facts["sha256"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} does not describe a model of ours ({type(error).__name__}: {error}). Export "
-            "it again, or use the version that wrote it."
+            f"{path} is not the description of a model exported by this version "
+            f"({type(error).__name__}: {error}). Export the model again, or use the version that "
+            "wrote it."
         ) from error
     try:
         intact = files.sha256(weights) == expected
@@ -130,10 +131,10 @@ def read_folder(folder: Path) -> TrainedModel:
 
 
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
-    """Return a manifest from its fields as JSON has them.
+    """Return a manifest from its JSON object.
 
     Raises:
-        TypeError: one is missing or unknown.
+        TypeError: a field is missing or unknown.
     """
     from trainables.data.dataset import Manifest
 
@@ -144,7 +145,7 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
 
 
 def load(model: TrainedModel) -> Classifier:
-    """Build the model, on the device there is.
+    """Return the model with its weights, on a GPU if there is one.
 
     Raises:
         UsageError: the weights are damaged, or of another model.
@@ -155,23 +156,23 @@ def load(model: TrainedModel) -> Classifier:
     try:
         return load_classifier(model.weights, model.config, model.manifest)
     except (CheckpointError, ValueError) as error:
-        raise UsageError(f"The model cannot be built again: {error}") from error
+        raise UsageError(f"The model cannot be loaded: {error}") from error
 
 
 def read_images(
     named: Sequence[tuple[str, bytes | Path]], manifest: Manifest
 ) -> npt.NDArray[np.uint8]:
-    """Decode images of any size as the dataset's were.
+    """Return images of any size, cropped and resized like the dataset's.
 
     Args:
-        named: what the user calls each, and its bytes or path.
+        named: the user's name for each image, and its bytes or path.
         manifest: of the dataset that the model was trained on.
 
     Returns:
         (n, h, w, c), of the size of the dataset's images.
 
     Raises:
-        UsageError: naming every image that cannot be used, and saying how many can.
+        UsageError: some images cannot be read; it names each of them.
     """
     import numpy as np
 
@@ -189,28 +190,28 @@ def read_images(
         good = len(named) - len(problems)
         if good:
             problems.append(
-                f"Nothing was predicted; the other {good} can be. Leave out what is named here."
+                f"No image was classified. Leave out these images to classify the other {good}."
             )
         raise UsageError("\n".join(problems))
     return pixels
 
 
-def answers(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> list[Answer]:
-    """Return the most probable labels of each image, as many as `TOP` or as there are classes.
+def predict(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> list[Prediction]:
+    """Return the `TOP` most probable labels of each image.
 
     Raises:
-        OrchestratorError: the model answers with something that is no probability.
+        OrchestratorError: the model's output is not finite.
     """
     import numpy as np
 
     names = classifier.manifest.class_names
     probabilities = classifier.probabilities(pixels)
     if not np.isfinite(probabilities).all():
-        raise OrchestratorError("The model's answer is not finite; its weights are of no use.")
-    # Stable: of equal ones the lower class comes first, on every machine.
+        raise OrchestratorError("The model's output is not finite, so its weights are unusable.")
+    # Stable sorting: of equal probabilities the lower class number comes first, on every machine.
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     return [
-        Answer(
+        Prediction(
             labels=tuple(names[k] for k in classes),
             probabilities=tuple(float(row[k]) for k in classes),
             classes=tuple(int(k) for k in classes),

@@ -1,6 +1,6 @@
-"""The picture of a prediction: each image, where the model looked, and its most probable labels.
+"""Draws predictions: each image, its Grad-CAM map, and its most probable labels.
 
-The figure of seed 004, with class activation maps for the first label. It holds no state.
+The map shows which places of the image speak for the first label.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
-from orchestrator.predict.model import Answer
+from orchestrator.predict.model import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from trainables.evaluation.classifier import Classifier
 
-_SHOWN_PX = 256  # side of an image as it is drawn
+_SHOWN_PX = 256  # height and width of an image as it is drawn
 _ROW_IN = 2.2  # inches
 _LONGEST_LABEL = 32  # characters
 
@@ -30,29 +30,29 @@ _LONGEST_LABEL = 32  # characters
 def draw(
     file: Path,
     images: Sequence[Path],
-    answers: Sequence[Answer],
+    predictions: Sequence[Prediction],
     classifier: Classifier,
     pixels: npt.NDArray[np.uint8],
     title: str,
 ) -> None:
-    """Draw one row per image, and put the file in place when it is whole.
+    """Write a picture with one row per image, whole or not at all.
 
     Args:
-        file: the picture; its ending is its format.
-        images: the files.
-        answers: what the model says of each.
-        classifier: whose maps are drawn; where it has none, images and labels are.
-        pixels: (n, h, w, c), the images as the model sees them.
-        title: the line above all.
+        file: the picture; its suffix is its format.
+        images: the image files.
+        predictions: one per image.
+        classifier: the model; the column of maps is left out if it has none.
+        pixels: (n, h, w, c), the images as `read_images` returns them.
+        title: the line at the top.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    # The figure alone, without pyplot: no display is looked for and no global state is left.
+    # Without pyplot, which would look for a display and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    classes = np.array([answer.classes[0] for answer in answers])
+    classes = np.array([prediction.classes[0] for prediction in predictions])
     maps = classifier.activation_maps(pixels, classes)
     columns = 2 if maps is None else 3
     height_in = _ROW_IN * len(images) + 0.6
@@ -61,12 +61,12 @@ def draw(
     figure.suptitle(title, fontsize=9)
     ratios = [1] * (columns - 1) + [2]
     axes = figure.subplots(len(images), columns, squeeze=False, width_ratios=ratios)
-    for row, (path, answer) in enumerate(zip(images, answers, strict=True)):
+    for row, (path, prediction) in enumerate(zip(images, predictions, strict=True)):
         shown = read_image(path, str(path), (_SHOWN_PX, _SHOWN_PX, classifier.manifest.channels))
         _image(axes[row][0], shown, _short(path.name))
         if maps is not None:
-            _map(axes[row][1], shown, maps[row], f"seen as {_short(answer.labels[0])}")
-        _bars(axes[row][-1], answer)
+            _map(axes[row][1], shown, maps[row], f"evidence for {_short(prediction.labels[0])}")
+        _bars(axes[row][-1], prediction)
     temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
     try:
         figure.savefig(temporary, dpi=120)
@@ -78,7 +78,7 @@ def draw(
 
 
 def _image(axes: Axes, shown: npt.NDArray[np.uint8], name: str) -> None:
-    # A grey image has one channel, which matplotlib wants without its axis.
+    # matplotlib takes an image with one channel without the channel axis.
     axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=255)
     axes.set_title(name, fontsize=8, parse_math=False)
     axes.set_axis_off()
@@ -93,13 +93,13 @@ def _map(
     axes.imshow(values, extent=extent, alpha=0.45, **heat)
 
 
-def _bars(axes: Axes, answer: Answer) -> None:
-    places = range(len(answer.labels))
-    bars = axes.barh(places, answer.probabilities, color="#4477aa")
+def _bars(axes: Axes, prediction: Prediction) -> None:
+    places = range(len(prediction.labels))
+    bars = axes.barh(places, prediction.probabilities, color="#4477aa")
     axes.set_yticks(
-        places, [_short(label) for label in answer.labels], fontsize=7, parse_math=False
+        places, [_short(label) for label in prediction.labels], fontsize=7, parse_math=False
     )
-    axes.bar_label(bars, [f"{p:.1%}" for p in answer.probabilities], fontsize=7, padding=2)
+    axes.bar_label(bars, [f"{p:.1%}" for p in prediction.probabilities], fontsize=7, padding=2)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18)  # room for the numbers
     axes.set_xticks([])

@@ -89,5 +89,5 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
 
     trial = ranking.best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
     if trial is not None:
-        export_model(find.model_of(ledger, paths, trial, manifest), target)
+        export_model(find.model_of_trial(ledger, paths, trial, manifest), target)
     return trial is not None

@@ -1,4 +1,4 @@
-"""MLflow's database file: created whole, and right about its artifacts wherever it was moved."""
+"""Creates MLflow's database file, and corrects its artifact locations after it was moved."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 
 from orchestrator.storage.paths import SweepPaths
 
-_ABANDONED_AFTER_S = 600  # a file that nobody has finished, which takes seconds
+_ABANDONED_AFTER_S = 600  # age of an unfinished file whose process was killed; it takes seconds
 
 
 def create(uri: str) -> None:
-    """Create the SQLite file of a store, whole or not at all; one that is there stays as it is.
+    """Create the SQLite file of a store, whole or not at all, unless it exists.
 
-    MLflow creates it in hundreds of steps, and cannot open one whose creator was killed meanwhile
+    MLflow creates it in hundreds of steps and cannot open a file whose creation was interrupted
     ("table _alembic_tmp_tags already exists").
     """
     if not uri.startswith("sqlite:///") or "?" in uri:
         return
     path = Path(uri.removeprefix("sqlite:///"))
     for left in path.parent.glob(f".{path.name}.*.new*"):
-        with suppress(FileNotFoundError):  # another driver does the same
+        with suppress(FileNotFoundError):  # another driver deleted it first
             if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
                 left.unlink()
     if path.exists():
         return
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what the tables are made of
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - defines the tables
     from mlflow.store.db import utils
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,8 @@ def create(uri: str) -> None:
 
 def _put_in_place(new: Path, path: Path) -> None:
     try:
-        os.link(new, path)  # unlike a renaming it replaces nothing
-    except OSError:  # somebody was faster, or the file system has no hard links
+        os.link(new, path)  # unlike renaming, it never replaces a file
+    except OSError:  # another process created it first, or there are no hard links
         if not path.exists():
             new.rename(path)
 
@@ -56,15 +56,15 @@ def _put_in_place(new: Path, path: Path) -> None:
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     """Point the experiments of the default database to the artifacts beside it.
 
-    After its folder was moved or copied: MLflow stores absolute places and offers no command that
-    changes them. Only places that this program chose are touched.
+    This is needed after the folder was moved or copied: MLflow stores absolute locations and has no
+    command to change them. Only locations that this program chose are changed.
 
     Args:
-        paths: of a sweep; other sweeps' artifacts follow where they were moved along.
-        wait_s: for whoever holds the database locked.
+        paths: a sweep's; the artifacts of other sweeps that were moved with it are included.
+        wait_s: how long to wait while another program locks the database.
 
     Returns:
-        The names of the experiments that were somewhere else.
+        The names of the experiments whose locations were changed.
 
     Raises:
         sqlite3.Error: the database is locked or damaged.
@@ -77,7 +77,7 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
         known = store.execute(
             "SELECT count(*) FROM sqlite_master WHERE name IN ('experiments', 'runs')"
         ).fetchone()
-        if known[0] < 2:  # not set up yet
+        if known[0] < 2:  # its tables do not exist yet
             return []
         moved = []
         for number, name, old in store.execute(
@@ -89,7 +89,7 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
             if is_ours and old != new and (name == paths.name or folder.is_dir()):
                 moved.append((number, name, old, new))
         if moved:
-            store.execute("BEGIN IMMEDIATE")  # rolled back when the connection closes early
+            store.execute("BEGIN IMMEDIATE")  # rolled back if an error closes the connection
             for number, _, old, new in moved:
                 store.execute(
                     "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",

@@ -1,4 +1,4 @@
-"""The best model as MLflow's own: stock MLflow loads and serves it, and it answers the same."""
+"""MLflow loads and serves an exported model, with the same predictions as the command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orchestrator.predict import mlflow_model
 from orchestrator.sweep import outputs
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
 
-# MLflow warns of its own type hints when it is imported.
+# MLflow's own type hints cause warnings when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:mlflow")
 
 LIMIT_S = 180
@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path
 
 @pytest.fixture
 def posted(trained: Trained, tmp_path: Path) -> list[Path]:
-    """Two stored digits, and one as a user's photograph might be: large, wide, JPEG."""
+    """Two stored digits, and one like a user's photograph: large, wide, JPEG."""
     files, _ = write_test_images(trained.data_dir, tmp_path, 2)
     with Image.open(files[0]) as digit:
         photo = Image.new("RGB", (400, 240), "black")
@@ -78,7 +78,7 @@ def assert_same(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> No
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
 
 
-def test_no_pickle_and_the_signature_of_the_command(exported: Path) -> None:
+def test_an_exported_model_has_no_pickle_and_the_signature_of_the_command(exported: Path) -> None:
     names = {path.suffix for path in exported.rglob("*") if path.is_file()}
     assert names == {"", ".yaml", ".txt", ".json", ".safetensors", ".py", ".html", ".sh"}
     about = yaml.safe_load((exported / "MLmodel").read_text())
@@ -97,7 +97,7 @@ def test_no_pickle_and_the_signature_of_the_command(exported: Path) -> None:
     assert all(re.fullmatch(r"[a-z-]+==[\w.+]+", line) for line in required)
 
 
-def test_stock_mlflow_loads_it(
+def test_mlflow_loads_an_exported_model(
     capsys: pytest.CaptureFixture[str], trained: Trained, exported: Path, posted: list[Path]
 ) -> None:
     at = ("--storage", trained.storage, "--data-dir", trained.data_dir)
@@ -114,12 +114,12 @@ def test_stock_mlflow_loads_it(
 
 @contextmanager
 def served(uri: str, cwd: Path, **env: str) -> Iterator[str]:
-    """Run stock `mlflow models serve`; yields its address."""
+    """Run `mlflow models serve`; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # mlflow runs uvicorn by its name, which is where this Python is.
+    # mlflow starts uvicorn by name; it is in the folder of this Python.
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     command = [
         *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri),
@@ -169,14 +169,14 @@ def post(address: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
-def test_stock_serving_answers_a_post_as_the_command_does(
+def test_a_served_model_predicts_as_the_command_does(
     capsys: pytest.CaptureFixture[str],
     trained: Trained,
     exported: Path,
     posted: list[Path],
     tmp_path: Path,
 ) -> None:
-    """From a run of MLflow, in another folder, without this project on the path."""
+    """From an MLflow run, in another folder, without this project on the path."""
     store = tmp_path / "store"
     store.mkdir()
     uri = f"sqlite:///{store / 'mlflow.db'}"
@@ -187,7 +187,7 @@ def test_stock_serving_answers_a_post_as_the_command_does(
 
     at = ("--storage", trained.storage, "--data-dir", trained.data_dir)
     expected = from_command(capsys, "tiny", *posted, *at)
-    # The run's own model, from MLflow alone: neither ledger nor dataset are there.
+    # The model comes from MLflow alone: there is no ledger and no dataset.
     nowhere = ("--storage", store / "none", "--data-dir", store / "none")
     found = from_command(capsys, run, *posted, "--tracking-uri", uri, *nowhere)
     assert_same(found, expected)
@@ -210,10 +210,10 @@ def test_stock_serving_answers_a_post_as_the_command_does(
         assert "image" in answer["message"]
 
 
-def test_a_trials_run_with_weights_answers_too(
+def test_the_weights_in_a_trials_run_can_be_used(
     capsys: pytest.CaptureFixture[str], trained: Trained, posted: list[Path], tmp_path: Path
 ) -> None:
-    """As `tracking` keeps the weights of the best trials."""
+    """With the files that `tracking` uploads for the best trials."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.create_experiment("tiny", artifact_location=(tmp_path / "files").as_uri())
@@ -224,9 +224,9 @@ def test_a_trials_run_with_weights_answers_too(
     at = ("--storage", trained.storage, "--data-dir", trained.data_dir)
     expected = from_command(capsys, "tiny", *posted, *at)
     assert_same(from_command(capsys, run, *posted, "--tracking-uri", uri, *at), expected)
-    for wrong, said in ((empty, "holds no model"), ("0" * 32, "cannot be read from")):
+    for wrong, said in ((empty, "has no model"), ("0" * 32, "cannot be read from")):
         assert predict.main([wrong, str(posted[0]), "--tracking-uri", uri]) == 2
         assert said in capsys.readouterr().err
     client.log_dict(run, {"config": {}}, "weights/model.json")
     assert predict.main([run, str(posted[0]), "--tracking-uri", uri]) == 2
-    assert "does not hold the whole of a model" in capsys.readouterr().err
+    assert "has an incomplete model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Prediction: the model answers for a file as for the stored image; what is wrong is named."""
+"""Predictions for image files equal those for the stored images; errors name their cause."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def arguments(trained: Trained, *images: object, **flags: object) -> list[str]:
     return ["tiny", *map(str, images), *words]
 
 
-def asked(
+def predicted(
     capsys: pytest.CaptureFixture[str], trained: Trained, *images: object, **flags: object
 ) -> Any:
     assert predict.main([*arguments(trained, *images, **flags), "--json"]) == 0
@@ -55,7 +55,7 @@ def asked(
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run the command, which must fail as usage errors do; return what it says."""
+    """Run the command, which must fail with a usage error; return its error text."""
     assert predict.main(list(map(str, words))) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -65,7 +65,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 @contextmanager
 def untouched(*folders: Path) -> Iterator[None]:
-    """Nothing in these folders appears, goes or changes."""
+    """Check that no file in these folders is created, deleted or changed."""
 
     def state() -> dict[str, tuple[int, int]]:
         files = [path for folder in folders for path in folder.rglob("*")]
@@ -76,12 +76,12 @@ def untouched(*folders: Path) -> Iterator[None]:
     assert state() == before
 
 
-def test_a_file_is_answered_as_the_stored_image_is(
+def test_a_file_and_its_stored_image_have_the_same_prediction(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
-    """The same probabilities as from the model built by hand, fed as validation feeds it."""
+    """The reference is the model built by hand, with the preprocessing of validation."""
     files, pixels = write_test_images(trained.data_dir, tmp_path, 5)
-    answer = asked(capsys, trained, *files)
+    answer = predicted(capsys, trained, *files)
     weights, _, _ = checkpoint.load(trained.checkpoint)
     model = build.build_model(
         trained.config, num_classes=10, in_channels=1, image_size_px=32, read_weights=False
@@ -108,16 +108,18 @@ def test_the_trained_model_knows_most_digits(trained: Trained) -> None:
     assert (found.argmax(axis=1) == labels).mean() > 0.8
 
 
-def test_more_images_than_a_batch_are_answered_in_their_order(trained: Trained) -> None:
+def test_predictions_of_several_batches_are_in_the_order_of_the_images(trained: Trained) -> None:
     pixels, _ = open_split(trained.data_dir / "digits", "test")
     model = from_checkpoint(trained.checkpoint, trained.manifest, {})
-    asked_of = load(model)
-    assert asked_of.batch_size == 64
-    count = asked_of.batch_size + 3
-    at_once = asked_of.probabilities(pixels[:count])
-    alone = np.concatenate([asked_of.probabilities(pixels[i : i + 1]) for i in range(count)])
+    model_of_checkpoint = load(model)
+    assert model_of_checkpoint.batch_size == 64
+    count = model_of_checkpoint.batch_size + 3
+    at_once = model_of_checkpoint.probabilities(pixels[:count])
+    alone = np.concatenate(
+        [model_of_checkpoint.probabilities(pixels[i : i + 1]) for i in range(count)]
+    )
     assert at_once == pytest.approx(alone, abs=1e-5)
-    assert asked_of.probabilities(pixels[:0]).shape == (0, 10)
+    assert model_of_checkpoint.probabilities(pixels[:0]).shape == (0, 10)
 
 
 def test_batches_of_large_images_are_small(trained: Trained) -> None:
@@ -130,7 +132,7 @@ def test_batches_of_large_images_are_small(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tif"])
-def test_any_size_and_format_is_answered(
+def test_images_of_any_size_and_format_are_classified(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path, kind: str
 ) -> None:
     _, pixels = write_test_images(trained.data_dir, tmp_path, 1)
@@ -138,21 +140,22 @@ def test_any_size_and_format_is_answered(
     wide = Image.new("RGB", (320, 200))
     wide.paste(large.convert("RGB"), (60, 0))
     wide.save(tmp_path / f"wide.{kind}")
-    plain = asked(capsys, trained, tmp_path / "digit_0.png")["predictions"][0]
-    answer = asked(capsys, trained, tmp_path / f"wide.{kind}")["predictions"][0]
+    plain = predicted(capsys, trained, tmp_path / "digit_0.png")["predictions"][0]
+    answer = predicted(capsys, trained, tmp_path / f"wide.{kind}")["predictions"][0]
     assert answer["labels"][0] == plain["labels"][0]
     assert answer["probabilities"][0] == pytest.approx(plain["probabilities"][0], abs=0.15)
 
 
-def test_the_best_trial_answers_or_the_best_of_a_variant(
+def test_the_best_trial_is_used_or_the_best_of_a_variant(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     files, pixels = write_test_images(trained.data_dir, tmp_path, 1)
-    best = asked(capsys, trained, *files)["model"]
+    best = predicted(capsys, trained, *files)["model"]
     assert (best["variant"], best["trial"], best["sweep"]) == ("cnn3", "cnn3-000", "tiny")
     assert best["signature"] == trained.config.signature()
     assert best["value"] == trained.value
-    answer = asked(capsys, trained, *files, variant="cnn2")
+    assert best["epoch"] == int(trained.checkpoint.name.removeprefix("epoch_")) + 1  # from 1
+    answer = predicted(capsys, trained, *files, variant="cnn2")
     assert answer["model"]["variant"] == "cnn2"
     # Its averaged weights are the ones that validation evaluated.
     with_average = next(trained.paths.root.glob("trials/*/attempt_1/*/average.safetensors"))
@@ -160,9 +163,9 @@ def test_the_best_trial_answers_or_the_best_of_a_variant(
     name = next(iter(weights["model"]))
     assert not torch.equal(weights["average"][name], weights["model"][name])
     config = TrainConfig.from_dict(state["config"])
-    asked_of = classifier.load_classifier(with_average, config, trained.manifest)
+    model_of_checkpoint = classifier.load_classifier(with_average, config, trained.manifest)
     assert answer["predictions"][0]["probabilities"][0] == pytest.approx(
-        float(asked_of.probabilities(pixels).max()), abs=1e-6
+        float(model_of_checkpoint.probabilities(pixels).max()), abs=1e-6
     )
 
 
@@ -173,7 +176,7 @@ def trial(**values: Any) -> Trial:
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("max", 2), ("min", 1)])
-def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int) -> None:
+def test_the_best_trial_is_complete_and_has_the_best_value(mode: str, expected: int) -> None:
     trials = [
         trial(planned_seq=1, best_value=0.1),
         trial(planned_seq=2, best_value=0.8),
@@ -189,7 +192,7 @@ def test_the_best_is_the_best_value_of_a_complete_trial(mode: str, expected: int
 
 
 def again(origin: Trial, planned_seq: int, value: float | None, **values: Any) -> Trial:
-    """A final trial of what `origin` found, on the whole training part where it has no value."""
+    """A final trial of the configuration of `origin`; without a value it has no validation."""
     of = {"variant": origin.variant, "params": origin.params, "origin": origin.signature}
     config = {"validation_fraction": 0.0 if value is None else 0.1}
     given = {"planned_seq": planned_seq, "best_value": value, "config": config, **of, **values}
@@ -202,8 +205,8 @@ def searched(variant: str, planned_seq: int, value: float) -> Trial:
     return trial(variant=variant, params=params, **given)
 
 
-def test_a_variants_final_trials_stand_for_it() -> None:
-    """One without a validation split of its own counts as the trial it repeats."""
+def test_the_final_trials_of_a_variant_represent_it() -> None:
+    """A final trial without a validation split has the value of the trial it repeats."""
     a, b = searched("a", 1, 0.9), searched("b", 2, 0.95)
     finals_b = [again(b, 3, 0.7), again(b, 4, 0.85), again(b, 5, 0.99, status="failed")]
     assert ranking.best_trial([a, b], "max") is b
@@ -214,7 +217,7 @@ def test_a_variants_final_trials_stand_for_it() -> None:
     assert ranking.best_trial([a, b, *finals_b, whole], "max") is whole
 
 
-def test_finals_of_what_a_longer_search_has_beaten_do_not_answer() -> None:
+def test_final_trials_of_a_configuration_that_is_no_longer_the_best_are_not_used() -> None:
     old, new = searched("a", 1, 0.80), searched("a", 5, 0.82)
     finals_old = [again(old, 2, 0.81)]
     assert ranking.best_trial([old, *finals_old], "max") is finals_old[0]
@@ -227,20 +230,22 @@ def test_the_table_shows_labels_and_percentages(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     files, _ = write_test_images(trained.data_dir, tmp_path, 2)
-    answer = asked(capsys, trained, *files)["predictions"]
+    answer = predicted(capsys, trained, *files)["predictions"]
     assert predict.main(arguments(trained, *files)) == 0
     text = capsys.readouterr().out
-    assert "cnn3 of the sweep 'tiny'" in text
+    epoch = int(trained.checkpoint.name.removeprefix("epoch_")) + 1
+    value = f"val_top1 {trained.value:.1%}"
+    assert f"cnn3 of the sweep 'tiny' (cnn3-000, epoch {epoch}, {value})" in text
     for one in answer:
-        assert f"{one['probabilities'][0]:.2%}" in text
+        assert f"{one['probabilities'][0]:.1%}" in text
 
 
-def test_the_picture_is_drawn_whole(
+def test_a_picture_is_written_whole(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     files, _ = write_test_images(trained.data_dir, tmp_path, 3)
     for ending in (".png", ".svg"):
-        asked(capsys, trained, *files, picture=tmp_path / f"drawn{ending}")
+        predicted(capsys, trained, *files, picture=tmp_path / f"drawn{ending}")
     with Image.open(tmp_path / "drawn.png") as picture:
         assert picture.width > 500
         assert picture.height > 3 * 200
@@ -249,8 +254,8 @@ def test_the_picture_is_drawn_whole(
     assert list(tmp_path.glob(".drawn*")) == []
 
 
-def test_the_maps_are_those_of_the_report(trained: Trained) -> None:
-    """As `explain` finds them for the images as validation sees them, one by one or together."""
+def test_the_maps_equal_those_of_the_report(trained: Trained) -> None:
+    """As `grad_cam` computes them for the preprocessed images, one by one or in batches."""
     pixels, _ = open_split(trained.data_dir / "digits", "test")
     model = load(from_checkpoint(trained.checkpoint, trained.manifest, {}))
     classes = np.full(model.batch_size + 2, 3)
@@ -266,16 +271,16 @@ def test_the_maps_are_those_of_the_report(trained: Trained) -> None:
     assert maps[-1] == pytest.approx(expected[0].numpy(), abs=1e-4)
 
 
-def test_a_model_without_a_map_has_a_picture_without_one(
+def test_a_picture_of_a_model_without_maps_has_no_column_of_maps(
     capsys: pytest.CaptureFixture[str],
     trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
-    asked(capsys, trained, *files, picture=tmp_path / "with.png")
+    predicted(capsys, trained, *files, picture=tmp_path / "with.png")
     monkeypatch.setattr(grad_cam, "activation_maps", lambda *_: None)
-    asked(capsys, trained, *files, picture=tmp_path / "without.png")
+    predicted(capsys, trained, *files, picture=tmp_path / "without.png")
     with Image.open(tmp_path / "with.png") as left, Image.open(tmp_path / "without.png") as right:
         assert left.width > right.width
 
@@ -294,7 +299,7 @@ def test_all_bad_images_are_named_and_nothing_is_written(
     assert f"There is no image '{tmp_path}/gone.png'" in said
     assert f"'{tmp_path}/cut.png' cannot be used" in said
     assert f"'{tmp_path}' is a folder" in said
-    assert "the other 2 can be" in said
+    assert "to classify the other 2" in said
 
 
 def test_an_unknown_sweep_lists_the_known_ones(
@@ -315,7 +320,7 @@ def test_an_unknown_sweep_lists_the_known_ones(
     assert "Unknown variant of this sweep 'cnn33'. Known: cnn2, cnn3." in said
 
 
-def test_an_unknown_run_makes_no_store(
+def test_an_unknown_run_creates_no_store(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     with untouched(trained.storage):
@@ -326,7 +331,7 @@ def test_an_unknown_run_makes_no_store(
 
 @pytest.fixture
 def copy(trained: Trained, tmp_path: Path) -> Trained:
-    """The same sweep, to be damaged."""
+    """A copy of the sweep, to be damaged."""
     storage = tmp_path / "copy"
     shutil.copytree(trained.storage, storage)
     at = storage / trained.checkpoint.relative_to(trained.storage)
@@ -350,7 +355,7 @@ def test_a_damaged_checkpoint_is_named(
     assert not (tmp_path / "p.png").exists()
 
 
-def test_a_checkpoint_that_is_gone_is_named(
+def test_a_missing_checkpoint_is_named(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
     shutil.rmtree(copy.checkpoint)
@@ -369,7 +374,7 @@ def test_a_damaged_ledger_is_named(
     assert f"{copy.paths.ledger} is not a readable ledger" in said
 
 
-def test_a_sweep_without_an_ended_trial_says_so(
+def test_a_sweep_without_a_model_is_refused(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
     files, _ = write_test_images(copy.data_dir, tmp_path, 1)
@@ -378,7 +383,7 @@ def test_a_sweep_without_an_ended_trial_says_so(
         ledger.start_attempt(own.signature, resumed_from=None, micro_batch_size=0)
         ledger.end_attempt(own.signature, 2, outcome="failed", trial_status="failed")
     ledger.close()
-    assert "'tiny' has no trial that ended well" in refused(capsys, *arguments(copy, *files))
+    assert "The sweep 'tiny' has no model yet" in refused(capsys, *arguments(copy, *files))
 
 
 def test_another_dataset_than_the_trained_one_is_refused(
@@ -390,7 +395,7 @@ def test_another_dataset_than_the_trained_one_is_refused(
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 12}))
     words = [*arguments(trained, *files), "--data-dir", other.parent]
-    assert "is another dataset than the model was trained on" in refused(capsys, *words)
+    assert "is not the dataset that the model was trained on" in refused(capsys, *words)
     words = [*arguments(trained, *files), "--data-dir", tmp_path / "empty"]
     assert "holds no prepared dataset" in refused(capsys, *words)
 
@@ -412,23 +417,23 @@ def test_a_dataset_at_an_address_is_fetched(
     assert "holds no prepared dataset" in refused(capsys, "tiny", files[0], "--data-dir", empty)
 
 
-def test_a_kept_manifest_needs_no_dataset(
+def test_a_recorded_manifest_makes_the_dataset_unnecessary(
     capsys: pytest.CaptureFixture[str], copy: Trained, tmp_path: Path
 ) -> None:
     files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     ledger = open_ledger(copy.paths.ledger)
     ledger.put("manifest", asdict(copy.manifest))
     ledger.close()
-    with_data = asked(capsys, copy, *files)
+    with_data = predicted(capsys, copy, *files)
     without = Trained(copy.storage, tmp_path / "empty", copy.config, copy.checkpoint, copy.value)
-    assert asked(capsys, without, *files) == with_data
+    assert predicted(capsys, without, *files) == with_data
 
 
 @pytest.mark.parametrize(
     ("picture", "expected"),
     [("p.doc", "must end in .png, .jpg, .pdf, .svg"), ("no/p.png", "There is no folder no")],
 )
-def test_an_impossible_picture_is_refused_first(
+def test_an_invalid_picture_path_is_refused_first(
     capsys: pytest.CaptureFixture[str], picture: str, expected: str
 ) -> None:
     assert expected in refused(capsys, "tiny", "x.png", "--picture", picture)
@@ -444,27 +449,27 @@ def test_a_picture_does_not_replace_an_image(
 
 
 def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    images = ["x.png"] * (find.MOST_IN_PICTURE + 1)
-    assert "64 images at most; got 65" in refused(capsys, "a", *images, "--picture", "p.png")
+    images = ["x.png"] * (find.MAX_IN_PICTURE + 1)
+    assert "at most 64 images; got 65" in refused(capsys, "a", *images, "--picture", "p.png")
 
 
-def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
+def test_a_sweep_in_a_remote_storage_is_used_from_another_machine(
     capsys: pytest.CaptureFixture[str],
     trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a machine without this sweep's cache brings here: ledger and one checkpoint."""
+    """A machine without a local copy of the sweep fetches its ledger and one checkpoint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
-    here = asked(capsys, trained, *files)
+    here = predicted(capsys, trained, *files)
     store = tmp_path / "store"
     shutil.copytree(trained.paths.root, store / "tiny")
     stored = store / "tiny" / "ledger.sqlite"  # as the driver puts it there
     content = stored.read_bytes()
     stored.write_bytes(content + f"\nsha256:{hashlib.sha256(content).hexdigest()}\n".encode())
     with untouched(store):
-        assert asked(capsys, trained, *files, storage=store.as_uri()) == here
+        assert predicted(capsys, trained, *files, storage=store.as_uri()) == here
         said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
     assert "Existing: tiny. Did you mean 'tiny'?" in said
     stored.write_bytes(b"no database" * 100)
@@ -472,7 +477,7 @@ def test_a_sweep_in_a_storage_elsewhere_answers_from_another_machine(
     assert f"The copy of the ledger at {store.as_uri()}/tiny/ledger.sqlite is damaged" in said
 
 
-def test_help_answers_without_the_libraries() -> None:
+def test_help_imports_no_libraries() -> None:
     code = (
         "import sys, orchestrator.predict.__main__, orchestrator.predict.mlflow_model\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'timm', 'PIL', 'pandas'} & set(sys.modules)))"
@@ -481,7 +486,7 @@ def test_help_answers_without_the_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_grey_dataset_takes_colour_and_a_colour_dataset_grey(tmp_path: Path) -> None:
+def test_colour_images_become_grey_for_a_grey_dataset_and_grey_ones_colour(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("L", (40, 20), 77).save(tmp_path / "grey.png")
     red = read_image(tmp_path / "red.png", "red", (8, 8, 1))
