@@ -1,6 +1,6 @@
-"""The record of a sweep, from which everything else is derived.
+"""The record of a sweep, from which everything else can be rebuilt.
 
-`ledger` reads and writes it, `records` are its rows, `backup` copies it to the storage,
-`snapshot` opens a copy, `ranking` says which trial is best, `retention` which checkpoints are
-kept.
+`ledger` reads and writes it, `database` is its SQLite file, `header` and `records` are its facts
+and rows. `backup` copies it to the storage, `snapshot` opens a copy. `ranking` finds the best
+trials, `retention` deletes checkpoints that are no longer needed.
 """

@@ -1,6 +1,8 @@
-"""After a variant's search: its best configuration once more, with seeds of its own.
+"""Which trials are the best: the only place that orders trials by their results.
 
-Which trials those are is a function of the ledger's rows, as every decision is.
+Every function depends on the ledger's rows only, as every decision does. The test split is never
+taken into account. Of equal trials the one that was planned first is the better one, so that the
+choice does not depend on when it is made.
 """
 
 from __future__ import annotations
@@ -13,23 +15,23 @@ from orchestrator.ledger.records import EpochRow, Trial
 
 
 def best_of(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best complete trial; of equal ones the first, None where there is none."""
-    best: Trial | None = None
-    for trial in sorted(trials, key=lambda trial: trial.number):
-        if trial.status != "complete" or trial.best_value is None:
-            continue
-        if best is None or is_better(trial.best_value, best.best_value or 0.0, mode):
-            best = trial
-    return best
+    """Return the best complete trial by its own value, None if no complete trial has a value.
+
+    Args:
+        trials: of one variant.
+        mode: "max" or "min".
+    """
+    usable = [t for t in trials if t.status == "complete" and t.best_value is not None]
+    return min(usable, key=lambda trial: _order(trial, trial.best_value, mode), default=None)
 
 
 def final_trials_of(trials: Sequence[Trial], variant: str, mode: str) -> list[Trial]:
-    """Return the trials that stand for a variant: the finals of its best configuration.
+    """Return the trials that represent a variant: the final trials of its best configuration.
 
-    Finals of a configuration that a longer search has beaten since are left out, and so are those
-    with a validation split where the latest are without, or the other way round: they are the same
-    seeds again. Where nothing is searched they are the search's own. Ended or not, in the order of
-    their numbers.
+    Final trials of a configuration that a longer search has surpassed are left out. If some of the
+    rest have a validation split and others have none, only those like the latest remain: the
+    others repeat the same seeds. A variant with nothing to search is represented by its search
+    trials. The trials are in the order of their numbers, ended or not.
     """
     own = [trial for trial in trials if trial.variant == variant]
     searched = [trial for trial in own if trial.stage == "search"]
@@ -38,33 +40,30 @@ def final_trials_of(trials: Sequence[Trial], variant: str, mode: str) -> list[Tr
     best = best_of(searched, mode)
     if best is None:
         return []
-    again = [t for t in own if t.stage == "final" and t.params == best.params]
-    last = max(again, key=lambda trial: trial.planned_seq, default=best).config
-    part = "validation_fraction"
-    return [trial for trial in again if trial.config[part] == last[part]]
-
-
-def _is_on_all(trial: Trial) -> bool:
-    return (trial.config or {}).get("validation_fraction") == 0
+    repeats = [t for t in own if t.stage == "final" and t.params == best.params]
+    latest = max(repeats, key=lambda trial: trial.planned_seq, default=best)
+    split = "validation_fraction"
+    return [trial for trial in repeats if trial.config[split] == latest.config[split]]
 
 
 def ranking_values(trials: Sequence[Trial]) -> dict[str, float]:
-    """Return what each trial is worth by the validation split, by signature; the test has no say.
+    """Return the value by which each trial is ranked, by signature; some trials have none.
 
-    A final one on the whole training part has no value of its own: its origin's counts. A recipe's
-    trials that are such are worth the same: only the test could tell them apart.
+    It is the best value of the trial on the validation split. A final trial without a validation
+    split has the value of its origin. Complete search trials without a validation split, as in a
+    recipe trained on all training images, are equal: only the test split could distinguish them.
     """
-    own = {t.signature: t.best_value for t in trials}
-    worth: dict[str, float] = {}
+    own = {trial.signature: trial.best_value for trial in trials}
+    values: dict[str, float] = {}
     for trial in trials:
         value = trial.best_value
         if value is None and trial.stage == "final":
             value = own.get(trial.origin or "")
-        elif value is None and trial.status == "complete" and _is_on_all(trial):
+        elif value is None and trial.status == "complete" and _has_no_validation(trial):
             value = 0.0
         if value is not None:
-            worth[trial.signature] = value
-    return worth
+            values[trial.signature] = value
+    return values
 
 
 def is_better(value: float, other: float, mode: str) -> bool:
@@ -75,62 +74,69 @@ def is_better(value: float, other: float, mode: str) -> bool:
 
 
 def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best trial by the validation split, None where none ended well.
+    """Return the best trial, None if no trial is complete or stopped.
 
-    A variant's final trials stand for it where there are any; the test split has no say in it.
+    A variant with complete final trials is represented by those. A trial that was stopped early is
+    chosen only if no trial is complete.
 
     Args:
         trials: of a sweep, or of one variant.
-        mode: "max" or "min": which values of the metric are good.
+        mode: "max" or "min".
     """
-    sign = -1 if mode == "max" else 1
     values = ranking_values(trials)
     candidates: list[Trial] = []
     for variant in {trial.variant for trial in trials}:
         own = [t for t in trials if t.variant == variant and t.signature in values]
-        # Those of a configuration that a longer search has beaten stand for nothing any more.
-        again = [t for t in final_trials_of(own, variant, mode) if t.status == "complete"]
-        candidates += again or [t for t in own if t.stage == "search"]
-
-    def rank(trial: Trial) -> tuple[bool, float, int]:
-        """One that was stopped early only where nothing else is; of equal ones the earlier."""
-        return trial.status != "complete", sign * values[trial.signature], trial.planned_seq
-
+        finals = [t for t in final_trials_of(own, variant, mode) if t.status == "complete"]
+        candidates += finals or [t for t in own if t.stage == "search"]
     usable = [trial for trial in candidates if trial.status in ("complete", "stopped")]
-    return min(usable, key=rank, default=None)
+
+    def order(trial: Trial) -> tuple[bool, float, int]:
+        return trial.status != "complete", *_order(trial, values[trial.signature], mode)
+
+    return min(usable, key=order, default=None)
 
 
 def top_k(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
     """Return the signatures of the best `keep` ended trials of every variant and stage.
 
-    Final trials of a configuration that a longer search has beaten since are not among them.
+    Final trials of a configuration that a longer search has surpassed are not among them.
     """
     values = ranking_values(trials)
-    standing = {
+    current = {
         trial.signature
         for variant in {trial.variant for trial in trials}
         for trial in final_trials_of(trials, variant, mode)
     }
-    by_variant = collections.defaultdict(list)
+    groups = collections.defaultdict(list)
     for trial in trials:
-        is_beaten = trial.stage == "final" and trial.signature not in standing
+        is_surpassed = trial.stage == "final" and trial.signature not in current
         is_usable = trial.status in ("complete", "stopped") and trial.signature in values
-        if is_usable and not is_beaten:
-            by_variant[trial.variant, trial.stage].append(trial)
-    sign = -1 if mode == "max" else 1
+        if is_usable and not is_surpassed:
+            groups[trial.variant, trial.stage].append(trial)
     best = set()
-    for own in by_variant.values():
-        # Ties go to the earlier trial, so that the choice does not depend on when it is made.
-        own.sort(key=lambda trial: (sign * values[trial.signature], trial.planned_seq))
+    for own in groups.values():
+        own.sort(key=lambda trial: _order(trial, values[trial.signature], mode))
         best |= {trial.signature for trial in own[:keep]}
     return best
 
 
-def best_row(rows: Sequence[EpochRow], judge: str) -> EpochRow | None:
+def best_row(rows: Sequence[EpochRow], metric: str) -> EpochRow | None:
     """Return the row with the best value of a metric, the earliest of equal ones, or None."""
-    mode = "min" if judge == "val_loss" else "max"
+    mode = "min" if metric == "val_loss" else "max"
     best: EpochRow | None = None
     for row in rows:
-        if best is None or is_better(row.metrics[judge], best.metrics[judge], mode):
+        if best is None or is_better(row.metrics[metric], best.metrics[metric], mode):
             best = row
     return best
+
+
+def _order(trial: Trial, value: float | None, mode: str) -> tuple[float, int]:
+    """Return the sort key of a trial with a value: the best first, NaN last."""
+    if value is None or math.isnan(value):
+        return math.inf, trial.planned_seq
+    return -value if mode == "max" else value, trial.planned_seq
+
+
+def _has_no_validation(trial: Trial) -> bool:
+    return (trial.config or {}).get("validation_fraction") == 0

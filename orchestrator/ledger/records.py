@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 TrialStatus = Literal["planned", "running", "complete", "stopped", "diverged", "failed"]
-# A final trial trains the best configuration of its variant's search again, with another seed.
+# A final trial trains the best configuration of its variant's search with another seed.
 Stage = Literal["search", "final"]
 ENDED: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One planned configuration and how it stands."""
+    """One planned configuration and its status."""
 
     signature: str
     variant: str
@@ -33,14 +33,14 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The trial's name in printed text."""
         stage = "final-" if self.stage == "final" else ""
         return f"{self.variant}-{stage}{self.number:03d}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One try at a trial."""
+    """One execution of a trial."""
 
     signature: str
     attempt: int
@@ -54,10 +54,10 @@ class Attempt:
     failure_text: str | None
 
     def span_s(self, rows: Sequence[EpochRow]) -> tuple[float, float]:
-        """Return when it began and ended, in seconds since 1970.
+        """Return the Unix times of its start and end.
 
-        One that was cut off with its driver is closed much later, so it counts to its last epoch;
-        so does one that runs now.
+        An attempt whose driver died is closed much later, so it ends with its last epoch; so does
+        an attempt that is running.
 
         Args:
             rows: of its trial.

@@ -1,4 +1,4 @@
-"""Which weights stay: the best trials of each variant for good, everything else while it runs."""
+"""Deletes checkpoints that are no longer needed, and finds those of the best epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.storage.store import Storage
 
 
 def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
-    """Return the checkpoint folder of a trial's best epoch, None where there is none."""
+    """Return the checkpoint folder of a trial's best epoch, None if there is none."""
     name = _best_name(ledger, paths, trial)
     if name is None:
         return None
@@ -27,7 +27,7 @@ def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | N
 
 
 def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None:
-    """Return the weights file of a trial's best epoch: the averaged ones where there are any."""
+    """Return the weights file of a trial's best epoch: the averaged weights if there are any."""
     folder = best_checkpoint(ledger, paths, trial)
     if folder is None:
         return None
@@ -35,26 +35,29 @@ def best_weights(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | None
     return next((file for file in files if file.is_file()), None)
 
 
-def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None = None) -> None:
-    """Delete the checkpoints that nobody will ask for again, here and in the storage.
+def collect(
+    ledger: Ledger, paths: SweepPaths, done: set[str], copied_seq: int | None = None
+) -> None:
+    """Delete the checkpoints that are no longer needed, here and in the storage.
 
-    Of the best trials of each variant the best epoch's stays, with `--keep last` the last epoch's
-    of every trial as well; failed and running trials keep what they may go on from: the best epoch
-    and the last two of attempts that are over, and all that the latest attempt has left.
+    The best trials of each variant keep the checkpoint of their best epoch, and with `--keep last`
+    every trial keeps that of its last epoch. Failed and running trials keep those from which they
+    may resume: the best and the last two epochs of ended attempts, and every checkpoint of the
+    latest attempt.
 
     Args:
         ledger: the sweep's.
-        paths: its folder.
-        done: what is known to be clean; grows, so that each is looked at once.
-        up_to: number of the last change in the ledger's durable copy. What that copy points to
-            stays. None: there is no copy.
+        paths: the sweep's.
+        done: what needs no further look; each call adds to it.
+        copied_seq: number of the last change in the ledger's backup, whose checkpoints are kept;
+            None: there is no backup.
     """
     header = read_header(ledger)
     keep_option = header.options.get("keep")
     if keep_option == "all":
         return
     storage = sweeps.storage_of(paths)
-    trials = _ended(ledger, up_to)
+    trials = _ended(ledger, copied_seq)
     best = top_k(trials, header.num_best, header.plan.space.mode)
     for trial in trials:
         if trial.signature in done:
@@ -68,25 +71,25 @@ def collect(ledger: Ledger, paths: SweepPaths, done: set[str], up_to: int | None
         if trial.signature not in best:
             done.add(trial.signature)
     _collect_dead_attempts(ledger, paths)
-    if storage is not None and up_to is not None:
-        goes_on = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
-        _collect_outdated(storage, ledger, sorted(goes_on), done, up_to)
+    if storage is not None and copied_seq is not None:
+        unended = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
+        _collect_outdated(storage, ledger, sorted(unended), done, copied_seq)
 
 
-def _ended(ledger: Ledger, up_to: int | None) -> list[Trial]:
-    """Return the trials that have ended well by some change, and will not go on."""
+def _ended(ledger: Ledger, copied_seq: int | None) -> list[Trial]:
+    """Return the trials that had ended, without failing, up to a change."""
     return [
         trial
         for trial in ledger.trials()
         if trial.status in ("complete", "stopped", "diverged")
-        and (up_to is None or (trial.ended_seq or 0) <= up_to)
+        and (copied_seq is None or (trial.ended_seq or 0) <= copied_seq)
     ]
 
 
 def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
     """Return the checkpoint of a trial's best epoch, relative to the sweep's folder.
 
-    Where the one of its row is gone, an attempt that trained the epoch again has one as good.
+    If the checkpoint of the row is gone, that of an attempt which repeated the epoch is as good.
     """
     rows = ledger.epochs(trial.signature)
     name = next((row.checkpoint for row in rows if row.epoch == trial.best_epoch), None)
@@ -97,7 +100,7 @@ def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
 
 
 def _collect_dead_attempts(ledger: Ledger, paths: SweepPaths) -> None:
-    """Delete what earlier attempts of trials that may go on left, and nothing will go on from."""
+    """Delete checkpoints of earlier attempts from which no unended trial will resume."""
     for trial in ledger.trials():
         if trial.status not in ("running", "failed"):
             continue
@@ -115,8 +118,8 @@ def _collect_dead_attempts(ledger: Ledger, paths: SweepPaths) -> None:
 def _delete_local(
     paths: SweepPaths, signature: str, attempts: str, keep: Collection[str | None]
 ) -> None:
-    """Delete the checkpoints of some of a trial's attempts on this machine, but for some."""
-    # With a dot begins what a worker that was killed had half written.
+    """Delete the checkpoints of some attempts of a trial on this machine, except those to keep."""
+    # A name with a leading dot is a checkpoint that a killed worker was writing.
     for folder in paths.trial(signature).glob(f"{attempts}/*epoch_*"):
         if str(folder.relative_to(paths.root)) not in keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -125,7 +128,7 @@ def _delete_local(
 def _collect_stored(
     storage: Storage, signature: str, keep: set[str | None], done: set[str]
 ) -> None:
-    """Delete an ended trial's checkpoints from the storage, but for some."""
+    """Delete an ended trial's checkpoints from the storage, except those to keep."""
     mark = f"{signature} {sorted(map(str, keep))}"
     if mark in done:
         return
@@ -138,14 +141,14 @@ def _collect_stored(
 
 
 def _collect_outdated(
-    storage: Storage, ledger: Ledger, signatures: Sequence[str], done: set[str], up_to: int
+    storage: Storage, ledger: Ledger, signatures: Sequence[str], done: set[str], copied_seq: int
 ) -> None:
-    """Delete what trials that go on have stored, but for each one's last two and best epochs.
+    """Delete stored checkpoints of unended trials, except each one's best and last two epochs.
 
-    The last two are those of the ledger's copy: a new machine goes on from there.
+    The last two are those that the ledger's backup knows: a new machine resumes from them.
     """
     for signature in signatures:
-        stored = [r for r in ledger.epochs(signature) if r.seq <= up_to and r.checkpoint]
+        stored = [r for r in ledger.epochs(signature) if r.seq <= copied_seq and r.checkpoint]
         best = best_row(stored, ledger.trial(signature).config["select_by"])
         for row in stored[:-2]:
             if row is not best and row.checkpoint and row.checkpoint not in done:

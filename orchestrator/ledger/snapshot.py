@@ -1,4 +1,4 @@
-"""Opens a copy of a sweep's ledger to be read: whoever runs the sweep goes on undisturbed."""
+"""Opens a copy of a sweep's ledger for reading, without disturbing a running driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.storage.store import StorageError
 
 @contextlib.contextmanager
 def ledger_copy(paths: SweepPaths) -> Iterator[Ledger]:
-    """Yield `newest_copy` for a command that can do nothing without it.
+    """Yield the newest copy; any problem is a `UsageError`.
 
     Raises:
         UsageError: it cannot be read.
@@ -36,15 +36,15 @@ def ledger_copy(paths: SweepPaths) -> Iterator[Ledger]:
 
 @contextlib.contextmanager
 def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
-    """Yield a copy that goes away with the block.
+    """Yield the newest copy of a sweep's ledger, which is deleted after the block.
 
-    A driver on this machine has the latest; else the storage at an address has, which other
-    machines write to as well; else this machine's own is it.
+    The ledger of a driver on this machine is the newest. Otherwise it is the copy in a remote
+    storage, which other machines write as well, and then the ledger that a driver left here.
 
     Raises:
         LedgerError: it cannot be read, or is damaged.
         StorageError: the storage cannot be reached, and this machine has no ledger.
-        UsageError: what the storage has is damaged, and this machine has no ledger.
+        UsageError: the copy in the storage is damaged, and this machine has no ledger.
     """
     with contextlib.ExitStack() as stack:
         driver = locks.driver_of(paths) if paths.ledger.exists() else None
@@ -54,19 +54,19 @@ def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
 
 @contextlib.contextmanager
 def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
-    """Yield a copy of this machine's ledger of a sweep, which goes away with the block.
+    """Yield a copy of this machine's ledger of a sweep, which is deleted after the block.
 
     Args:
         paths: the sweep's.
-        driver: who writes to it now, None when nobody does.
+        driver: the process that writes it now, None if there is none.
 
     Raises:
-        LedgerError: it cannot be read, or SQLite's own check of the file finds damage.
+        LedgerError: it cannot be read, or SQLite's check of the file finds damage.
     """
     with tempfile.TemporaryDirectory(prefix="sweep-read-") as folder:
         copy = Path(folder) / paths.ledger.name
         if driver is None:
-            # With its journal, which SQLite folds in there: opened in place it would write.
+            # Copied with its journal: opening the original would make SQLite write to it.
             for end in ("", "-wal"):
                 source = paths.ledger.with_name(paths.ledger.name + end)
                 if source.exists():
@@ -89,13 +89,13 @@ def _opened(copy: Path, original: Path) -> Ledger:
 
 
 def _stored(paths: SweepPaths, stack: contextlib.ExitStack) -> Ledger | None:
-    """Return the storage's copy; None where it cannot be had and this machine has a ledger."""
+    """Return the storage's copy; None if it cannot be read and this machine has a ledger."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-read-"))
     try:
         ledger = backup.read_backup(paths, Path(folder) / paths.ledger.name)
     except (LedgerError, StorageError, UsageError) as error:
         if not paths.ledger.exists():
             raise
-        print(redacted(f"{error} So this is what this machine has of the sweep."), file=sys.stderr)
+        print(redacted(f"{error} This machine's ledger is used instead."), file=sys.stderr)
         return None
     return stack.enter_context(contextlib.closing(ledger))

@@ -1,5 +1,6 @@
-"""What a sweep will do, resolved before anything starts.
+"""The plan of a sweep, made before anything starts.
 
-`options` are what the user asked for, `resolve` makes a `plan` of them, `resume` compares it with
-an earlier one, `machines`, `disk`, `budget` and `forecast` say what fits and how long it takes.
+`options` holds the options of a command, `resolve` makes a `plan` from them, and `resume` compares
+it with that of an existing sweep. `machines`, `disk` and `budget` tell what fits, `forecast` how
+long it takes.
 """

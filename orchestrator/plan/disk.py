@@ -1,4 +1,4 @@
-"""How much room a sweep's checkpoints take, and whether the disk has it."""
+"""How much disk space a sweep's checkpoints need, and whether it is there."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan, VariantCost
 
-# Left free for the ledger, logs, MLflow and Ray.
+# Kept free for the ledger, logs, MLflow and Ray.
 RESERVE_BYTES = 64 * 2**20
 
 
 def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
-    """Return the size of one checkpoint: float32 weights, up to two moments, and the average.
+    """Return the size of one checkpoint: float32 weights, two moments, and the average, if any.
 
-    Two moments have Adam, AdamW, RAdam, LAMB and RMSProp with momentum; SGD has one.
+    Adam, AdamW, RAdam, LAMB and RMSProp with momentum keep two moments; SGD keeps one.
     """
     return 4 * parameters * (4 if averaged else 3)
 
 
 def forecast_bytes(
-    plan: Plan, facts: Mapping[str, VariantCost], concurrent: int, keep: str | None
+    plan: Plan, costs: Mapping[str, VariantCost], concurrent: int, keep: str | None
 ) -> int:
-    """Return what a sweep's checkpoints take at most.
+    """Return the largest size that a sweep's checkpoints can have.
 
     Args:
-        plan: the sweep.
-        facts: of its variants.
-        concurrent: trials at a time; each holds its last two checkpoints, its best, and the one
+        plan: the sweep's.
+        costs: of its variants.
+        concurrent: trials at a time; each has its last two checkpoints, its best one, and the one
             that is being written.
-        keep: the option `--keep`; None: the best ones, as many as the space says.
+        keep: the option `--keep`; None: the best trials, as many as the space keeps.
     """
-    sizes = {name: _size(plan, facts, name) for name in plan.variants}
+    sizes = {name: _size(plan, costs, name) for name in plan.variants}
     epochs = {name: plan.epochs(name) for name in plan.variants}
     trials = plan.trials + plan.final_seeds
     num_best = plan.space.keep_best
@@ -49,48 +49,48 @@ def forecast_bytes(
         kept += sum(size * trials for size in sizes.values())
     if keep == "all":
         kept = sum(size * trials * epochs[name] for name, size in sizes.items())
-    # MLflow has the best weights once more.
-    copies = sum(4 * facts[name].parameters * num_best for name in plan.variants)
-    # The best model of all is there once more, and once in MLflow.
-    copies += 2 * 4 * max(facts[name].parameters for name in plan.variants)
+    # MLflow has a copy of the best weights.
+    copies = sum(4 * costs[name].parameters * num_best for name in plan.variants)
+    # The exported best model is one more copy, and MLflow has another.
+    copies += 2 * 4 * max(costs[name].parameters for name in plan.variants)
     running = 4 * min(concurrent, trials * len(sizes)) * max(sizes.values())
     return kept + copies + running
 
 
 def check_room(folder: Path, needed_bytes: int, used_bytes: int = 0) -> None:
-    """Refuse to start what the disk has no room for.
+    """Refuse to start a sweep whose checkpoints do not fit on the disk.
 
     Args:
-        folder: where the sweep will write; it need not exist yet.
+        folder: the sweep's; it need not exist yet.
         needed_bytes: the forecast.
-        used_bytes: what of it lies there already.
+        used_bytes: the part of it that the folder holds already.
 
     Raises:
-        UsageError: saying how much there is and how much is needed.
+        UsageError: there is too little space.
     """
     free = free_bytes(folder)
     if free + used_bytes < needed_bytes + RESERVE_BYTES:
         raise UsageError(
             f"The checkpoints of this sweep take up to {gib(needed_bytes)} in {folder}, where "
             f"{gib(free)} are free. Free some space, choose another --storage, keep fewer with "
-            "--keep best-1, or start all the same with --force."
+            "--keep best-1, or start anyway with --force."
         )
 
 
-def has_room(folder: Path, plan: Plan, facts: Mapping[str, VariantCost], variant: str) -> bool:
+def has_room(folder: Path, plan: Plan, costs: Mapping[str, VariantCost], variant: str) -> bool:
     """Return whether one more trial of a variant can write its checkpoints."""
-    return free_bytes(folder) >= 2 * _size(plan, facts, variant) + RESERVE_BYTES
+    return free_bytes(folder) >= 2 * _size(plan, costs, variant) + RESERVE_BYTES
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that a folder lies on, or would lie on."""
+    """Return the free space of the disk of a folder, which need not exist yet."""
     folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def used_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder; some may go meanwhile."""
+    """Return the size of all files below a folder, of which some may be deleted meanwhile."""
     used = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -99,10 +99,10 @@ def used_bytes(folder: Path) -> int:
 
 
 def gib(size: int) -> str:
-    """Return a size as people read it."""
+    """Return a size as text, in GiB."""
     return f"{size / 2**30:,.2f} GiB"
 
 
-def _size(plan: Plan, facts: Mapping[str, VariantCost], name: str) -> int:
+def _size(plan: Plan, costs: Mapping[str, VariantCost], name: str) -> int:
     values = {**plan.space.fixed_for(name), **plan.space.params_for(name)}
-    return checkpoint_bytes(facts[name].parameters, averaged=bool(values.get("ema_decay")))
+    return checkpoint_bytes(costs[name].parameters, averaged=bool(values.get("ema_decay")))

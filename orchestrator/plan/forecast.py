@@ -1,4 +1,4 @@
-"""How long a sweep will still take, from what its epochs have taken so far."""
+"""Estimates the remaining time of a sweep from the epochs it has trained."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def left_s(
     latest: Mapping[str, EpochRow],
     multiply_accumulates: Mapping[str, int],
 ) -> float | None:
-    """Estimate the seconds until every planned trial has ended, None before any epoch has.
+    """Return an estimate of the seconds until all trials have ended, None before the first epoch.
 
-    Each variant's epochs take as long as they did; one that has none yet takes as much longer than
-    the heaviest that has as it computes more. Trials that will be stopped early are not foreseen.
+    A variant's epochs are expected to take as long as its epochs so far. A variant without epochs
+    is estimated from the largest variant with epochs, in proportion to their operations. Early
+    stopping is not taken into account.
 
     Args:
-        plan: what is to be done.
+        plan: the trials to run.
         trials: of the plan's variants.
         latest: each trial's last epoch, by signature.
         multiply_accumulates: of one image forward, by variant.
@@ -45,10 +46,14 @@ def epochs_s(
     multiply_accumulates: Mapping[str, int],
     measured_s: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Estimate the seconds of one epoch of every variant; empty while nothing is known.
+    """Return estimated seconds of one epoch of every variant; empty while nothing is known.
 
-    Arguments as of `left_s`; `measured_s` are those of one epoch by variant, as `--measure` found
-    them, which count for variants without an epoch.
+    Args:
+        plan: the trials to run.
+        trials: of the plan's variants.
+        latest: each trial's last epoch, by signature.
+        multiply_accumulates: of one image forward, by variant.
+        measured_s: of one epoch, by variant, from `--measure`; used for variants without epochs.
     """
     measured_s = measured_s or {}
     spans: dict[str, list[float]] = collections.defaultdict(list)
@@ -72,9 +77,9 @@ def epochs_s(
 def epochs_left(
     plan: Plan, variant: str, trials: Sequence[Trial], latest: Mapping[str, EpochRow]
 ) -> int:
-    """Return how many epochs of a variant are still to be trained, if no trial is stopped early.
+    """Return how many epochs of a variant are left to train if no trial is stopped early.
 
-    Arguments as of `left_s`.
+    `trials` and `latest` are as in `left_s`.
     """
     epochs = plan.epochs(variant)
     finals = plan.final_seeds if plan.space.params_for(variant) else 0

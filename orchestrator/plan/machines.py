@@ -1,4 +1,4 @@
-"""How many trials fit which machines; it knows nothing of Ray and holds no state."""
+"""How many trials fit on which machines; a calculation without Ray."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from orchestrator.errors import UsageError
 from orchestrator.plan.plan import Plan
 
-Machine = tuple[float, float]  # CPUs and GPUs that it has
-Shape = tuple[float, float]  # CPUs and GPUs that one worker of a trial takes
+Machine = tuple[float, float]  # CPUs and GPUs
+Shape = tuple[float, float]  # CPUs and GPUs of one worker of a trial
 
 
 def check_fit(plan: Plan, machines: Sequence[Machine], gpus_per_trial: float | None) -> int:
-    """Return how many trials fit at a time, of the variant of which the most do.
+    """Return how many trials fit at a time, for the variant with the most.
 
     Args:
-        plan: what to do.
-        machines: that there are or may be; at least one.
-        gpus_per_trial: share of a device per worker; None: as the space says.
+        plan: the trials.
+        machines: that the cluster has or may add; at least one.
+        gpus_per_trial: share of a device per worker; None: the space's.
 
     Raises:
-        UsageError: of some variant not even one trial fits.
+        UsageError: no trial of some variant fits.
     """
     of_plan = shapes(plan, has_gpus=have_gpus(machines), gpus_per_trial=gpus_per_trial)
     fits = fitting(plan, machines, of_plan)
@@ -30,7 +30,7 @@ def check_fit(plan: Plan, machines: Sequence[Machine], gpus_per_trial: float | N
         cpus, gpus = total(machines)
         apart = f" on {len(machines)} machines" if len(machines) > 1 else ""
         raise UsageError(
-            f"No trial of {', '.join(small)} fits this cluster ({cpus:g} CPUs, "
+            f"No trial of {', '.join(small)} fits on this cluster ({cpus:g} CPUs, "
             f"{gpus:g} GPUs{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
             "`--workers-per-trial`, or use a larger cluster."
         )
@@ -43,7 +43,7 @@ def workers_per_trial(plan: Plan) -> int:
 
 
 def shapes(plan: Plan, *, has_gpus: bool, gpus_per_trial: float | None) -> dict[str, Shape]:
-    """Return, by variant, what one worker of its trials takes."""
+    """Return the CPUs and GPUs of one worker of each variant's trials."""
 
     def gpus(variant: str) -> float:
         return plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
@@ -60,7 +60,7 @@ def shapes(plan: Plan, *, has_gpus: bool, gpus_per_trial: float | None) -> dict[
 def fitting(
     plan: Plan, machines: Sequence[Machine], of_plan: Mapping[str, Shape]
 ) -> dict[str, int]:
-    """Return, by variant, how many of its trials fit the machines at a time."""
+    """Return how many trials of each variant fit on the machines at a time."""
     workers = workers_per_trial(plan)
     return {
         variant: workers_fitting(machines, shape) // workers for variant, shape in of_plan.items()
@@ -68,7 +68,7 @@ def fitting(
 
 
 def workers_fitting(machines: Sequence[Machine], shape: Shape) -> int:
-    """Return how many workers of a shape fit the machines; none lies on two of them."""
+    """Return how many workers of a shape fit on the machines; a worker uses one machine."""
     return sum(_workers_fitting_one(machine, shape) for machine in machines)
 
 
@@ -77,7 +77,7 @@ def _workers_fitting_one(machine: Machine, shape: Shape) -> int:
     by_cpu = int(machine[0] // cpus)
     if not gpus:
         return by_cpu
-    # Shares of a device do not straddle two of them. 1 / 0.1 is a little less than ten.
+    # A share lies on one device. The summand is for 1 / share that is just below an integer.
     by_gpu = int(machine[1]) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine[1] // gpus)
     return min(by_cpu, by_gpu)
 
@@ -94,10 +94,10 @@ def total(machines: Sequence[Machine]) -> Machine:
 
 @functools.lru_cache(maxsize=1)
 def planned_machines(text: str) -> tuple[Machine, ...]:
-    """Return the machines that a cluster's file for `ray up` allows, higher priorities first.
+    """Return the machines that a file for `ray up` allows, higher priorities first.
 
     Args:
-        text: of the file; node types without `resources` count as having none.
+        text: of the file; a node type without `resources` counts as a machine without any.
     """
     import yaml
 

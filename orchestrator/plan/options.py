@@ -1,4 +1,4 @@
-"""`SweepConfig` and the command line. No hyperparameter is a flag: those are a space's business."""
+"""`SweepConfig`: the options of one sweep command. Hyperparameters are set in the space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.storage.paths import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
-    """What the command line asked for; None means: as the space, the cluster or the sweep says."""
+    """The options of one command; None: the value of the space, the cluster or the sweep."""
 
     space: str
     trials: int | None = None
@@ -34,8 +34,8 @@ class SweepConfig:
     max_concurrent: int | None = None
     gpus_per_trial: float | None = None
     workers_per_trial: int | None = None
-    data_dir: Path | str = Path("data")  # a text is an address
-    storage: Path | str = Path("results")  # a text is an address
+    data_dir: Path | str = Path("data")  # str: an address
+    storage: Path | str = Path("results")  # str: an address
     tracking_uri: str | None = None
     address: str | None = None
     name: str = ""
@@ -53,11 +53,13 @@ class SweepConfig:
     verify: bool = False
 
     def __post_init__(self) -> None:
-        problems = self._problems()
+        problems = [*self._number_problems(), *self._word_problems()]
+        if self.from_scratch and not self.retry_failed:
+            problems.append("`--from-scratch` retries failed trials, `--no-retry-failed` does not.")
         if problems:
             raise UsageError("\n".join(problems))
 
-    def _problems(self) -> list[str]:
+    def _number_problems(self) -> list[str]:
         problems = []
         for flag, value, low in (
             ("--trials", self.trials, 1),
@@ -78,28 +80,17 @@ class SweepConfig:
         ):
             if limit is not None and not limit > 0:
                 problems.append(f"`{flag}` must be above 0; got {limit:g}.")
-        if self.variants == ():
-            problems.append("`--variants` must list at least one model, separated by commas.")
-        problems += self._word_problems()
         if not self.hang_timeout_s > 0:
             problems.append(f"`--hang-timeout` must be above 0 s; got {self.hang_timeout_s:g}.")
-        if self.from_scratch and not self.retry_failed:
-            problems.append("`--from-scratch` retries failed trials, `--no-retry-failed` does not.")
-        if not is_sweep_name(self.name):
-            problems.append(
-                "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
-                f"digit; got {self.name!r}."
-            )
         return problems
 
     def _word_problems(self) -> list[str]:
         problems = []
-        if self.image_size not in (None, "native", "paper") and not _is_positive(
-            self.image_size or ""
-        ):
-            problems.append(
-                f"`--image-size` must be native, paper or pixels; got {self.image_size!r}."
-            )
+        if self.variants == ():
+            problems.append("`--variants` must list at least one model, separated by commas.")
+        size = self.image_size
+        if size not in (None, "native", "paper") and not (size.isdecimal() and int(size) > 0):
+            problems.append(f"`--image-size` must be native, paper or pixels; got {size!r}.")
         if self.weights not in (None, "none", "imagenet") and not self.weights.endswith(
             ".safetensors"
         ):
@@ -108,26 +99,29 @@ class SweepConfig:
                 f"{self.weights!r}."
             )
         if self.keep is not None and not re.fullmatch(r"best-[1-9]\d*|last|all", self.keep):
-            problems.append(f"`--keep` must be best-K (as best-3), last or all; got {self.keep!r}.")
+            problems.append(
+                f"`--keep` must be best-K (such as best-3), last or all; got {self.keep!r}."
+            )
+        if not is_sweep_name(self.name):
+            problems.append(
+                "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
+                f"digit; got {self.name!r}."
+            )
         return problems
 
     @property
     def data(self) -> DataLocation:
-        """Where prepared datasets lie."""
+        """Where prepared datasets are."""
         return data_location(self.data_dir)
 
     @property
     def paths(self) -> SweepPaths:
-        """Where the sweep lives."""
+        """The sweep's files and folders."""
         return sweep_paths(str(self.storage), self.name)
 
 
-def _is_positive(text: str) -> bool:
-    return text.isdecimal() and int(text) > 0
-
-
 def given_options(config: SweepConfig) -> dict[str, Any]:
-    """Return the flags that decide what is computed and were given, to keep with the sweep."""
+    """Return the given flags that change what is computed, for the ledger."""
     options = {
         "trials": config.trials,
         "epochs": config.epochs,

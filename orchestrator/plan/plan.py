@@ -1,4 +1,4 @@
-"""`Plan`: what a sweep is to do, resolved from the space and the command line."""
+"""`Plan`: the trials that a sweep will run, resolved from the space and the command line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from trainables.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a sweep is to do, resolved: variants in their order and each one's image size.
+    """The trials that a sweep will run.
 
-    `overrides` are the training parameters that the command line decides. After a variant's search
-    its best configuration is trained again with `final_seeds` seeds, with `final_on_all` on the
-    whole training part.
+    Attributes:
+        space: the search space.
+        seed: of the sweep; the seed of every trial is a function of it.
+        trials: search trials per variant.
+        variants: in the order in which they run.
+        image_size_px: resolved image size, by variant.
+        dataset: name of the prepared dataset.
+        fingerprint: of its contents.
+        overrides: training parameters that the command line sets for every trial.
+        final_seeds: seeds with which the best configuration of a variant is trained again.
+        final_on_all: final trials train on all training images, without a validation split.
     """
 
     space: SearchSpace
     seed: int
-    trials: int  # per variant
+    trials: int
     variants: tuple[str, ...]
     image_size_px: Mapping[str, int]
     dataset: str
@@ -34,7 +42,7 @@ class Plan:
     final_on_all: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """Return what must not change when a sweep is continued, JSON-ready."""
+        """Return everything that a resumed sweep must not change, ready for JSON."""
         return {
             "space": self.space.to_dict(self.variants),
             "seed": self.seed,
@@ -45,13 +53,13 @@ class Plan:
         }
 
     def epochs(self, variant: str) -> int:
-        """Return how long a trial of a variant trains if nothing stops it."""
+        """Return the epochs of a trial that is not stopped early."""
         return int(self.overrides.get("epochs", self.space.fixed_for(variant).get("epochs", 0)))
 
     def train_config(
         self, variant: str, number: int, params: Mapping[str, Any], stage: Stage = "search"
     ) -> TrainConfig:
-        """Return the configuration of one trial; of a final one `number` says which seed."""
+        """Return the configuration of one trial; of a final trial, `number` selects the seed."""
         is_final = stage == "final"
         on_all = {"validation_fraction": 0.0} if is_final and self.final_on_all else {}
         return self.space.train_config(
@@ -66,17 +74,17 @@ class Plan:
 
     @property
     def num_finals(self) -> int:
-        """How many final trials follow the searches, when each of those finds a best one."""
+        """The number of final trials, if every search has a best trial."""
         searched = [variant for variant in self.variants if self.space.params_for(variant)]
         return self.final_seeds * len(searched)
 
     @property
     def num_trials(self) -> int:
-        """How many trials there are in all, the final ones among them."""
+        """The number of all trials, final trials included."""
         return self.trials * len(self.variants) + self.num_finals
 
     def is_evaluated(self, trial: Trial) -> bool:
-        """Return whether a trial is evaluated on the test split when it is complete."""
+        """Return whether a trial is evaluated on the test split once it is complete."""
         return is_evaluated(
             trial.stage,
             trial.number,
@@ -87,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantCost:
-    """What a variant costs: `parameters` are trainable ones, operations are per image, forward."""
+    """Trainable parameters of a variant, and operations of one image forward."""
 
     image_size_px: int
     parameters: int
@@ -95,6 +103,6 @@ class VariantCost:
 
 
 def trial_seed(sweep_seed: int, variant: str, number: int) -> int:
-    """Return a trial's own seed, 0 to 2**31 - 1, a function of sweep seed, variant and number."""
+    """Return the seed of a trial, 0 to 2**31 - 1."""
     digest = hashlib.sha256(f"{sweep_seed}/{variant}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -1,4 +1,4 @@
-"""From the command line to a `Plan`, resolved and checked before a device is asked for."""
+"""Makes a `Plan` from the command line and the space, and checks it before a device is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from trainables.models import build, cost
 
 
 def load_space(name: str) -> SearchSpace:
-    """Return a space by name or path; its mistakes become a `UsageError`."""
+    """Return a space by name or path.
+
+    Raises:
+        UsageError: there is no such space, or it has mistakes.
+    """
     try:
         return search_spaces.load(name)
     except ValueError as error:
@@ -26,20 +30,45 @@ def load_space(name: str) -> SearchSpace:
 def make_plan(
     config: SweepConfig, space: SearchSpace, manifest: Manifest, kept: Mapping[str, Any]
 ) -> tuple[Plan, dict[str, VariantCost]]:
-    """Resolve variants, sides and overrides, and check that every model can be built.
+    """Return the plan and the cost of each variant, after building every model once.
 
     Args:
         config: the command line.
-        space: what to try.
+        space: the search space.
         manifest: of the prepared dataset.
-        kept: options of the sweep that is being continued; flags that are given win.
+        kept: options of the sweep that is resumed; flags that are given replace them.
 
     Raises:
-        UsageError: a sentence for every variant that cannot be trained so.
+        UsageError: one sentence for every variant that cannot be trained.
     """
     options = {**kept, **given_options(config)}
     names = tuple(options.get("variants") or space.variants)
-    size_choice = options.get("image_size")
+    overrides = _overrides(options, space, names)
+    costs = _costs(space, names, options.get("image_size"), manifest, overrides)
+    plan = Plan(
+        space=space,
+        seed=options.get("seed", 0),
+        trials=options.get("trials") or space.trials,
+        variants=tuple(costs),
+        image_size_px={name: cost.image_size_px for name, cost in costs.items()},
+        dataset=manifest.name,
+        fingerprint=manifest.fingerprint,
+        overrides=overrides,
+        final_seeds=options.get("final_seeds", space.final_seeds),
+        final_on_all=options.get("final_on_all", False),
+    )
+    _check_finals(plan, options)
+    return plan, costs
+
+
+def _overrides(
+    options: Mapping[str, Any], space: SearchSpace, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the training parameters that the command line sets for every trial.
+
+    Raises:
+        UsageError: `--weights` names a file, but several variants are to be trained.
+    """
     overrides: dict[str, Any] = {}
     if options.get("epochs"):
         overrides["epochs"] = options["epochs"]
@@ -52,43 +81,45 @@ def make_plan(
                 f"`--weights` names one model's file, but {len(names)} variants are to be trained. "
                 "Choose one with --variants, or give none or imagenet."
             )
-    # Of a recipe the trials are the seeds, so it is they that train on all.
+    # With nothing to search the trials are the final seeds, so they train on all images.
     if options.get("final_on_all") and not any(space.params_for(name) for name in names):
         overrides["validation_fraction"] = 0.0
-    seed = options.get("seed", 0)
-    facts: dict[str, VariantCost] = {}
+    return overrides
+
+
+def _costs(
+    space: SearchSpace,
+    names: tuple[str, ...],
+    image_size: str | None,
+    manifest: Manifest,
+    overrides: Mapping[str, Any],
+) -> dict[str, VariantCost]:
+    """Return the cost of each variant, in the order in which they run.
+
+    Raises:
+        UsageError: one sentence for every variant that cannot be trained.
+    """
+    costs: dict[str, VariantCost] = {}
     problems = []
     for name in names:
-        choice = _image_size(size_choice) or space.image_size_by_variant.get(name, space.image_size)
+        own = space.image_size_by_variant.get(name, space.image_size)
         try:
-            facts[name] = _facts(space, name, choice, manifest, overrides)
+            costs[name] = _cost(space, name, _image_size(image_size) or own, manifest, overrides)
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        raise UsageError("These variants cannot be trained as asked:\n" + "\n".join(problems))
-    ordered = _smallest_first(space, facts)
-    plan = Plan(
-        space=space,
-        seed=seed,
-        trials=options.get("trials") or space.trials,
-        variants=ordered,
-        image_size_px={name: facts[name].image_size_px for name in ordered},
-        dataset=manifest.name,
-        fingerprint=manifest.fingerprint,
-        overrides=overrides,
-        final_seeds=options.get("final_seeds", space.final_seeds),
-        final_on_all=options.get("final_on_all", False),
-    )
-    _check_finals(plan, options)
-    return plan, {name: facts[name] for name in ordered}
+        raise UsageError(
+            "These variants cannot be trained with these options:\n" + "\n".join(problems)
+        )
+    return {name: costs[name] for name in _smallest_first(space, costs)}
 
 
 def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
-    """Build a final configuration of each variant: without a validation split not all can be.
+    """Build one final configuration of each variant.
 
     Raises:
-        UsageError: one that needs a validation split is to be trained without it, or final trials
-            were asked for where there is no search.
+        UsageError: a configuration needs the validation split that `--final-on-all` removes, or
+            `--final-seeds` was given for a space with nothing to search.
     """
     problems = []
     if options.get("final_seeds", 0) > 0 and not plan.num_finals:
@@ -112,14 +143,18 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
         )
 
 
-def _facts(
+def _cost(
     space: SearchSpace,
     name: str,
     image_size: str | int,
     manifest: Manifest,
     overrides: Mapping[str, Any],
 ) -> VariantCost:
-    """Check the variant at both ends of each range, build it on the meta device, and count."""
+    """Return a variant's cost, after checking it at both ends of each range.
+
+    Raises:
+        ValueError: one sentence for each problem.
+    """
     image_size_px = build.input_size_px(name, manifest.image_size_px, image_size)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
@@ -167,13 +202,13 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
-def _smallest_first(space: SearchSpace, facts: Mapping[str, VariantCost]) -> tuple[str, ...]:
-    """Order variants by operations, in blocks of one resource shape so that workers stay warm."""
+def _smallest_first(space: SearchSpace, costs: Mapping[str, VariantCost]) -> tuple[str, ...]:
+    """Return the variants by operations, those with equal resources together to reuse workers."""
 
     def shape(name: str) -> tuple[float, float]:
         return float(space.fixed_for(name).get("threads", 1)), space.gpus_for(name)
 
-    by_size = sorted(facts, key=lambda name: (facts[name].multiply_accumulates, name))
+    by_size = sorted(costs, key=lambda name: (costs[name].multiply_accumulates, name))
     shapes = list(dict.fromkeys(map(shape, by_size)))
     return tuple(sorted(by_size, key=lambda name: shapes.index(shape(name))))
 

@@ -1,4 +1,4 @@
-"""Whether a command may go on with what is there: the same sweep, or another one by that name."""
+"""Checks whether a command may resume an existing sweep, and with which differences."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PACKAGES = (
 
 
 def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force: bool) -> None:
-    """Refuse to continue a sweep as another one; other variants or more trials are no change.
+    """Refuse to resume a sweep with a different plan; other variants or more trials are allowed.
 
-    With `force` the new plan holds from here on, and the ledger keeps the old one.
+    With `force` the new plan replaces the old one, which the ledger keeps.
 
     Raises:
-        UsageError: something differs, and `force` was not given.
+        UsageError: the plan differs, and `force` is False.
     """
     header, new = read_header(ledger), plan.identity()
     old = header.plan.to_dict()
@@ -37,18 +37,19 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
     listed = "\n".join(f"  {line}" for line in lines)
     if not force:
         raise UsageError(
-            f"This sweep was started with other values, so its trials cannot be mixed:\n{listed}\n"
-            "Give it another --name, or the values it was started with. With --force it goes on: "
-            "trials that are planned keep the old values, new ones get the new."
+            f"This sweep was started with other values:\n{listed}\n"
+            "Results of both cannot be compared. Choose another --name, or use the values that the "
+            "sweep was started with. With --force the sweep resumes: planned trials keep the old "
+            "values, new trials use the new ones."
         )
-    say(f"Going on although this changed:\n{listed}")
+    say(f"Resuming with changed values:\n{listed}")
     former = [*header.former_plans, FormerPlan(until_seq=ledger.seq, plan=header.plan)]
     ledger.put("former_plans", [asdict(each) for each in former])
     ledger.put("plan", new)
 
 
-def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> None:
-    """Keep what the plan says of variants that earlier commands left out."""
+def add_variants(ledger: Ledger, plan: Plan, costs: dict[str, VariantCost]) -> None:
+    """Store the plan's values of variants that earlier commands left out."""
     header, new = read_header(ledger), plan.identity()
     old = header.plan.to_dict()
     merged = {
@@ -60,12 +61,12 @@ def add_variants(ledger: Ledger, plan: Plan, facts: dict[str, VariantCost]) -> N
         merged["space"][part] = {**old["space"][part], **new["space"][part]}
     if merged != old:
         ledger.put("plan", merged)
-        costs = {name: asdict(values) for name, values in facts.items()}
-        ledger.put("variants", {**header.variants, **costs})
+        added = {name: asdict(cost) for name, cost in costs.items()}
+        ledger.put("variants", {**header.variants, **added})
 
 
 def _comparable(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return a plan's identity, of the variants that both have."""
+    """Return a plan's identity, limited to the variants that both plans have."""
     shared = set(plan["image_size_px"]) & set(other["image_size_px"])
     space = {name: value for name, value in plan["space"].items() if name != "variants"}
     for part in ("fixed", "params"):
@@ -100,10 +101,13 @@ def installed() -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str]) -> list[str]:
-    """Return a line for the user when a sweep goes on with other versions, else none.
+    """Return a warning if the installed versions differ from those of the sweep's start.
 
     Args:
-        before: what `installed` said when the sweep was started.
+        before: what `installed` returned when the sweep was started.
+
+    Returns:
+        One line, or none.
     """
     now = installed()
     changed = [name for name in now if name in before and now[name] != before[name]]
@@ -112,6 +116,6 @@ def changes(before: Mapping[str, str]) -> list[str]:
     old = ", ".join(f"{name} {before[name]}" for name in changed)
     new = ", ".join(f"{name} {now[name]}" for name in changed)
     return [
-        f"This sweep was started with {old}; it goes on with {new}. Trials from now on may differ "
-        "from what they would have been."
+        f"This sweep was started with {old}; it resumes with {new}. Results of new trials may "
+        "differ from those that the old versions would have given."
     ]

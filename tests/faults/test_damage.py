@@ -298,7 +298,7 @@ def test_a_sweep_of_other_package_versions_goes_on_and_says_so(
     ledger.put("versions", {**ledger.get("versions"), "torch": "2.0.0", "optuna": "4.9.9"})
     ledger.close()
     said = _ended_well(paths, digits_data_dir)
-    assert "This sweep was started with torch 2.0.0, optuna 4.9.9; it goes on with torch" in said
+    assert "This sweep was started with torch 2.0.0, optuna 4.9.9; it resumes with torch" in said
 
 
 _HOLD = """

@@ -63,11 +63,11 @@ def test_a_running_trial_keeps_the_last_two_and_the_best_that_the_copy_knows(
     for epoch, value in ((4, 0.4), (5, 0.9)):
         add_epoch(ledger, paths, "a", epoch, value)
     done: set[str] = set()
-    retention.collect(ledger, paths, done, up_to=0)
+    retention.collect(ledger, paths, done, copied_seq=0)
     assert stored(paths) == ["a 0", "a 1", "a 2", "a 3", "a 4", "a 5"]
-    retention.collect(ledger, paths, done, up_to=known)
+    retention.collect(ledger, paths, done, copied_seq=known)
     assert stored(paths) == ["a 1", "a 2", "a 3", "a 4", "a 5"]
-    retention.collect(ledger, paths, done, up_to=ledger.seq)
+    retention.collect(ledger, paths, done, copied_seq=ledger.seq)
     assert stored(paths) == ["a 4", "a 5"]
 
 
@@ -82,9 +82,9 @@ def test_an_ended_trial_keeps_what_the_copy_may_go_on_from_until_the_copy_knows_
     known = ledger.seq
     end(ledger, "b", (1, 0.6))
     done: set[str] = set()
-    retention.collect(ledger, paths, done, up_to=known)
+    retention.collect(ledger, paths, done, copied_seq=known)
     assert stored(paths) == ["a 0", "b 0", "b 1"]  # the copy's best trial is still a
-    retention.collect(ledger, paths, done, up_to=ledger.seq)
+    retention.collect(ledger, paths, done, copied_seq=ledger.seq)
     assert stored(paths) == ["b 1"]
 
 

@@ -139,7 +139,7 @@ def test_variants_of_one_shape_run_in_one_block() -> None:
 
 def test_an_unknown_variant_is_answered_with_the_nearest() -> None:
     text = refusal(space(), "--variants", "efficientnet_b00,cnn2,cnn33")
-    assert text.startswith("These variants cannot be trained as asked:\n")
+    assert text.startswith("These variants cannot be trained with these options:\n")
     assert "Did you mean 'efficientnet_b0'?" in text
     assert "Did you mean 'cnn3'?" in text
     assert len(text.splitlines()) == 3
