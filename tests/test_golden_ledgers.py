@@ -1,4 +1,4 @@
-"""Sweeps that users already have: recorded ledgers are read and reported as on the day they ended.
+"""Recorded ledgers of an earlier version are read and reported as when they were recorded.
 
 `golden/ledgers/README.md` says how each was recorded.
 """
@@ -39,7 +39,7 @@ def ledger(name: str, tmp_path: Path) -> Iterator[Ledger]:
 
 
 def read(ledger: Ledger) -> dict[str, Any]:
-    """Return what `expected.json` holds of a ledger."""
+    """Return a ledger's facts in the form of `expected.json`."""
     trials = ledger.trials()
     rows = []
     for trial in trials:
@@ -91,7 +91,7 @@ def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
         assert float(values[signature]) == ledger.trial(signature).best_value
 
 
-def test_what_cannot_be_done_with_a_recorded_ledger_is_one_sentence(
+def test_resuming_or_verifying_a_recorded_ledger_is_refused_in_one_sentence(
     name: str, ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = json.loads(json.dumps(ledger.get("plan")))["space"]["name"]

@@ -1,4 +1,4 @@
-"""The ledger's copy: written soon after every change, whole, never over another driver's."""
+"""The ledger's backup: made after every change, whole, never over another driver's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add(ledger: Ledger, number: int) -> None:
 
 
 def copied(where: SweepPaths, folder: Path) -> list[str]:
-    """The signatures in the copy."""
+    """Return the signatures in the copy."""
     file = folder / "copy.sqlite"
     storage = storage_of(where)
     assert storage is not None
@@ -64,7 +64,7 @@ def copied(where: SweepPaths, folder: Path) -> list[str]:
 
 
 def run_on(where: SweepPaths, numbers: Iterator[int] | range, lines: list[str]) -> None:
-    """A driver that goes on from what it finds, plans trials and ends."""
+    """Run a driver that resumes from the ledger it finds, plans trials and ends."""
     with open_backup(where, lines.append) as ledger_backup:
         assert ledger_backup is not None
         ledger_backup.fetch()
@@ -82,7 +82,7 @@ def known(where: SweepPaths) -> list[str]:
         return [trial.signature for trial in ledger.trials()]
 
 
-def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) -> None:
+def test_every_change_is_copied_and_copied_seq_is_its_number(machine, tmp_path: Path) -> None:
     where = machine("one")
     with open_backup(where, print) as ledger_backup:
         assert ledger_backup is not None
@@ -101,6 +101,26 @@ def test_every_change_is_copied_and_up_to_says_how_far(machine, tmp_path: Path) 
             assert copied(where, tmp_path) == ["s0", "s1"]
 
 
+def test_a_step_copies_what_has_changed_without_a_thread(machine, tmp_path: Path) -> None:
+    where = machine("one")
+    with open_backup(where, print) as ledger_backup, closing(new(where)) as ledger:
+        assert ledger_backup is not None
+        ledger_backup.start(ledger, in_thread=False)
+        add(ledger, 0)
+        assert copied(where, tmp_path) == []
+        pause_s = ledger_backup.step()
+        assert pause_s is not None
+        assert backup.EVERY_S <= pause_s <= backup.AT_LATEST_S
+        assert (ledger_backup.copied_seq, copied(where, tmp_path)) == (ledger.seq, ["s0"])
+        add(ledger, 1)
+        assert ledger_backup.flush(lambda: 5)
+        assert copied(where, tmp_path) == ["s0", "s1"]
+        ledger_backup.storage.put(lease.LEASE, json.dumps({"token": "other"}).encode())
+        add(ledger, 2)
+        assert ledger_backup.step() is None
+        assert copied(where, tmp_path) == ["s0", "s1"]
+
+
 def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
     where = sweep_paths(str(tmp_path / "results"), "test")
     assert where == SweepPaths(tmp_path / "results", "test")
@@ -108,7 +128,7 @@ def test_a_plain_folder_on_a_local_disk_needs_no_copy(tmp_path: Path) -> None:
         assert ledger_backup is None
 
 
-def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
+def test_a_new_machine_resumes_from_the_copy(machine) -> None:
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
     shutil.rmtree(machine("one").local_root)
@@ -119,8 +139,10 @@ def test_a_new_machine_goes_on_from_the_copy(machine) -> None:
     ]
 
 
-def test_a_machine_that_was_left_behind_takes_the_copy_whatever_it_had_not_copied(machine) -> None:
-    """It planned more than it copied, then another machine went on differently."""
+def test_a_machine_with_an_outdated_ledger_takes_the_copy_and_drops_uncopied_changes(
+    machine,
+) -> None:
+    """It planned more than it copied, then another machine resumed with other trials."""
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
     with closing(open_ledger(machine("one").ledger)) as ledger:
@@ -134,7 +156,7 @@ def test_a_machine_that_was_left_behind_takes_the_copy_whatever_it_had_not_copie
     assert (machine("one").root / "ledger.sqlite.before").exists()
 
 
-def test_a_ledger_that_knows_more_than_its_copy_stays(machine, tmp_path: Path) -> None:
+def test_a_ledger_with_more_changes_than_its_copy_stays(machine, tmp_path: Path) -> None:
     """Case 4: an older copy is put back, or the last copies could not be written."""
     lines: list[str] = []
     where = machine("one")
@@ -150,7 +172,7 @@ def test_a_ledger_that_knows_more_than_its_copy_stays(machine, tmp_path: Path) -
     assert lines == []
 
 
-def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machine) -> None:
+def test_another_sweep_under_the_same_name_replaces_the_local_one(machine) -> None:
     lines: list[str] = []
     run_on(machine("one"), range(2), lines)
     shutil.rmtree(open_storage(machine("one").remote).prefix)
@@ -165,7 +187,7 @@ def test_another_sweep_under_the_same_name_replaces_what_this_machine_had(machin
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "plain"])
-def test_a_damaged_copy_is_refused_and_the_way_out_named(machine, damage: str) -> None:
+def test_a_damaged_copy_is_refused_and_the_error_names_the_way_out(machine, damage: str) -> None:
     """Case 3: torn, flipped, or no copy of ours at all."""
     where = machine("one")
     run_on(where, range(2), [])
@@ -265,7 +287,7 @@ def test_paths_on_network_file_systems_are_known() -> None:
     assert network == ["/mnt/nas", "/mnt/nas/x", "/mnt/a b/c", "/mnt/s3/x"]
 
 
-def test_one_store_has_one_working_folder_whoever_opens_it(
+def test_one_store_has_one_working_folder_for_all_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

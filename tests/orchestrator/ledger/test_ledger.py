@@ -1,4 +1,4 @@
-"""The ledger: what is in it stays, what failed is not in it, and the file survives anything."""
+"""The ledger: changes are whole and permanent, and its file survives kills and full disks."""
 
 from __future__ import annotations
 
@@ -69,8 +69,10 @@ def test_what_is_written_is_read_back(ledger: Ledger) -> None:
     assert (attempt.outcome, attempt.log) == ("complete", "trials/a/attempt_1.log")
 
 
-def test_an_open_ledger_says_what_one_that_is_opened_anew_says(ledger: Ledger, path: Path) -> None:
-    """Whatever is done, in whatever order, by this process or another, or is not done."""
+def test_an_open_ledger_returns_the_same_rows_as_a_newly_opened_one(
+    ledger: Ledger, path: Path
+) -> None:
+    """After any order of changes, by this process or another, failed ones included."""
     reader, draw = open_ledger(path, read_only=True), random.Random(0)
     running: dict[str, int] = {}
     epochs = dict.fromkeys("abcdefgh", 0)
@@ -188,7 +190,7 @@ def test_a_change_that_fails_leaves_nothing_not_even_a_number(ledger: Ledger) ->
     assert ledger.seq == before[0] + 1
 
 
-def test_what_is_no_number_is_stored_and_read_as_nan(ledger: Ledger) -> None:
+def test_values_that_are_not_finite_are_read_as_nan(ledger: Ledger) -> None:
     plan(ledger, "a")
     plan(ledger, "b", number=1)
     start(ledger, "a")
@@ -219,7 +221,7 @@ def test_values_come_in_order_of_arrival_and_up_to_a_moment(ledger: Ledger) -> N
         ledger.values_at("cnn2", 0, "val_top1; DROP TABLE trials", up_to=0)
 
 
-def test_changes_since_a_number_are_told_apart(ledger: Ledger) -> None:
+def test_changes_after_a_number_are_selected(ledger: Ledger) -> None:
     plan(ledger, "a")
     plan(ledger, "b", number=1)
     position = ledger.seq
@@ -268,7 +270,7 @@ while True:
 
 
 def _kill_while_writing(path: Path, delay_s: float) -> list[str]:
-    """Kill a writing process after `delay_s` of writing; return the trials it said were done."""
+    """Kill a writing process after `delay_s` of writing; return the trials it printed as done."""
     child = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
     )
@@ -374,7 +376,7 @@ def test_a_read_only_ledger_refuses_to_write(ledger: Ledger, path: Path) -> None
     assert ledger.get("x") is None
 
 
-def test_a_full_disk_is_told_and_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
+def test_a_full_disk_is_an_error_and_leaves_the_ledger_unchanged(ledger: Ledger) -> None:
     plan(ledger, "a")
     before, seq = ledger.trials(), ledger.seq
     [pages] = ledger.database.connection.execute("PRAGMA page_count").fetchone()

@@ -68,7 +68,7 @@ ALL = [
 ]
 
 
-def test_the_best_of_each_variant_keep_their_best_epoch_alone(paths: SweepPaths) -> None:
+def test_the_best_trials_of_each_variant_keep_only_their_best_epoch(paths: SweepPaths) -> None:
     ledger = sweep(paths)
     add(ledger, paths, "low", "complete", (0, 0.5))
     add(ledger, paths, "high", "complete", (1, 0.9))
@@ -81,7 +81,7 @@ def test_the_best_of_each_variant_keep_their_best_epoch_alone(paths: SweepPaths)
     assert kept(paths, "other") == ["attempt_2/epoch_0003"]
 
 
-def test_running_and_failed_trials_keep_what_they_may_go_on_from(paths: SweepPaths) -> None:
+def test_running_and_failed_trials_keep_the_checkpoints_to_resume_from(paths: SweepPaths) -> None:
     """Of attempts that are over the best epoch, here the first, and the trial's last two."""
     ledger = sweep(paths, keep=0)
     add(ledger, paths, "running", "running", None)
@@ -95,7 +95,7 @@ def test_running_and_failed_trials_keep_what_they_may_go_on_from(paths: SweepPat
     assert kept(paths, "diverged") == []
 
 
-def test_what_an_attempt_went_on_from_stays_while_it_runs(paths: SweepPaths) -> None:
+def test_the_checkpoint_an_attempt_resumed_from_stays_while_it_runs(paths: SweepPaths) -> None:
     ledger = sweep(paths, keep=0)
     add(ledger, paths, "a", "running", None)
     ledger.end_attempt("a", 2, outcome="lost", trial_status="running")
@@ -106,7 +106,7 @@ def test_what_an_attempt_went_on_from_stays_while_it_runs(paths: SweepPaths) -> 
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_ties_go_to_the_earlier_trial_whenever_it_is_asked(paths: SweepPaths, mode: str) -> None:
+def test_of_equal_trials_the_earlier_one_is_always_the_better(paths: SweepPaths, mode: str) -> None:
     ledger = sweep(paths, mode=mode)
     asked = []
     for key, value in (("a", 0.5), ("b", 0.5), ("c", 0.5), ("d", 0.9), ("e", 0.1)):
@@ -130,7 +130,7 @@ def test_a_displaced_trial_loses_its_checkpoint(paths: SweepPaths) -> None:
     assert done == {"first"}
 
 
-def test_the_best_epoch_s_checkpoint_is_a_later_attempt_s_where_the_first_is_gone(
+def test_a_later_attempts_checkpoint_of_the_best_epoch_replaces_a_lost_one(
     paths: SweepPaths,
 ) -> None:
     ledger = sweep(paths, keep=1)
@@ -144,7 +144,9 @@ def test_the_best_epoch_s_checkpoint_is_a_later_attempt_s_where_the_first_is_gon
     assert best == paths.trial("a") / "attempt_2" / "epoch_0001"
 
 
-def test_what_a_killed_worker_had_half_written_goes_with_the_trial_s_end(paths: SweepPaths) -> None:
+def test_partial_checkpoints_of_a_killed_worker_are_deleted_at_the_trials_end(
+    paths: SweepPaths,
+) -> None:
     ledger = sweep(paths, keep=1)
     add(ledger, paths, "a", "complete", (1, 0.5))
     half = paths.trial("a") / "attempt_1" / ".epoch_0002.77.tmp"
@@ -161,7 +163,7 @@ def test_a_trial_without_a_best_value_is_never_among_the_best(paths: SweepPaths)
     assert ranking.top_k(ledger.trials(), 3, "max") == {"zero"}
 
 
-def test_the_averaged_weights_are_the_ones_to_keep(paths: SweepPaths) -> None:
+def test_the_averaged_weights_are_kept_if_there_are_any(paths: SweepPaths) -> None:
     ledger = sweep(paths)
     add(ledger, paths, "a", "complete", (1, 0.5))
     trial = ledger.trial("a")
@@ -172,7 +174,7 @@ def test_the_averaged_weights_are_the_ones_to_keep(paths: SweepPaths) -> None:
     assert retention.best_weights(ledger, paths, trial) == folder / "average.safetensors"
 
 
-def test_weights_that_are_gone_are_none(paths: SweepPaths) -> None:
+def test_missing_weights_are_none(paths: SweepPaths) -> None:
     ledger = sweep(paths)
     add(ledger, paths, "a", "complete", (1, 0.5))
     trial = ledger.trial("a")

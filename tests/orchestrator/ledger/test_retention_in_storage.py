@@ -53,7 +53,7 @@ def stored(paths: SweepPaths) -> list[str]:
     ]
 
 
-def test_a_running_trial_keeps_the_last_two_and_the_best_that_the_copy_knows(
+def test_a_running_trial_keeps_its_best_and_last_two_copied_checkpoints(
     ledger: Ledger, paths: SweepPaths
 ) -> None:
     begin(ledger, "a", 0)
@@ -71,7 +71,7 @@ def test_a_running_trial_keeps_the_last_two_and_the_best_that_the_copy_knows(
     assert stored(paths) == ["a 4", "a 5"]
 
 
-def test_an_ended_trial_keeps_what_the_copy_may_go_on_from_until_the_copy_knows_its_end(
+def test_an_ended_trial_keeps_its_checkpoints_until_its_end_is_copied(
     ledger: Ledger, paths: SweepPaths
 ) -> None:
     for number, key in enumerate("ab"):
@@ -88,7 +88,7 @@ def test_an_ended_trial_keeps_what_the_copy_may_go_on_from_until_the_copy_knows_
     assert stored(paths) == ["b 1"]
 
 
-def test_the_best_weights_are_fetched_where_this_machine_lacks_them(
+def test_the_best_weights_are_fetched_if_this_machine_lacks_them(
     ledger: Ledger, paths: SweepPaths, tmp_path: Path
 ) -> None:
     import json

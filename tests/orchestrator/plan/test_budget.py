@@ -1,4 +1,4 @@
-"""What a budget allows of a sweep, with trials that are played instead of trained."""
+"""What a budget allows, with simulated trials."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_trial_starts_that_would_end_after_the_budget(ledger, of_plan):
     assert scheduler.left_out() == {"cnn3": 3}
 
 
-def test_what_was_measured_keeps_the_first_trial_from_starting(ledger, of_plan):
+def test_measured_epoch_times_keep_the_first_trial_from_starting(ledger, of_plan):
     measured_s: dict[str, float] = {}
     budget = Budget(until_s=time.time() + 60)
     allows = allowance(budget, ledger, of_plan, OPERATIONS, measured_s)
@@ -53,7 +53,7 @@ def test_what_was_measured_keeps_the_first_trial_from_starting(ledger, of_plan):
     assert not allows("cnn3", 4)  # 120 s
 
 
-def test_a_smaller_variant_goes_on_when_a_larger_one_no_longer_fits(ledger, of_plan):
+def test_a_smaller_variant_continues_when_a_larger_one_no_longer_fits(ledger, of_plan):
     turned = plan(
         space(trials=3, base={"epochs": 4}, first_rung_epochs=0, variants=("cnn3", "cnn2"))
     )
@@ -63,7 +63,7 @@ def test_a_smaller_variant_goes_on_when_a_larger_one_no_longer_fits(ledger, of_p
     assert scheduler.left_out() == {"cnn3": 3}
 
 
-def test_device_seconds_count_what_was_used_and_what_is_under_way(ledger, of_plan):
+def test_device_seconds_include_ended_and_running_attempts(ledger, of_plan):
     budget = Budget(device_s=100.0, shares={"cnn2": 1.0, "cnn3": 1.0})
     scheduler = scheduler_with(ledger, of_plan, budget)
     assert train(scheduler, 9.0, epochs=1) == "cnn2"  # 30 s left of it
@@ -73,7 +73,7 @@ def test_device_seconds_count_what_was_used_and_what_is_under_way(ledger, of_pla
     assert scheduler.left_out() == {"cnn2": 3, "cnn3": 3}
 
 
-def test_a_share_of_a_device_counts_as_such(ledger, of_plan):
+def test_a_share_of_a_device_counts_as_a_fraction(ledger, of_plan):
     train(TrialScheduler(ledger, of_plan), 9.0)
     quarter = Budget(device_s=11.0, shares={"cnn2": 0.25})
     whole = Budget(device_s=11.0, shares={"cnn2": 1.0})

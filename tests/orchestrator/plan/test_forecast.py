@@ -50,7 +50,7 @@ def test_an_epoch_takes_its_training_validation_and_checkpoint_once(ledger, of_p
     assert left == 2 * 4 * 10 + 3 * 4 * 30
 
 
-def test_what_was_measured_counts_until_a_variant_has_epochs(ledger, of_plan):
+def test_measured_epoch_times_are_used_until_a_variant_has_epochs(ledger, of_plan):
     measured_s = {"cnn2": 5.0, "cnn3": 7.0}
 
     def found() -> dict[str, float]:
@@ -62,11 +62,11 @@ def test_what_was_measured_counts_until_a_variant_has_epochs(ledger, of_plan):
     assert found() == {"cnn2": 10.0, "cnn3": 7.0}
 
 
-def test_nothing_is_foreseen_before_the_first_epoch(ledger, of_plan):
+def test_there_is_no_estimate_before_the_first_epoch(ledger, of_plan):
     assert left_s(of_plan, ledger.trials(), ledger.latest_epochs(), OPERATIONS) is None
 
 
-def test_epochs_left_are_of_trials_to_come_under_way_and_final_ones(ledger, of_plan):
+def test_epochs_left_include_planned_running_and_final_trials(ledger, of_plan):
     def left(of: Plan) -> dict[str, int]:
         latest = ledger.latest_epochs()
         return {v: epochs_left(of, v, ledger.trials(), latest) for v in of.variants}

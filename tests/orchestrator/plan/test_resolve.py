@@ -35,7 +35,7 @@ def refusal(of: SearchSpace, *argv: str) -> str:
     return str(caught.value)
 
 
-def test_a_plan_is_what_the_space_says() -> None:
+def test_a_plan_has_the_values_of_the_space() -> None:
     plan, facts = planned(space())
     assert (plan.trials, plan.seed, plan.dataset, plan.overrides) == (4, 0, "digits", {})
     assert plan.image_size_px == {"cnn2": 32, "cnn3": 32}
@@ -65,7 +65,7 @@ def test_one_worker_is_no_change_of_the_plan() -> None:
     assert planned(space(), "--workers-per-trial", "1")[0].overrides == {}
 
 
-def test_options_are_kept_when_a_sweep_goes_on_and_flags_still_win() -> None:
+def test_a_resumed_sweep_keeps_its_options_and_flags_replace_them() -> None:
     first = parse_args(
         ["digits", "--trials", "9", "--epochs", "2", "--image-size", "24", "--seed", "3"]
     )
@@ -190,7 +190,9 @@ def test_a_dataset_that_is_neither_prepared_nor_known_is_refused() -> None:
         expected_manifest("mine")
 
 
-def test_what_a_known_dataset_will_be_is_what_it_is(digits_dir: Path) -> None:
+def test_the_expected_manifest_of_a_known_dataset_matches_the_prepared_one(
+    digits_dir: Path,
+) -> None:
     from trainables.data.dataset import load_manifest
 
     real, expected = load_manifest(digits_dir), expected_manifest("digits")
@@ -241,7 +243,7 @@ def test_final_seeds_of_a_recipe_without_a_search_are_refused() -> None:
     assert planned(recipe, "--final-seeds", "0")[0].num_finals == 0
 
 
-def test_a_recipes_trials_train_on_all_where_that_is_asked_for() -> None:
+def test_trials_of_a_recipe_train_on_all_images_with_final_on_all() -> None:
     plan, _ = planned(space(params={}), "--final-on-all")
     assert plan.train_config("cnn2", 0, {}).validation_fraction == 0
     assert plan.identity() != planned(space(params={}))[0].identity()
@@ -251,7 +253,7 @@ def test_a_recipes_trials_train_on_all_where_that_is_asked_for() -> None:
         planned(patient, "--final-on-all")
 
 
-def test_a_final_trial_that_needs_a_validation_part_is_refused_without_it() -> None:
+def test_a_final_trial_that_needs_a_validation_split_is_refused_without_one() -> None:
     patient = space(base={"epochs": 9, "schedule": "plateau"})
     with pytest.raises(UsageError, match=r"(?s)no validation split.*cnn2: `schedule` 'plateau'"):
         planned(patient, "--final-on-all", "--final-seeds", "1")
