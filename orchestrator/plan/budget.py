@@ -1,4 +1,4 @@
-"""What a sweep may take, `--budget` and `--max-device-hours`: whether more of it still fits."""
+"""The limits of a sweep, `--budget` and `--max-device-hours`, and what still fits into them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Allowance = Callable[[str, int], bool]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """Nothing is started that is not expected to end within it.
+    """The limits of a sweep: no trial starts that is not expected to end within them.
 
     Attributes:
-        until_s: time of day by which trials end; None: no end.
-        device_s: seconds that all trials may take of their devices in all; None: no limit.
-        shares: devices that a trial counts as, by variant; 1 where it is not given.
+        until_s: Unix time by which trials must end; None: no limit.
+        device_s: device-seconds that all trials may use together; None: no limit.
+        shares: devices that one trial counts as, by variant; 1 for a variant that is not given.
     """
 
     until_s: float | None = None
@@ -39,12 +39,12 @@ class Budget:
 def shares(plan: Plan, gpus_per_trial: float | None) -> dict[str, float]:
     """Return how many devices a trial of each variant counts as.
 
-    With the share of a GPU that it asks for, or as one device if it asks for none, times its
-    workers.
+    It is the number of its workers times the share of a GPU that each requests; a worker that
+    requests no GPU counts as one device.
 
     Args:
-        plan: the sweep.
-        gpus_per_trial: the option; None: as the space says.
+        plan: the sweep's.
+        gpus_per_trial: the option; None: the space's values.
     """
     workers = int(plan.overrides.get("workers", 1))
     own = {
@@ -125,13 +125,13 @@ def allowance(
 
 
 def _taken_s(budget: Budget, ledger: Ledger, epoch_s: Mapping[str, float]) -> float:
-    """Return the device-seconds that were used, and that what is under way will still take."""
+    """Return the device-seconds used so far plus those that running trials still need."""
     trials = {trial.signature: trial for trial in ledger.trials()}
     taken_s = 0.0
     for attempt in ledger.attempts():
         trial = trials[attempt.signature]
         is_open = attempt.outcome is None
-        # What ended in order needs no rows.
+        # An attempt that ended normally has its own end time, so its rows are not needed.
         rows = ledger.epochs(trial.signature) if is_open or attempt.outcome == "lost" else []
         began_s, ended_s = attempt.span_s(rows)
         left = 0
