@@ -1,5 +1,6 @@
 """The report of a sweep: one HTML page, Markdown and CSV.
 
-`render` writes it from the facts in `facts`; `sections` holds one module per section, `document`
-the blocks they consist of, `statistics` intervals and tests.
+`render` writes it from the `SweepData` of `facts`; `sections` has one module per section,
+`document` the blocks they are made of, `statistics` the intervals and tests, `deviations` the
+deviations from the recipe.
 """

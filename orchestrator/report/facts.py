@@ -1,4 +1,4 @@
-"""A sweep as the report sees it: everything from its ledger, read once, nothing from elsewhere."""
+"""`SweepData`: a sweep as the report's sections read it, all of it from the ledger, read once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ledger import ranking
+from orchestrator.ledger.header import RecordedPlan, SweepHeader, read_header
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
 from trainables.metrics import METRIC_NAMES
@@ -18,7 +18,7 @@ from trainables.metrics import METRIC_NAMES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One trial with its epochs, attempts and, where it was evaluated, what the test split said."""
+    """One trial with its epochs, its attempts and, if it was evaluated, its test evaluation."""
 
     trial: Trial
     rows: tuple[EpochRow, ...]
@@ -27,37 +27,37 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The trial's name for people: "cnn2 #3", a final one "cnn2 final 0"."""
+        """The trial's printed name: "cnn2 #3", that of a final trial "cnn2 final 0"."""
         mark = "#" if self.trial.stage == "search" else "final "
         return f"{self.trial.variant} {mark}{self.trial.number}"
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether training began from weights."""
+        """Whether training started from pretrained weights."""
         return str(self.trial.config.get("weights", "none")) != "none"
 
     @property
     def device_s(self) -> float:
-        """Seconds of its attempts times its workers; a share of a device counts as a whole one."""
+        """Duration of its attempts times its workers; a shared device counts as a whole one."""
         workers = int(self.trial.config.get("workers", 1))
         return workers * sum(end - start for start, end in map(self.span_s, self.attempts))
 
     def span_s(self, attempt: Attempt) -> tuple[float, float]:
-        """Return when an attempt began and ended, in seconds since 1970."""
+        """Return when an attempt started and ended, as Unix times."""
         return attempt.span_s(self.rows)
 
     @property
     def has_validation(self) -> bool:
-        """Whether it had a validation split; without one its `val_` metrics mean nothing."""
+        """Whether it had a validation split; without one its `val_` metrics have no meaning."""
         return float(self.trial.config.get("validation_fraction", 1)) > 0
 
     @property
     def kept_epoch(self) -> int | None:
-        """The epoch whose weights were kept, counted from 0; None before the end."""
+        """The epoch whose weights were kept, counted from 0; None while the trial runs."""
         return int(self.evaluation["epoch"]) if self.evaluation else self.trial.best_epoch
 
     def at(self, epoch: int | None, metric: str) -> float:
-        """Return a metric at an epoch, NaN where there is none."""
+        """Return a metric at an epoch, NaN if there is none."""
         if metric.startswith("val_") and not self.has_validation:
             return math.nan
         for row in self.rows:
@@ -68,31 +68,40 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepData:
-    """The whole sweep. `variants` in order of size."""
+    """A whole sweep. `variants` are ordered by their number of operations."""
 
     name: str
-    said: Mapping[str, Any]  # the ledger's facts, by key
-    plan: Mapping[str, Any]
+    header: SweepHeader
     variants: tuple[str, ...]
     records: tuple[Record, ...]
-    class_names: tuple[str, ...]
+
+    @property
+    def plan(self) -> RecordedPlan:
+        """The plan in force."""
+        return self.header.plan
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the dataset's classes, none if the ledger has no manifest."""
+        return tuple((self.header.manifest or {}).get("class_names", ()))
+
+    @property
+    def images(self) -> Mapping[str, int]:
+        """The dataset's number of images by split."""
+        found: Mapping[str, int] = (self.header.manifest or {}).get("images", {})
+        return found
 
     @property
     def metric(self) -> str:
-        """What the search optimised."""
-        return str(self.plan["space"]["metric"])
-
-    @property
-    def mode(self) -> str:
-        """Which way the metric gets better: "max" or "min"."""
-        return str(self.plan["space"]["mode"])
+        """The metric that the search optimized."""
+        return self.plan.space.metric
 
     def is_searched(self, variant: str) -> bool:
-        """Return whether a variant had anything to search."""
-        return bool(self.plan["space"]["params"].get(variant))
+        """Return whether a variant has hyperparameters to search."""
+        return bool(self.plan.space.params.get(variant))
 
     def of(self, variant: str, stage: str | None = None) -> list[Record]:
-        """Return a variant's records in the order they were planned, of one stage or of all."""
+        """Return a variant's records in the order they were planned, of one stage or of both."""
         return [
             record
             for record in self.records
@@ -100,7 +109,7 @@ class SweepData:
         ]
 
     def groups(self) -> list[tuple[bool, list[str]]]:
-        """Return the variants from scratch and the pretrained ones; those are never compared."""
+        """Return the variants trained from scratch and the pretrained ones, never compared."""
         found: list[tuple[bool, list[str]]] = []
         for is_pretrained in (False, True):
             names = [
@@ -114,13 +123,12 @@ class SweepData:
         return found
 
     def seeds(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
-        """Return the complete trials that train one configuration with different seeds.
+        """Return the complete trials that train a variant's best configuration, one per seed.
 
-        The final ones of the best configuration; of a variant with nothing to search its search
-        trials are.
+        These are its final trials; for a variant with nothing to search, its search trials.
         """
         current = ranking.final_trials_of(
-            [record.trial for record in self.records], variant, self.mode
+            [record.trial for record in self.records], variant, self.plan.space.mode
         )
         signatures = {trial.signature for trial in current}
         return [
@@ -132,53 +140,42 @@ class SweepData:
         ]
 
     def evaluated(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
-        """Return those seeds that the test split has evaluated."""
+        """Return those of `seeds` that were evaluated on the test split."""
         return [r for r in self.seeds(variant, is_pretrained) if r.evaluation is not None]
 
     def best(self, records: Iterable[Record]) -> Record | None:
-        """Return the best complete one by the search's metric, None where none is complete."""
-        best: Record | None = None
-        for record in records:
-            value = record.trial.best_value
-            if record.trial.status != "complete" or value is None:
-                continue
-            if best is None or is_better(value, best.trial.best_value or 0.0, self.mode):
-                best = record
-        return best
+        """Return the best complete record by the search's metric, None if none is complete."""
+        by_signature = {record.trial.signature: record for record in records}
+        trials = [record.trial for record in by_signature.values()]
+        best = ranking.best_of(trials, self.plan.space.mode)
+        return by_signature[best.signature] if best else None
 
     def class_name(self, label: int) -> str:
-        """Return the name of a class, its number where the ledger has no names."""
+        """Return the name of a class, its number if the ledger has no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
-    def has_ended(self) -> bool:
-        """Return whether any trial ended well."""
+    def has_results(self) -> bool:
+        """Return whether any trial is complete or was stopped early."""
         return any(record.trial.status in ("complete", "stopped") for record in self.records)
 
 
-def read_facts(ledger: Ledger, name: str = "") -> SweepData:
-    """Read a ledger whole.
+def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
+    """Return a ledger's whole sweep.
 
     Args:
-        ledger: the sweep's.
-        name: the sweep's, by default its space's.
+        ledger: the sweep's ledger.
+        name: the sweep's name, by default that of its space.
     """
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = collections.defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.signature].append(attempt)
     evaluations = ledger.evaluations()
-    keys = (
-        *("space", "sweep_id", "created_s", "options", "versions", "variants"),
-        *("manifest", "published", "former_plans", "space_own", "forecast"),
-        *("forecast_whole", "disk_used_bytes"),
-    )
-    said = {key: value for key in keys if (value := ledger.get(key)) is not None}
-    plan = ledger.get("plan")
+    header = read_header(ledger)
     return SweepData(
-        name=name or str(plan["space"]["name"]),
-        said=said,
-        plan=plan,
-        variants=_ordered(said.get("variants", {}), plan, trials),
+        name=name or header.plan.space.name,
+        header=header,
+        variants=_ordered(header, trials),
         records=tuple(
             Record(
                 trial=trial,
@@ -188,21 +185,18 @@ def read_facts(ledger: Ledger, name: str = "") -> SweepData:
             )
             for trial in trials
         ),
-        class_names=tuple(said.get("manifest", {}).get("class_names", ())),
     )
 
 
-def _ordered(
-    costs: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any], trials: Sequence[Trial]
-) -> tuple[str, ...]:
-    """Return all variants that were planned, the smallest first."""
-    names = {*plan["image_size_px"], *(trial.variant for trial in trials)}
-    size = {name: costs.get(name, {}).get("multiply_accumulates", math.inf) for name in names}
-    return tuple(sorted(names, key=lambda name: (size[name], name)))
+def _ordered(header: SweepHeader, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """Return all planned variants, the one with the fewest operations first."""
+    names = {*header.plan.image_size_px, *(trial.variant for trial in trials)}
+    macs = {n: header.variants.get(n, {}).get("multiply_accumulates", math.inf) for n in names}
+    return tuple(sorted(names, key=lambda name: (macs[name], name)))
 
 
 def figures_of(records: Iterable[Record], *path: str) -> list[float]:
-    """Return one figure of each evaluation, as `figures_of(records, "f1", "macro")`."""
+    """Return one figure of each evaluation: `figures_of(records, "f1", "macro")`."""
     found = []
     for record in records:
         value: Any = record.evaluation
@@ -219,18 +213,18 @@ def estimated(records: Iterable[Record], *path: str) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, None of nothing; NaN are left out."""
+    """Return the mean of the values that are not NaN, None if there are none."""
     kept = [value for value in values if not math.isnan(value)]
     return sum(kept) / len(kept) if kept else None
 
 
 def ended(records: Iterable[Record]) -> list[Record]:
-    """Return those that have ended, in the order they did."""
+    """Return the records whose trials have ended, in the order in which they ended."""
     done = [record for record in records if record.trial.status in ENDED]
     return sorted(done, key=lambda record: record.trial.ended_seq or 0)
 
 
 def is_fraction(metric: str) -> bool:
-    """Return whether a metric is a fraction, printed as percent."""
+    """Return whether a metric of an epoch is a fraction, printed as percent."""
     assert metric in METRIC_NAMES
     return metric.endswith(("top1", "top5"))

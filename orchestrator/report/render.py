@@ -1,7 +1,6 @@
-"""Writes a sweep's report: one HTML page, Markdown, and a CSV file per table.
+"""Writes a sweep's report: one HTML page that needs no network, Markdown, and one CSV per table.
 
-It reads the ledger only, and writes `<storage>/NAME/report/` in one step: `report.html`, which
-needs no network, `report.md` and one CSV file per table. The sweep may be running.
+Everything is read from the ledger; the sweep may be running.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ if TYPE_CHECKING:
 
 
 def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
-    """Write a sweep's report and return the page's path.
+    """Write a sweep's report and return the path of its page.
 
-    The folder appears in one step, whole; one that is there already is replaced.
+    The folder appears whole and in one step; an existing one is replaced.
 
     Args:
-        ledger: the sweep's; it is read only.
-        folder: where the report is to be.
-        name: the sweep's, by default its space's.
+        ledger: the sweep's ledger, which is only read.
+        folder: where the report is written.
+        name: the sweep's name, by default that of its space.
 
     Raises:
         UsageError: the folder cannot be written.
     """
     from orchestrator.report.document.blocks import tables_of, to_csv, to_markdown
     from orchestrator.report.document.page import to_html
-    from orchestrator.report.facts import read_facts
+    from orchestrator.report.facts import read_sweep
 
-    facts, written_s = read_facts(ledger, name), time.time()
-    sections, held = _sections(facts, written_s)
-    title = f"Sweep {facts.name!r} on {facts.plan['dataset']}"
+    sweep, written_s = read_sweep(ledger, name), time.time()
+    sections, images = _sections(sweep, written_s)
+    title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
     contents = {
-        "report.html": to_html(title, sections, held),
+        "report.html": to_html(title, sections, images),
         "report.md": to_markdown(title, sections),
         **{
             f"{table.name}.csv": to_csv(table)
@@ -63,24 +62,26 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     return folder / "report.html"
 
 
-def _sections(facts: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
-    """Return the report's sections in order, and the images that the page holds once."""
-    from orchestrator.report.sections.classes import calibration, classes
+def _sections(sweep: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
+    """Return the report's sections in order, and the images that the page contains once."""
+    from orchestrator.report.sections.calibration import calibration
+    from orchestrator.report.sections.classes import classes
     from orchestrator.report.sections.curves import curves
-    from orchestrator.report.sections.failures import failed
-    from orchestrator.report.sections.fronts import fronts, validation_and_test
+    from orchestrator.report.sections.failures import failures
+    from orchestrator.report.sections.fronts import fronts
     from orchestrator.report.sections.leaderboard import leaderboard
-    from orchestrator.report.sections.overview import head
+    from orchestrator.report.sections.overview import overview
     from orchestrator.report.sections.pairs import pairs
-    from orchestrator.report.sections.pictures import images
+    from orchestrator.report.sections.pictures import pictures
     from orchestrator.report.sections.published import published
     from orchestrator.report.sections.search import search
-    from orchestrator.report.sections.time_spent import time_ledger
+    from orchestrator.report.sections.time_spent import time_spent
+    from orchestrator.report.sections.validation import validation
 
     makers: tuple[Callable[[SweepData], Section], ...] = (
         *(leaderboard, pairs, published, curves, search),
-        *(fronts, validation_and_test, classes, calibration),
+        *(fronts, validation, classes, calibration),
     )
-    pictures, held = images(facts)
-    sections = [head(facts, written_s), *(make(facts) for make in makers), *pictures]
-    return [*sections, failed(facts), time_ledger(facts)], held
+    with_images, images = pictures(sweep)
+    sections = [overview(sweep, written_s), *(make(sweep) for make in makers), *with_images]
+    return [*sections, failures(sweep), time_spent(sweep)], images

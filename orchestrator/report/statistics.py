@@ -1,7 +1,7 @@
-"""The report's arithmetic: intervals over seeds, who beats whom, fronts, and the order of classes.
+"""The report's statistics: intervals, significance, correlation, fronts, and the order of classes.
 
-Values in, values out; it knows neither the ledger nor the page. SciPy is imported where it is
-needed: half a second and more of a small sweep's end, which has none of this to compute.
+Pure functions of values. SciPy is imported inside the functions: its import takes half a second,
+and a small sweep may need none of them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
-# Ordering leaves optimally takes time in the cube of the classes: 1 s for a thousand.
+# Optimal leaf ordering takes cubic time in the number of classes: 1 s for a thousand.
 _MOST_CLASSES_ORDERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds. `sd` and the interval are None where there are fewer than two."""
+    """A mean over seeds. Deviation and interval are None for fewer than two seeds."""
 
     n: int
     mean: float | None
@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """First minus second, with Welch's interval and two-sided p value."""
+    """First minus second mean, with Welch's confidence interval and two-sided p value."""
 
     mean: float
     low: float
@@ -39,8 +39,8 @@ class Difference:
     p: float
 
     @property
-    def is_resolved(self) -> bool:
-        """Whether the interval leaves out zero."""
+    def is_significant(self) -> bool:
+        """Whether the confidence interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -48,7 +48,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Return mean, sample standard deviation and Student's t interval of the mean.
 
     Args:
-        values: one for each seed; NaN are left out.
+        values: one per seed; NaN are ignored.
     """
     kept = [value for value in values if not math.isnan(value)]
     if not kept:
@@ -64,10 +64,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
-    """Return the difference of two means by Welch's t test, None with fewer than 2 values each.
+    """Return the difference of two means by Welch's t test, None with fewer than two values each.
 
-    None too where neither side varies at all: accuracies on few images tie by chance, which is no
-    certainty.
+    It is also None if neither sample varies: on few test images equal accuracies are common by
+    chance, and Welch's test would take them for certainty.
     """
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return None
@@ -80,22 +80,22 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
 
 
 def holm(p_values: Sequence[float], level: float = 1 - CONFIDENCE) -> list[bool]:
-    """Return which hypotheses fall when all are tested together.
+    """Return which null hypotheses are rejected when all are tested together.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
-    falls = [False] * len(p_values)
+    rejected = [False] * len(p_values)
     for rank, index in enumerate(np.argsort(p_values)):
         if p_values[index] > level / (len(p_values) - rank):
             break
-        falls[index] = True
-    return falls
+        rejected[index] = True
+    return rejected
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Return Pearson's and Spearman's coefficient; None where they say nothing.
+    """Return Pearson's and Spearman's coefficient, None if they have no meaning.
 
-    Two points lie on a line whatever they are, and a constant has no correlation.
+    Two points always lie on a line, and a constant has no correlation.
     """
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
@@ -107,10 +107,9 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] |
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Return which points no other beats: cheaper and at least as good, or as cheap and better.
+    """Return the indices of the points on the Pareto front, cheapest first.
 
-    Returns:
-        Their positions, cheapest first.
+    No other point is cheaper and at least as good, or as cheap and better.
     """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -values[i]))
     kept: list[int] = []
@@ -121,26 +120,26 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
 
 
 def class_order(confusion: np.ndarray) -> list[int]:
-    """Return the classes so that those which are mistaken for one another stand together.
+    """Return the classes in an order in which often confused ones are next to each other.
 
-    Average-linkage clustering of the symmetrised shares of confusion, leaves in optimal order.
+    Average-linkage clustering of the symmetrized shares of confusion, with optimal leaf ordering.
 
     Args:
-        confusion: counts, row = true class, column = predicted; (k, k).
+        confusion: counts, row = true class, column = predicted class, (k, k).
     """
     k = len(confusion)
     if k < 3:
         return list(range(k))
     shares = row_shares(confusion)
-    alike = (shares + shares.T) / 2
-    np.fill_diagonal(alike, 0)
-    top = alike.max()
-    if top == 0:  # no error at all
+    similarity = (shares + shares.T) / 2
+    np.fill_diagonal(similarity, 0)
+    top = similarity.max()
+    if top == 0:  # every prediction is correct
         return list(range(k))
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
-    distance = 1 - alike / top
+    distance = 1 - similarity / top
     np.fill_diagonal(distance, 0)
     tree = hierarchy.linkage(
         squareform(distance, checks=False),
@@ -151,22 +150,22 @@ def class_order(confusion: np.ndarray) -> list[int]:
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Return each row as shares of its sum; a class without images is all zeros. (k, k)."""
+    """Return each row divided by its sum, (k, k); a class without images has only zeros."""
     sums = confusion.sum(axis=1, keepdims=True)
     shares: np.ndarray = confusion / np.maximum(sums, 1)
     return shares
 
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int, int]]:
-    """Return the pairs of classes mistaken for one another most often.
+    """Return the pairs of classes that are confused most often.
 
     Args:
         confusion: counts, (k, k).
-        limit: at most so many.
+        limit: largest number of pairs.
 
     Returns:
-        Of each pair its classes a and b, the images of a taken for b, and those of b for a;
-        the most images first.
+        For each pair: class a, class b, images of a predicted as b, images of b predicted as a.
+        The pair with the most images comes first.
     """
     both = np.triu(confusion + confusion.T, 1)
     flat = np.argsort(-both, axis=None, kind="stable")[:limit]

@@ -1,1 +1,1 @@
-"""What a report consists of: `blocks`, `plots` and the HTML `page`."""
+"""The parts of a report: `blocks`, `plots` and the HTML `page`."""

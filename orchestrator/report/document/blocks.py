@@ -1,7 +1,7 @@
-"""What a report is made of: sections of texts, tables, figures and pictures.
+"""The blocks of a report: sections of texts, tables, figures and pictures.
 
-A table is written once, with raw values, and printed as HTML, Markdown and CSV. Raw values are
-fractions, seconds and counts; percent is only in what is printed for people.
+A table holds raw values and is printed as HTML, Markdown and CSV. Raw values are fractions, seconds
+and counts. HTML and Markdown show fractions as percent, CSV shows raw values.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 Kind = Literal["text", "count", "percent", "points", "loss", "number", "mega", "seconds", "ms"]
 
-NONE = "–"  # noqa: RUF001, as typography wants it
+NONE = "–"  # noqa: RUF001, an en dash is intended
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name in the CSV file, its heading for people, and how values are printed."""
+    """A column: its name in the CSV file, its printed heading, and how its values are printed."""
 
     key: str
     title: str
@@ -34,9 +34,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows of raw values, one for each column; None is printed as a dash."""
+    """Rows with one raw value per column; None is printed as a dash."""
 
-    name: str  # of its CSV file
+    name: str  # also that of its CSV file
     title: str
     columns: tuple[Column, ...]
     rows: Sequence[Sequence[Any]]
@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A plotly figure as JSON; drawn when it is scrolled into view."""
+    """A plotly figure as JSON. The page draws it when it is scrolled into view."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """A paragraph, or a list when there are several lines."""
+    """A paragraph, or a list if there are several lines."""
 
     lines: tuple[str, ...]
     is_warning: bool = False
@@ -68,14 +68,16 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matrix:
-    """Everyone against everyone: a text and a class of style for each pair."""
+    """All pairs of names: a text and a CSS class for each.
+
+    `cells[row][column]` is a text, whose second line follows a "|", and "wins", "loses", "open" or
+    "" as CSS class.
+    """
 
     name: str
     title: str
     names: tuple[str, ...]
-    cells: Sequence[
-        Sequence[tuple[str, str]]
-    ]  # [row][column]: text, a second line after "|"; "wins", "loses", "open" or ""
+    cells: Sequence[Sequence[tuple[str, str]]]
     note: str = ""
     block: str = "matrix"
 
@@ -86,13 +88,13 @@ class Picture:
 
     source: str
     caption: str
-    detail: str = ""  # shown when pointed at
+    detail: str = ""  # the tooltip
     mark: Literal["right", "wrong", ""] = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pictures:
-    """Rows of pictures. With `headings` it is a table with one column for each."""
+    """Rows of pictures; with `headings`, a table with one column per heading."""
 
     name: str
     title: str
@@ -104,7 +106,7 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tabs:
-    """Blocks of which one set is seen at a time."""
+    """Sets of blocks, of which the page shows one at a time."""
 
     name: str
     tabs: tuple[tuple[str, tuple[Block, ...]], ...]
@@ -116,20 +118,25 @@ Block = Table | Figure | Text | Matrix | Pictures | Tabs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """One heading and what stands below it."""
+    """One heading and its blocks."""
 
-    name: str  # its address in the page
+    name: str  # its anchor in the page
     title: str
     blocks: tuple[Block, ...] = field(default_factory=tuple)
 
 
 def text(*lines: str, is_warning: bool = False) -> Text:
-    """Return a paragraph, or a list of several lines."""
+    """Return a paragraph, or a list if there are several lines."""
     return Text(lines=lines, is_warning=is_warning)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: "no seeds", "1 seed", "1,200 seeds"."""
+    return f"{f'{count:,}' if count else 'no'} {noun}{'' if count == 1 else 's'}"
+
+
 def printed(value: Any, kind: Kind) -> str:
-    """Return a raw value as it is printed for people."""
+    """Return a raw value as the page and Markdown print it."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -152,8 +159,8 @@ def printed(value: Any, kind: Kind) -> str:
     return form[kind].format(value)
 
 
-def for_people(table: Table) -> tuple[list[Column], list[list[str]]]:
-    """Return a table as it is printed: columns with nothing in them are left out."""
+def printed_table(table: Table) -> tuple[list[Column], list[list[str]]]:
+    """Return the columns that have a value, and the printed rows."""
     kept = [
         index
         for index in range(len(table.columns))
@@ -165,7 +172,7 @@ def for_people(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 
 def tables_of(blocks: Sequence[Block]) -> list[Table]:
-    """Return all tables, those inside tabs too."""
+    """Return all tables, including those inside tabs."""
     found: list[Table] = []
     for block in blocks:
         if isinstance(block, Table):
@@ -177,7 +184,7 @@ def tables_of(blocks: Sequence[Block]) -> list[Table]:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV with raw values; an unknown one is empty."""
+    """Return a table as CSV with raw values; None becomes an empty field."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([column.key for column in table.columns])
@@ -186,7 +193,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return texts and tables as Markdown; figures and pictures are named only."""
+    """Return texts and tables as Markdown; of figures and pictures only the titles."""
     lines = [f"# {title}", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
@@ -203,13 +210,13 @@ def _markdown(block: Block) -> list[str]:
         return [line for _, inner in block.tabs for each in inner for line in _markdown(each)]
     note = [_escaped(block.note), ""] if block.note else []
     if isinstance(block, Table):
-        columns, said = for_people(block)
+        columns, rows = printed_table(block)
         rule = ["---" if column.kind == "text" else "---:" for column in columns]
-        rows = [list(map(_escaped, row)) for row in said]
+        escaped = [list(map(_escaped, row)) for row in rows]
         return [
             *(f"### {block.title}", ""),
             *note,
-            *_markdown_rows([c.heading for c in columns], rule, rows),
+            *_markdown_rows([c.heading for c in columns], rule, escaped),
         ]
     if isinstance(block, Matrix):
         rows = [

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file with everything in it, plotly's library once."""
+"""The report's page: one HTML file that includes plotly's library and all figures."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from orchestrator.report.document.blocks import Section, for_people
+from orchestrator.report.document.blocks import Section, printed_table
 
 
-def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) -> str:
-    """Return the page.
+def to_html(title: str, sections: Sequence[Section], images: Mapping[str, str]) -> str:
+    """Return the page as HTML.
 
     Args:
-        title: of the page.
-        sections: in order.
-        held: images that pictures name by key, as data URIs.
+        title: the page's title.
+        sections: the sections in order.
+        images: data URIs of the images that pictures refer to by key.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -26,8 +26,8 @@ def to_html(title: str, sections: Sequence[Section], held: Mapping[str, str]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"for_people": for_people}
+    environment.globals |= {"printed_table": printed_table}
     page = environment.get_template("page.html")
-    # Not escaped: they are ours, or JSON without "<".
+    # The template does not escape the script and the figures: neither contains "</script".
     script = get_plotlyjs().replace("</script", "<\\/script")
-    return page.render(title=title, sections=sections, held=held, plotly=script)
+    return page.render(title=title, sections=sections, images=images, plotly=script)

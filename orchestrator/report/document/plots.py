@@ -1,4 +1,4 @@
-"""Figures of the report: colours, and plotly's objects as small JSON that the page can hold."""
+"""Figures of the report: colours, and plotly figures as compact JSON for the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plotly.io.json import to_json_plotly
 
 from orchestrator.report.document.blocks import Figure
 
-# Told apart by most people, whatever colours they see.
+# Distinguishable also with impaired colour vision: Okabe and Ito's palette and two more.
 _COLOURS = tuple(
     f"rgb({r},{g},{b})"
     for r, g, b in (
@@ -27,7 +27,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def faint(colour: str, alpha: float) -> str:
-    """Return a colour of ours with an opacity of 0 to 1."""
+    """Return one of the colours of `colours` with an opacity of 0 to 1."""
     if colour.startswith("rgb("):
         return f"rgba({colour[4:-1]},{alpha})"
     r, g, b = hex_to_rgb(colour)
@@ -37,14 +37,11 @@ def faint(colour: str, alpha: float) -> str:
 def figure(
     name: str, title: str, drawn: go.Figure, *, height_px: int = 420, note: str = ""
 ) -> Figure:
-    """Return a figure for the page.
-
-    The page brings one template for all; plotly's own would be in each of them.
-    """
+    """Return a figure for the page, without plotly's template: the page has one for all figures."""
     content = drawn.to_plotly_json()
     content["layout"].pop("template", None)
-    content["layout"].pop("title", None)  # the page has the title above the figure
+    content["layout"].pop("title", None)  # the page prints the title above the figure
     content["layout"].pop("height", None)
-    # A script element ends at the first "</": no name of a class may bring one.
+    # A script element ends at the first "</script", which a class name may contain.
     json = to_json_plotly(content).replace("<", "\\u003c")
     return Figure(name=name, title=title, json=json, height_px=height_px, note=note)

@@ -1,4 +1,4 @@
-"""Learning curves of every trial; how each ended can be seen from its line."""
+"""Learning curves of every trial, and the table of all trials."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.ledger.records import ENDED, TrialStatus
-from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted, text
 from orchestrator.report.document.plots import colours, faint, figure
 from orchestrator.report.facts import Record, SweepData, is_fraction
 from orchestrator.report.sections.leaderboard import metric_kind
 
-# Line, opacity and the mark at its end, by how a trial ended.
+# Line style, opacity and end marker of a curve, by the trial's status.
 _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
     "complete": ("solid", 0.75, None),
     "running": ("solid", 0.75, "circle-open"),
@@ -23,48 +23,43 @@ _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
     "diverged": ("dash", 0.9, "x"),
     "failed": ("dash", 0.9, "square-open"),
 }
-# A line of more points than this in all is thinned out; nobody sees a difference.
+# Curves with more points than this in total are thinned out, which is not visible.
 _MOST_POINTS = 60_000
 
 
-def curves(facts: SweepData) -> Section:
+def curves(sweep: SweepData) -> Section:
     """Return the curves of all trials, of the best of each variant, and the table of trials."""
-    shown = [record for record in facts.records if record.rows]
+    shown = [record for record in sweep.records if record.rows]
     blocks: list[Block] = []
     if shown:
         blocks.append(
             text(
-                "One line is one trial. Solid: complete. Dotted, ending in a dash: stopped early. "
-                "Dashed, ending in a cross: diverged. Dashed, ending in a square: failed. A click "
-                "on a legend entry hides it, a double click hides all others. A value that is not "
-                "finite has no point."
+                "Each line is one trial. Solid: complete, or still running if it ends in a circle. "
+                "Dotted, ending in a dash: stopped early. Dashed, ending in a cross: diverged. "
+                "Dashed, ending in a square: failed. Click a legend entry to hide or show it; "
+                "double-click it to hide all others. Non-finite values are not drawn."
             )
         )
-        metrics = dict.fromkeys((facts.metric, "val_loss", "train_loss"))
-        seen = {metric: _having(shown, metric) for metric in metrics}
-        blocks += [_all_trials(facts, having, metric) for metric, having in seen.items() if having]
-        if unseen := sum(not record.has_validation for record in shown):
-            blocks.append(
-                text(
-                    f"{unseen} trials were trained without a validation split: they have no "
-                    "validation curve."
-                )
-            )
+        metrics = dict.fromkeys((sweep.metric, "val_loss", "train_loss"))
+        having = {metric: _having(shown, metric) for metric in metrics}
+        blocks += [_all_trials(sweep, found, metric) for metric, found in having.items() if found]
+        if without := sum(not record.has_validation for record in shown):
+            blocks.append(text(f"Trained without a validation split: {counted(without, 'trial')}."))
         if any(_mixes_images(record) for record in shown):
             blocks.append(
                 text(
-                    "Trials with mixup or cutmix count a training image as right when either of "
-                    "its two classes is said, so their training top-1 is no accuracy on images."
+                    "In trials with mixup or CutMix, a prediction for a training image counts as "
+                    "correct if it is either of the two mixed classes. Their training top-1 is "
+                    "therefore not comparable with that of other trials."
                 )
             )
-        if best := _best(facts):
-            blocks.append(_train_and_validation(facts, best))
-        silent = len(facts.records) - len(shown)
-        if silent:
-            blocks.append(text(f"{silent} trials have no epoch to show."))
+        if best := _best(sweep):
+            blocks.append(_train_and_validation(sweep, best))
+        if silent := len(sweep.records) - len(shown):
+            blocks.append(text(f"Without a finished epoch: {counted(silent, 'trial')}."))
     else:
         blocks.append(text("No trial has finished an epoch yet."))
-    blocks.append(_trials(facts))
+    blocks.append(_trials(sweep))
     return Section(name="curves", title="Learning curves", blocks=tuple(blocks))
 
 
@@ -73,18 +68,18 @@ def _mixes_images(record: Record) -> bool:
 
 
 def _having(shown: Sequence[Record], metric: str) -> list[Record]:
-    """Return those that have a metric; without a validation split its figures are zeros."""
+    """Return the records that have a metric; without a validation split, `val_` metrics are 0."""
     return [r for r in shown if r.has_validation or not metric.startswith("val_")]
 
 
-def _all_trials(facts: SweepData, shown: Sequence[Record], metric: str) -> Figure:
-    drawn, colour = go.Figure(), colours(facts.variants)
+def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figure:
+    drawn, colour = go.Figure(), colours(sweep.variants)
     scale = 100 if is_fraction(metric) else 1
     most = max(2, _MOST_POINTS // len(shown))
     titled: set[str] = set()
     width = 1.0 if len(shown) < 100 else 0.5
-    for stage in ("search", "final"):  # those of the final seeds lie above all others
-        for variant in facts.variants:
+    for stage in ("search", "final"):  # curves of final trials are drawn on top
+        for variant in sweep.variants:
             for status, (dash, opacity, mark) in _LOOKS.items():
                 records = [
                     r
@@ -129,7 +124,7 @@ def _all_trials(facts: SweepData, shown: Sequence[Record], metric: str) -> Figur
 
 
 def _mode(records: Sequence[Record]) -> str:
-    """Return how their curves are drawn: a line of a single epoch cannot be seen."""
+    """Return plotly's mode; a curve of a single epoch is only visible with markers."""
     return "lines+markers" if any(len(record.rows) == 1 for record in records) else "lines"
 
 
@@ -166,7 +161,7 @@ def _add_ends(
     look: tuple[str, float],  # colour, pixels
     variant: str,
 ) -> None:
-    """Mark where trials ended; of a value that is not a number, at the last one that is."""
+    """Mark the last finite value of each trial."""
     ends = []
     for record in records:
         finite = [row for row in record.rows if math.isfinite(row.metrics[metric])]
@@ -183,18 +178,18 @@ def _add_ends(
     )
 
 
-def _best(facts: SweepData) -> list[Record]:
-    """Return the best trial of each variant: of its seeds, else of its search."""
+def _best(sweep: SweepData) -> list[Record]:
+    """Return the best trial of each variant: among its seeds, otherwise in its search."""
     found = []
-    for variant in facts.variants:
-        best = facts.best(facts.seeds(variant)) or facts.best(facts.of(variant, "search"))
+    for variant in sweep.variants:
+        best = sweep.best(sweep.seeds(variant)) or sweep.best(sweep.of(variant, "search"))
         if best is not None:
             found.append(best)
     return found
 
 
-def _train_and_validation(facts: SweepData, best: Sequence[Record]) -> Figure:
-    colour = colours(facts.variants)
+def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
+    colour = colours(sweep.variants)
     drawn = make_subplots(rows=1, cols=2, subplot_titles=("top-1, %", "loss"))
     for column, (metric, scale) in enumerate((("top1", 100), ("loss", 1)), start=1):
         for record in best:
@@ -217,17 +212,18 @@ def _train_and_validation(facts: SweepData, best: Sequence[Record]) -> Figure:
     drawn.update_xaxes(title_text="epoch")
     return figure(
         "curves-best",
-        "Training and validation, the best trial of each variant",
+        "Training and validation of each variant's best trial",
         drawn,
-        note="Training figures are those of the augmented images, while the weights change.",
+        note="Training metrics are measured on augmented images during the epoch, while the "
+        "weights still change.",
     )
 
 
-def _trials(facts: SweepData) -> Table:
-    params = sorted({name for record in facts.records for name in record.trial.params})
-    kind = metric_kind(facts.metric)
+def _trials(sweep: SweepData) -> Table:
+    params = sorted({name for record in sweep.records for name in record.trial.params})
+    kind = metric_kind(sweep.metric)
     rows = []
-    for record in facts.records:
+    for record in sweep.records:
         trial, evaluated = record.trial, record.evaluation
         micro = {a.micro_batch_size for a in record.attempts} - {0}
         rows.append(
@@ -243,17 +239,17 @@ def _trials(facts: SweepData) -> Table:
         )
     return Table(
         name="trials",
-        title=f"All trials ({sum(r.trial.status in ENDED for r in facts.records):,} have ended)",
+        title=f"All trials ({sum(r.trial.status in ENDED for r in sweep.records):,} have ended)",
         columns=(
             *(Column("variant", "variant"), Column("stage", "stage")),
-            *(Column("number", "number", "count"), Column("signature", "signature")),
+            *(Column("number", "trial", "count"), Column("signature", "signature")),
             *(Column("status", "status"), Column("epochs", "epochs", "count")),
             Column("best_epoch", "best epoch", "count"),
-            Column(f"best_{facts.metric}", f"best {facts.metric}", kind),
+            Column(f"best_{sweep.metric}", f"best {sweep.metric}", kind),
             Column("test_top1", "test top-1", "percent"),
-            *(Column("attempts", "attempts", "count"),),
-            Column("micro_batch_size", "micro-batch", "count"),
-            Column("device_s", "device-seconds", "seconds"),
+            Column("attempts", "attempts", "count"),
+            Column("micro_batch_size", "micro-batch size", "count"),
+            Column("device_s", "device time", "seconds"),
             *(Column(name, name, "number") for name in params),
         ),
         rows=rows,

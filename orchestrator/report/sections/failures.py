@@ -1,77 +1,79 @@
-"""Which trials failed, and why."""
+"""Failures: which attempts failed, and why."""
 
 from __future__ import annotations
 
 import collections
+from typing import Any
 
 from orchestrator.ledger.records import Attempt
-from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.document.blocks import Column, Section, Table, text
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.search import retry_policy
 
+_TITLE = "Failures"
 _LONGEST_LINE = 300
+_COLUMNS = (
+    Column("outcome", "outcome"),
+    Column("class", "failure class"),
+    Column("reason", "last line of the error"),
+    Column("attempts", "attempts", "count"),
+    Column("trials", "trials", "count"),
+    Column("given_up", "trials given up", "count"),
+    Column("variants", "variants"),
+    Column("example", "first trial"),
+    Column("log", "its log"),
+)
 
 
-def failed(facts: SweepData) -> Section:
-    """Return failed and diverged attempts, those that failed alike together."""
+def failures(sweep: SweepData) -> Section:
+    """Return failed, diverged and lost attempts, those with the same error in one row."""
     groups: dict[tuple[str, str, str], list[tuple[Record, Attempt]]] = collections.defaultdict(list)
-    for record in facts.records:
+    for record in sweep.records:
         for attempt in record.attempts:
             if attempt.outcome in ("failed", "diverged", "lost"):
-                words = attempt.failure_text or ""
-                kind = attempt.failure_class or attempt.outcome
-                groups[attempt.outcome, kind, retry_policy.fingerprint(words)].append(
-                    (record, attempt)
-                )
-    title = "What failed and why"
+                fingerprint = retry_policy.fingerprint(attempt.failure_text or "")
+                key = (attempt.outcome, attempt.failure_class or attempt.outcome, fingerprint)
+                groups[key].append((record, attempt))
     if not groups:
         only = text("No attempt failed, diverged or was lost.")
-        return Section(name="failures", title=title, blocks=(only,))
-    rows = []
-    for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
-        record, attempt = found[0]
-        given_up = {r.trial.signature for r, _ in found if r.trial.status in ("failed", "diverged")}
-        rows.append(
-            [
-                *(outcome, kind, _reason(attempt), len(found)),
-                len({r.trial.signature for r, _ in found}),
-                len(given_up),
-                ", ".join(sorted({r.trial.variant for r, _ in found})),
-                f"{record.name} ({record.trial.signature})",
-                attempt.log,
-            ]
-        )
-    space = str(facts.said.get("space", facts.plan["space"]["name"]))
-    again = space if facts.name == facts.plan["space"]["name"] else f"{space} --name {facts.name}"
-    blocks: list[Block] = [
-        Table(
-            name="failures",
-            title="Attempts that did not end well, grouped by what they said",
-            columns=(
-                Column("outcome", "outcome"),
-                Column("class", "class"),
-                Column("reason", "last line"),
-                Column("attempts", "attempts", "count"),
-                Column("trials", "trials", "count"),
-                Column("given_up", "ended by it", "count"),
-                Column("variants", "variants"),
-                Column("example", "first one"),
-                Column("log", "its log"),
-            ),
-            rows=rows,
-            note="Attempts alike in their traceback's frames and last line are one group. A lost "
-            "attempt ended with its driver; it is nobody's failure. A diverged trial had a loss "
-            "that is not finite: it is a result, not an error, and is not tried again.",
-        ),
-        text(f"Failed trials are tried again by: python -m orchestrator.sweep {again} --resume"),
+        return Section(name="failures", title=_TITLE, blocks=(only,))
+    space = sweep.header.space or sweep.plan.space.name
+    again = space if sweep.name == sweep.plan.space.name else f"{space} --name {sweep.name}"
+    table = Table(
+        name="failures",
+        title="Unsuccessful attempts by error",
+        columns=_COLUMNS,
+        rows=[
+            [outcome, kind, *_row(found)]
+            for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1]))
+        ],
+        note="Attempts whose tracebacks have the same frames and the same last line are in one "
+        "row. A lost attempt ended because its driver stopped; it does not count as a failure. A "
+        "diverged trial had a non-finite loss: that is a result and not an error, and the trial is "
+        "not retried.",
+    )
+    retry = text(f"To retry failed trials: python -m orchestrator.sweep {again} --resume")
+    return Section(name="failures", title=_TITLE, blocks=(table, retry))
+
+
+def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:
+    record, attempt = found[0]
+    given_up = {r.trial.signature for r, _ in found if r.trial.status in ("failed", "diverged")}
+    return [
+        _reason(attempt),
+        len(found),
+        len({r.trial.signature for r, _ in found}),
+        len(given_up),
+        ", ".join(sorted({r.trial.variant for r, _ in found})),
+        f"{record.name} ({record.trial.signature})",
+        attempt.log,
     ]
-    return Section(name="failures", title=title, blocks=tuple(blocks))
 
 
 def _reason(attempt: Attempt) -> str:
-    said = retry_policy.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
-    if said:
-        return said
-    return {"diverged": "the loss was not finite", "lost": "its driver ended"}.get(
-        attempt.outcome or "", "no word"
+    line = retry_policy.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
+    if line:
+        return line
+    return {"diverged": "the loss was not finite", "lost": "the driver stopped"}.get(
+        attempt.outcome or "", "no error message"
     )

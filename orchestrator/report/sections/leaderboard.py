@@ -1,4 +1,4 @@
-"""Who is how good, and what each costs."""
+"""The leaderboard: how good each variant is, what its search did, and what it costs."""
 
 from __future__ import annotations
 
@@ -10,99 +10,93 @@ from orchestrator.ledger.records import TrialStatus
 from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, text
 from orchestrator.report.facts import Record, SweepData, estimated, is_fraction, mean
 
-# A trial is timed where it is evaluated, and nobody waits for that.
+# An evaluation measures inference at once; it does not wait until the device is free.
 SHARED = (
-    "Inference time was measured while other trials of the sweep may have shared the device, so it "
-    "may be longer than on a device of its own."
+    "Inference time was measured while other trials of the sweep may have shared the device; a "
+    "model may be faster on a device of its own."
 )
-# Models of a study whose text does not settle what they look like.
+# Models of studies whose text does not fully specify them.
 _RECONSTRUCTED = {
-    "cnn9": "cnn9 is a reconstruction: its study gives the number of layers and of parameters only."
+    "cnn9": "cnn9 is a reconstruction: its study gives only the numbers of layers and parameters."
 }
-_GROUP = {False: "from scratch", True: "pretrained"}
+_INTRODUCTION = (
+    "The search used only the validation split. The best configuration of each variant was then "
+    "retrained with several seeds, and each retrained model was evaluated once on the test split. "
+    "For a variant with nothing to search, its trials are the seeds.",
+    "Test metrics are means over the seeds, with the sample standard deviation (sd) and the "
+    "95 % confidence interval of Student's t (CI low to CI high). A single seed has neither.",
+    "The interval covers the variation between seeds only; other test images would add to it. With "
+    "few seeds it is wide and may exceed 100 %.",
+)
 
 
-def leaderboard(facts: SweepData) -> Section:
-    """Return the leaderboard per variant, from scratch and pretrained apart, and what each costs.
+def leaderboard(sweep: SweepData) -> Section:
+    """Return ranking, searches and costs, from-scratch and pretrained variants in separate tables.
 
-    The best mean on the test split comes first; without one, the best validation value.
+    Variants are ranked by their mean test top-1; those without one follow, by validation.
     """
-    blocks: list[Block] = [
-        text(
-            "The search saw the validation split only. The best configuration of each variant was "
-            "then trained again with several seeds (of a variant with nothing to search its trials "
-            "are the seeds), and each of these was evaluated once on the test split. Means are "
-            "over these seeds, with the sample standard deviation and the 95 % interval of "
-            "Student's t, which is of the seeds alone: other test images would move it further. "
-            "With one seed there is neither."
-        )
-    ]
-    for is_pretrained, variants in facts.groups():
-        kind = _GROUP[is_pretrained]
-        rows = [_row(facts, variant, is_pretrained) for variant in variants]
-        suffix = "_pretrained" if is_pretrained else ""
-        blocks.append(
-            Table(
-                name=f"leaderboard{suffix}",
-                title=f"Leaderboard, {kind}",
-                columns=_columns(facts),
-                rows=sorted(rows, key=_rank(facts)),
-                note=_note(facts, variants, is_pretrained),
-            )
-        )
-        blocks.append(
-            Table(
-                name=f"searches{suffix}",
-                title=f"The searches, {kind}",
-                columns=_search_columns(facts),
-                rows=[_search_row(facts, variant, is_pretrained) for variant in variants],
-            )
-        )
-        blocks.append(
-            Table(
-                name=f"cost{suffix}",
-                title=f"What each costs, {kind}",
-                columns=_COST_COLUMNS,
-                rows=[_cost(facts, variant, is_pretrained) for variant in variants],
-                note="Operations are per image, forward, in multiply-accumulates and in FLOPs "
-                "(twice as many). Inference was measured with batch 1 and with the batch size "
-                "given; training speed is of the best configuration, without the first epoch of "
-                "each attempt. Device-seconds are seconds of attempts times workers; a trial that "
-                f"shares a device counts a whole one. {SHARED}",
-            )
-        )
+    blocks: list[Block] = [text(*_INTRODUCTION)]
+    for is_pretrained, variants in sweep.groups():
+        blocks += _tables(sweep, variants, is_pretrained)
     return Section(name="leaderboard", title="Leaderboard", blocks=tuple(blocks))
 
 
-def _columns(facts: SweepData) -> tuple[Column, ...]:
-    kind = metric_kind(facts.metric)
+def _tables(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Table]:
+    kind = "pretrained" if is_pretrained else "from scratch"
+    suffix = "_pretrained" if is_pretrained else ""
+    return [
+        Table(
+            name=f"leaderboard{suffix}",
+            title=f"Leaderboard, {kind}",
+            columns=_columns(sweep),
+            rows=sorted((_row(sweep, v, is_pretrained) for v in variants), key=_rank(sweep)),
+            note=_note(sweep, variants, is_pretrained),
+        ),
+        Table(
+            name=f"searches{suffix}",
+            title=f"Search results, {kind}",
+            columns=_search_columns(sweep),
+            rows=[_search_row(sweep, variant, is_pretrained) for variant in variants],
+        ),
+        Table(
+            name=f"cost{suffix}",
+            title=f"Cost, {kind}",
+            columns=_COST_COLUMNS,
+            rows=[_cost(sweep, variant, is_pretrained) for variant in variants],
+            note=_COST_NOTE,
+        ),
+    ]
+
+
+def _columns(sweep: SweepData) -> tuple[Column, ...]:
+    kind = metric_kind(sweep.metric)
     return (
         Column("variant", "variant"),
-        Column(f"best_{facts.metric}", f"search's best {facts.metric}", kind),
+        Column(f"best_{sweep.metric}", f"best {sweep.metric} of the search", kind),
         Column("seeds", "seeds", "count"),
-        Column(f"seeds_{facts.metric}", f"seeds' {facts.metric}", kind),
+        Column(f"seeds_{sweep.metric}", f"{sweep.metric} of the seeds", kind),
         Column("test_top1_mean", "test top-1", "percent"),
         Column("test_top1_sd", "sd", "percent"),
-        Column("test_top1_low", "95 % from", "percent"),
-        Column("test_top1_high", "to", "percent"),
+        Column("test_top1_low", "CI low", "percent"),
+        Column("test_top1_high", "CI high", "percent"),
         Column("test_top5_mean", "test top-5", "percent"),
         Column("test_loss_mean", "test loss", "loss"),
         Column("test_f1_macro_mean", "macro F1", "percent"),
         Column("test_ece_mean", "ECE", "percent"),
-        Column("test_superclass_top1_mean", "superclass", "percent"),
+        Column("test_superclass_top1_mean", "superclass top-1", "percent"),
     )
 
 
-def _row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
-    search = [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
-    best = facts.best(search)
-    seeds, evaluated = facts.seeds(variant, is_pretrained), facts.evaluated(variant, is_pretrained)
+def _row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
+    search = [r for r in sweep.of(variant, "search") if r.is_pretrained == is_pretrained]
+    best = sweep.best(search)
+    seeds, evaluated = sweep.seeds(variant, is_pretrained), sweep.evaluated(variant, is_pretrained)
     top1 = estimated(evaluated, "top1")
     return [
         variant,
         best.trial.best_value if best else None,
         len(evaluated) or len(seeds),
-        mean([record.at(record.kept_epoch, facts.metric) for record in seeds]),
+        mean([record.at(record.kept_epoch, sweep.metric) for record in seeds]),
         *(top1.mean, top1.sd, top1.low, top1.high),
         estimated(evaluated, "top5").mean,
         estimated(evaluated, "loss").mean,
@@ -112,26 +106,26 @@ def _row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     ]
 
 
-def _search_columns(facts: SweepData) -> tuple[Column, ...]:
+def _search_columns(sweep: SweepData) -> tuple[Column, ...]:
     return (
         Column("variant", "variant"),
         Column("trials", "trials", "count"),
         *(Column(status, status, "count") for status in _ENDINGS),
         Column("left", "not ended", "count"),
-        Column(f"best_{facts.metric}", f"best {facts.metric}", metric_kind(facts.metric)),
-        Column("best_epoch", "at epoch", "count"),
-        Column("best_number", "trial", "count"),
-        Column("params", "its parameters"),
+        Column(f"best_{sweep.metric}", f"best {sweep.metric}", metric_kind(sweep.metric)),
+        Column("best_epoch", "best epoch", "count"),
+        Column("best_number", "best trial", "count"),
+        Column("params", "its hyperparameters"),
     )
 
 
 _ENDINGS: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 
-def _search_row(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
-    search = [r for r in facts.of(variant, "search") if r.is_pretrained == is_pretrained]
+def _search_row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
+    search = [r for r in sweep.of(variant, "search") if r.is_pretrained == is_pretrained]
     status = collections.Counter(record.trial.status for record in search)
-    best = facts.best(search)
+    best = sweep.best(search)
     known = [status[each] for each in _ENDINGS]
     found = best.trial if best else None
     return [
@@ -147,8 +141,8 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _rank(facts: SweepData) -> Any:
-    worse = 1 if facts.mode == "min" else -1
+def _rank(sweep: SweepData) -> Any:
+    worse = 1 if sweep.plan.space.mode == "min" else -1
 
     def key(row: Sequence[Any]) -> tuple[bool, float, bool, float]:
         value, top1 = row[1], row[4]
@@ -157,25 +151,26 @@ def _rank(facts: SweepData) -> Any:
     return key
 
 
-def _note(facts: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
-    unevaluated = [v for v in variants if not facts.evaluated(v, is_pretrained)]
-    notes = [text for variant, text in _RECONSTRUCTED.items() if variant in variants]
+def _note(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
+    unevaluated = [v for v in variants if not sweep.evaluated(v, is_pretrained)]
+    notes = [note for variant, note in _RECONSTRUCTED.items() if variant in variants]
     if unevaluated:
-        notes.append(f"No seed of {', '.join(unevaluated)} has been evaluated on the test split.")
+        notes.append(f"Not yet evaluated on the test split: {', '.join(unevaluated)}.")
     small = [
         record.name
         for variant in variants
-        for record in facts.seeds(variant, is_pretrained)
+        for record in sweep.seeds(variant, is_pretrained)
         if any(attempt.micro_batch_size for attempt in record.attempts)
     ]
     if small:
         notes.append(
-            f"Trained in micro-batches after running out of memory, so with batch-norm statistics "
-            f"of those: {', '.join(small)}."
+            "Trained in micro-batches after running out of memory, so that batch norm used the "
+            f"statistics of micro-batches: {', '.join(small)}."
         )
-    images = {int(r.evaluation["images"]) for r in facts.records if r.evaluation}
+    images = {int(r.evaluation["images"]) for r in sweep.records if r.evaluation}
     if images:
         notes.append(f"The test split has {max(images):,} images.")
+        notes.append('ECE is the expected calibration error, see "Calibration".')
     return " ".join(notes)
 
 
@@ -183,29 +178,36 @@ _COST_COLUMNS = (
     Column("variant", "variant"),
     Column("image_size_px", "image size, px", "count"),
     Column("parameters", "parameters", "count"),
-    Column("parameters_with_statistics", "with statistics", "count"),
+    Column("parameters_with_statistics", "with batch-norm statistics", "count"),
     Column("multiply_accumulates", "multiply-accumulates", "mega"),
     Column("flops", "FLOPs", "mega"),
     Column("training_images_per_s", "training images/s", "count"),
     Column("inference_ms", "inference", "ms"),
     Column("inference_images_per_s", "inference images/s", "count"),
-    Column("inference_batch_size", "at batch", "count"),
-    Column("device_s_per_seed", "device-seconds per seed", "seconds"),
-    Column("device_s_search", "of the search", "seconds"),
+    Column("inference_batch_size", "at batch size", "count"),
+    Column("device_s_per_seed", "device time per seed", "seconds"),
+    Column("device_s_search", "device time of the search", "seconds"),
+)
+_COST_NOTE = (
+    "Operations are those of one image's forward pass, in multiply-accumulates and in FLOPs (twice "
+    "as many). Inference in ms is for batch size 1, inference in images/s for the batch size given "
+    "in the table. Training speed is that of the best configuration, without the first epoch of "
+    "each attempt. Device time is the duration of all attempts times their workers; a trial that "
+    f"shares a device counts as a whole one. {SHARED}"
 )
 
 
-def _cost(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
-    planned: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
-    own = [r for r in facts.of(variant) if r.is_pretrained == is_pretrained]
-    evaluated = facts.evaluated(variant, is_pretrained)
+def _cost(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
+    planned: Mapping[str, Any] = sweep.header.variants.get(variant, {})
+    own = [r for r in sweep.of(variant) if r.is_pretrained == is_pretrained]
+    evaluated = sweep.evaluated(variant, is_pretrained)
     some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
     macs = some.get("multiply_accumulates", planned.get("multiply_accumulates"))
-    best = facts.best(own)
-    timed = facts.seeds(variant, is_pretrained) or ([best] if best else own)
+    best = sweep.best(own)
+    timed = sweep.seeds(variant, is_pretrained) or ([best] if best else own)
     return [
         variant,
-        planned.get("image_size_px", facts.plan["image_size_px"].get(variant)),
+        planned.get("image_size_px", sweep.plan.image_size_px.get(variant)),
         some.get("parameters", planned.get("parameters")),
         some.get("parameters_with_statistics"),
         macs,
@@ -214,13 +216,16 @@ def _cost(facts: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
         estimated(evaluated, "inference_ms").mean,
         estimated(evaluated, "inference_images_per_s").mean,
         some.get("inference_batch_size"),
-        mean([r.device_s for r in facts.seeds(variant, is_pretrained)]),
+        mean([r.device_s for r in sweep.seeds(variant, is_pretrained)]),
         sum(r.device_s for r in own if r.trial.stage == "search"),
     ]
 
 
 def _training_speed(records: Sequence[Record]) -> float | None:
-    """Return the mean images per second of training; an attempt's first epoch also warms up."""
+    """Return the mean training images per second, without the first epoch of each attempt.
+
+    That epoch includes warm-up, so it counts only if there is no other.
+    """
     warm, every = [], []
     for record in records:
         known = {(row.attempt, row.epoch) for row in record.rows}

@@ -1,4 +1,4 @@
-"""Test images: where each variant looks, and what it says they are."""
+"""Test images with each variant's predictions and class activation maps."""
 
 from __future__ import annotations
 
@@ -13,90 +13,84 @@ from PIL import Image
 from orchestrator.report.document.blocks import Block, Picture, Pictures, Section, Tabs, text
 from orchestrator.report.facts import Record, SweepData
 
-# Shown per variant: more would make the page heavy and say no more.
+# Maps shown per variant; more would make the page large without showing more.
 _MOST_MAPS = 12
-_SIZE_PX = 96  # of a picture in the page
-_COLOURS_KEPT = 128  # in a PNG of an overlay
+_SIZE_PX = 96  # height and width of a picture in the page
+_COLOURS_KEPT = 128  # colours in the PNG of an overlay
+_MAPS, _GRID = "Where the models look", "Predicted and true labels"
 
 
-def images(facts: SweepData) -> tuple[list[Section], dict[str, str]]:
-    """Return the sections with images, and the images that both show, by key, as data URIs.
+def pictures(sweep: SweepData) -> tuple[list[Section], dict[str, str]]:
+    """Return the two sections with images, and the data URIs of the images that both show, by key.
 
-    The first evaluated seed of each variant speaks for it; all trials were shown the same images.
+    Each variant is represented by its first evaluated seed. All trials predict the same images.
     """
-    speakers = {
-        variant: facts.evaluated(variant)[0]
-        for variant in facts.variants
-        if facts.evaluated(variant)
-    }
-    speakers = {v: r for v, r in speakers.items() if r.evaluation and r.evaluation["examples"]}
-    if not speakers:
+    firsts = {v: found[0] for v in sweep.variants if (found := sweep.evaluated(v))}
+    firsts = {v: r for v, r in firsts.items() if r.evaluation and r.evaluation["examples"]}
+    if not firsts:
         nothing = text("No trial has been evaluated on the test split yet.")
         return [
             Section(name="maps", title=_MAPS, blocks=(nothing,)),
             Section(name="predictions", title=_GRID, blocks=(nothing,)),
         ], {}
-    held: dict[str, str] = {}
-    for record in speakers.values():
+    images: dict[str, str] = {}
+    for record in firsts.values():
         for example in _examples(record).values():
             key = f"image-{example['row']}"
-            if key not in held:
-                held[key] = _png(_pixels(example), palette=False)
-    return [_maps(facts, speakers), _grid(facts, speakers)], held
+            if key not in images:
+                images[key] = _png(_pixels(example), palette=False)
+    return [_maps(sweep, firsts), _grid(sweep, firsts)], images
 
 
-_MAPS, _GRID = "Where the models look", "Predicted and true labels"
-
-
-def _maps(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
-    with_maps = {v: r for v, r in speakers.items() if any(e["map"] for e in _examples(r).values())}
-    without = [variant for variant in speakers if variant not in with_maps]
+def _maps(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
+    with_maps = {v: r for v, r in firsts.items() if any(e["map"] for e in _examples(r).values())}
+    without = [variant for variant in firsts if variant not in with_maps]
     blocks: list[Block] = []
     if with_maps:
         blocks += [
             text(
-                "Class activation maps (Grad-CAM) of the class that the model predicts, over the "
-                "same test images for every variant; the first seed of each. Bright is where the "
-                "evidence lies. Green frame and ✓: right. Red frame and ✗: wrong; below it what "
-                "was predicted. Images that variants disagree on come first."
+                "Grad-CAM maps of the predicted class, on the same test images for the first seed "
+                "of every variant. Bright areas contributed most to the prediction. Green frame "
+                "and ✓: correct. Red frame and ✗: wrong. Below each map are the predicted class "
+                "and its probability. Images on which the variants disagree come first."
             ),
-            _map_table(facts, with_maps),
+            _map_table(sweep, with_maps),
             text(
-                "And images that each variant got wrong, drawn by the seed of the split: what it "
-                "took them for, the true class, and where it looked."
+                "Test images that each variant misclassified, drawn at random with the seed of "
+                "the split: the map, the predicted class and the true class."
             ),
             Tabs(
                 name="mistakes",
-                tabs=tuple((v, _mistakes(facts, v, with_maps[v])) for v in with_maps),
+                tabs=tuple((v, _mistakes(sweep, v, with_maps[v])) for v in with_maps),
             ),
         ]
     if without:
-        blocks.append(text(f"No spatial feature map: {', '.join(without)}."))
+        blocks.append(text(f"Models without a spatial feature map: {', '.join(without)}."))
     return Section(name="maps", title=_MAPS, blocks=tuple(blocks))
 
 
-def _mistakes(facts: SweepData, variant: str, record: Record) -> tuple[Block, ...]:
+def _mistakes(sweep: SweepData, variant: str, record: Record) -> tuple[Block, ...]:
     wrong = record.evaluation.get("mistakes", []) if record.evaluation else []
     if not wrong:
-        return (text(f"{variant} got every test image right."),)
+        return (text(f"{variant} classified every test image correctly."),)
     line = [
-        _evaluated_picture(facts, each, _overlay(each), both=True) for each in wrong if each["map"]
+        _evaluated_picture(sweep, each, _overlay(each), both=True) for each in wrong if each["map"]
     ]
-    return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes of {variant}", rows=[line]),)
+    return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes, {variant}", rows=[line]),)
 
 
-def _map_table(facts: SweepData, speakers: Mapping[str, Record]) -> Pictures:
-    found = {variant: _examples(record) for variant, record in speakers.items()}
+def _map_table(sweep: SweepData, firsts: Mapping[str, Record]) -> Pictures:
+    found = {variant: _examples(record) for variant, record in firsts.items()}
     rows = []
     for row in _chosen(list(found.values())):
         label = next(each[row]["label"] for each in found.values() if row in each)
-        line = [Picture(source=f"image-{row}", caption=facts.class_name(label))]
+        line = [Picture(source=f"image-{row}", caption=sweep.class_name(label))]
         for examples in found.values():
             example = examples.get(row)
             if example is None or example["map"] is None:
                 line.append(Picture(source="", caption="no map"))
                 continue
-            line.append(_evaluated_picture(facts, example, _overlay(example)))
+            line.append(_evaluated_picture(sweep, example, _overlay(example)))
         rows.append(line)
     return Pictures(
         name="maps",
@@ -107,7 +101,10 @@ def _map_table(facts: SweepData, speakers: Mapping[str, Record]) -> Pictures:
 
 
 def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
-    """Return the images to show: half of them where someone is wrong, as far as there are."""
+    """Return the images to show: those that variants disagree on, then wrong ones, then right ones.
+
+    At most two thirds are images that variants disagree on, if there are enough others.
+    """
     rows = sorted({row for examples in found for row in examples})
 
     def rights(row: int) -> list[bool]:
@@ -123,21 +120,22 @@ def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
     return [row for row in (*disputed, *wrong, *right) if row in kept]
 
 
-def _grid(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
+def _grid(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
     tabs = []
-    for variant, record in speakers.items():
+    for variant, record in firsts.items():
         examples = list(_examples(record).values())
         right = sum(map(_is_right, examples))
-        pictures = Pictures(
+        shown = Pictures(
             name=f"grid-{variant}",
-            title=f"{variant}: {right} of these {len(examples)} are right",
-            rows=[[_evaluated_picture(facts, e, f"image-{e['row']}", both=True) for e in examples]],
+            title=f"{variant}: {right} of these {len(examples)} are correct",
+            rows=[[_evaluated_picture(sweep, e, f"image-{e['row']}", both=True) for e in examples]],
         )
-        tabs.append((variant, (pictures,)))
+        tabs.append((variant, (shown,)))
     intro = text(
-        "Test images chosen by the seed of the split only, spread over the classes; the first "
-        "seed of each variant. Below each what was predicted and how surely, then the true class "
-        "where that is another. Point at an image for the five likeliest classes."
+        "Test images drawn at random with the seed of the split, spread over the classes, and the "
+        "predictions of each variant's first seed. Below each image are the predicted class and "
+        "its probability, and the true class if the prediction is wrong. Point at an image to see "
+        "the five most probable classes."
     )
     return Section(
         name="predictions", title=_GRID, blocks=(intro, Tabs(name="predictions", tabs=tuple(tabs)))
@@ -145,14 +143,14 @@ def _grid(facts: SweepData, speakers: Mapping[str, Record]) -> Section:
 
 
 def _evaluated_picture(
-    facts: SweepData, example: Mapping[str, Any], source: str, *, both: bool = False
+    sweep: SweepData, example: Mapping[str, Any], source: str, *, both: bool = False
 ) -> Picture:
     label, probability = example["top5"][0]
     is_right = _is_right(example)
-    caption = f"{facts.class_name(int(label))} {100 * probability:.1f}\u00a0%"
+    caption = f"{sweep.class_name(int(label))} ({100 * probability:.1f}\u00a0%)"
     if both and not is_right:
-        caption += f"\ntrue: {facts.class_name(example['label'])}"
-    detail = "\n".join(f"{facts.class_name(int(c))}: {100 * p:.1f} %" for c, p in example["top5"])
+        caption += f"\ntrue: {sweep.class_name(example['label'])}"
+    detail = "\n".join(f"{sweep.class_name(int(c))}: {100 * p:.1f} %" for c, p in example["top5"])
     return Picture(
         source=source, caption=caption, detail=detail, mark="right" if is_right else "wrong"
     )
@@ -168,7 +166,7 @@ def _is_right(example: Mapping[str, Any]) -> bool:
 
 
 def _pixels(example: Mapping[str, Any]) -> Image.Image:
-    """Return the stored image, no larger than it is shown; a small one keeps its pixels."""
+    """Return the stored image, scaled down to at most twice the size of a picture."""
     image = Image.open(io.BytesIO(base64.b64decode(example["image_png"]))).convert("RGB")
     if max(image.size) > 2 * _SIZE_PX:
         image.thumbnail((2 * _SIZE_PX, 2 * _SIZE_PX))
@@ -176,7 +174,7 @@ def _pixels(example: Mapping[str, Any]) -> Image.Image:
 
 
 def _overlay(example: Mapping[str, Any]) -> str:
-    """Return the map over its image, as a data URI."""
+    """Return the map over its image as a data URI."""
     import matplotlib
 
     size = (_SIZE_PX, _SIZE_PX)
@@ -186,7 +184,7 @@ def _overlay(example: Mapping[str, Any]) -> str:
     heat = Image.fromarray(values.reshape(stored["height"], stored["width"]))
     strength = np.asarray(heat.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
     colour = matplotlib.colormaps["inferno"](strength)[..., :3]
-    grey = image.mean(axis=-1, keepdims=True)  # so that all colour is the map's
+    grey = image.mean(axis=-1, keepdims=True)  # so that colour comes only from the map
     mixed = 0.45 * grey + 0.55 * colour
     return _png(Image.fromarray((255 * mixed).clip(0, 255).astype(np.uint8)), palette=True)
 

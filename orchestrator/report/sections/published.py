@@ -1,73 +1,74 @@
-"""What the space's source has published beside ours, with every reason why they differ."""
+"""The published results of the space's source beside ours, with the reasons why they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.report.deviations import deviations
 from orchestrator.report.document.blocks import Block, Column, Section, Table, text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
-from orchestrator.report.sections.overview import deviations
 from orchestrator.report.statistics import estimate
 
+_TITLE = "Published results and ours"
 
-def published(facts: SweepData) -> Section:
-    """Return the source's own table beside ours, with every reason why they are not the same."""
-    said = facts.said.get("published") or {}
-    rows: list[Mapping[str, Any]] = said.get("rows", [])
-    source, notes = str(said.get("source", "")), [str(n) for n in said.get("recipe_notes", ())]
+
+def published(sweep: SweepData) -> Section:
+    """Return the source's own figures beside ours, with every reason why they may differ."""
+    study = sweep.header.published
+    rows: list[Mapping[str, Any]] = study.get("rows", [])
+    source, notes = str(study.get("source", "")), [str(n) for n in study.get("recipe_notes", ())]
     if not (rows or source or notes):
-        lines = text("This space reproduces no published study, so there is nothing to compare.")
-        return Section(name="published", title="Published and ours", blocks=(lines,))
+        only = text("This space reproduces no published study, so there is nothing to compare.")
+        return Section(name="published", title=_TITLE, blocks=(only,))
     blocks: list[Block] = [text(f"Source: {source}.")] if source else []
-    unlike = deviations(facts)
-    if unlike:
-        blocks.append(text("Ours departs from the published recipe:", is_warning=True))
-        blocks.append(text(*unlike))
+    if lines := deviations(sweep):
+        blocks.append(text("Deviations from the published recipe:", is_warning=True))
+        blocks.append(text(*lines))
     if notes:
-        blocks.append(text("What the source leaves open or what is done otherwise here:"))
+        blocks.append(text("Details that the source leaves open, or that differ here:"))
         blocks.append(text(*notes))
     if rows:
-        blocks += _tables(facts, rows)
+        blocks += _tables(sweep, rows)
     else:
-        blocks.append(text("The source has no figures that ours could be set beside."))
-    return Section(name="published", title="Published and ours", blocks=tuple(blocks))
+        blocks.append(text("The source gives no figures to compare with."))
+    return Section(name="published", title=_TITLE, blocks=tuple(blocks))
 
 
-def _tables(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     tables = [
         Table(
             name="published",
             title="Accuracy, published and ours",
             columns=_PUBLISHED_COLUMNS,
-            rows=[line for row in rows for line in _published_lines(facts, row)],
-            note="Ours: mean over the seeds, in brackets their standard deviation and number. "
-            "Validation is at the epoch that was kept; the loss is of the part that the published "
-            "one is of. Where the published validation images are this project's test split, that "
-            "figure stands under test. A row without a variant is shown for "
-            "comparison: its model is not of this sweep.",
+            rows=[line for row in rows for line in _published_lines(sweep, row)],
+            note="Our figures are means over the seeds, in brackets with their standard deviation "
+            "and number. Our validation figures are those of the epoch whose weights were kept. "
+            "Our loss is that of the split of the published loss. If the published validation "
+            "images are this project's test split, the published figure is shown as test. A row "
+            "without a variant is shown for comparison; its model is not part of this sweep.",
         )
     ]
     if any(row.get(name) is not None for row in rows for name in _AVERAGES):
-        tables.append(_averages(facts, rows))
+        tables.append(_averages(sweep, rows))
     if odd := [[_label(row), note] for row in rows if (note := _note(row))]:
         tables.append(
             Table(
                 name="published_notes",
-                title="What is odd about the published figures",
+                title="Remarks on the published figures",
                 columns=(Column("label", "published as"), Column("note", "note")),
                 rows=odd,
             )
         )
-    if sizes := [_size_line(facts, row) for row in rows if _has_size(row)]:
+    if sizes := [_size_line(sweep, row) for row in rows if _has_size(row)]:
         tables.append(
             Table(
                 name="published_size",
                 title="Size, published and ours",
                 columns=_SIZE_COLUMNS,
                 rows=sizes,
-                note="Published totals of Keras models count the running statistics of batch norm. "
-                "FLOPs as published, in the source's unit; ours in both. A row without a variant "
+                note="Published totals of Keras models include batch-norm statistics. Published "
+                "FLOPs are in the unit of the source, ours in both units. A row without a variant "
                 "is shown for comparison.",
             )
         )
@@ -77,34 +78,34 @@ def _tables(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 _AVERAGES = ("precision", "recall", "f1")
 
 
-def _averages(facts: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _averages(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return averages over classes: the published ones, then ours."""
-    theirs = [
+    published_rows = [
         [_label(row), _top1(row), *(row.get(name) for name in _AVERAGES)]
         for row in rows
         if any(row.get(name) is not None for name in _AVERAGES)
     ]
-    ours = [
+    our_rows = [
         [
             f"ours: {variant}",
             estimated(evaluated, "top1").mean,
             *(estimated(evaluated, name, "macro").mean for name in _AVERAGES),
         ]
-        for variant in facts.variants
-        if (evaluated := facts.evaluated(variant))
+        for variant in sweep.variants
+        if (evaluated := sweep.evaluated(variant))
     ]
     return Table(
         name="published_averages",
         title="Averages over classes, published and ours",
         columns=(
-            Column("label", "of"),
+            Column("label", "model"),
             Column("top1", "top-1", "percent"),
             Column("precision", "precision", "percent"),
             Column("recall", "recall", "percent"),
             Column("f1", "F1", "percent"),
         ),
-        rows=[*theirs, *ours],
-        note="Ours are unweighted means over the classes of the test split, and over seeds.",
+        rows=[*published_rows, *our_rows],
+        note="Our figures are unweighted means over the classes of the test split, and over seeds.",
     )
 
 
@@ -116,75 +117,75 @@ def _top1(row: Mapping[str, Any]) -> float | None:
 _PUBLISHED_COLUMNS = (
     Column("label", "published as"),
     Column("variant", "variant"),
-    Column("ours_from", "ours from"),
-    Column("published_train_top1", "train top-1 published", "percent"),
-    Column("ours_train_top1", "train top-1, ours", "percent"),
-    Column("published_val_top1", "val top-1 published", "percent"),
-    Column("ours_val_top1", "val top-1, ours"),
-    Column("published_test_top1", "test top-1 published", "percent"),
-    Column("ours_test_top1", "test top-1, ours"),
-    Column("difference_test_top1", "difference", "points"),
-    Column("published_loss", "loss published", "loss"),
-    Column("ours_loss", "loss, ours", "loss"),
+    Column("ours_from", "our trials"),
+    Column("published_train_top1", "published train top-1", "percent"),
+    Column("ours_train_top1", "our train top-1", "percent"),
+    Column("published_val_top1", "published val top-1", "percent"),
+    Column("ours_val_top1", "our val top-1, %"),
+    Column("published_test_top1", "published test top-1", "percent"),
+    Column("ours_test_top1", "our test top-1, %"),
+    Column("difference_test_top1", "difference of test top-1", "points"),
+    Column("published_loss", "published loss", "loss"),
+    Column("ours_loss", "our loss", "loss"),
 )
 
 
-def _published_lines(facts: SweepData, row: Mapping[str, Any]) -> list[list[Any]]:
-    """Return a published row once for each kind of trial that stands beside it."""
+def _published_lines(sweep: SweepData, row: Mapping[str, Any]) -> list[list[Any]]:
+    """Return a published row once for each kind of our trials that it is compared with."""
     variant, number = row.get("variant"), row.get("enqueued")
     ours: list[tuple[str, Sequence[Record]]] = []
-    if variant in facts.variants and number is not None:
-        ours.append((f"trial {number}", enqueued_trial(facts, variant, number)))
-    elif variant in facts.variants:
-        seeds = facts.seeds(variant)
-        if seeds and facts.is_searched(variant):
-            ours.append(("best found", seeds))
+    if variant in sweep.variants and number is not None:
+        ours.append((f"trial {number}", enqueued_trial(sweep, variant, number)))
+    elif variant in sweep.variants:
+        seeds = sweep.seeds(variant)
+        if seeds and sweep.is_searched(variant):
+            ours.append(("best configuration", seeds))
         elif seeds:
-            ours.append(("the recipe", seeds))
-        if recipe := enqueued_trial(facts, variant, 0):
-            ours.append(("the recipe, first trial", recipe))
-    return [_published_line(row, what, records) for what, records in ours or [("", ())]]
+            ours.append(("recipe", seeds))
+        if recipe := enqueued_trial(sweep, variant, 0):
+            ours.append(("recipe (first trial)", recipe))
+    return [_published_line(row, which, records) for which, records in ours or [("", ())]]
 
 
-def enqueued_trial(facts: SweepData, variant: str, number: int) -> list[Record]:
-    """Return the prescribed trial of a searched variant with this number, if it was evaluated.
+def enqueued_trial(sweep: SweepData, variant: str, number: int) -> list[Record]:
+    """Return the enqueued trial of a searched variant with this number, if it was evaluated.
 
-    Several prescribed ones differ in their configuration, so their mean would be of nothing.
+    Enqueued trials differ in their configurations, so no mean is taken over several of them.
     """
-    if not facts.is_searched(variant):
+    if not sweep.is_searched(variant):
         return []
     return [
         record
-        for record in facts.of(variant, "search")
+        for record in sweep.of(variant, "search")
         if record.trial.number == number
         and record.evaluation is not None
         and record.trial.status == "complete"
     ]
 
 
-def _published_line(row: Mapping[str, Any], what: str, records: Sequence[Record]) -> list[Any]:
+def _published_line(row: Mapping[str, Any], which: str, records: Sequence[Record]) -> list[Any]:
     evaluated = [record for record in records if record.evaluation is not None]
     val = [record.at(record.kept_epoch, "val_top1") for record in records]
     train = [record.at(record.kept_epoch, "train_top1") for record in records]
     test = estimated(evaluated, "top1")
-    their_val, theirs = row.get("val_top1"), row.get("test_top1")
-    if row.get("val_is_test") and theirs is None:
-        their_val, theirs = None, their_val
+    published_val, published_test = row.get("val_top1"), row.get("test_top1")
+    if row.get("val_is_test") and published_test is None:
+        published_val, published_test = None, published_val
     loss = estimated(evaluated, "loss").mean
-    if theirs is None:
+    if published_test is None:
         loss = mean([record.at(record.kept_epoch, "val_loss") for record in records])
-    both = theirs is not None and test.mean is not None
+    has_both = published_test is not None and test.mean is not None
     return [
         _label(row),
         row.get("variant"),
-        what or None,
+        which or None,
         row.get("train_top1"),
         mean(train),
-        their_val,
+        published_val,
         _with_sd(val),
-        theirs,
+        published_test,
         _with_sd([float(r.evaluation["top1"]) for r in evaluated if r.evaluation]),
-        (test.mean or 0.0) - (theirs or 0.0) if both else None,
+        (test.mean or 0.0) - (published_test or 0.0) if has_both else None,
         row.get("loss"),
         loss if row.get("loss") is not None else None,
     ]
@@ -197,12 +198,12 @@ def _label(row: Mapping[str, Any]) -> str:
 def _note(row: Mapping[str, Any]) -> str:
     note = row.get("note") or ""
     if row.get("val_is_test") and row.get("test_top1") is None:
-        return f"Published as validation; those images are our test split. {note}".strip()
+        return f"Published as validation; these images are our test split. {note}".strip()
     return str(note)
 
 
 def _with_sd(fractions: Sequence[float]) -> str | None:
-    """Return "63.1 (± 0.4, n = 3)" of fractions, None of none."""
+    """Return fractions as "63.1 (± 0.4, n = 3)", None if there are none."""
     found = estimate(fractions)
     if found.mean is None:
         return None
@@ -213,26 +214,26 @@ def _with_sd(fractions: Sequence[float]) -> str | None:
 _SIZE_COLUMNS = (
     Column("label", "published as"),
     Column("variant", "variant"),
-    Column("published_parameters", "parameters published", "count"),
-    Column("ours_parameters", "ours, trainable", "count"),
-    Column("ours_parameters_with_statistics", "ours, with statistics", "count"),
-    Column("published_flops", "FLOPs published", "mega"),
-    Column("ours_multiply_accumulates", "ours, multiply-accumulates", "mega"),
-    Column("ours_flops", "ours, FLOPs", "mega"),
+    Column("published_parameters", "published parameters", "count"),
+    Column("ours_parameters", "our trainable parameters", "count"),
+    Column("ours_parameters_with_statistics", "with batch-norm statistics", "count"),
+    Column("published_flops", "published FLOPs", "mega"),
+    Column("ours_multiply_accumulates", "our multiply-accumulates", "mega"),
+    Column("ours_flops", "our FLOPs", "mega"),
 )
 
 
 def _has_size(row: Mapping[str, Any]) -> bool:
-    """Return whether a row says something of a model's size, or ours stands beside it."""
-    # The model of a row of one enqueued trial is that of the recipe's row.
+    """Return whether a row gives a model's size, or is compared with the size of ours."""
+    # A row for one enqueued trial has the same model as the recipe's row.
     is_ours = row.get("variant") is not None and row.get("enqueued") is None
     return is_ours or row.get("parameters") is not None or row.get("flops") is not None
 
 
-def _size_line(facts: SweepData, row: Mapping[str, Any]) -> list[Any]:
+def _size_line(sweep: SweepData, row: Mapping[str, Any]) -> list[Any]:
     variant = row.get("variant")
-    cost: Mapping[str, Any] = facts.said.get("variants", {}).get(variant, {})
-    evaluated = [r for r in facts.of(str(variant)) if r.evaluation]
+    cost: Mapping[str, Any] = sweep.header.variants.get(str(variant), {})
+    evaluated = [r for r in sweep.of(str(variant)) if r.evaluation]
     some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
     macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
     return [

@@ -1,68 +1,83 @@
-"""How the sweep went: what failed and why, and where its time went."""
+"""Time: what the devices' time was spent on, and the forecast beside the measured values."""
 
 from __future__ import annotations
 
 import collections
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from orchestrator.ledger.records import Attempt
-from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted, text
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
 
-# Nothing runs for longer than this only when no driver does.
+# While a driver runs, no gap between attempts is this long: a longer one means there was no driver.
 _PAUSE_S = 60.0
-
-
-_PARTS = (
-    ("start", "from an attempt's start to its first epoch: process, images, model, checkpoint"),
-    ("data", "preparing the batches of training: gathering, augmenting, normalising"),
-    ("train", "the rest of an epoch without its validation"),
-    ("validate", "validation after each epoch"),
-    ("checkpoint", "writing checkpoints"),
-    ("report", "between one epoch and the next: telling the driver, waiting for its answer"),
-    ("test", "after the last epoch of an attempt that ended well: the test split, cleaning up"),
-    ("unfinished", "after the last epoch of one that did not: training that was never reported"),
-    ("idle", "slots times wall time, less all of the above"),
+_IDLE = "idle"
+# Activity, meaning, colour.
+_ACTIVITIES = (
+    ("start", "from the start of an attempt to its first epoch: process, images, model", "#a6761d"),
+    ("data", "preparing training batches: gathering, augmenting, normalizing", "#117733"),
+    ("train", "the rest of an epoch, without validation", "#0072b2"),
+    ("validate", "validation after each epoch", "#56b4e9"),
+    ("checkpoint", "writing checkpoints", "#009e73"),
+    ("report", "between epochs: reporting to the driver and waiting for its decision", "#e69f00"),
+    ("test", "after the last epoch of a complete or stopped attempt: test, cleanup", "#cc79a7"),
+    ("unfinished", "after the last reported epoch of other attempts", "#d55e00"),
+    (_IDLE, "slots times wall time, minus all of the above", "#cccccc"),
 )
-_TINTS = (
-    "#a6761d",
-    "#117733",
-    "#0072b2",
-    "#56b4e9",
-    "#009e73",
-    "#e69f00",
-    "#cc79a7",
-    "#d55e00",
-    "#cccccc",
-)
+_Spent = Mapping[str, float]
 
 
-def time_ledger(facts: SweepData) -> Section:
-    """Return where the slots' time went, by variant and in all."""
-    title = "Where the time went"
-    spans = [record.span_s(attempt) for record in facts.records for attempt in record.attempts]
+def time_spent(sweep: SweepData) -> Section:
+    """Return the time spent on each activity, by variant and in total, and the forecast's error."""
+    spans = [record.span_s(attempt) for record in sweep.records for attempt in record.attempts]
     if not spans:
         only = text("No attempt has started yet.")
-        return Section(name="time", title=title, blocks=(only,))
-    spent: dict[str, collections.Counter[str]] = {v: collections.Counter() for v in facts.variants}
-    for record in facts.records:
-        for attempt in record.attempts:
-            spent[record.trial.variant].update(_spent(record, attempt))
+        return Section(name="time", title="Time", blocks=(only,))
     slots, wall_s = _slots(spans), _wall_s(spans)
-    total: collections.Counter[str] = collections.Counter()
-    for each in spent.values():
-        total.update(each)
-    total["idle"] = max(0.0, slots * wall_s - sum(total.values()))  # type: ignore[assignment]
-    names = [name for name, _ in _PARTS]
-    table = Table(
+    by_variant = {variant: _spent_by(sweep.of(variant)) for variant in sweep.variants}
+    total = _summed(by_variant.values())
+    total[_IDLE] = max(0.0, slots * wall_s - sum(total.values()))
+    blocks: tuple[Block, ...] = (
+        text(
+            f"At most {counted(slots, 'attempt')} ran at a time; this is taken as the "
+            f"number of slots. Wall time is {wall_s:,.1f} s: the time during which an attempt ran, "
+            f"and gaps of less than {_PAUSE_S:.0f} s. Longer gaps are pauses between commands "
+            f"({_paused_s(spans):,.1f} s in total) and do not count."
+        ),
+        _activities(total),
+        _figure(by_variant, total),
+        _table(by_variant, total),
+        *_forecast(sweep),
+        *_whole_forecast(sweep, wall_s),
+    )
+    return Section(name="time", title="Time", blocks=blocks)
+
+
+def _activities(total: _Spent) -> Table:
+    whole_s = max(sum(total.values()), 1e-9)
+    return Table(
+        name="time_by_activity",
+        title="Time by activity",
+        columns=(
+            Column("activity", "activity"),
+            Column("time_s", "time", "seconds"),
+            Column("share", "share", "percent"),
+            Column("meaning", "meaning"),
+        ),
+        rows=[[name, total[name], total[name] / whole_s, each] for name, each, _ in _ACTIVITIES],
+    )
+
+
+def _table(by_variant: Mapping[str, _Spent], total: _Spent) -> Table:
+    names = [name for name, _, _ in _ACTIVITIES]
+    return Table(
         name="time",
-        title="Seconds by what they went into",
+        title="Time by variant and activity",
         columns=(
             Column("variant", "variant"),
             *(Column(f"{name}_s", name, "seconds") for name in names),
@@ -70,164 +85,156 @@ def time_ledger(facts: SweepData) -> Section:
         ),
         rows=[
             *(
-                [v, *(each[n] for n in names[:-1]), None, sum(each.values())]
-                for v, each in spent.items()
+                [variant, *(spent.get(name) for name in names), sum(spent.values())]
+                for variant, spent in by_variant.items()
             ),
-            ["all", *(total[n] for n in names), sum(total.values())],
-            [
-                "share",
-                *(f"{100 * total[n] / max(sum(total.values()), 1e-9):.1f} %" for n in names),
-                "",
-            ],
+            ["all", *(total[name] for name in names), sum(total.values())],
         ],
     )
+
+
+def _figure(by_variant: Mapping[str, _Spent], total: _Spent) -> Figure:
     drawn = go.Figure()
-    for (name, meaning), tint in zip(_PARTS, _TINTS, strict=True):
-        shown = (
-            [*reversed(facts.variants), "all"] if name == "idle" else [*reversed(facts.variants)]
-        )
-        values = [total[name] if v == "all" else spent[v][name] for v in shown]
+    bars: dict[str, _Spent] = {_IDLE: {_IDLE: total[_IDLE]}}
+    bars |= reversed(list(by_variant.items()))  # the first variant is the top bar
+    for name, meaning, colour in _ACTIVITIES:
         drawn.add_bar(
-            x=[round(value, 2) for value in values],
-            y=["idle" if v == "all" else v for v in shown],
+            x=[round(spent.get(name, 0.0), 2) for spent in bars.values()],
+            y=list(bars),
             orientation="h",
             name=name,
-            marker={"color": tint},
+            marker={"color": colour},
             hovertemplate=f"{name}: %{{x:,.1f}} s<br>{meaning}<extra></extra>",
         )
-    drawn.update_layout(
-        barmode="stack", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    )
-    drawn.update_xaxes(title_text="seconds of slots")
-    blocks: tuple[Block, ...] = (
-        text(*(f"{name.capitalize()}: {meaning}." for name, meaning in _PARTS)),
-        text(
-            f"At most {slots} {'attempt' if slots == 1 else 'attempts'} ran at a time, which is "
-            f"taken for the number of slots. Wall time is {wall_s:,.1f} s: the time in which an "
-            f"attempt was open, and gaps of less than {_PAUSE_S:.0f} s; longer ones are pauses "
-            f"between commands ({_paused_s(spans):,.1f} s in all) and count as nothing."
-        ),
-        figure("time", "Seconds by variant", drawn, height_px=200 + 34 * len(facts.variants)),
-        table,
-        *_forecast(facts),
-        *_forecast_whole(facts, wall_s),
-    )
-    return Section(name="time", title=title, blocks=blocks)
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
+    drawn.update_layout(barmode="stack", legend=legend)
+    drawn.update_xaxes(title_text="seconds, summed over slots")
+    return figure("time", "Time by variant", drawn, height_px=200 + 34 * len(by_variant))
 
 
-def _forecast(facts: SweepData) -> tuple[Table, ...]:
-    """Return what `--measure` forecast beside what came; nothing where it was not asked for."""
-    forecast: Mapping[str, Mapping[str, float]] = facts.said.get("forecast") or {}
+def _forecast(sweep: SweepData) -> tuple[Table, ...]:
+    """Return the forecast per variant beside the measured values, if there is one."""
+    forecast: Mapping[str, Mapping[str, float]] = sweep.header.forecast
     rows = []
-    for variant in facts.variants:
-        spans = [
-            (row.metrics["epoch_s"] + row.metrics["checkpoint_s"], row.metrics["device_peak_gib"])
-            for record in facts.of(variant)
-            for row in record.rows
-        ]
-        if variant not in forecast or not spans:
+    for variant in sweep.variants:
+        epochs = [row.metrics for record in sweep.of(variant) for row in record.rows]
+        if variant not in forecast or not epochs:
             continue
-        said, came_s = forecast[variant]["epoch_s"], statistics.median(span for span, _ in spans)
-        peak = max(peak for _, peak in spans)
-        rows.append(
-            [variant, said, came_s, came_s / said, forecast[variant]["peak_gib"], peak, len(spans)]
-        )
+        forecast_s, forecast_gib = (forecast[variant][name] for name in ("epoch_s", "peak_gib"))
+        measured_s = statistics.median(each["epoch_s"] + each["checkpoint_s"] for each in epochs)
+        peak_gib = max(each["device_peak_gib"] for each in epochs)
+        ratio = measured_s / forecast_s
+        rows.append([variant, forecast_s, measured_s, ratio, forecast_gib, peak_gib, len(epochs)])
     if not rows:
         return ()
     return (
         Table(
             name="forecast",
-            title="Forecast against truth",
+            title="Forecast and measured, per variant",
             columns=(
                 Column("variant", "variant"),
-                Column("forecast_epoch_s", "epoch as forecast", "seconds"),
-                Column("epoch_s", "epoch, median", "seconds"),
-                Column("truth_over_forecast", "truth / forecast", "number"),
-                Column("forecast_peak_gib", "memory as forecast, GiB", "number"),
-                Column("peak_gib", "memory, most, GiB", "number"),
+                Column("forecast_epoch_s", "epoch, forecast", "seconds"),
+                Column("epoch_s", "epoch, measured median", "seconds"),
+                Column("measured_over_forecast", "measured / forecast", "number"),
+                Column("forecast_peak_gib", "memory, forecast, GiB", "number"),
+                Column("peak_gib", "memory, measured peak, GiB", "number"),
                 Column("epochs", "epochs", "count"),
             ),
             rows=rows,
-            note="The forecast is of a few steps with one suggestion's batch size, alone on the "
-            "machine; trials had their own batch sizes and neighbours.",
+            note="The forecast comes from a few training steps with the batch size of one "
+            "suggestion, alone on the machine. Trials had their own batch sizes and may have "
+            "shared the device.",
         ),
     )
 
 
-def _forecast_whole(facts: SweepData, wall_s: float) -> tuple[Table, ...]:
-    """Return what `--measure` forecast of the whole sweep beside what it took."""
-    forecast: Mapping[str, Any] | None = facts.said.get("forecast_whole")
+def _whole_forecast(sweep: SweepData, wall_s: float) -> tuple[Table, ...]:
+    """Return the forecast of the whole sweep beside the measured values, if there is one."""
+    forecast = sweep.header.forecast_whole
     if forecast is None:
         return ()
     devices: Mapping[str, float] = forecast["devices"]
-    device_s = epochs = 0.0
-    for record in facts.records:
-        epochs += len(record.rows)
-        for attempt in record.attempts:
-            start, end = record.span_s(attempt)
-            device_s += devices.get(record.trial.variant, 1.0) * (end - start)
+    device_s = 0.0
+    for record in sweep.records:
+        span_s = sum(end - start for start, end in map(record.span_s, record.attempts))
+        device_s += devices.get(record.trial.variant, 1.0) * span_s
+    epochs = sum(len(record.rows) for record in sweep.records)
     rows: list[tuple[str, float, float]] = [
         ("wall time, h", forecast["wall_s"] / 3600, wall_s / 3600),
         ("device time, h", forecast["device_s"] / 3600, device_s / 3600),
         ("epochs", forecast["epochs"], epochs),
     ]
-    if used_bytes := facts.said.get("disk_used_bytes"):
+    if used_bytes := sweep.header.disk_used_bytes:
         rows.append(("files on disk, GiB", forecast["disk_bytes"] / 2**30, used_bytes / 2**30))
     return (
         Table(
             name="forecast_whole",
-            title="The whole sweep: forecast against truth",
+            title="Forecast and measured, whole sweep",
             columns=(
-                Column("what", "what"),
+                Column("quantity", "quantity"),
                 Column("forecast", "forecast", "number"),
-                Column("truth", "truth", "number"),
-                Column("truth_over_forecast", "truth / forecast", "number"),
+                Column("measured", "measured", "number"),
+                Column("measured_over_forecast", "measured / forecast", "number"),
             ),
-            rows=[[what, said, came, came / said if said else None] for what, said, came in rows],
-            note=f"The forecast was made before the sweep began, for {forecast['concurrent']} "
-            "trials at a time and as if none were stopped early, without their starts and final "
-            "tests; of the disk it is the most that checkpoints take meanwhile, with MLflow's "
-            "copies, the truth the sweep's folder when this was written. What later commands "
-            "added counts in the truth alone.",
+            rows=[[*row, row[2] / row[1] if row[1] else None] for row in rows],
+            note=f"The forecast was made before the sweep started, for "
+            f"{counted(forecast['concurrent'], 'trial')} at a time, without early stopping, and "
+            "without the trials' startup and test evaluation. Its disk figure is the largest size "
+            "that checkpoints and MLflow's copies reach during the sweep; the measured one is the "
+            "size of the sweep's folder when the sweep last wrote this report. Work that later "
+            "commands added counts in the measured values only.",
         ),
     )
 
 
-def _spent(record: Record, attempt: Attempt) -> dict[str, float]:
-    """Return the seconds of one attempt by what they went into; they add up to its whole span."""
+def _spent_by(records: Sequence[Record]) -> dict[str, float]:
+    """Return the seconds that some trials spent on each activity but idling."""
+    spent = _summed(_spent(record, each) for record in records for each in record.attempts)
+    return {name: spent[name] for name, _, _ in _ACTIVITIES if name != _IDLE}
+
+
+def _summed(parts: Iterable[_Spent]) -> collections.defaultdict[str, float]:
+    total: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for part in parts:
+        for name, seconds in part.items():
+            total[name] += seconds
+    return total
+
+
+def _spent(record: Record, attempt: Attempt) -> _Spent:
+    """Return the seconds of one attempt by activity; they add up to its duration."""
     start, end = record.span_s(attempt)
     rows = [row for row in record.rows if row.attempt == attempt.attempt]
-    ended_well = attempt.outcome in ("complete", "stopped")
-    last_part = "test" if ended_well else "unfinished"
-    spent: collections.Counter[str] = collections.Counter()
-    before = start
+    spent: collections.defaultdict[str, float] = collections.defaultdict(float)
+    before_s = start
     for index, row in enumerate(rows):
         names = ("data_s", "val_s", "checkpoint_s", "epoch_s")
         data_s, validate_s, checkpoint_s, epoch_s = (_seconds(row.metrics[n]) for n in names)
-        spent["data"] += data_s  # type: ignore[assignment]
-        spent["train"] += max(epoch_s - data_s - validate_s, 0.0)  # type: ignore[assignment]
-        spent["validate"] += validate_s  # type: ignore[assignment]
-        spent["checkpoint"] += checkpoint_s  # type: ignore[assignment]
-        left = row.arrived_s - before - max(epoch_s, data_s + validate_s) - checkpoint_s
-        spent["report" if index else "start"] += max(left, 0.0)  # type: ignore[assignment]
-        before = row.arrived_s
-    spent[last_part] += max(end - before, 0.0)  # type: ignore[assignment]
-    return dict(spent)
+        spent["data"] += data_s
+        spent["train"] += max(epoch_s - data_s - validate_s, 0.0)
+        spent["validate"] += validate_s
+        spent["checkpoint"] += checkpoint_s
+        rest_s = row.arrived_s - before_s - max(epoch_s, data_s + validate_s) - checkpoint_s
+        spent["report" if index else "start"] += max(rest_s, 0.0)
+        before_s = row.arrived_s
+    ended_well = attempt.outcome in ("complete", "stopped")
+    spent["test" if ended_well else "unfinished"] += max(end - before_s, 0.0)
+    return spent
 
 
 def _seconds(value: float | None) -> float:
-    return value if value is not None and value >= 0 else 0.0  # NaN is not
+    return value if value is not None and value >= 0 else 0.0  # also for NaN
 
 
 def _slots(spans: Sequence[tuple[float, float]]) -> int:
-    """Return how many attempts were open at once, at most."""
-    # At one moment an end comes before a start.
+    """Return the largest number of attempts that ran at the same time."""
+    # At equal times, ends are counted before starts.
     changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
     return max(1, *itertools.accumulate(step for _, step in changes))
 
 
 def _gaps(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
-    """Yield the seconds of each gap in which no attempt was open."""
+    """Yield the seconds of each gap in which no attempt ran."""
     covered = min(start for start, _ in spans)
     for start, end in sorted(spans):
         if start > covered:

@@ -1,4 +1,4 @@
-"""What a test asks of a report's section: its tables, figures and words."""
+"""Reads tables, figures and texts from a section of a report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.report.document.blocks import Block, Figure, Section, Table, Tabs, Text
-from orchestrator.report.facts import SweepData, read_facts
+from orchestrator.report.facts import SweepData, read_sweep
 
 
 def read(path: Path) -> SweepData:
     ledger = open_ledger(path, read_only=True)
     try:
-        return read_facts(ledger)
+        return read_sweep(ledger)
     finally:
         ledger.close()
 

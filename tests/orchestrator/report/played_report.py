@@ -1,4 +1,4 @@
-"""Ledgers as a sweep leaves them, of any size, in seconds; nothing is trained."""
+"""Builds the ledger of a sweep of any size in seconds, without training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRACEBACK = (
 
 
 class Clock:
-    """What the ledger takes for the time; the sweep's trials follow one another."""
+    """The ledger's time, which a test sets; the sweep's trials run one after another."""
 
     def __init__(self) -> None:
         self.now = SECOND_S
@@ -52,7 +52,7 @@ def clock(ledger: Ledger) -> Iterator[Clock]:
         patch.undo()
 
 
-def evaluation(  # what trainables.evaluation.held_out.Evaluation.to_dict() gives
+def evaluation(  # as trainables.evaluation.held_out.Evaluation.to_dict() returns it
     top1: float, *, classes: int, seed: int, image_size_px: int = 32, examples: int = 12
 ) -> dict[str, Any]:
     dice = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def _example(
     dice: Any, row: int, *, classes: int, image_size_px: int, right_share: float = 0.6
 ) -> dict[str, Any]:
     y, x = np.mgrid[0:image_size_px, 0:image_size_px]
-    # The image depends on its row only: all trials judge the same ones.
+    # The image depends on its row only: all trials are evaluated on the same images.
     pixels = np.stack([(x * (row + 2)) % 256, (y * (row + 5)) % 256, (x * y * (row + 1)) % 256], -1)
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
@@ -135,7 +135,7 @@ def _example(
     }
 
 
-def build(  # one sweep; everything is a function of the arguments
+def build(  # one sweep, a function of the arguments only
     path: Path,
     *,
     variants: tuple[str, ...] = ("cnn2", "cnn3", "resnet50"),
@@ -172,21 +172,21 @@ def build(  # one sweep; everything is a function of the arguments
         path, plan, options=options, variants=costs, manifest=manifest, **facts
     )
     dice = random.Random(classes)
-    ledger.database.connection.execute("PRAGMA synchronous = OFF")  # nobody loses power here
-    judge = (classes, examples)
+    ledger.database.connection.execute("PRAGMA synchronous = OFF")  # a test needs no durability
+    evaluated = (classes, examples)
     with clock(ledger) as now:
         for size, variant in enumerate(variants):
             level = 0.5 + 0.4 * size / max(len(variants) - 1, 2)
             if not searched:
                 for number in range(trials):
-                    _draw(dice)  # as a search does: what follows stays the same
+                    _draw(dice)  # as a search does, so that later random numbers stay the same
                     shown = _Trial(variant, number, {}, "complete", level - 0.1 * dice.random())
-                    _play(ledger, now, plan, shown, epochs, judge=judge)
+                    _play(ledger, now, plan, shown, epochs, evaluated=evaluated)
                 continue
             best, params = _search(ledger, now, plan, dice, (variant, level, trials, epochs))
             for number in range(final_seeds):
                 final = _Trial(variant, number, params, "complete", level + 0.01 * dice.random())
-                _play(ledger, now, plan, final, epochs, origin=best, judge=judge)
+                _play(ledger, now, plan, final, epochs, origin=best, evaluated=evaluated)
     return ledger
 
 
@@ -196,7 +196,7 @@ class _Trial:
     number: int
     params: dict[str, Any]
     ending: str
-    ceiling: float  # what its accuracy comes near to
+    ceiling: float  # the limit of its accuracy
 
 
 def _draw(dice: random.Random) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _draw(dice: random.Random) -> dict[str, Any]:
 def _search(
     ledger: Ledger, now: Clock, plan: Plan, dice: random.Random, what: tuple[str, float, int, int]
 ) -> tuple[str, dict[str, Any]]:
-    """Play a variant's search; returns signature and parameters of the best complete trial."""
+    """Record a variant's search; returns signature and parameters of the best complete trial."""
     variant, level, trials, epochs = what
     best: tuple[str, float, dict[str, Any]] = ("", -1.0, {})
     endings = ("complete", "stopped", "complete", "stopped", "diverged", "failed")
@@ -233,9 +233,12 @@ def _play(
     epochs: int,
     *,
     origin: str | None = None,
-    judge: tuple[int, int] | None = None,
+    evaluated: tuple[int, int] | None = None,
 ) -> tuple[str, float]:
-    """Record one trial from its plan to its end; returns its signature and last accuracy."""
+    """Record one whole trial; returns its signature and last accuracy.
+
+    `evaluated`: classes and examples of its evaluation, None for a trial without one.
+    """
     signature = f"{trial.variant}-{'f' if origin else 's'}{trial.number:04d}"
     number = 10_000 + trial.number if origin else trial.number
     ledger.plan_trial(
@@ -253,12 +256,12 @@ def _play(
     lasts = {"complete": epochs, "stopped": max(1, epochs // 3), "diverged": 1, "failed": 2}
     value = 0.0
     for epoch in range(lasts[trial.ending]):
-        now.now += 2.5  # an epoch of 2 s, its checkpoint of 0.25 s, and 0.25 s of reporting
+        now.now += 2.5  # an epoch takes 2 s, its checkpoint 0.25 s, its report 0.25 s
         value = trial.ceiling * (1 - 0.6 ** (epoch + 1))
         ledger.record_epoch(signature, attempt, epoch, _metrics(trial, value), None)
-    if judge:
-        now.now += 0.5  # seconds of the test split
-        result = _evaluated(trial, value, ledger.get("variants")[trial.variant], judge)
+    if evaluated:
+        now.now += 0.5  # seconds of the test evaluation
+        result = _evaluated(trial, value, ledger.get("variants")[trial.variant], *evaluated)
         ledger.record_evaluation(signature, attempt, result | {"epoch": epochs - 1})
     ledger.end_attempt(
         signature,
@@ -273,7 +276,7 @@ def _play(
 
 
 def _metrics(trial: _Trial, value: float) -> dict[str, float]:
-    """Return an epoch's metrics for a validation accuracy."""
+    """Return the metrics of an epoch with this validation accuracy."""
     row = {
         "train_loss": float("nan") if trial.ending == "diverged" else 2.5 - 1.2 * value,
         "train_top1": min(1.0, value * 1.2),
@@ -292,10 +295,9 @@ def _metrics(trial: _Trial, value: float) -> dict[str, float]:
 
 
 def _evaluated(
-    trial: _Trial, value: float, cost: dict[str, int], judge: tuple[int, int]
+    trial: _Trial, value: float, cost: dict[str, int], classes: int, examples: int
 ) -> dict[str, Any]:
-    """Return a trial's evaluation, with its variant's size; `judge`: classes, examples."""
-    classes, examples = judge
+    """Return a trial's evaluation, with its variant's cost."""
     seed = zlib.crc32(trial.variant.encode()) + trial.number
     result = evaluation(min(0.95, value + 0.02), classes=classes, seed=seed, examples=examples)
     macs = cost["multiply_accumulates"]

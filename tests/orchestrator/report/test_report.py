@@ -1,4 +1,4 @@
-"""The report as a command: what it writes, that it only reads, and what it says of bad input."""
+"""The report command: the files it writes, that it only reads the sweep, and its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECTIONS = (
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with one sweep and its report; read it, never write to it."""
+    """A storage with one sweep and its report. Tests only read it."""
     folder = tmp_path_factory.mktemp("it's a storage")
     build(folder / "demo" / "ledger.sqlite").close()
     assert main(["demo", "--storage", str(folder)]) == 0
@@ -47,14 +47,14 @@ def test_the_page_has_every_section_and_fetches_nothing(storage: Path) -> None:
     assert page.count(get_plotlyjs()[:2000]) == 1
     own = page.replace(get_plotlyjs().replace("</script", "<\\/script"), "")
     assert len(own) < 1_500_000
-    # Neither another host nor another file: nothing is loaded at all.
+    # The page loads nothing, neither from another host nor from another file.
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", own) == []
     assert "@import" not in own
     assert "url(" not in own
     assert "default-src 'none'" in own
 
 
-def test_tables_are_there_as_csv_and_markdown(storage: Path) -> None:
+def test_tables_are_written_as_csv_and_markdown(storage: Path) -> None:
     folder = storage / "demo" / "report"
     rows = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
     assert [row["variant"] for row in rows] == ["cnn3", "cnn2"]
@@ -66,7 +66,7 @@ def test_tables_are_there_as_csv_and_markdown(storage: Path) -> None:
     assert len((folder / "trials.csv").read_text().splitlines()) == 1 + 3 * 15
 
 
-def test_the_command_prints_where_the_page_is(
+def test_the_command_prints_the_path_of_the_page(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--storage", str(storage)]) == 0
@@ -81,8 +81,7 @@ def test_a_report_changes_nothing_but_its_folder(storage: Path) -> None:
 
 
 def test_a_sweep_that_is_running_can_be_reported(tmp_path: Path) -> None:
-    """An open transaction of the driver holds nothing up, and what it has not committed is not
-    there."""
+    """A transaction that the driver has not committed neither blocks the report nor is in it."""
     ledger = build(tmp_path / "demo" / "ledger.sqlite", trials=2, variants=("cnn2",))
     trials = len(ledger.trials())
     ledger.database.connection.execute("BEGIN IMMEDIATE")
@@ -106,7 +105,7 @@ def test_a_sweep_without_finished_trials_says_so(tmp_path: Path) -> None:
     assert re.findall(r'<section id="(\w+)">', page) == list(SECTIONS)
 
 
-def test_a_sweep_with_one_trial_under_way_is_shown(tmp_path: Path) -> None:
+def test_a_sweep_with_one_running_trial_is_shown(tmp_path: Path) -> None:
     ledger = new_sweep(tmp_path / "new" / "ledger.sqlite")
     config = sweeps.plan(sweeps.space()).train_config("cnn2", 0, {"lr": 0.1}).to_dict()
     ledger.plan_trial(signature="a", variant="cnn2", number=0, config=config, params={}, seen_seq=0)
@@ -146,7 +145,7 @@ def test_a_damaged_ledger_is_named(
     assert sorted(p.name for p in ledger.parent.iterdir()) == ["ledger.sqlite"]
 
 
-def test_what_cannot_be_written_leaves_the_former_report(
+def test_a_report_that_cannot_be_written_leaves_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(tmp_path / "demo" / "ledger.sqlite", trials=1, variants=("cnn2",)).close()
@@ -168,10 +167,10 @@ def test_what_cannot_be_written_leaves_the_former_report(
     assert sorted(p.name for p in folder.parent.iterdir()) == ["ledger.sqlite", "report"]
 
 
-def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
+def test_a_sweep_in_remote_storage_is_read_from_its_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another machine than the one that ran it has no ledger of its own."""
+    """A machine that did not run the sweep has no ledger of its own."""
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
     address = (tmp_path / "storage").as_uri()
@@ -195,8 +194,8 @@ def test_a_sweep_in_a_storage_elsewhere_is_read_from_its_copy(
     assert "Existing: demo." in capsys.readouterr().err
 
 
-def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    """A class of the user's own folder may be called anything."""
+def test_hostile_class_names_are_escaped(tmp_path: Path) -> None:
+    """A class folder of the user may have any name."""
     evil = "</script><script>alert(1)</script>"
     ledger = build(tmp_path / "demo" / "ledger.sqlite", variants=("cnn2",), trials=6)
     names = [evil, 'a "b" | c', *(f"class {n}" for n in range(8))]

@@ -1,4 +1,4 @@
-"""What the report's sections say, against what was put into the ledger."""
+"""The report's sections against the ledger they were made from."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.deviations import deviations
 from orchestrator.report.document.blocks import Figure, Matrix, Pictures, Table
-from orchestrator.report.facts import SweepData, read_facts
-from orchestrator.report.sections.classes import calibration, classes
+from orchestrator.report.facts import SweepData, read_sweep
+from orchestrator.report.sections.calibration import calibration
+from orchestrator.report.sections.classes import classes
 from orchestrator.report.sections.curves import curves
-from orchestrator.report.sections.failures import failed
-from orchestrator.report.sections.fronts import fronts, validation_and_test
+from orchestrator.report.sections.failures import failures
+from orchestrator.report.sections.fronts import fronts
 from orchestrator.report.sections.leaderboard import leaderboard
-from orchestrator.report.sections.overview import deviations
 from orchestrator.report.sections.pairs import COMPUTE, TRIALS, compare, pairs
-from orchestrator.report.sections.pictures import images
+from orchestrator.report.sections.pictures import pictures
 from orchestrator.report.sections.search import Suggested, search, suggested
-from orchestrator.report.sections.time_spent import time_ledger
+from orchestrator.report.sections.time_spent import time_spent
+from orchestrator.report.sections.validation import validation
 from tests.orchestrator import sweeps
 from tests.orchestrator.report.parts import blocks_of, figure, read, table, words
 from tests.orchestrator.report.played_report import TRACEBACK, build
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> SweepData:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepData:
     path = tmp_path_factory.mktemp("sweep") / "ledger.sqlite"
     build(path, trials=12).close()
     return read(path)
 
 
 def change(ledger: Ledger, statement: str) -> None:
-    """Change rows of trials as no sweep does: without giving the change a number."""
+    """Change rows of trials without a sequence number, which no sweep does."""
     ledger.database.connection.execute(statement)
     ledger._trials.clear()
     ledger._trials_seq = -1
 
 
-def test_the_leaderboard_has_means_over_the_final_seeds(facts: SweepData) -> None:
-    section = leaderboard(facts)
+def test_the_leaderboard_has_means_over_the_final_seeds(sweep: SweepData) -> None:
+    section = leaderboard(sweep)
     rows = table(section, "leaderboard")
     assert [row["variant"] for row in rows] == ["cnn3", "cnn2"]  # the better one first
     [pretrained] = table(section, "leaderboard_pretrained")
     assert pretrained["variant"] == "resnet50"
-    top1 = [r.evaluation["top1"] for r in facts.of("cnn3", "final") if r.evaluation is not None]
+    top1 = [r.evaluation["top1"] for r in sweep.of("cnn3", "final") if r.evaluation is not None]
     assert rows[0]["seeds"] == len(top1) == 3
     assert rows[0]["test_top1_mean"] == pytest.approx(statistics.mean(top1))
     assert rows[0]["test_top1_sd"] == pytest.approx(statistics.stdev(top1))
@@ -59,7 +61,9 @@ def test_the_leaderboard_has_means_over_the_final_seeds(facts: SweepData) -> Non
     ]
 
 
-def test_final_seeds_of_a_configuration_that_was_beaten_are_left_out(tmp_path: Path) -> None:
+def test_final_trials_of_a_configuration_that_is_no_longer_the_best_are_left_out(
+    tmp_path: Path,
+) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     [final, *_] = ledger.trials("final")
     better = {**final.params, "lr": 0.012345}
@@ -69,44 +73,45 @@ def test_final_seeds_of_a_configuration_that_was_beaten_are_left_out(tmp_path: P
     )
     ledger.start_attempt("better", resumed_from=None, micro_batch_size=0)
     ledger.end_attempt("better", 1, outcome="complete", trial_status="complete", best=(0, 0.99))
-    facts = read_facts(ledger)
-    assert facts.evaluated("cnn2") == []
-    [row] = table(leaderboard(facts), "leaderboard")
+    sweep = read_sweep(ledger)
+    assert sweep.evaluated("cnn2") == []
+    [row] = table(leaderboard(sweep), "leaderboard")
     assert (row["best_val_top1"], row["seeds"], row["test_top1_mean"]) == (0.99, 0, None)
     ledger.close()
 
 
-def test_a_variant_with_nothing_to_search_has_its_trials_for_seeds(tmp_path: Path) -> None:
+def test_the_trials_of_a_variant_with_nothing_to_search_are_its_seeds(tmp_path: Path) -> None:
     build(tmp_path / "l", trials=4, searched=False, variants=("cnn2", "cnn3")).close()
-    facts = read(tmp_path / "l")
-    assert [len(facts.evaluated(variant)) for variant in facts.variants] == [4, 4]
-    assert "Nothing was searched" in words(search(facts))
-    found = compare(facts, facts.variants, is_pretrained=False)
+    sweep = read(tmp_path / "l")
+    assert [len(sweep.evaluated(variant)) for variant in sweep.variants] == [4, 4]
+    assert "Nothing was searched" in words(search(sweep))
+    found = compare(sweep, sweep.variants, is_pretrained=False)
     assert [(pair.by, pair.seeds) for pair in found] == [(TRIALS, (4, 4)), (COMPUTE, (4, 4))]
 
 
-def test_finals_without_a_validation_part_show_no_validation_figure(tmp_path: Path) -> None:
+def test_final_trials_without_a_validation_split_have_no_validation_metric(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     _without_validation(ledger)
     ledger.put("options", {"final_on_all": True})
-    facts = read_facts(ledger)
-    [row] = table(leaderboard(facts), "leaderboard")
+    sweep = read_sweep(ledger)
+    [row] = table(leaderboard(sweep), "leaderboard")
     assert row["seeds_val_top1"] is None
     assert row["test_top1_mean"] > 0
-    said = "Those that the test split has evaluated had no validation split."
-    assert words(validation_and_test(facts)) == said
-    assert any("--final-on-all" in line for line in deviations(facts))
+    assert words(validation(sweep)) == "The evaluated trials had no validation split."
+    assert any("--final-on-all" in line for line in deviations(sweep))
     ledger.close()
 
 
-def test_training_speed_is_of_the_best_configuration_once_it_is_warm(tmp_path: Path) -> None:
+def test_training_speed_is_that_of_the_best_configuration_without_first_epochs(
+    tmp_path: Path,
+) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     ledger.database.connection.execute("UPDATE epochs SET images_per_s = 10 WHERE epoch = 0")
     searched = "(SELECT signature FROM trials WHERE stage = 'search')"
     ledger.database.connection.execute(
         f"UPDATE epochs SET images_per_s = 20 WHERE signature IN {searched}"
     )
-    [row] = table(leaderboard(read_facts(ledger)), "cost")
+    [row] = table(leaderboard(read_sweep(ledger)), "cost")
     assert row["training_images_per_s"] == 700
     ledger.close()
 
@@ -118,10 +123,10 @@ def _without_validation(ledger: Ledger) -> None:
     )
 
 
-def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_path: Path) -> None:
+def test_trials_without_a_validation_split_have_no_validation_curves(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     _without_validation(ledger)
-    section = curves(read_facts(ledger))
+    section = curves(read_sweep(ledger))
     names = {
         metric: {trace.get("name") for trace in figure(section, f"curves-{metric}")["data"]}
         for metric in ("val_top1", "val_loss", "train_loss", "best")
@@ -133,65 +138,70 @@ def test_curves_of_trials_without_a_validation_part_are_not_drawn_at_zero(tmp_pa
         "train_loss": {"complete, final: 3"},
         "best": {next(n for n in finals["best"] if n.endswith(", training"))},
     }
-    assert "3 trials were trained without a validation split" in words(section)
+    assert "Trained without a validation split: 3 trials." in words(section)
     ledger.close()
 
 
-def test_where_no_trial_has_a_validation_part_there_is_no_such_figure(tmp_path: Path) -> None:
+def test_without_any_validation_split_there_is_no_figure_of_validation_metrics(
+    tmp_path: Path,
+) -> None:
     ledger = build(tmp_path / "l", trials=2, variants=("cnn2",), searched=False)
     ledger.database.connection.execute(
         "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
     )
-    drawn = [b.name for b in curves(read_facts(ledger)).blocks if isinstance(b, Figure)]
+    drawn = [b.name for b in curves(read_sweep(ledger)).blocks if isinstance(b, Figure)]
     assert drawn == ["curves-train_loss", "curves-best"]
     ledger.close()
 
 
-def test_pairs_say_what_they_compare_and_what_is_missing(facts: SweepData) -> None:
-    by_trials, by_compute = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+def test_pairs_are_compared_at_equal_trials_and_at_equal_compute(sweep: SweepData) -> None:
+    by_trials, by_compute = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
     assert (by_trials.by, by_trials.budget, by_trials.seeds) == (TRIALS, 12, (3, 3))
     assert by_trials.difference is not None
     means = [
-        statistics.mean(r.evaluation["top1"] for r in facts.evaluated(v) if r.evaluation)
+        statistics.mean(r.evaluation["top1"] for r in sweep.evaluated(v) if r.evaluation)
         for v in ("cnn2", "cnn3")
     ]
     assert by_trials.difference.mean == pytest.approx(means[0] - means[1])
-    spent = sum(r.device_s for r in facts.of("cnn2", "search"))
+    spent = sum(r.device_s for r in sweep.of("cnn2", "search"))
     assert by_compute.budget == pytest.approx(spent)
 
 
-def test_the_best_of_fewer_trials_that_was_not_retrained_resolves_nothing(tmp_path: Path) -> None:
-    """cnn3's best comes late; at cnn2's two trials another one is the best, and has no seeds."""
+def test_there_is_no_difference_if_the_best_of_fewer_trials_was_not_retrained(
+    tmp_path: Path,
+) -> None:
+    """cnn3's best trial comes late; among its first two, another is the best and has no seeds."""
     ledger = build(tmp_path / "l", trials=12, variants=("cnn2", "cnn3"))
     late = [t for t in ledger.trials("search") if t.variant == "cnn3" and t.status == "complete"]
     final = ledger.trials("final")[-1]
     assert late[0].params != final.params
     change(ledger, "DELETE FROM trials WHERE variant = 'cnn2' AND number > 1 AND stage = 'search'")
-    facts = read_facts(ledger)
-    by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    sweep = read_sweep(ledger)
+    by_trials, _ = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
     assert by_trials.budget == 2
     assert by_trials.difference is None
-    assert "cnn3 that counts, cnn3 #0, was not trained again." in by_trials.reason
+    expected = "cnn3 #0, the best trial of cnn3 that counts, was not retrained."
+    assert expected in by_trials.reason
     assert by_trials.winner is None
     ledger.close()
 
 
-def test_equal_trials_end_before_the_first_trial_that_has_not_ended(tmp_path: Path) -> None:
-    """cnn2's trial 4 hangs while 5 has ended: trials 0 to 3 of both are compared, no fifth."""
+def test_equal_trials_are_those_before_the_first_trial_that_has_not_ended(tmp_path: Path) -> None:
+    """cnn2's trial 4 still runs while 5 has ended: trials 0 to 3 of both are compared."""
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"))
     ledger.database.connection.execute(
         "UPDATE trials SET status = 'running', ended_seq = NULL WHERE signature = 'cnn2-s0004'"
     )
-    facts = read_facts(ledger)
-    by_trials, _ = compare(facts, ["cnn2", "cnn3"], is_pretrained=False)
+    sweep = read_sweep(ledger)
+    by_trials, _ = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
     assert by_trials.budget == 4
     ledger.close()
 
 
-def test_curves_tell_how_a_trial_ended(facts: SweepData) -> None:
+def test_the_style_of_a_curve_shows_how_the_trial_ended(sweep: SweepData) -> None:
     lines = {
         (trace["legendgroup"], trace["name"].partition(":")[0]): trace["line"]["dash"]
-        for trace in figure(curves(facts), "curves-val_top1")["data"]
+        for trace in figure(curves(sweep), "curves-val_top1")["data"]
         if trace["mode"] == "lines"
     }
     assert {status: lines["cnn2", status] for status in ("complete", "stopped", "diverged")} == {
@@ -202,23 +212,23 @@ def test_curves_tell_how_a_trial_ended(facts: SweepData) -> None:
     assert {("resnet50", "complete, final"), ("cnn3", "failed")} <= lines.keys()
     marks = {
         trace["marker"]["symbol"]
-        for trace in figure(curves(facts), "curves-val_top1")["data"]
+        for trace in figure(curves(sweep), "curves-val_top1")["data"]
         if trace["mode"] == "markers"
     }
     assert marks == {"line-ew-open", "x", "square-open"}
 
 
-def test_a_curve_of_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
+def test_a_curve_of_a_single_epoch_has_markers(tmp_path: Path) -> None:
     build(tmp_path / "l", trials=1, epochs=1, searched=False, variants=("cnn2",)).close()
     section = curves(read(tmp_path / "l"))
     for name in ("curves-val_top1", "curves-train_loss", "curves-best"):
         assert {trace["mode"] for trace in figure(section, name)["data"]} == {"lines+markers"}
 
 
-def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: SweepData) -> None:
-    section = search(facts)
-    assert "The sampler was adaptive: TPE suggested more of" in words(section)
-    counts = "cnn2: 0 trials prescribed by the space, 3 random, 9 suggested by TPE"
+def test_the_search_has_figures_by_optuna_and_is_called_adaptive(sweep: SweepData) -> None:
+    section = search(sweep)
+    assert "The sampler was adaptive: TPE suggested more values similar to" in words(section)
+    counts = "cnn2: no trials enqueued by the space, 3 random, 9 suggested by TPE"
     assert counts in words(section)
     importance = figure(section, "importance-cnn2")["data"][0]
     assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
@@ -226,69 +236,70 @@ def test_the_search_is_drawn_by_optuna_and_called_adaptive(facts: SweepData) -> 
     assert len(figure(section, "parallel-cnn2")["data"]) == 4 + 1
 
 
-def test_a_search_of_prescribed_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
+def test_a_search_of_enqueued_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
     plan = ledger.get("plan")
     space = {**plan["space"], "enqueued": [{}] * 4, "startup_trials": 10}
     ledger.put("plan", {**plan, "space": space})
-    facts = read_facts(ledger)
-    assert suggested(facts, "cnn2") == Suggested(prescribed=4, random=2, adaptive=0)
-    assert "No suggestion was adaptive." in words(search(facts))
-    assert "sampler was adaptive" not in words(search(facts))
+    sweep = read_sweep(ledger)
+    assert suggested(sweep, "cnn2") == Suggested(enqueued=4, random=2, adaptive=0)
+    assert "No suggestion was adaptive." in words(search(sweep))
+    assert "sampler was adaptive" not in words(search(sweep))
     ledger.put("plan", {**plan, "space": {**space, "enqueued": []}})
-    facts = read_facts(ledger)
-    assert "No suggestion was adaptive: all values were drawn at random" in words(search(facts))
+    sweep = read_sweep(ledger)
+    assert "No suggestion was adaptive: all values were drawn at random" in words(search(sweep))
     ledger.close()
 
 
-def test_a_suggestion_is_adaptive_by_what_had_ended_when_it_was_made(tmp_path: Path) -> None:
-    """Trials 3 and 4 were suggested side by side with those before, trial 5 after all of them."""
+def test_a_suggestion_is_adaptive_if_enough_trials_had_ended_before_it(tmp_path: Path) -> None:
+    """Trials 3 and 4 were suggested before any trial had ended, trial 5 after all of them."""
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
-    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=3, adaptive=3)
+    assert suggested(read_sweep(ledger), "cnn2") == Suggested(enqueued=0, random=3, adaptive=3)
     change(ledger, "UPDATE trials SET seen_seq = 0 WHERE number IN (3, 4)")
-    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=5, adaptive=1)
-    # A failed trial tells the sampler nothing.
+    assert suggested(read_sweep(ledger), "cnn2") == Suggested(enqueued=0, random=5, adaptive=1)
+    # Failed trials do not count: the sampler learns nothing from them.
     change(ledger, "UPDATE trials SET status = 'failed' WHERE number IN (0, 1, 2)")
-    assert suggested(read_facts(ledger), "cnn2") == Suggested(prescribed=0, random=6, adaptive=0)
+    assert suggested(read_sweep(ledger), "cnn2") == Suggested(enqueued=0, random=6, adaptive=0)
     ledger.close()
 
 
-def test_too_few_complete_trials_have_no_importance(tmp_path: Path) -> None:
+def test_too_few_complete_trials_have_no_figures_of_hyperparameters(tmp_path: Path) -> None:
     build(tmp_path / "l", trials=3, variants=("cnn2",)).close()
     section = search(read(tmp_path / "l"))
-    assert "cnn2 has 2 complete trials; fewer than 4 say nothing of a parameter." in words(section)
+    expected = "cnn2 has 2 complete trials. Figures of the hyperparameters need at least 4."
+    assert expected in words(section)
 
 
-def test_the_fronts_say_who_is_beaten(tmp_path: Path) -> None:
-    """cnn3 costs three times as much as cnn2 and is better; the pretrained one is not compared."""
+def test_the_fronts_compare_pretrained_variants_only_among_themselves(tmp_path: Path) -> None:
+    """cnn3 costs three times as much as cnn2 and is better; resnet50 is pretrained."""
     build(tmp_path / "l", trials=6).close()
     rows = table(fronts(read(tmp_path / "l")), "fronts")
     assert [row["multiply_accumulates_front"] for row in rows] == [True, True, True]
     assert [row["multiply_accumulates"] for row in rows] == [10**7, 3 * 10**7, 9 * 10**7]
 
 
-def test_the_fronts_name_the_section_that_says_what_is_resolved(facts: SweepData) -> None:
-    assert f'says the section "{pairs(facts).title}"' in words(fronts(facts))
+def test_the_fronts_name_the_section_on_significance(sweep: SweepData) -> None:
+    assert f'significant is shown in "{pairs(sweep).title}"' in words(fronts(sweep))
 
 
-def test_inference_time_is_said_to_be_taken_on_a_shared_device(facts: SweepData) -> None:
-    said = "measured while other trials of the sweep may have shared the device"
-    [drawn] = [b for b in fronts(facts).blocks if isinstance(b, Figure)]
-    assert said in drawn.note
-    costs = [b for b in blocks_of(leaderboard(facts)) if isinstance(b, Table) and "cost" in b.name]
-    assert [said in block.note for block in costs] == [True, True]
+def test_notes_say_that_inference_was_measured_on_a_shared_device(sweep: SweepData) -> None:
+    note = "measured while other trials of the sweep may have shared the device"
+    [drawn] = [b for b in fronts(sweep).blocks if isinstance(b, Figure)]
+    assert note in drawn.note
+    costs = [b for b in blocks_of(leaderboard(sweep)) if isinstance(b, Table) and "cost" in b.name]
+    assert [note in block.note for block in costs] == [True, True]
 
 
-def test_the_correlation_says_how_many_points_it_is_of(facts: SweepData) -> None:
-    said = words(validation_and_test(facts))
-    assert "n = 9 trials." in said
-    assert "n = 3 variants." in said
+def test_correlations_give_their_number_of_points(sweep: SweepData) -> None:
+    lines = words(validation(sweep))
+    assert "n = 9 trials." in lines
+    assert "n = 3 variants." in lines
 
 
-def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: SweepData) -> None:
-    section = classes(facts)
+def test_confusions_of_all_seeds_are_summed_and_classes_averaged(sweep: SweepData) -> None:
+    section = classes(sweep)
     rows = {row["class"]: row for row in table(section, "classes_cnn2")}
-    evaluated = [r.evaluation for r in facts.evaluated("cnn2") if r.evaluation]
+    evaluated = [r.evaluation for r in sweep.evaluated("cnn2") if r.evaluation]
     assert rows["class 3"]["recall"] == pytest.approx(
         statistics.mean(each["recall"]["per_class"][3] for each in evaluated)
     )
@@ -299,23 +310,23 @@ def test_confusions_of_all_seeds_are_summed_and_classes_averaged(facts: SweepDat
     a, b = (int(pair[side].removeprefix("class ")) for side in "ab")
     assert pair["a_as_b"] == sum(each["confusion"][a][b] for each in evaluated)
     names = figure(section, "confusion-cnn2")["data"][0]["x"]
-    assert sorted(names) == sorted(facts.class_names)
+    assert sorted(names) == sorted(sweep.class_names)
     assert names == figure(section, "confusion-resnet50")["data"][0]["x"]
 
 
-def test_calibration_adds_up_to_the_images(facts: SweepData) -> None:
-    rows = [row for row in table(calibration(facts), "calibration") if row["variant"] == "cnn2"]
-    assert sum(row["evaluations"] for row in rows) == 3 * sum(10 * n for n in range(15))
+def test_calibration_counts_every_prediction(sweep: SweepData) -> None:
+    rows = [row for row in table(calibration(sweep), "calibration") if row["variant"] == "cnn2"]
+    assert sum(row["predictions"] for row in rows) == 3 * sum(10 * n for n in range(15))
     assert [row["accuracy"] / row["confidence"] for row in rows] == pytest.approx([0.9] * 14)
 
 
-def test_maps_show_the_same_images_for_every_variant(facts: SweepData) -> None:
-    (maps, predictions), held = images(facts)
+def test_maps_show_the_same_images_for_every_variant(sweep: SweepData) -> None:
+    (maps, predictions), images = pictures(sweep)
     [shown] = [block for block in maps.blocks if isinstance(block, Pictures)]
     assert shown.headings == ("image, true class", "cnn2", "cnn3", "resnet50")
     marks = {picture.mark for row in shown.rows for picture in row[1:]}
     assert marks == {"right", "wrong"}
-    assert all(row[0].source in held for row in shown.rows)
+    assert all(row[0].source in images for row in shown.rows)
     mistakes = [b for b in blocks_of(maps) if getattr(b, "name", "").startswith("mistakes-")]
     assert [block.name for block in mistakes] == [f"mistakes-{v}" for v in shown.headings[1:]]
     assert [[p.mark for p in block.rows[0]] for block in mistakes] == [["wrong"] * 3] * 3
@@ -329,8 +340,8 @@ def test_maps_show_the_same_images_for_every_variant(facts: SweepData) -> None:
 def test_a_model_without_feature_maps_is_named(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=1, variants=("cnn2",))
     _without_maps(ledger)
-    (maps, _), _ = images(read_facts(ledger))
-    assert words(maps) == "No spatial feature map: cnn2."
+    (maps, _), _ = pictures(read_sweep(ledger))
+    assert words(maps) == "Models without a spatial feature map: cnn2."
     ledger.close()
 
 
@@ -344,8 +355,8 @@ def _without_maps(ledger: Ledger) -> None:
         )
 
 
-def test_failures_that_are_alike_are_one_group(facts: SweepData) -> None:
-    rows = table(failed(facts), "failures")
+def test_attempts_with_the_same_error_are_one_row(sweep: SweepData) -> None:
+    rows = table(failures(sweep), "failures")
     assert [(row["outcome"], row["class"], row["trials"], row["variants"]) for row in rows] == [
         ("diverged", "diverged", 6, "cnn2, cnn3, resnet50"),
         ("failed", "bug", 6, "cnn2, cnn3, resnet50"),
@@ -354,29 +365,31 @@ def test_failures_that_are_alike_are_one_group(facts: SweepData) -> None:
     assert rows[1]["log"] == "trials/cnn2-s0005/attempt_1.log"
 
 
-def test_the_time_ledger_adds_up(facts: SweepData) -> None:
-    """An attempt of n epochs: 1 s of start, 2.5 s an epoch (0.25 s of it on the way), 0.5 s of
-    test."""
-    section = time_ledger(facts)
-    *variants, whole, share = table(section, "time")
+def test_time_by_activity_adds_up(sweep: SweepData) -> None:
+    """An attempt: 1 s of start, 2.5 s per epoch (0.25 s of them to report), and 0.5 s of test."""
+    section = time_spent(sweep)
+    *variants, whole = table(section, "time")
     assert [row["variant"] for row in variants] == ["cnn2", "cnn3", "resnet50"]
-    epochs = sum(len(record.rows) for record in facts.of("cnn2"))
-    has_split = "val_s" in facts.records[0].rows[0].metrics
+    epochs = sum(len(record.rows) for record in sweep.of("cnn2"))
+    has_split = "val_s" in sweep.records[0].rows[0].metrics
     first = variants[0]
     assert first["data_s"] == pytest.approx(0.5 * epochs)
     assert first["data_s"] + first["train_s"] + first["validate_s"] == pytest.approx(2 * epochs)
     assert first["validate_s"] == pytest.approx(0.5 * epochs if has_split else 0)
     assert first["test_s"] == pytest.approx(0.5 * 3)
     assert first["sum_s"] == pytest.approx(15 * 1 + 2.5 * epochs + 0.5 * 3)
-    wall = max(a.ended_s or 0 for r in facts.records for a in r.attempts) - min(
-        a.started_s for r in facts.records for a in r.attempts
+    wall = max(a.ended_s or 0 for r in sweep.records for a in r.attempts) - min(
+        a.started_s for r in sweep.records for a in r.attempts
     )
     assert whole["sum_s"] == pytest.approx(wall)  # one slot, never idle
     assert whole["idle_s"] == pytest.approx(0)
-    assert share["variant"] == "share"
+    assert whole["variant"] == "all"
+    shares = {row["activity"]: row["share"] for row in table(section, "time_by_activity")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["data"] == pytest.approx(whole["data_s"] / whole["sum_s"])
 
 
-def test_the_forecast_stands_beside_what_came(tmp_path: Path) -> None:
+def test_the_forecast_is_shown_beside_the_measured_values(tmp_path: Path) -> None:
     whole = {
         **{"concurrent": 2, "epochs": 36, "wall_s": 36.0, "device_s": 72.0},
         **{"disk_bytes": 2**31, "devices": {"cnn2": 0.5}},
@@ -390,17 +403,17 @@ def test_the_forecast_stands_beside_what_came(tmp_path: Path) -> None:
         forecast_whole=whole,
         disk_used_bytes=2**30,
     )
-    section = time_ledger(read_facts(ledger))
+    section = time_spent(read_sweep(ledger))
     [row] = table(section, "forecast")
     assert [row[key] for key in ("forecast_epoch_s", "epoch_s")] == [1.5, 2.25]
-    assert row["truth_over_forecast"] == 1.5
-    found = {row["what"]: row for row in table(section, "forecast_whole")}
+    assert row["measured_over_forecast"] == 1.5
+    found = {row["quantity"]: row for row in table(section, "forecast_whole")}
     spans = [end - start for start, end in map(tuple, _spans(ledger))]
-    assert found["wall time, h"]["truth"] == pytest.approx(sum(spans) / 3600)  # one at a time
-    assert found["device time, h"]["truth"] == pytest.approx(sum(spans) / 2 / 3600)
+    assert found["wall time, h"]["measured"] == pytest.approx(sum(spans) / 3600)  # one at a time
+    assert found["device time, h"]["measured"] == pytest.approx(sum(spans) / 2 / 3600)
     assert found["device time, h"]["forecast"] == pytest.approx(0.02)
-    assert found["epochs"]["truth"] == 6 + 2 + 6 + 2 + 1 + 2
-    assert found["files on disk, GiB"]["truth_over_forecast"] == 0.5
+    assert found["epochs"]["measured"] == 6 + 2 + 6 + 2 + 1 + 2
+    assert found["files on disk, GiB"]["measured_over_forecast"] == 0.5
 
 
 def _spans(ledger: Ledger) -> list[tuple[float, float]]:
@@ -416,17 +429,17 @@ def test_a_pause_between_commands_is_no_idle_time(tmp_path: Path) -> None:
     ledger.database.connection.execute(
         "UPDATE epochs SET arrived_s = arrived_s + 5000 WHERE signature = 'cnn2-s0001'"
     )
-    section = time_ledger(read_facts(ledger))
-    *_, whole, _ = table(section, "time")
+    section = time_spent(read_sweep(ledger))
+    *_, whole = table(section, "time")
     assert whole["idle_s"] == pytest.approx(0)
-    assert "(5,000.0 s in all)" in words(section)
+    assert "(5,000.0 s in total)" in words(section)
     ledger.close()
 
 
-def test_the_matrix_of_pairs_names_both_ways(facts: SweepData) -> None:
-    matrices = [block for block in pairs(facts).blocks if isinstance(block, Matrix)]
+def test_the_matrix_of_pairs_has_both_directions(sweep: SweepData) -> None:
+    matrices = [block for block in pairs(sweep).blocks if isinstance(block, Matrix)]
     assert [asdict(m)["names"] for m in matrices] == [("cnn2", "cnn3")] * 2
     (_, loses), (wins, _) = matrices[0].cells
     if loses[1] != "open":
         assert (loses[1], wins[1]) == ("loses", "wins")
-    assert loses[0].split("|")[0] in ("resolved", "not resolved")
+    assert loses[0].split("|")[0] in ("significant", "not significant")

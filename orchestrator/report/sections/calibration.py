@@ -1,0 +1,97 @@
+"""Calibration: how often predictions are correct, by the model's confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import plotly.graph_objects as go
+
+from orchestrator.report.document.blocks import Column, Section, Table, text
+from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.facts import Record, SweepData
+
+_RANGE = (-2, 102)  # percent; markers at 0 % and 100 % are not clipped
+
+
+def calibration(sweep: SweepData) -> Section:
+    """Return accuracy against confidence of each variant, as a figure and as a table."""
+    found = {variant: _bins(sweep.evaluated(variant)) for variant in sweep.variants}
+    bins = {variant: values for variant, values in found.items() if values.size}
+    if not bins:
+        only = text("No trial has been evaluated on the test split yet.")
+        return Section(name="calibration", title="Calibration", blocks=(only,))
+    drawn, colour = go.Figure(), colours(sweep.variants)
+    drawn.add_scatter(
+        x=[0, 100],
+        y=[0, 100],
+        mode="lines",
+        line={"color": "#999", "width": 1, "dash": "dot"},
+        name="perfect calibration",
+        hoverinfo="skip",
+    )
+    for variant, values in bins.items():
+        _, _, count, confidence, accuracy = values.T
+        drawn.add_scatter(
+            x=np.round(100 * confidence, 2),
+            y=np.round(100 * accuracy, 2),
+            customdata=count.astype(int),
+            mode="lines+markers",
+            line={"color": colour[variant], "width": 2},
+            name=variant,
+            hovertemplate=f"{variant}<br>confidence %{{x:.1f}} %, accuracy %{{y:.1f}} %"
+            "<br>%{customdata} predictions<extra></extra>",
+        )
+    drawn.update_xaxes(title_text="mean confidence of the top-1 prediction, %", range=_RANGE)
+    drawn.update_yaxes(title_text="accuracy, %", range=_RANGE)
+    table = Table(
+        name="calibration",
+        title="Calibration by bin",
+        columns=(
+            Column("variant", "variant"),
+            Column("from", "confidence from", "percent"),
+            Column("to", "to", "percent"),
+            Column("predictions", "predictions", "count"),
+            Column("confidence", "mean confidence", "percent"),
+            Column("accuracy", "accuracy", "percent"),
+        ),
+        rows=[
+            [variant, low, high, int(count), confidence, accuracy]
+            for variant, values in bins.items()
+            for low, high, count, confidence, accuracy in values.tolist()
+        ],
+        is_folded=True,
+    )
+    blocks = (
+        text(
+            "The predictions on the test split in 15 equal bins of confidence, all seeds of a "
+            "variant together. Below the dotted line a model is overconfident. The expected "
+            "calibration error (ECE) of the leaderboard is the mean distance from that line, "
+            "weighted by the number of predictions, computed for each seed and averaged."
+        ),
+        figure("calibration", "Accuracy against confidence", drawn, height_px=460),
+        table,
+    )
+    return Section(name="calibration", title="Calibration", blocks=blocks)
+
+
+def _bins(records: Iterable[Record]) -> np.ndarray:
+    """Return the bins with predictions, summed over seeds.
+
+    Returns:
+        (bins, 5): lower and upper end, predictions, mean confidence, accuracy. It is empty without
+        an evaluation.
+    """
+    found = [r.evaluation["calibration"] for r in records if r.evaluation]
+    if not found:
+        return np.empty((0, 5))
+    counts = np.array([each["count"] for each in found], float)
+    count = counts.sum(axis=0)
+    confidence, accuracy = (
+        (counts * [each[key] for each in found]).sum(axis=0) / np.maximum(count, 1)
+        for key in ("confidence", "accuracy")
+    )
+    ends = np.arange(len(count) + 1) / len(count)
+    values = np.column_stack([ends[:-1], ends[1:], count, confidence, accuracy])
+    kept: np.ndarray = values[count > 0]
+    return kept

@@ -1,0 +1,92 @@
+"""Validation accuracy against test accuracy of every evaluated trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import plotly.graph_objects as go
+
+from orchestrator.report.document.blocks import Section, counted, text
+from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.facts import Record, SweepData, mean
+from orchestrator.report.statistics import correlation
+
+_TITLE = "Validation and test accuracy"
+
+
+def validation(sweep: SweepData) -> Section:
+    """Return validation top-1 against test top-1 of every evaluated trial, with correlations."""
+    evaluated = [record for record in sweep.records if record.evaluation is not None]
+    points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in evaluated]
+    points = [(record, value) for record, value in points if not math.isnan(value)]
+    if not points:
+        only = text(
+            "The evaluated trials had no validation split."
+            if evaluated
+            else "No trial has been evaluated on the test split yet."
+        )
+        return Section(name="validation", title=_TITLE, blocks=(only,))
+    colour = colours(sweep.variants)
+    drawn = go.Figure()
+    for variant in sweep.variants:
+        own = [(r, value) for r, value in points if r.trial.variant == variant]
+        if own:
+            drawn.add_scatter(
+                x=[value for _, value in own],
+                y=[_test(r) for r, _ in own],
+                text=[r.name for r, _ in own],
+                mode="markers",
+                marker={"color": colour[variant], "size": 9},
+                name=variant,
+                hovertemplate="%{text}<br>validation %{x:.1f} %, test %{y:.1f} %<extra></extra>",
+            )
+    both = [value for r, value in points for value in (value, _test(r))]
+    ends = [min(both) - 1, max(both) + 1]
+    drawn.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": "#999", "width": 1, "dash": "dot"},
+        name="equal",
+        hoverinfo="skip",
+    )
+    drawn.update_xaxes(title_text="validation top-1 at the evaluated epoch, %")
+    drawn.update_yaxes(title_text="test top-1, %")
+    blocks = (
+        text(*_correlations(sweep, points)),
+        figure("validation", "Test top-1 against validation top-1", drawn, height_px=460),
+    )
+    return Section(name="validation", title=_TITLE, blocks=blocks)
+
+
+def _test(record: Record) -> float:
+    return 100 * float(record.evaluation["top1"]) if record.evaluation else math.nan
+
+
+def _correlations(sweep: SweepData, points: list[tuple[Record, float]]) -> list[str]:
+    def means(variant: str, value: Callable[[Record, float], float]) -> float | None:
+        return mean([value(r, v) for r, v in points if r.trial.variant == variant])
+
+    val = [means(variant, lambda _, v: v) for variant in sweep.variants]
+    test = [means(variant, lambda r, _: _test(r)) for variant in sweep.variants]
+    both = [(v, t) for v, t in zip(val, test, strict=True) if v is not None and t is not None]
+    return [
+        _correlation(
+            "Over trials (the seeds of a variant are not independent)",
+            [value for _, value in points],
+            [_test(r) for r, _ in points],
+            "trial",
+        ),
+        _correlation(
+            "Over the means of variants", [v for v, _ in both], [t for _, t in both], "variant"
+        ),
+    ]
+
+
+def _correlation(over: str, x: list[float], y: list[float], unit: str) -> str:
+    found, n = correlation(x, y), f"n = {counted(len(x), unit)}"
+    if found is None:
+        return f"{over}: no correlation, because there are too few values or all are equal ({n})."
+    pearson, spearman = found
+    return f"{over}: Pearson's r = {pearson:.2f}, Spearman's ρ = {spearman:.2f}, {n}."  # noqa: RUF001
