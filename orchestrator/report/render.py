@@ -5,11 +5,11 @@ Everything is read from the ledger; the sweep may be running.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from trainables import files
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from orchestrator.report.facts import SweepData
 
 
-def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
+def write_report(
+    ledger: Ledger, folder: Path, name: str = "", *, clock: Clock | None = None
+) -> Path:
     """Write a sweep's report and return the path of its page.
 
     The folder appears whole and in one step; an existing one is replaced.
@@ -28,6 +30,7 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
         ledger: the sweep's ledger, which is only read.
         folder: where the report is written.
         name: the sweep's name, by default that of its space.
+        clock: gives the time printed in the report, by default the machine's.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -36,8 +39,8 @@ def write_report(ledger: Ledger, folder: Path, name: str = "") -> Path:
     from orchestrator.report.document.page import to_html
     from orchestrator.report.facts import read_sweep
 
-    sweep, written_s = read_sweep(ledger, name), time.time()
-    sections, images = _sections(sweep, written_s)
+    sweep = read_sweep(ledger, name)
+    sections, images = _sections(sweep, (clock or Clock()).now_s())
     title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
     contents = {
         "report.html": to_html(title, sections, images),

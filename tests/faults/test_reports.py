@@ -1,4 +1,4 @@
-"""What workers report: killed around a report, not finite, not a number at all."""
+"""Reports of workers: killed around a report, non-finite values, and values of a wrong type."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _epochs(ledger: Ledger) -> dict[str, list[int]]:
 def test_a_worker_killed_around_its_report_leaves_one_value_per_epoch(
     tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 37: killed after a checkpoint and before its report, and after a report and before the
-    next checkpoint."""
+    """Case 37: killed between a checkpoint and its report, and between a report and the next
+    checkpoint."""
     kills = tmp_path / "kills"
     kills.mkdir()
     for when in ("after-epoch_0001", "before-epoch_0003"):
@@ -56,7 +56,7 @@ def test_a_worker_killed_around_its_report_leaves_one_value_per_epoch(
     assert [row.seq for row in rows] == sorted(row.seq for row in rows)
     attempts = ledger.attempts()
     assert [attempt.failure_class for attempt in attempts] == ["killed", "killed", None]
-    # From the last epoch that the ledger knew each time: at most one epoch is trained again.
+    # Each attempt resumes from the last epoch in the ledger: at most one epoch is trained again.
     assert [(attempt.resumed_from or "")[-10:] for attempt in attempts] == [
         "",
         "epoch_0000",
@@ -67,7 +67,7 @@ def test_a_worker_killed_around_its_report_leaves_one_value_per_epoch(
 def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """Case 38: a learning rate of 1e9; the sampler hears of it as worse than any other."""
+    """Case 38: a learning rate of 1e9; to the sampler the trial is worse than any other."""
     (tmp_path / "mine.py").write_text(
         "from optuna.distributions import CategoricalDistribution\n"
         "from search_spaces.space import SearchSpace\n"
@@ -86,7 +86,7 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
     assert ended.stdout.count("the loss was not finite") == len(diverged)
     board = ended.stdout.split("Best of each variant")[1].split("These trials")[0]
     assert not any(trial.signature in board for trial in diverged)
-    # As a restarted driver's sampler knows them: pruned, and without a single value.
+    # In the study of a restarted driver they are pruned and have no intermediate values.
     config = SweepConfig(space=str(tmp_path / "mine.py"), name="mine")
     manifest = load_manifest(digits_data_dir / "digits")
     plan, _ = resolve.make_plan(config, resolve.load_space(config.space), manifest, {})
@@ -97,10 +97,10 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
         assert known[trial.number].intermediate_values == {}
 
 
-def test_a_report_that_lacks_a_metric_fails_its_own_trial_only(
+def test_an_invalid_report_fails_only_its_own_trial(
     tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 39: a metric missing, a text for a number, and None; each named."""
+    """Case 39: a missing metric, a text and None in place of a number; the error names each."""
     _inject(monkeypatch, "FAULT_REPORTS", "cnn2")
     options = ("--variants", "cnn2,cnn3", "--trials", 2, "--epochs", 2, "--max-concurrent", 1)
     ended = sweep(tmp_path, "digits", *options, "--data-dir", digits_data_dir)

@@ -55,8 +55,8 @@ def test_what_a_budget_leaves_out_is_trained_by_resume_and_the_report_has_the_fo
     # A busy machine is slower or faster by far, but not by an order of magnitude.
     assert 0.1 < forecast["epoch_s"] / (sum(spans) / len(spans)) < 10
     report = (paths.root / "report" / "report.md").read_text()
-    assert "Forecast against truth" in report
-    assert "The whole sweep: forecast against truth" in report
+    assert "Forecast and measured, per variant" in report
+    assert "Forecast and measured, whole sweep" in report
 
 
 def test_no_trial_starts_that_was_measured_to_take_longer_than_the_budget(

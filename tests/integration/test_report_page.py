@@ -1,4 +1,4 @@
-"""What a person sees: a report in a real browser, with no network."""
+"""The report in a real browser, without a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def report(storage: Path) -> Path:
-    """Run the command as a user does and return the page that it names."""
+    """Run the report command and return the path that it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.report", "demo", "--storage", storage],
         cwd=ROOT,
@@ -63,22 +63,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched:
-    """A page whose messages and requests are kept."""
+    """An open page with the messages it logged and the requests it made."""
 
     def __init__(self, browser: Any, page: Path) -> None:
         self.view = browser.new_page(viewport={"width": 1440, "height": 900})
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.view.on("console", lambda message: self.said.append(message.text))
-        self.view.on("pageerror", lambda error: self.said.append(str(error)))
-        self.view.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.view.on("console", lambda message: self.messages.append(message.text))
+        self.view.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.view.on("request", lambda request: self.requests.append(request.url))
         began = time.monotonic()
         self.view.goto(page.as_uri())
         self.view.wait_for_function("typeof Plotly === 'object'")  # figures can be drawn
         self.opened_s = time.monotonic() - began
 
     def draw_all(self) -> list[str]:
-        """Open every tab and fold, scroll to every figure, and return those that were drawn."""
+        """Open all tabs and folded tables, scroll to every figure, and return the drawn ones."""
         self.view.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         drawn = self._draw_visible()
         for button in self.view.query_selector_all("[role=tab][aria-selected=false]"):
@@ -99,11 +99,11 @@ class Watched:
         return drawn
 
 
-def test_every_section_renders_and_nothing_is_complained_of(browser: Any, tmp_path: Path) -> None:
+def test_every_section_renders_without_messages_or_requests(browser: Any, tmp_path: Path) -> None:
     build(tmp_path / "demo" / "ledger.sqlite", trials=24).close()
     page = report(tmp_path)
     seen = Watched(browser, page)
-    # What is seen at once draws itself; the rest when it is looked at.
+    # Visible figures are drawn at once, others when they are scrolled into view.
     seen.draw_all()
     view = seen.view
     left = view.eval_on_selector_all(
@@ -116,17 +116,28 @@ def test_every_section_renders_and_nothing_is_complained_of(browser: Any, tmp_pa
         assert len(section.inner_text()) > 60, section.get_attribute("id")
     broken = view.eval_on_selector_all("img", "all => all.filter(i => !i.naturalWidth).length")
     assert broken == 0
-    # Nothing is wider than the window but what scrolls inside its own frame.
+    # Only blocks that scroll by themselves are wider than the window.
     assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert seen.said == []
-    assert [url for url in seen.asked if not url.startswith("data:")] == [page.as_uri()]
+    assert seen.messages == []
+    assert [url for url in seen.requests if not url.startswith("data:")] == [page.as_uri()]
     OUTPUT.mkdir(exist_ok=True)
     for name in ("leaderboard", "curves", "classes", "maps"):
         view.locator(f"section#{name}").screenshot(path=OUTPUT / f"report_{name}.png")
     view.close()
 
 
-def test_a_click_on_a_heading_sorts_the_table(browser: Any, tmp_path: Path) -> None:
+def test_printing_draws_every_visible_figure(browser: Any, tmp_path: Path) -> None:
+    build(tmp_path / "demo" / "ledger.sqlite", trials=12, variants=("cnn2",)).close()
+    view = Watched(browser, report(tmp_path)).view
+    view.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)
+    view.wait_for_function(
+        "[...document.querySelectorAll('.plot')].every(e => e.dataset.state === 'drawn')"
+    )
+    assert view.locator(".plot").count() == 4 + 3 + 1 + 1 + 1 + 1 + 1
+    view.close()
+
+
+def test_clicking_a_heading_sorts_the_table(browser: Any, tmp_path: Path) -> None:
     build(tmp_path / "demo" / "ledger.sqlite", trials=6, variants=("cnn2",)).close()
     view = Watched(browser, report(tmp_path)).view
     view.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -145,10 +156,10 @@ def test_a_click_on_a_heading_sorts_the_table(browser: Any, tmp_path: Path) -> N
     view.close()
 
 
-def test_a_thousand_trials_open_at_once(browser: Any, large: Path) -> None:
+def test_a_report_of_a_thousand_trials_opens_quickly(browser: Any, large: Path) -> None:
     assert large.stat().st_size < LARGEST_BYTES
     opened_s = []
-    for _ in range(3):  # this machine may be busy with something else
+    for _ in range(3):  # the machine may be busy with something else
         seen = Watched(browser, large)
         opened_s.append(seen.opened_s)
         if seen.opened_s < LONGEST_S:
@@ -157,8 +168,8 @@ def test_a_thousand_trials_open_at_once(browser: Any, large: Path) -> None:
     assert min(opened_s) < LONGEST_S
     assert seen.view.locator("section").count() == 14
     seen.draw_all()
-    assert seen.said == []
-    # The matrix of 200 classes can be enlarged, and then names more of its classes.
+    assert seen.messages == []
+    # After zooming in, the matrix of 200 classes labels every visible class.
     plot = seen.view.locator("#plot-confusion-efficientnet_b7")
     names = plot.locator(".ytick text").count()
     seen.view.evaluate(

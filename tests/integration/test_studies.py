@@ -145,8 +145,8 @@ def test_a_study_runs_from_its_one_command_and_its_report_says_what_was_differen
     text = (paths.root / "report" / "report.md").read_text()
     assert space.source
     assert space.source in text
-    assert "Epochs: 1 in place of" in text
-    assert f"A sample of the dataset: {TRAIN} of " in text
+    assert "Epochs: 1 instead of" in text
+    assert f"Only a sample of the dataset was used: {TRAIN} of " in text
     for row in space.published:
         if row.variant in variants:
             assert row.label in text

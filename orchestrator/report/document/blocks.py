@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text", "count", "percent", "points", "loss", "number", "mega", "seconds", "ms"]
+Kind = Literal[
+    "text",
+    "count",
+    "percent",
+    "points",
+    "estimate",  # an `Estimate` of fractions
+    "loss",
+    "number",
+    "mega",
+    "seconds",
+    "ms",
+]
 
 NONE = "–"  # noqa: RUF001, an en dash is intended
 
@@ -28,7 +39,8 @@ class Column:
     @property
     def heading(self) -> str:
         """The heading with its unit."""
-        unit = {"percent": "%", "points": "points", "mega": "M", "seconds": "s", "ms": "ms"}
+        unit = {"mega": "M", "seconds": "s", "ms": "ms"}
+        unit |= {"percent": "%", "points": "points", "estimate": "%"}
         return f"{self.title}, {unit[self.kind]}" if self.kind in unit else self.title
 
 
@@ -154,6 +166,9 @@ def printed(value: Any, kind: Kind) -> str:
         return f"{100 * value:.1f}"
     if kind == "points":
         return f"{100 * value:+.1f}"
+    if kind == "estimate":
+        spread = "" if value.sd is None else f"± {100 * value.sd:.1f}, "
+        return f"{100 * value.mean:.1f} ({spread}n = {value.n})"
     if kind == "mega":
         return f"{value / 1e6:,.2f}"
     return form[kind].format(value)
@@ -184,12 +199,28 @@ def tables_of(blocks: Sequence[Block]) -> list[Table]:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV with raw values; None becomes an empty field."""
+    """Return a table as CSV with raw values; None becomes an empty field.
+
+    An estimate has three fields: its mean, its standard deviation and its number of values.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.key for column in table.columns])
-    writer.writerows([["" if value is None else value for value in row] for row in table.rows])
+    writer.writerow([key for column in table.columns for key in _csv_keys(column)])
+    for row in table.rows:
+        pairs = zip(row, table.columns, strict=True)
+        writer.writerow([each for value, column in pairs for each in _csv_fields(value, column)])
     return file.getvalue()
+
+
+def _csv_keys(column: Column) -> list[str]:
+    key = column.key
+    return [key, f"{key}_sd", f"{key}_seeds"] if column.kind == "estimate" else [key]
+
+
+def _csv_fields(value: Any, column: Column) -> list[Any]:
+    if column.kind == "estimate":
+        return [value.mean, value.sd, value.n] if value else [None] * 3
+    return [value]
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:

@@ -121,9 +121,9 @@ _PUBLISHED_COLUMNS = (
     Column("published_train_top1", "published train top-1", "percent"),
     Column("ours_train_top1", "our train top-1", "percent"),
     Column("published_val_top1", "published val top-1", "percent"),
-    Column("ours_val_top1", "our val top-1, %"),
+    Column("ours_val_top1", "our val top-1", "estimate"),
     Column("published_test_top1", "published test top-1", "percent"),
-    Column("ours_test_top1", "our test top-1, %"),
+    Column("ours_test_top1", "our test top-1", "estimate"),
     Column("difference_test_top1", "difference of test top-1", "points"),
     Column("published_loss", "published loss", "loss"),
     Column("ours_loss", "our loss", "loss"),
@@ -182,9 +182,9 @@ def _published_line(row: Mapping[str, Any], which: str, records: Sequence[Record
         row.get("train_top1"),
         mean(train),
         published_val,
-        _with_sd(val),
+        estimate(val) if mean(val) is not None else None,
         published_test,
-        _with_sd([float(r.evaluation["top1"]) for r in evaluated if r.evaluation]),
+        test if evaluated else None,
         (test.mean or 0.0) - (published_test or 0.0) if has_both else None,
         row.get("loss"),
         loss if row.get("loss") is not None else None,
@@ -200,15 +200,6 @@ def _note(row: Mapping[str, Any]) -> str:
     if row.get("val_is_test") and row.get("test_top1") is None:
         return f"Published as validation; these images are our test split. {note}".strip()
     return str(note)
-
-
-def _with_sd(fractions: Sequence[float]) -> str | None:
-    """Return fractions as "63.1 (± 0.4, n = 3)", None if there are none."""
-    found = estimate(fractions)
-    if found.mean is None:
-        return None
-    spread = "" if found.sd is None else f"± {100 * found.sd:.1f}, "
-    return f"{100 * found.mean:.1f} ({spread}n = {found.n})"
 
 
 _SIZE_COLUMNS = (

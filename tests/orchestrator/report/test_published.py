@@ -13,7 +13,7 @@ from optuna.distributions import IntDistribution
 
 import search_spaces
 from orchestrator.report.deviations import deviations
-from orchestrator.report.document.blocks import Table
+from orchestrator.report.document.blocks import NONE, Table, printed
 from orchestrator.report.facts import read_sweep
 from orchestrator.report.sections.published import published
 from search_spaces.space import SearchSpace
@@ -148,7 +148,7 @@ def test_published_figures_are_shown_beside_ours_with_their_contradictions(tmp_p
     section = published(sweep)
     first, b3, paper = table(section, "published")
     assert (first["published_val_top1"], first["published_test_top1"]) == (0.1419, None)
-    assert first["ours_val_top1"].endswith("n = 3)")
+    assert printed(first["ours_val_top1"], "estimate").endswith("n = 3)")
     assert first["difference_test_top1"] is None
     # Published as validation, on images that are our test split.
     assert (b3["published_val_top1"], b3["published_test_top1"]) == (None, 0.7698)
@@ -204,7 +204,7 @@ def test_the_published_recipe_run_as_first_trial_has_its_own_row(tmp_path: Path)
     )
     rows = table(published(read_sweep(ledger)), "published")
     assert [row["ours_from"] for row in rows] == ["best configuration", "recipe (first trial)"]
-    assert rows[1]["ours_test_top1"] == "12.5 (n = 1)"
+    assert printed(rows[1]["ours_test_top1"], "estimate") == "12.5 (n = 1)"
     ledger.close()
 
 
@@ -230,7 +230,8 @@ def test_a_published_setting_is_compared_with_its_own_trial_and_the_recipe_with_
         ("RMSProp", "trial 2"),
         ("never tried", "trial 3"),
     ]
-    assert [row["ours_test_top1"] for row in rows[1:]] == ["12.5 (n = 1)", "75.0 (n = 1)", None]
+    ours = [printed(row["ours_test_top1"], "estimate") for row in rows[1:]]
+    assert ours == ["12.5 (n = 1)", "75.0 (n = 1)", NONE]
     assert rows[2]["difference_test_top1"] == pytest.approx(0.75 - 0.81)
     assert [row["label"] for row in table(section, "published_size")] == ["model 1"]
     ledger.close()

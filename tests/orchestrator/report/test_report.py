@@ -17,6 +17,7 @@ from orchestrator.report import render
 from orchestrator.report.__main__ import main
 from orchestrator.report.document.blocks import Column, Section, Table, text, to_csv, to_markdown
 from orchestrator.report.render import write_report
+from orchestrator.report.statistics import Estimate
 from orchestrator.storage import lease
 from orchestrator.storage.paths import sweep_paths
 from tests.orchestrator import sweeps
@@ -226,19 +227,24 @@ TABLE = Table(
         Column("macs", "multiply-accumulates", "mega"),
         Column("n", "n", "count"),
         Column("nothing", "nothing"),
+        Column("ours", "ours", "estimate"),
     ),
-    rows=[["a|b", 0.12345, -0.01, 2_500_000, 1234, None], ["c", *[None] * 5]],
+    rows=[
+        ["a|b", 0.12345, -0.01, 2_500_000, 1234, None, Estimate(3, 0.5, 0.01, 0.475, 0.525)],
+        ["c", *[None] * 6],
+    ],
 )
 
 
 def test_percent_is_printed_and_fractions_are_stored() -> None:
     assert to_csv(TABLE) == (
-        "variant,top1,gain,macs,n,nothing\na|b,0.12345,-0.01,2500000,1234,\nc,,,,,\n"
+        "variant,top1,gain,macs,n,nothing,ours,ours_sd,ours_seeds\n"
+        "a|b,0.12345,-0.01,2500000,1234,,0.5,0.01,3\nc,,,,,,,,\n"
     )
     assert to_markdown("R", [Section(name="s", title="S", blocks=(text("one"), TABLE))]) == (
         "# R\n\n## S\n\none\n\n### T\n\n"
-        "| variant | top-1, % | gain, points | multiply-accumulates, M | n |\n"
-        "| --- | ---: | ---: | ---: | ---: |\n"
-        "| a\\|b | 12.3 | -1.0 | 2.50 | 1,234 |\n"
-        "| c | – | – | – | – |\n"  # noqa: RUF001
+        "| variant | top-1, % | gain, points | multiply-accumulates, M | n | ours, % |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| a\\|b | 12.3 | -1.0 | 2.50 | 1,234 | 50.0 (± 1.0, n = 3) |\n"
+        "| c | – | – | – | – | – |\n"  # noqa: RUF001
     )
