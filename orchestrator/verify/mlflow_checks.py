@@ -123,6 +123,31 @@ def _run_problems(
     client: MlflowClient, snapshot: Snapshot, trial: Trial, run: Run
 ) -> Iterator[str]:
     is_live = snapshot.driver is not None
+    yield from _metric_problems(client, snapshot, trial, run)
+    if run.data.params or not is_live:
+        for name, value in trial.config.items():
+            got = run.data.params.get(name)
+            if got != str(value):
+                yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
+    if not is_live:
+        yield from _status_problems(snapshot, trial, run)
+
+
+def _status_problems(snapshot: Snapshot, trial: Trial, run: Run) -> Iterator[str]:
+    status = _STATUS[trial.status]
+    if is_open(snapshot.attempts[trial.signature]):
+        status = "KILLED"  # no process runs it until the sweep is resumed
+    if run.info.status != status:
+        yield f"the status of its run is {run.info.status}, not {status}."
+    outcome = run.data.tags.get("sweep.outcome")
+    if trial.status in ENDED and outcome != trial.status:
+        yield f"the tag sweep.outcome of its run is {outcome!r}, not {trial.status!r}."
+
+
+def _metric_problems(
+    client: MlflowClient, snapshot: Snapshot, trial: Trial, run: Run
+) -> Iterator[str]:
+    is_live = snapshot.driver is not None
     rows = snapshot.rows[trial.signature]
     for name in METRIC_NAMES:
         wanted = [
@@ -136,22 +161,6 @@ def _run_problems(
         name = f"best_{snapshot.header.plan_at(trial.ended_seq or 0).space.metric}"
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
         yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], is_live)
-    if run.data.params or not is_live:
-        for name, value in trial.config.items():
-            if run.data.params.get(name) != str(value):
-                got = run.data.params.get(name)
-                yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
-    if is_live:
-        return
-    status = run.info.status
-    wanted_status = _STATUS[trial.status]
-    if is_open(attempts):
-        wanted_status = "KILLED"  # no process runs it until the sweep is resumed
-    if status != wanted_status:
-        yield f"the status of its run is {status}, not {wanted_status}."
-    outcome = run.data.tags.get("sweep.outcome")
-    if trial.status in ENDED and outcome != trial.status:
-        yield f"the tag sweep.outcome of its run is {outcome!r}, not {trial.status!r}."
 
 
 def _history_problems(

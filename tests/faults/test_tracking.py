@@ -1,4 +1,4 @@
-"""A real MLflow server behind a bad network: everything arrives, once, whatever happens between."""
+"""A real MLflow server behind a proxy that injects faults: it has everything exactly once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests here: each sweep has an experiment of its own."""
+    """One server for all tests here; each sweep has its own experiment."""
     with running_server(tmp_path_factory.mktemp("server")) as server:
         yield server
 
@@ -45,7 +45,7 @@ def sweep(tmp_path: Path, proxy: Proxy, request: pytest.FixtureRequest) -> Sweep
 
 
 def drain(sweep: Sweep, tries: int = 20) -> None:
-    """Write the rest, as often as it takes."""
+    """Call `finish` until everything is written."""
     for _ in range(tries):
         with contextlib.suppress(Exception):
             sweep.tracker.finish("complete", {"trials": len(sweep.ledger.trials())})
@@ -54,8 +54,8 @@ def drain(sweep: Sweep, tries: int = 20) -> None:
     raise AssertionError(f"not written after {tries} tries: {sweep.tracker.rejected}")
 
 
-def live_through(sweep: Sweep) -> int:
-    """Play a sweep, with a pass between its scenes; return how many passes failed."""
+def run_story(sweep: Sweep) -> int:
+    """Simulate a sweep, with a sync after each part; return how many syncs failed."""
     failed = 0
     for scene in story(sweep):
         scene()
@@ -66,7 +66,7 @@ def live_through(sweep: Sweep) -> int:
     return failed
 
 
-def changes(request: Request) -> bool:
+def is_write(request: Request) -> bool:
     return request.method != "GET" and not request.path.endswith("/runs/search")
 
 
@@ -74,12 +74,12 @@ def changes(request: Request) -> bool:
 def test_a_server_that_refuses_every_third_request_gets_everything_once(
     server: Server, proxy: Proxy, sweep: Sweep, status: int
 ) -> None:
-    """Case 57, an overloaded server: it answers 429, 500 or 503, and asks to wait for an hour."""
+    """Case 57, an overloaded server: it responds with 429, 500 or 503, Retry-After one hour."""
     patience = (("Retry-After", "3600"),)
     refused = Fault(status=status, headers=patience)
     proxy.rule = lambda request: refused if request.number % 3 == 0 else None
     begun_s = time.monotonic()
-    live_through(sweep)
+    run_story(sweep)
     drain(sweep)
     assert time.monotonic() - begun_s < 60
     assert len(proxy.seen) > 60
@@ -89,14 +89,14 @@ def test_a_server_that_refuses_every_third_request_gets_everything_once(
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_replies_lost_after_the_commit_double_nothing(
+def test_replies_lost_after_the_commit_cause_no_duplicates(
     server: Server, proxy: Proxy, sweep: Sweep, every: int
 ) -> None:
-    """Case 57: the server acts and the reply is lost, once for each kind of call and for many."""
+    """Case 57: the request is carried out but its reply is lost, for calls of every kind."""
     lost: Counter[str] = Counter()
 
     def rule(request: Request) -> Fault | None:
-        if not changes(request):
+        if not is_write(request):
             return None
         lost[request.call] += 1
         return (
@@ -106,7 +106,7 @@ def test_replies_lost_after_the_commit_double_nothing(
         )
 
     proxy.rule = rule
-    assert live_through(sweep) >= 1
+    assert run_story(sweep) >= 1
     drain(sweep)
     assert {call.rpartition("/")[2] for call in lost} >= {
         *("create", "log-batch", "set-tag", "update", "PUT artifacts")
@@ -118,10 +118,10 @@ def test_replies_lost_after_the_commit_double_nothing(
     assert len(everything) == 5  # and none was created only to be deleted again
 
 
-def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
+def test_requests_that_a_frozen_server_carries_out_late_cause_no_duplicates(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 59: frozen while runs are created; the given-up requests are acted on afterwards."""
+    """Case 59: frozen while runs are created; timed-out requests are carried out afterwards."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     scenes = story(sweep)
     scenes[0]()
@@ -130,7 +130,7 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
 
     def rule(request: Request) -> Fault | None:
         if request.path.endswith("/runs/create") and not held.is_set():
-            return Fault(delay_s=7)  # longer than anybody waits, then it is acted on after all
+            return Fault(delay_s=7)  # longer than the timeout; it is carried out afterwards
         return None
 
     proxy.rule = rule
@@ -138,10 +138,10 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
         scene()
     sweep.tracker.sync()
     created = [r for r in proxy.seen if r.path.endswith("/runs/create")]
-    assert len(created) == 5  # parent, two trials, and two that nobody waited for
+    assert len(created) == 5  # parent, two trials, and two that timed out
     assert len(sweep.tracker.rejected) == 2
     held.set()
-    sweep.tracker.sync(last=True)  # creates them anew: the late ones are not there yet
+    sweep.tracker.sync(last=True)  # creates them again: the late ones do not exist yet
     time.sleep(7)
     drain(sweep)
     sweep.uri = server.uri
@@ -151,10 +151,10 @@ def test_requests_that_a_thawed_server_acts_on_late_double_nothing(
     assert len(deleted) == 2
 
 
-def test_a_frozen_server_gets_everything_once_when_it_is_thawed(
+def test_a_frozen_server_has_everything_once_after_it_continues(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 59: SIGSTOP; requests pile up in its queue and are all acted on at SIGCONT."""
+    """Case 59: SIGSTOP; requests wait in its queue and are all carried out at SIGCONT."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     scenes = story(sweep)
     scenes[0]()
@@ -174,18 +174,18 @@ def test_a_frozen_server_gets_everything_once_when_it_is_thawed(
 
 
 def test_a_slow_server_gets_everything_once(server: Server, proxy: Proxy, sweep: Sweep) -> None:
-    """Case 59, a milder one: every request takes 0.1 s longer."""
+    """Case 59, milder: every request takes 0.1 s longer."""
     proxy.rule = lambda request: Fault(delay_s=0.1)
-    assert live_through(sweep) == 0
+    assert run_story(sweep) == 0
     drain(sweep)
     sweep.uri = server.uri
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 
 
-def test_a_trial_that_mlflow_rejects_holds_up_no_other(
+def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 57, of one trial only: it is said once, noted in the ledger, and written when it can."""
+    """Case 57, for one trial: it is printed once, recorded in the ledger, and written later."""
     monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 1.0)
     rejected = sweep.config(1).signature()
 
@@ -212,7 +212,7 @@ def test_a_trial_that_mlflow_rejects_holds_up_no_other(
     assert set(runs) == {"sweep", *(t.signature for t in sweep.ledger.trials())} - {rejected}
     assert runs["sweep"].info.status == "FAILED"
     assert {runs[key].info.status for key in runs} == {"FAILED", "FINISHED"}
-    # The next command, to a server that takes it.
+    # The next command, with a server that accepts the trial.
     proxy.rule = lambda request: None
     sweep.tracker = sweep.new_tracker()
     drain(sweep)
@@ -227,10 +227,10 @@ def test_a_trial_that_mlflow_rejects_holds_up_no_other(
         (Fault(status=401), "MLFLOW_TRACKING_USERNAME"),
     ],
 )
-def test_a_server_that_refuses_us_is_explained_once(
+def test_a_server_that_denies_access_is_explained_once(
     proxy: Proxy, sweep: Sweep, fault: Fault, hint: str
 ) -> None:
-    """Case 69: host validation (the real one) answers 403, basic-auth 401."""
+    """Case 69: MLflow's own host validation responds with 403, basic-auth with 401."""
     proxy.rule = lambda request: fault
     said = io.StringIO()
     console = Console(file=said, width=500)
@@ -250,10 +250,8 @@ def test_a_server_that_refuses_us_is_explained_once(
 def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 57: one line when it has lasted, one when it is over."""
-    monkeypatch.setattr(
-        mlflow_thread, "_TELL_AFTER_S", 7.0
-    )  # the client asks again for some seconds
+    """Case 57: one line once it has lasted some seconds, one when it is over."""
+    monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 7.0)  # the client retries for some seconds
     said = io.StringIO()
     console = Console(file=said, width=500)
     threads = MlflowThread(sweep.tracker, sweep.paths)
@@ -281,10 +279,8 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 
 
-def test_weights_cut_in_the_middle_are_never_presented_as_good(
-    server: Server, proxy: Proxy, sweep: Sweep
-) -> None:
-    """Case 66: without `weights/model.json` they do not count; the next pass replaces them."""
+def test_partly_uploaded_weights_do_not_count(server: Server, proxy: Proxy, sweep: Sweep) -> None:
+    """Case 66: without `weights/model.json` they do not count; the next sync replaces them."""
     key = sweep.run_trial(0, 0.5)
     (weights,) = sweep.paths.trial(key).glob("attempt_1/epoch_0001/model.safetensors")
     content = bytes(range(256)) * 4096 * 8  # 8 MiB
@@ -303,7 +299,7 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
     assert set(sweep.tracker.rejected) == {key}
     assert "weights/model.json" not in uploaded()
     assert sweep.runs()[key].data.tags["sweep.weights"] == "incomplete"
-    # A server that keeps what it got, as a plain file store would: it is replaced.
+    # A server may keep a partial file, as a plain file store would. It is replaced.
     run_id = sweep.runs()[key].info.run_id
     half = sweep.paths.local_root / "model.safetensors"
     half.write_bytes(content[:100])
@@ -319,30 +315,30 @@ def test_weights_cut_in_the_middle_are_never_presented_as_good(
 
 
 @pytest.mark.alone
-def test_eight_trials_of_a_hundred_metrics_a_second_are_kept_up_with(
+def test_eight_trials_with_a_hundred_metrics_per_second_each_are_written_in_time(
     server: Server, proxy: Proxy, sweep: Sweep
 ) -> None:
-    """Case 63: 8 trials, 100 metrics/s each, into SQLite: through a server, then straight."""
+    """Case 63: 8 trials, 100 metrics/s each, into SQLite: through a server, then directly."""
     per_epoch = len(metrics())
-    straight = Sweep(sweep.paths.local_root, "straight")
-    for one in (sweep, straight):
+    direct = Sweep(sweep.paths.local_root, "direct")
+    for one in (sweep, direct):
         one.tracker.uri = server.uri if one is sweep else one.uri
         keys = [one.start(number) for number in range(8)]
         one.tracker.sync()
-        epochs, passes = 100, 10
+        epochs, syncs = 100, 10
         slowest_s = total_s = 0.0
-        for turn in range(passes):
+        for turn in range(syncs):
             for key in keys:
-                for epoch in range(turn * epochs // passes, (turn + 1) * epochs // passes):
+                for epoch in range(turn * epochs // syncs, (turn + 1) * epochs // syncs):
                     one.ledger.record_epoch(key, 1, epoch, metrics(val_top1=epoch / 1000), None)
             begun_s = time.monotonic()
             assert one.tracker.sync() == 8
             slowest_s = max(slowest_s, time.monotonic() - begun_s)
             total_s += time.monotonic() - begun_s
         rate = 8 * epochs * per_epoch / total_s
-        print(f"{one.paths.name[:8]}: {rate:,.0f} metrics/s, slowest pass {slowest_s:.2f} s")
+        print(f"{one.paths.name[:8]}: {rate:,.0f} metrics/s, slowest sync {slowest_s:.2f} s")
         assert rate > 800
-        # Each pass above brought 0.9 s worth of such metrics.
+        # Each sync above wrote the metrics of 0.9 s.
         assert slowest_s < 3
         one.uri = one.tracker.uri
         for key in keys:

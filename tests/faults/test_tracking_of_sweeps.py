@@ -1,4 +1,4 @@
-"""The real command while its MLflow suffers: same table, same exit status, no trial waits."""
+"""The real command with a failing MLflow: same final table and exit status, no trial waits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.orchestrator.tracking.tracked import assert_all_there_once
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
-# Long enough for a server to be killed and started again meanwhile.
+# Long enough to kill a server and start it again.
 SIZE = ("--variants", "cnn3", "--trials", 2, "--epochs", 25, "--max-concurrent", 1)
 # No trial may wait longer than this for tracking.
 LONGEST_DELAY_S = 1.0
@@ -41,7 +41,7 @@ LONGEST_DELAY_S = 1.0
 
 @dataclass(frozen=True)
 class Healthy:
-    """What a sweep with a healthy server came to."""
+    """The outcome of a sweep with a healthy server."""
 
     table: list[tuple[Any, ...]]
     usual_gap_s: float
@@ -70,7 +70,7 @@ def healthy(
 def usual_gap_s(paths: SweepPaths) -> float:
     """Return the usual time between two epochs of one trial, as they arrived in the ledger.
 
-    The median: a machine that is busy elsewhere delays some, tracking that is waited for all.
+    It is the median, because other load delays a few epochs; waiting for MLflow would delay all.
     """
     ledger = ledger_of(paths)
     gaps = [
@@ -82,14 +82,14 @@ def usual_gap_s(paths: SweepPaths) -> float:
     return statistics.median(gaps)
 
 
-def assert_unharmed(paths: SweepPaths, healthy: Healthy) -> None:
+def assert_unaffected(paths: SweepPaths, healthy: Healthy) -> None:
     assert table(paths) == healthy.table
     gap_s = usual_gap_s(paths)
     print(f"usual gap {gap_s:.2f} s, healthy {healthy.usual_gap_s:.2f} s")
     assert gap_s < healthy.usual_gap_s + LONGEST_DELAY_S
 
 
-def assert_all_shown(uri: str, paths: SweepPaths) -> None:
+def assert_all_written(uri: str, paths: SweepPaths) -> None:
     ledger = ledger_of(paths)
     client = mlflow.MlflowClient(uri)
     assert_all_there_once(client, paths.name, ledger)
@@ -99,10 +99,10 @@ def assert_all_shown(uri: str, paths: SweepPaths) -> None:
     ledger.close()
 
 
-def test_a_server_that_is_down_all_along_is_filled_by_resume(
+def test_a_server_that_was_down_is_filled_by_resume(
     server: Server, tmp_path: Path, healthy: Healthy
 ) -> None:
-    """Case 56: nothing listens at the start, nor later; then `--resume`, which starts no Ray."""
+    """Case 56: no server from start to end; then `--resume`, which starts no Ray."""
     paths = SweepPaths(tmp_path / "results", "down")
     with proxied(server) as proxy:
         uri, port = proxy.uri, proxy.port
@@ -111,7 +111,7 @@ def test_a_server_that_is_down_all_along_is_filled_by_resume(
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("is behind: no server is listening at this address.") == 1
     assert "does not have everything" in done.stdout
-    assert_unharmed(paths, healthy)
+    assert_unaffected(paths, healthy)
     late = Proxy(server.port, port)
     try:
         again = sweep(tmp_path, "digits", *healthy.options, "--name", "down", "--resume")
@@ -120,18 +120,18 @@ def test_a_server_that_is_down_all_along_is_filled_by_resume(
         assert "Ray" not in again.stdout
         assert "behind" not in again.stdout
         assert "does not have everything" not in again.stdout
-        assert_all_shown(uri, paths)
+        assert_all_written(uri, paths)
         once_more = sweep(tmp_path, "digits", *healthy.options, "--name", "down", "--resume")
         assert once_more.returncode == 0
-        assert_all_shown(uri, paths)
+        assert_all_written(uri, paths)
     finally:
         late.close()
 
 
-def test_a_server_that_is_killed_and_started_again_has_everything_once(
+def test_a_server_that_was_killed_and_restarted_has_everything_once(
     tmp_path: Path, healthy: Healthy
 ) -> None:
-    """Cases 57 and 67: SIGKILL in the middle; every series goes on where it was."""
+    """Cases 57 and 67: SIGKILL in the middle; every curve continues where it was."""
     paths = SweepPaths(tmp_path / "results", "killed")
     with running_server(tmp_path / "own") as server:
         options = (*healthy.options, "--tracking-uri", server.uri, "--name", "killed")
@@ -143,12 +143,12 @@ def test_a_server_that_is_killed_and_started_again_has_everything_once(
             output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert "does not have everything" not in output
-        assert_unharmed(paths, healthy)
-        assert_all_shown(server.uri, paths)
+        assert_unaffected(paths, healthy)
+        assert_all_written(server.uri, paths)
 
 
 def test_a_frozen_server_delays_no_trial(server: Server, tmp_path: Path, healthy: Healthy) -> None:
-    """Case 59: SIGSTOP for as long as a trial takes; the user is told, and told of the end."""
+    """Case 59: SIGSTOP for as long as a trial takes."""
     paths = SweepPaths(tmp_path / "results", "frozen")
     options = (*healthy.options, "--tracking-uri", server.uri, "--name", "frozen")
     with started(tmp_path, "digits", *options) as process:
@@ -161,11 +161,11 @@ def test_a_frozen_server_delays_no_trial(server: Server, tmp_path: Path, healthy
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "does not have everything" not in output
-    assert_unharmed(paths, healthy)
-    assert_all_shown(server.uri, paths)
+    assert_unaffected(paths, healthy)
+    assert_all_written(server.uri, paths)
 
 
-def test_an_interrupt_ends_within_half_a_minute_with_a_frozen_server(
+def test_an_interrupted_sweep_ends_within_half_a_minute_with_a_frozen_server(
     server: Server, tmp_path: Path, healthy: Healthy
 ) -> None:
     """Case 59 at an interrupt: exit status 130 in time, the rest is written by `--resume`."""
@@ -175,7 +175,7 @@ def test_an_interrupt_ends_within_half_a_minute_with_a_frozen_server(
         try:
             wait_for(lambda: count_epochs(paths) >= 4, "four epochs")
             server.signal(signal.SIGSTOP)
-            time.sleep(3)  # a pass is under way
+            time.sleep(3)  # a sync is running
             begun_s = time.monotonic()
             os.kill(process.pid, signal.SIGINT)
             output, _ = process.communicate(timeout=60)
@@ -189,13 +189,13 @@ def test_an_interrupt_ends_within_half_a_minute_with_a_frozen_server(
     resumed = sweep(tmp_path, "digits", *options, "--resume")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert table(paths) == healthy.table
-    assert_all_shown(server.uri, paths)
+    assert_all_written(server.uri, paths)
 
 
-def test_a_bad_network_before_the_server_delays_no_trial(
+def test_a_bad_network_to_the_server_delays_no_trial(
     server: Server, tmp_path: Path, healthy: Healthy
 ) -> None:
-    """Case 57: slow, refusing with 429, 500 and 503, and losing replies, all in one sweep."""
+    """Case 57: delays, 429, 500 and 503, and lost replies, all in one sweep."""
     paths = SweepPaths(tmp_path / "results", "network")
     dice = random.Random(0)
 
@@ -219,12 +219,12 @@ def test_a_bad_network_before_the_server_delays_no_trial(
             output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert len(proxy.seen) > 20
-    assert_unharmed(paths, healthy)
-    assert_all_shown(server.uri, paths)
+    assert_unaffected(paths, healthy)
+    assert_all_written(server.uri, paths)
 
 
 def test_a_locked_database_delays_no_trial(tmp_path: Path, healthy: Healthy) -> None:
-    """Case 57 without a server: another program holds the SQLite store for 30 s."""
+    """Case 57 without a server: another program locks the SQLite store for 30 s."""
     paths = SweepPaths(tmp_path / "results", "locked")
     with started(tmp_path, "digits", *healthy.options, "--name", "locked") as process:
         wait_for(lambda: count_epochs(paths) >= 2, "two epochs")
@@ -238,8 +238,8 @@ def test_a_locked_database_delays_no_trial(tmp_path: Path, healthy: Healthy) -> 
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "does not have everything" not in output
-    assert_unharmed(paths, healthy)
-    assert_all_shown(uri, paths)
+    assert_unaffected(paths, healthy)
+    assert_all_written(uri, paths)
 
 
 def _has_runs(database: Path) -> bool:
@@ -250,10 +250,10 @@ def _has_runs(database: Path) -> bool:
         return False
 
 
-def test_runs_of_a_killed_driver_are_the_same_after_resume_and_none_runs(
+def test_runs_of_a_killed_driver_are_found_and_ended_by_resume(
     server: Server, tmp_path: Path, healthy: Healthy
 ) -> None:
-    """Case 64: SIGKILL leaves runs RUNNING; `--resume` finds and ends the very same."""
+    """Case 64: SIGKILL leaves runs RUNNING; `--resume` finds and ends the same runs."""
     paths = SweepPaths(tmp_path / "results", "driver")
     options = (*healthy.options, "--tracking-uri", server.uri, "--name", "driver")
     client = mlflow.MlflowClient(server.uri)
@@ -270,13 +270,13 @@ def test_runs_of_a_killed_driver_are_the_same_after_resume_and_none_runs(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert set(left) <= {run.info.run_id for run in client.search_runs([experiment])}
     assert table(paths) == healthy.table
-    assert_all_shown(server.uri, paths)
+    assert_all_written(server.uri, paths)
 
 
-def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
+def test_a_moved_storage_has_its_old_artifacts_and_gets_new_ones(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """No case number, a resume from a moved folder: nothing points to the old place."""
+    """A resume from a moved folder: nothing points to the old place."""
     size = ("--variants", "cnn3", "--epochs", 1, "--data-dir", digits_data_dir)
     first = sweep(tmp_path, "digits", *size, "--trials", 1, "--storage", "old")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -298,4 +298,4 @@ def test_a_moved_storage_shows_its_old_artifacts_and_gets_the_new_ones(
         assert run.info.artifact_uri.startswith((tmp_path / "new place").as_uri())
         path = client.download_artifacts(run.info.run_id, name)
         assert Path(path).read_text().startswith("{")
-    assert_all_shown(uri, SweepPaths(tmp_path / "new place", "digits"))
+    assert_all_written(uri, SweepPaths(tmp_path / "new place", "digits"))

@@ -1,4 +1,4 @@
-"""MLflow shows the ledger: everything once, whatever happened in between. A real store."""
+"""MLflow has everything in the ledger exactly once, after failures too. Uses a real store."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from trainables.metrics import METRIC_NAMES
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One store for all tests here, since to set one up takes MLflow seconds.
+    """One store for all tests here, because MLflow needs seconds to create one.
 
-    It does not wait for the disk: no test here takes its power away.
+    It does not wait for the disk: no test here simulates a loss of power.
     """
 
-    def hurry(connection: sqlite3.Connection, record: object) -> None:
+    def without_sync(connection: sqlite3.Connection, record: object) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
-    event.listen(Engine, "connect", hurry)
+    event.listen(Engine, "connect", without_sync)
     yield tmp_path_factory.mktemp("it's storage")
-    event.remove(Engine, "connect", hurry)
+    event.remove(Engine, "connect", without_sync)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def sweep(storage: Path, request: pytest.FixtureRequest) -> Sweep:
     return Sweep(storage, request.node.name.replace("[", "-").replace("]", "")[:90])
 
 
-def test_a_sweep_is_one_parent_and_one_child_per_trial(sweep: Sweep) -> None:
+def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) -> None:
     first, second = sweep.run_trial(0, 0.5), sweep.run_trial(1, 0.75)
     assert sweep.tracker.sync() == 2
     runs = sweep.runs()
@@ -93,7 +93,7 @@ def test_writing_again_changes_nothing(sweep: Sweep, how: str) -> None:
     assert sweep.values(running, "val_top1") == [(1, 0.25), (2, 0.5)]
 
 
-def test_every_outcome_has_its_status(sweep: Sweep) -> None:
+def test_every_outcome_has_an_mlflow_status(sweep: Sweep) -> None:
     ends = {"complete": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
     keys = {}
     for number, status in enumerate(ends):
@@ -110,7 +110,9 @@ def test_every_outcome_has_its_status(sweep: Sweep) -> None:
         assert runs[key].data.tags["sweep.outcome"] == status
 
 
-def test_an_interrupted_trial_is_killed_and_finished_when_it_goes_on(sweep: Sweep) -> None:
+def test_the_run_of_an_interrupted_trial_is_killed_and_finished_after_a_resume(
+    sweep: Sweep,
+) -> None:
     key = sweep.start(0)
     sweep.epoch(key, 0, 0.25)
     sweep.tracker.sync()
@@ -139,7 +141,7 @@ def test_an_interrupted_trial_is_killed_and_finished_when_it_goes_on(sweep: Swee
     assert set(sweep.files(key, "logs")) == {"logs/attempt_1.log", "logs/attempt_2.log"}
 
 
-def test_a_failure_shows_its_class_text_and_log(sweep: Sweep) -> None:
+def test_the_run_of_a_failed_trial_has_failure_class_text_and_log(sweep: Sweep) -> None:
     key = sweep.start(0)
     sweep.end(
         key, "running", outcome="failed", failure_class="disk", failure_text="OSError: full\n"
@@ -156,7 +158,7 @@ def test_a_failure_shows_its_class_text_and_log(sweep: Sweep) -> None:
     }
 
 
-def test_what_is_no_number_is_left_out(sweep: Sweep) -> None:
+def test_nan_is_not_written(sweep: Sweep) -> None:
     key = sweep.start(0)
     sweep.ledger.record_epoch(key, 1, 0, metrics(val_loss=math.nan), None)
     sweep.tracker.sync()
@@ -180,7 +182,7 @@ def test_only_the_best_keep_their_weights(sweep: Sweep) -> None:
     sweep.run_trial(3, 0.1)
     sweep.tracker.sync()
     assert with_weights() == {middle, high}
-    sweep.tracker = sweep.new_tracker()  # which weights are there is asked of the store
+    sweep.tracker = sweep.new_tracker()  # it reads from the store which weights exist
     higher = sweep.run_trial(4, 0.9)
     sweep.tracker.sync()
     assert with_weights() == {high, higher}
@@ -196,7 +198,7 @@ def test_a_model_can_be_rebuilt_from_its_json(sweep: Sweep) -> None:
     assert (recipe["dataset"], recipe["versions"]) == ("digits", {"torch": "2"})
 
 
-def test_weights_that_are_gone_stop_nothing(sweep: Sweep) -> None:
+def test_missing_weights_do_not_stop_the_sync(sweep: Sweep) -> None:
     key = sweep.run_trial(0, 0.5)
     for file in sweep.paths.trial(key).rglob("model.safetensors"):
         file.unlink()
@@ -212,9 +214,9 @@ CALLS = (
 
 
 class Flaky:
-    """An MLflow client that fails from its n-th call on, before it acts or after; then works again.
+    """An MLflow client that fails at its n-th call, before or after the call is carried out.
 
-    It fails as often as an impatient caller would try.
+    It fails as often as a call is retried, then works again.
     """
 
     def __init__(self, client: Any, at: int, *, after: bool, is_down: bool) -> None:
@@ -233,16 +235,16 @@ class Flaky:
             if fails:
                 self.failed.append(name)
             if fails and not self.after:
-                raise ConnectionError("the store is gone")
+                raise ConnectionError("the store is down")
             result = original(*args, **kwargs)
             if fails:
-                raise ConnectionError("the answer is lost")
+                raise ConnectionError("the reply is lost")
             return result
 
         return call
 
 
-def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
+def test_a_store_that_fails_at_any_call_has_everything_once(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -278,7 +280,7 @@ def test_a_store_that_fails_at_any_call_loses_and_doubles_nothing(
     assert failed >= {"create_run", "log_batch", "log_dict", "log_artifact", "set_terminated"}
 
 
-def test_a_store_that_is_down_all_along_is_filled_in_one_go(storage: Path) -> None:
+def test_a_store_that_was_down_is_filled_by_one_sync(storage: Path) -> None:
     late = Sweep(storage, "late")
     no_folder = late.paths.local_root / "a file"
     no_folder.touch()
@@ -305,9 +307,9 @@ def test_an_experiment_deleted_by_hand_is_restored(sweep: Sweep) -> None:
     assert key in sweep.runs() or len(sweep.runs()) == 2
 
 
-def test_long_trainings_are_written_in_batches(sweep: Sweep) -> None:
+def test_many_epochs_are_written_in_batches(sweep: Sweep) -> None:
     key = sweep.start(0)
-    for epoch in range(230):  # times nine metrics: more than MLflow takes at once
+    for epoch in range(230):  # with all metrics, more than MLflow takes in one request
         sweep.ledger.record_epoch(key, 1, epoch, metrics(val_top1=epoch / 1000), None)
     sweep.tracker.sync()
     assert sweep.values(key, "val_top1") == [(epoch + 1, epoch / 1000) for epoch in range(230)]
@@ -335,22 +337,22 @@ def test_no_environment_and_no_user_reaches_the_store(
 
 
 def test_the_store_has_one_row_per_metric_and_epoch(storage: Path, sweep: Sweep) -> None:
-    """Of all tests before: asked of the database itself, past what a client might hide."""
+    """For all tests above, read from the database itself, because a client might hide rows."""
     sweep.run_trial(0, 0.5)
     sweep.tracker.sync()
     sweep.forget()
     assert sweep.new_tracker().sync() == 1
     connection = sqlite3.connect(storage / "mlflow.db")
-    doubled = connection.execute(
+    repeated = connection.execute(
         "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
     ).fetchall()
     total = connection.execute("SELECT count(*) FROM metrics").fetchone()[0]
     connection.close()
-    assert doubled == []
+    assert repeated == []
     assert total >= 2 * len(METRIC_NAMES) + 1
 
 
-def test_the_command_shows_the_store_whatever_its_path() -> None:
+def test_the_ui_command_quotes_the_path_of_the_store() -> None:
     assert ui_command("sqlite:////a/b.db") == "mlflow ui --backend-store-uri sqlite:////a/b.db"
     assert ui_command("sqlite:////it's $here/b.db") == (
         "mlflow ui --backend-store-uri 'sqlite:////it'\"'\"'s $here/b.db'"

@@ -1,4 +1,4 @@
-"""A sweep that trains nothing but has a ledger, a folder and a tracker, and what MLflow shows."""
+"""A simulated sweep with a ledger, a folder and a tracker, and readers of its MLflow runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARK = "sweep.mark"
 
 
 class Sweep:
-    """A sweep's ledger, folder and tracker, and short words for what happens to its trials."""
+    """A sweep's ledger, folder and tracker, with methods for the events of its trials."""
 
     def __init__(
         self, storage: Path, name: str, uri: str | None = None, clock: Clock | None = None
@@ -36,7 +36,7 @@ class Sweep:
         return Tracker(self.ledger, self.paths, self.uri, clock=self.clock)
 
     def start(self, number: int, *, micro: int = 0) -> str:
-        """Start the next attempt at a trial, planning it first; return its signature."""
+        """Start the next attempt at a trial, planned if it is new; return its signature."""
         config = self.config(number)
         key = config.signature()
         if key not in {trial.signature for trial in self.ledger.trials()}:
@@ -83,10 +83,10 @@ class Sweep:
         self.end(key, "complete", (1, value))
         return key
 
-    # What MLflow holds.
+    # Readers of MLflow.
 
     def forget(self) -> None:
-        """Take from all runs what tells how much of a trial they show."""
+        """Delete the mark of every trial's run."""
         for key, run in self.runs().items():
             if key != "sweep":
                 self.client.delete_tag(run.info.run_id, MARK)
@@ -123,7 +123,7 @@ class Sweep:
         return found
 
     def content(self) -> dict[str, Any]:
-        """Return everything MLflow holds of the sweep, except when it was written."""
+        """Return everything that MLflow has of the sweep, except times."""
         return {
             key: (
                 *(run.info.status, run.info.run_name, run.data.params),
@@ -135,7 +135,7 @@ class Sweep:
 
 
 def story(sweep: Sweep) -> list[Callable[[], Any]]:
-    """A sweep in scenes, between which MLflow is brought up to date."""
+    """Return the events of a sweep in parts; tests sync with MLflow between them."""
 
     def fail() -> None:
         key = sweep.start(2)
@@ -145,17 +145,17 @@ def story(sweep: Sweep) -> list[Callable[[], Any]]:
         sweep.run_trial(0, 0.5)
         sweep.epoch(sweep.start(1), 0, 0.3)
 
-    def go_on() -> None:
+    def resume() -> None:
         key = sweep.config(1).signature()
         sweep.epoch(key, 1, 0.6)
         sweep.end(key, "complete", (1, 0.6))
         sweep.run_trial(3, 0.9)  # displaces the first
 
-    return [begin, fail, go_on]
+    return [begin, fail, resume]
 
 
 def without_identity(content: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what differs between two sweeps of the same trials."""
+    """Return a content without what differs between two sweeps with the same trials."""
     own = ("sweep.id", MARK, "mlflow.parentRunId", "mlflow.runName")
     return {
         key: (
@@ -167,7 +167,7 @@ def without_identity(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_all_there_once(client: Any, name: str, ledger: Ledger) -> None:
-    """One run per trial found by tag, one value per metric and epoch, none left running."""
+    """Check for one run per trial, one value per metric and epoch, and no status RUNNING."""
     experiment = client.get_experiment_by_name(name).experiment_id
     own = f"tags.`sweep.id` = '{ledger.get('sweep_id')}'"
     runs = client.search_runs([experiment], own, max_results=1000)
