@@ -1,8 +1,6 @@
 """The whole family from scratch on CIFAR-10 at its native 32 x 32 pixels.
 
 Command: `python -m orchestrator.sweep cifar10`
-Cost: not yet measured.
-Expected: not yet measured.
 """
 
 from search_spaces._family import BASE, BY_VARIANT, CNNS, EFFICIENTNETS, PARAMS

@@ -1,8 +1,6 @@
 """The whole family from scratch on CIFAR-100 at its native 32 x 32 pixels.
 
 Command: `python -m orchestrator.sweep cifar100`
-Cost: not yet measured.
-Expected: not yet measured.
 """
 
 from search_spaces._family import BASE, BY_VARIANT, CNNS, EFFICIENTNETS, PARAMS

@@ -1,11 +1,10 @@
-"""Seed 002: EfficientNet B0 to B7 from scratch on CIFAR-100, SGD with momentum, 200 epochs.
+"""A published study: EfficientNet B0 to B7 from scratch on CIFAR-100, SGD, 200 epochs.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_family`
 In minutes: `--epochs 1 --trials 1 --image-size 32 --variants efficientnet_b0,efficientnet_b1`, on a
     sample.
-Cost: not yet measured.
-Expected: not yet measured. Published: 67.9 % (B0) to 70.8 % (B6) on the test split.
+Published: 67.9 % (B0) to 70.8 % (B6) on the test split.
 
 Nothing is searched: the trials of a model are its seeds. `scaling_grid` trains other scalings of B0
 by the same recipe.
@@ -58,7 +57,7 @@ SPACE = SearchSpace(
         variant: {"dropout": dropout}
         for variant, dropout in zip(EFFICIENTNETS, _DROPOUT, strict=True)
     },
-    source="Khanna, Liu: EfficientNet: Rethinking Model Scaling, a poster (seed 002)",
+    source="Khanna, Liu: EfficientNet: Rethinking Model Scaling, a poster",
     published=(
         *(
             Published(

@@ -1,15 +1,14 @@
-"""Seed 004: EfficientNet-B0 from ImageNet weights on CIFAR-100, against a 9-layer CNN.
+"""A published study: EfficientNet-B0 from ImageNet weights on CIFAR-100, against a 9-layer CNN.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer`
 In minutes: `--epochs 1 --trials 1 --image-size 32 --weights none`, on a sample.
 Weights: `tf_efficientnet_b0.aa_in1k`, downloaded at first use; without a network the error says
     which file to put where. `--weights none` trains from scratch instead.
-Cost: not yet measured.
-Expected: not yet measured. Published: 82 % (B0) and 59 % (the CNN) on the test split.
+Published: 82 % (B0) and 59 % (the CNN) on the test split.
 
-Nothing is searched: the trials of a model are its seeds. What the seed tried and found worse is in
-`cifar100_transfer_settings`.
+Nothing is searched: the trials of a model are its seeds. The space
+`cifar100_transfer_settings` tries the settings that the study found worse.
 """
 
 from search_spaces.space import Published, SearchSpace
@@ -37,7 +36,7 @@ TRANSFER = {
     "grid_distortion": 0.2,
     "elastic": 0.2,
 }
-SOURCE = "Khanna: CIFAR-100: Object Recognition using EfficientNet-B0 (seed 004)"
+SOURCE = "Khanna: CIFAR-100: Object Recognition using EfficientNet-B0"
 SIZE_PX = 224
 TRANSFER_NOTES = (
     "Said of B0: everything but the probabilities of the augmentation and the optimizer's epsilon. "
@@ -89,13 +88,13 @@ SPACE = SearchSpace(
             test_top1=0.59,
             loss=1.47,
             parameters=13_870_484,
-            note="Our model is a reconstruction: the seed gives the number of layers, the total, "
+            note="Our model is a reconstruction: the study gives the number of layers, the total, "
             "100 epochs and 59 %; the author's public repository the rest and the loss.",
         ),
     ),
     recipe_notes=(
         *TRANSFER_NOTES,
-        "Of the CNN the seed says 9 layers and 100 epochs. From the script in the author's public "
+        "The study gives the CNN 9 layers and 100 epochs. From the script in its author's public "
         "repository: Adam at 1e-4, batch 64, dropout, early stopping with patience 20, the best by "
         "validation loss, a fifth for validation, flips, shear 0.2 (degrees, as Keras takes it), "
         "zoom 0.2.",

@@ -1,14 +1,13 @@
-"""Seed 004: the settings of its B0 that were tried and found worse, and a search that goes on.
+"""The study of `cifar100_transfer`: settings that it found worse, and a search around them.
 
-The first six trials are the seed's: its final recipe, then one change each. With `--trials 30` the
-search goes on from them, over the optimizers that the seed names for later work.
+The first six trials are the study's: its final recipe, then one change each. With `--trials 30`
+the search continues from them, over the optimizers that the study proposes as future work.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer_settings`
 In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
 Weights: as of `cifar100_transfer`.
-Cost: not yet measured.
-Expected: not yet measured. Published, without figures but one: learning rates 1e-2 and 1e-3 learn
+Published, without figures but one: learning rates 1e-2 and 1e-3 learn
     nothing, 1e-5 is slow and worse, RMSProp is one point lower, dropout 0.2 overfits.
 """
 
@@ -63,6 +62,6 @@ SPACE = SearchSpace(
     recipe_notes=(
         *TRANSFER_NOTES,
         "RMSProp as Keras has it: no momentum, and a smoothing constant of 0.9.",
-        "Each change is one from the final recipe; the seed does not say what else was different.",
+        "Each change is one from the final recipe; the study does not say what else was different.",
     ),
 )

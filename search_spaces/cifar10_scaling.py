@@ -1,4 +1,4 @@
-"""Seed 003: B0 scaled in depth, width or resolution, or all three (B2), on CIFAR-10, 35 epochs.
+"""A published study: B0 scaled in depth, width, resolution or all three (B2), on CIFAR-10.
 
 Data: `python -m orchestrator.data prepare cifar10`
 Command: `python -m orchestrator.sweep cifar10_scaling`
@@ -7,8 +7,7 @@ Their table only: `--variants efficientnet_b0,efficientnet_b0_depth,efficientnet
     here a batch that does not fit is trained in micro-batches by itself.
 In minutes: `--epochs 1 --trials 1 --image-size native`, with few variants, on a sample: 32 px,
     and 64 px for `efficientnet_b0_resolution`. `--image-size 32` would make that one B0.
-Cost: not yet measured.
-Expected: not yet measured. Published: 85.2 % (B2) to 89.5 % (B0).
+Published: 85.2 % (B2) to 89.5 % (B0).
 
 Nothing is searched: the trials of a model are its seeds. Models run smallest first.
 """
@@ -59,7 +58,7 @@ SPACE = SearchSpace(
         "hflip": True,
         "crop_padding_px": 4,
     },
-    source="A poster on compound scaling of EfficientNet (seed 003)",
+    source="A poster on compound scaling of EfficientNet",
     published=(
         Published(
             variant="efficientnet_b0",

@@ -1,4 +1,4 @@
-"""Seeds 002 and 003: the grid over depth, width and resolution that compound scaling came from.
+"""The grid over depth, width and resolution that compound scaling came from.
 
 alpha * beta^2 * gamma^2 is about 2 at each point: B0 at phi = 1, scaled in 14 ways of one price,
 the paper's own (1.2, 1.1, 1.15) and the three single dimensions among them, on CIFAR-100 by the
@@ -8,8 +8,7 @@ Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep scaling_grid`
 In minutes: `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`, on a
     sample. Not with `--image-size N`: one side for all takes the resolution out of the grid.
-Cost: not yet measured.
-Expected: not yet measured. Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
+Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
 
 The price is the rule's, not the networks': blocks are rounded up, channels to multiples of 8, and
 a pixel is 3 % of 32. Counted, the networks take 1.9 to 3.8 times B0's multiply-accumulates, so
@@ -56,7 +55,7 @@ SPACE = SearchSpace(
     trials=3,
     image_size="native",
     base={**RECIPE, "dropout": 0.2},
-    source="Tan and Le, 2019, section 3.3, as told in seeds 002 and 003",
+    source="Tan and Le, 2019, section 3.3",
     recipe_notes=(
         "The paper names its best point, found on ImageNet, and neither the others nor any result. "
         "Here alpha is 1, 1.2, 1.4, 1.6 or 2, beta 1, 1.1, 1.2, 1.3 or 1.41, and gamma what the "
@@ -64,6 +63,6 @@ SPACE = SearchSpace(
         "alpha * beta^2 * gamma^2 is 1.92 at the paper's point and within 1 % of 2 at all others; "
         "the networks' counted multiply-accumulates are 1.9 to 3.8 times B0's, since blocks are "
         "rounded up, channels to multiples of 8 and sides to whole pixels.",
-        "The recipe is that of the CIFAR-100 study (seed 002), with B0's dropout at every point.",
+        "The recipe is that of the study `cifar100_family`, with B0's dropout at every point.",
     ),
 )

@@ -1,8 +1,6 @@
 """The whole family from scratch on Tiny ImageNet, 200 classes at its native 64 x 64 pixels.
 
 Command: `python -m orchestrator.sweep tinyimagenet`
-Cost: not yet measured.
-Expected: not yet measured.
 """
 
 from search_spaces._family import BASE, BY_VARIANT, CNNS, EFFICIENTNETS, PARAMS

@@ -1,6 +1,6 @@
-"""Seed 000: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and the tuning it asks for.
+"""A published study: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and its tuning.
 
-The first trial is the published recipe. The others search what the seed names as future work:
+The first trial is the published recipe. The others search what the study names as future work:
 hyperparameters and fine-tuning strategies (how long the backbone rests, and how much slower its
 early layers learn).
 
@@ -10,8 +10,7 @@ The recipe alone: `--trials 1 --final-seeds 3`.
 In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
 Weights: `tf_efficientnet_b3.aa_in1k`, downloaded at first use; without a network the error says
     which file to put where. `--weights none` trains from scratch instead.
-Cost: not yet measured.
-Expected: not yet measured. Published: 77.0 % on the official validation split, our test split.
+Published: 77.0 % on the official validation split, our test split.
 """
 
 from optuna.distributions import (
@@ -60,7 +59,7 @@ SPACE = SearchSpace(
     rung_factor=3,
     startup_trials=8,
     final_seeds=3,
-    source="Das: Tiny ImageNet Classification with EfficientNet-B3 (seed 000)",
+    source="Das: Tiny ImageNet Classification with EfficientNet-B3",
     published=(
         Published(
             variant="efficientnet_b3",

@@ -64,7 +64,9 @@ def test_without_a_network_the_missing_archive_is_named(tmp_path: Path) -> None:
 def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     process = sweep(tmp_path, "tinyimagenet", "--dry-run", "--epochs", 3)
     assert process.returncode == 0, process.stderr
-    assert "13,070,472" in process.stdout  # cnn2, seed 001's model 1, by its published total
+    assert (
+        "13,070,472" in process.stdout
+    )  # cnn2, `tinyimagenet_baselines`'s model 1, by its published total
     assert "efficientnet_b7" in process.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -120,7 +120,7 @@ def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) ->
     """Return the side of the images that reach the network, in pixels.
 
     - "native": the dataset's side; for a scaled B0 times its resolution multiplier, because
-      seed 003 scales relative to the base it trains on.
+      `cifar10_scaling` scales relative to the base it trains on.
     - "paper": 224 to 600 for B0 to B7, 224 for ResNet-50, 224 times the multiplier for a scaled
       B0, timm's own for other timm models. The CNNs have no other resolution than that of the
       seed they are from: 64, and 32 for cnn9.

@@ -1,4 +1,4 @@
-"""The plain CNNs of seeds 001 and 004, as data and one `nn.Module`; holds no state.
+"""The baseline CNNs of two studies, `tinyimagenet_baselines` and `cifar100_transfer`, as data.
 
 Shapes in comments: n images, c channels, h and w pixels, k classes.
 """
@@ -45,8 +45,8 @@ class CnnSpec:
 
 
 CNN_SPECS = {
-    # Seed 001, models 1 to 4: figures 5 to 8, text of section IV. Where it has no dropout (cnn2,
-    # cnn6), ours sits before the classifier and is off at 0.
+    # Models 1 to 4 of the study `tinyimagenet_baselines`: figures 5 to 8, text of section IV. Where
+    # it has no dropout (cnn2, cnn6), ours sits before the classifier and is off at 0.
     "cnn2": CnnSpec(
         stacks=((32,), (64,)),
         hidden=(1024,),
@@ -83,9 +83,9 @@ CNN_SPECS = {
         hidden_dropout=(1.0,),  # published: 0.5
         published_size_px=64,
     ),
-    # Seed 004's 9-layer CNN, a reconstruction from outside the seed's text, which gives the number
-    # of layers and 13,870,484 parameters (32 px, 100 classes) alone. These widths hit that count
-    # exactly, and they are those of the script in its author's public repository
+    # The 9-layer CNN of the study `cifar100_transfer`, reconstructed: the study gives only the
+    # number of layers and 13,870,484 parameters (32 px, 100 classes). These widths give exactly
+    # that count, and they are those of the script in its author's public repository
     # (CIFAR100_ImageRecognition, CIFAR100_ImageClassification_FinalCode_001081074.py), which drops
     # out 0.2, 0.5, 0.5 after the stacks and 0.5 after the dense layers: all of it at `dropout` 0.5.
     "cnn9": CnnSpec(

@@ -5,7 +5,7 @@ Names it understands, beside the three of `SINGLE_DIMENSION`:
     efficientnet_b0_phi<NUMBER>                         d = 1.2^phi, w = 1.1^phi, r = 1.15^phi
     efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>       any triple, such as d1.4_w1.2_r1.3
 
-Source: Tan and Le, EfficientNet (arXiv 1905.11946v5), equation 3 and table 3; seeds 002 and 003.
+Source: Tan and Le, EfficientNet (arXiv 1905.11946v5), equation 3 and table 3.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Scaling:
             raise ValueError(" ".join(problems))
 
 
-# Table 3 of the paper, rows 2 to 4, which seed 003 trains. The paper counts 1.8 to 1.9 billion
-# multiply-accumulates for each at 224 px; torch counts 1.58 (depth), 1.45 (width) and 1.54
-# (resolution, 448 px), and 1.80 for the paper's compound row, d1.4_w1.2_r1.3 at 291 px.
+# Table 3 of the paper, rows 2 to 4, trained by the space `cifar10_scaling`. The paper counts 1.8
+# to 1.9 billion multiply-accumulates for each at 224 px; torch counts 1.58 (depth), 1.45
+# (width) and 1.54 (resolution, 448 px), and 1.80 for the paper's compound row,
+# d1.4_w1.2_r1.3 at 291 px.
 SINGLE_DIMENSION = {
     "efficientnet_b0_depth": Scaling(depth=4.0),
     "efficientnet_b0_width": Scaling(width=2.0),

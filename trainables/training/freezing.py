@@ -1,8 +1,8 @@
-"""Which weights rest while the classifier alone is trained; holds no state.
+"""Which weights stay fixed while the classifier alone is trained.
 
-The backbone is everything but the classifier that a model's own `get_classifier` names; for the
-ResNet-50 of seed 001 that is its whole new head. Frozen weights get no gradient, so no optimizer
-touches them: neither their momentum nor their weight decay begins before they thaw.
+The backbone is everything but the classifier that a model's own `get_classifier` names; for
+`resnet50_mlp1024` that is its whole new head. Frozen weights get no gradient, so no optimizer
+changes them: momentum and weight decay begin only when they are trained.
 """
 
 from __future__ import annotations

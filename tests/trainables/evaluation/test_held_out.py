@@ -260,7 +260,7 @@ def test_what_cannot_be_evaluated_is_refused(trained, digits_dir, tmp_path):
 def test_vgg_and_inception_are_trained_evaluated_and_explained(
     digits_dir, tmp_path, variant, image_size_px, map_px
 ):
-    """What seed 001 names as future work, at small sides."""
+    """What `tinyimagenet_baselines` names as future work, at small sides."""
     config = digits_config(
         digits_dir,
         variant=variant,

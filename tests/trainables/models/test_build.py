@@ -76,11 +76,11 @@ def test_family_has_the_published_parameters(variant, weights):
         ("cnn6", 64, 200, 140_382_728),
         ("cnn3_bn", 64, 200, 8_866_376),
         ("resnet50_mlp1024", 64, 200, 25_890_888 - 26_560),  # Keras has biases in its convolutions
-        ("efficientnet_b0", 224, 100, 4_177_664),  # seed 004's transfer model
+        ("efficientnet_b0", 224, 100, 4_177_664),  # `cifar100_transfer`'s transfer model
         ("cnn9", 32, 100, 13_870_484),
     ],
 )
-def test_published_totals_of_the_seeds(variant, image_size_px, classes, total):
+def test_published_totals_of_the_studies(variant, image_size_px, classes, total):
     assert count_published(on_meta(variant, image_size_px=image_size_px, classes=classes)) == total
 
 
@@ -319,7 +319,7 @@ def test_a_timm_model_too_deep_for_the_size_is_refused_before_training():
     ("variant", "least_px"), [("vgg16", 32), ("vgg16_bn", 32), ("inception_v3", 75)]
 )
 def test_a_size_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
-    """Seed 001 names them as future work; VGG takes Tiny ImageNet's 64 px, Inception does not."""
+    """Backbones of `tinyimagenet_backbones`: VGG takes 64 px images, Inception does not."""
     check_variant(variant, image_size_px=least_px)
     with pytest.raises(ValueError, match=f"the smallest that it takes {least_px} px"):
         check_variant(variant, image_size_px=least_px - 1)

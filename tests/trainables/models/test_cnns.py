@@ -34,7 +34,7 @@ def running_statistics(model: nn.Module) -> int:
     ("name", "total"),
     [("cnn2", 13_070_472), ("cnn3", 2_555_656), ("cnn6", 140_382_728), ("cnn3_bn", 8_866_376)],
 )
-def test_seed_001_totals_are_the_published_ones(name, total):
+def test_tinyimagenet_baselines_totals_are_the_published_ones(name, total):
     model = on_meta(name)
     assert sum(p.numel() for p in model.parameters()) + running_statistics(model) == total
 
