@@ -16,7 +16,6 @@ from pathlib import Path
 
 from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, KnownDataset
 from orchestrator.data.prepared import (
-    MANIFEST,
     PreparedDataset,
     prepared_names,
     read_prepared,
@@ -24,6 +23,7 @@ from orchestrator.data.prepared import (
 )
 from orchestrator.errors import UsageError, unknown_name
 from orchestrator.redaction import redacted
+from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.storage.store import is_uri
 from trainables import files
 
@@ -127,7 +127,7 @@ def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Pa
         ensure_prepared(name, data_dir)
         publish(folder, address)
         return folder
-    if (folder / MANIFEST).exists():
+    if (folder / DATASET_MANIFEST).exists():
         return read_prepared(folder).folder
     if name not in KNOWN:
         raise UsageError(unknown_name("dataset", name, {*KNOWN, *prepared_names(data_dir)}))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchestratorError, UsageError, unknown_name
+from orchestrator.storage.paths import DATASET_MANIFEST
 from trainables import files
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ def read_prepared(folder: Path) -> PreparedDataset:
         UsageError: the folder holds no prepared dataset of this format, or a file is missing.
     """
     try:
-        content = (folder / MANIFEST).read_bytes()
+        content = (folder / DATASET_MANIFEST).read_bytes()
         entries = json.loads(content)["splits"].values()
         size = sum((folder / entry["file"]).stat().st_size for entry in entries)
         return _from_manifest(folder, content, size)
@@ -105,7 +105,7 @@ def prepared_at(address: str) -> list[PreparedDataset]:
 def prepared_names(data_dir: Path) -> list[str]:
     """Return the names of all prepared datasets, sorted."""
     names = []
-    for path in sorted(data_dir.glob(f"[!.]*/{MANIFEST}")):
+    for path in sorted(data_dir.glob(f"[!.]*/{DATASET_MANIFEST}")):
         try:
             names.append(read_prepared(path.parent).folder.name)
         except UsageError:
@@ -244,7 +244,7 @@ def write_prepared(
         "tool_version": _version(),
         "prepared_at_s": time.time(),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    (folder / DATASET_MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def _fill(

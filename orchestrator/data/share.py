@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from orchestrator.data.prepared import MANIFEST
+from orchestrator.storage.paths import DATASET_MANIFEST as MANIFEST
 from orchestrator.storage.store import open_storage
 from trainables import files
 from trainables.data.dataset import DatasetError, Manifest, load_manifest

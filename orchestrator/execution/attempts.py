@@ -13,6 +13,7 @@ from orchestrator.execution.job import Job, Report
 from orchestrator.execution.processes import TrialProcesses
 from orchestrator.execution.watchdog import Watchdog
 from orchestrator.search.scheduler import AttemptStart, TrialScheduler
+from orchestrator.storage.paths import attempt_log
 
 
 class AttemptRunner:
@@ -177,7 +178,7 @@ class AttemptRunner:
             signature=start.signature,
             attempt=start.attempt,
             config=start.config.to_dict(),
-            log=f"trials/{start.signature}/attempt_{start.attempt}.log",
+            log=attempt_log(start.signature, start.attempt),
             resume_from=start.resume_from,
             is_evaluated=start.is_evaluated,
             reports_first_step=bool(self.capacity.draining),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.storage.sweeps import LEDGER
+from orchestrator.storage.paths import LEDGER
 
 if TYPE_CHECKING:
     from orchestrator.execution.job import Job

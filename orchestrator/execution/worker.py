@@ -16,7 +16,7 @@ from orchestrator.execution.job import Job, failure_report, make_report
 from orchestrator.execution.uploads import Uploads
 from orchestrator.redaction import RedactingFormatter
 from orchestrator.storage.checkpoints import fetch_checkpoint
-from orchestrator.storage.paths import checkpoint_path
+from orchestrator.storage.paths import attempt_path, checkpoint_path
 from orchestrator.storage.store import open_storage
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class _Attempt:
 
 
 def _checkpoints(job: Job) -> Path:
-    return Path(job.sweep_dir) / "trials" / job.signature / f"attempt_{job.attempt}"
+    return Path(job.sweep_dir) / attempt_path(job.signature, job.attempt)
 
 
 def _resume_point(job: Job) -> Path | None:

@@ -25,9 +25,9 @@ from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.header import read_header
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
-from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.paths import LEDGER, SweepPaths
 from orchestrator.storage.store import Storage, StorageError
-from orchestrator.storage.sweeps import LEDGER, storage_of
+from orchestrator.storage.sweeps import storage_of
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -153,7 +153,7 @@ class LedgerBackup:
                         return
                 self._put_aside()
             # Checkpoints here belong to the replaced history; the storage has the valid ones.
-            shutil.rmtree(paths.root / "trials", ignore_errors=True)
+            shutil.rmtree(paths.trials, ignore_errors=True)
             copy.replace(paths.ledger)
         self._say(f"Resuming from the copy of the ledger in {self.storage.shown}.")
 

@@ -21,6 +21,7 @@ from orchestrator.clock import Clock
 from orchestrator.ledger import database
 from orchestrator.ledger.database import Database, encode
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.storage.paths import attempt_log
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Ledger:
         with self.database.change() as connection:
             query = "SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE signature = ?"
             attempt = int(connection.execute(query, (signature,)).fetchone()[0])
-            log = f"trials/{signature}/attempt_{attempt}.log"
+            log = attempt_log(signature, attempt)
             connection.execute(
                 "INSERT INTO attempts (signature, attempt, started_s, resumed_from,"
                 " micro_batch_size, log) VALUES (?, ?, ?, ?, ?, ?)",

@@ -28,6 +28,7 @@ from orchestrator.predict.model import (
     read_images,
     write_folder,
 )
+from orchestrator.storage.paths import MODEL
 from orchestrator.tracking.client import reason
 from trainables import files
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
 
-ARTIFACT = "model"  # folder of the exported model in a run's artifacts
+ARTIFACT = MODEL  # folder of the exported model in a run's artifacts
 _CLASSIFIER = "classifier"  # folder in the exported model that `write_folder` wrote
 # What the two packages need for predictions. Other libraries are imported only for other tasks.
 _REQUIREMENTS = (

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(arguments: argparse.Namespace) -> int:
     paths = find_sweep(arguments.storage, arguments.name)
     with ledger_copy(paths) as ledger:
-        command.say(str(write_report(ledger, paths.root / "report", paths.name)))
+        command.say(str(write_report(ledger, paths.report, paths.name)))
     return command.COMPLETE
 
 

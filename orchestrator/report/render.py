@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
+from orchestrator.storage.paths import REPORT_PAGE
 from trainables import files
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def write_report(
     sections, images = _sections(sweep, (clock or Clock()).now_s())
     title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
     contents = {
-        "report.html": to_html(title, sections, images),
+        REPORT_PAGE: to_html(title, sections, images),
         "report.md": to_markdown(title, sections),
         **{
             f"{table.name}.csv": to_csv(table)
@@ -62,7 +63,7 @@ def write_report(
             f"The report cannot be written to {folder}: {error}. Free some space there, or make "
             "it writable."
         ) from error
-    return folder / "report.html"
+    return folder / REPORT_PAGE
 
 
 def _sections(sweep: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:

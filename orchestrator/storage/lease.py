@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.storage.paths import LEASE
 from orchestrator.storage.store import Storage, StorageError
 
-LEASE = "driver.json"
 RENEW_S = 5.0  # between two renewals
 STALE_S = 60.0  # without a renewal the lease is anyone's
 SETTLE_S = 2.0  # until a lease that was written is read back: longer than a write takes to be seen

@@ -1,8 +1,8 @@
-"""Every file and folder of a sweep: the only code that knows their names.
+"""The path of every file and folder of a sweep, and of the prepared datasets.
 
-A sweep's ledger must lie on a local disk, for SQLite's journal is not safe on network file systems.
-So a storage on one, or at an address, has a working folder in this machine's cache; `remote`
-is the address of the folder that other machines read.
+A sweep's ledger must be on a local disk, because SQLite's journal is not safe on network file
+systems. A storage on such a file system, or at an address, has a working folder in this machine's
+cache; `remote` is the address that other machines read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pathlib import Path
 from orchestrator.redaction import redacted
 from orchestrator.storage.store import is_uri
 
-# As Linux calls them in /proc/self/mountinfo; "fuse." is one of sshfs, s3fs, glusterfs and others.
+# Names of files and folders, relative to a sweep's folder.
+LEDGER = "ledger.sqlite"  # also the name of its copy in a storage at an address
+LEASE = "driver.json"  # of the driver, in a storage at an address
+TRIALS, REPORT, MODEL = "trials", "report", "model"
+REPORT_PAGE = "report.html"  # in the report's folder
+DATASET_MANIFEST = "manifest.json"  # in a prepared dataset's folder
+
+# The names in Linux's /proc/self/mountinfo; "fuse." is sshfs, s3fs, glusterfs or another of FUSE.
 _NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs4?|cifs|smb[23]?|smbfs|fuse\..*|9p|virtiofs|lustre|ceph|gpfs|beegfs|afs|ocfs2|gfs2|glusterfs"
     r"|orangefs|pvfs2|panfs|wekafs|davfs"
@@ -25,7 +32,7 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
-    """Where one sweep lies on this machine and, with a storage at an address, there.
+    """Where one sweep is on this machine and, if its storage is at an address, there.
 
     Attributes:
         local_root: folder of this machine that holds the sweeps' folders.
@@ -45,31 +52,46 @@ class SweepPaths:
     @property
     def ledger(self) -> Path:
         """The one file from which everything else can be rebuilt."""
-        return self.root / "ledger.sqlite"
+        return self.root / LEDGER
 
     @property
     def lock(self) -> Path:
-        """Held by the driver while it runs."""
+        """The file that the driver holds locked while it runs."""
         return self.root / "driver.lock"
 
     @property
     def log(self) -> Path:
-        """What Ray and the libraries say."""
+        """The output of Ray and other libraries."""
         return self.root / "driver.log"
 
     @property
     def default_tracking_uri(self) -> str:
         """MLflow's store when none is given: one SQLite file for all sweeps of this storage."""
-        return f"sqlite:///{(self.local_root / 'mlflow.db').absolute()}"
+        return f"sqlite:///{self.mlflow_database.absolute()}"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """The file of MLflow's default store."""
+        return self.local_root / "mlflow.db"
 
     @property
     def artifacts(self) -> Path:
-        """Where MLflow keeps artifacts when the store is a file."""
+        """The folder of MLflow's artifacts when its store is a file."""
         return self.local_root / "mlartifacts"
 
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return self.root / REPORT
+
+    @property
+    def trials(self) -> Path:
+        """The folder of all trials."""
+        return self.root / TRIALS
+
     def trial(self, signature: str) -> Path:
-        """A trial's logs and checkpoints."""
-        return self.root / "trials" / signature
+        """The folder of a trial's logs and checkpoints."""
+        return self.trials / signature
 
 
 def sweep_paths(storage: Path | str, name: str) -> SweepPaths:
@@ -77,7 +99,7 @@ def sweep_paths(storage: Path | str, name: str) -> SweepPaths:
     address = _address(str(storage))
     if address is None:
         return SweepPaths(Path(storage), name)
-    # The same store is the same folder, whoever's password it is opened with.
+    # A store is the same folder with any password in its address.
     key = hashlib.sha256(redacted(address).encode()).hexdigest()[:12]
     return SweepPaths(_cache() / key, name, address)
 
@@ -89,14 +111,14 @@ def _cache() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class DataLocation:
-    """The folder of each host with prepared datasets, and the address they come from, or None."""
+    """Where prepared datasets are."""
 
-    folder: Path
-    address: str | None = None
+    folder: Path  # on each host
+    address: str | None = None  # from which each host fetches them
 
 
 def data_location(data_dir: Path | str) -> DataLocation:
-    """Return where datasets lie: a folder, or an address (a text) with a copy in each cache."""
+    """Return where datasets are: a folder, or an address (a text) with a copy in each cache."""
     if isinstance(data_dir, Path):
         return DataLocation(data_dir)
     key = hashlib.sha256(redacted(data_dir).encode()).hexdigest()[:12]
@@ -124,27 +146,37 @@ def _mounts() -> str:
 
 
 def _is_on_network(path: Path, mounts: str) -> bool:
-    """Return whether a path lies on a network file system, by the text of mountinfo."""
+    """Return whether a path is on a network file system; `mounts` is the text of mountinfo."""
     path, best, kind = path.resolve(), -1, ""
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), left.split()[4]))
-        # The longest mount point, and of those at one place the last, is the one that is seen.
+        # The longest mount point counts, and the last of several at the same path.
         if len(point.parts) >= best and path.is_relative_to(point):
             best, kind = len(point.parts), right.split()[0]
     return re.fullmatch(_NETWORK_FILE_SYSTEMS, kind) is not None
 
 
+def attempt_path(signature: str, attempt: int) -> str:
+    """Return the folder of an attempt's checkpoints, relative to the sweep's folder."""
+    return f"{TRIALS}/{signature}/attempt_{attempt}"
+
+
+def attempt_log(signature: str, attempt: int) -> str:
+    """Return the log file of an attempt, relative to the sweep's folder."""
+    return f"{attempt_path(signature, attempt)}.log"
+
+
 def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
-    """Return where an attempt keeps an epoch's checkpoint, relative to the sweep's folder."""
-    return f"trials/{signature}/attempt_{attempt}/epoch_{epoch:04d}"
+    """Return the folder of an epoch's checkpoint, relative to the sweep's folder."""
+    return f"{attempt_path(signature, attempt)}/epoch_{epoch:04d}"
 
 
 def default_data_dir() -> Path | str:
-    """Return where prepared datasets lie unless a command says so: `SWEEP_DATA_DIR`, or `data`."""
+    """Return the default place of prepared datasets: `SWEEP_DATA_DIR`, else `data`."""
     return path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data")
 
 
 def path_or_address(text: str) -> Path | str:
-    """Return a text that is an address as it is, any other as a path."""
+    """Return an address unchanged, and any other text as a path."""
     return text if is_uri(text) else Path(text)

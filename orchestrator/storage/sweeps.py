@@ -7,10 +7,8 @@ from pathlib import Path
 
 from orchestrator.errors import SweepNotFoundError, UsageError
 from orchestrator.redaction import redacted
-from orchestrator.storage.paths import SweepPaths, is_sweep_name, sweep_paths
+from orchestrator.storage.paths import LEDGER, SweepPaths, is_sweep_name, sweep_paths
 from orchestrator.storage.store import Storage, StorageError, open_storage
-
-LEDGER = "ledger.sqlite"
 
 
 def storage_of(paths: SweepPaths) -> Storage | None:

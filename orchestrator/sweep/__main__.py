@@ -11,6 +11,7 @@ from orchestrator import command
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.plan.options import SweepConfig
+from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.storage.store import StorageError
 from orchestrator.sweep import signals
 from orchestrator.sweep.arguments import parse_args
@@ -74,7 +75,7 @@ def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
     from orchestrator.data import known
     from trainables.data.dataset import load_manifest
 
-    if (config.data.folder / dataset / "manifest.json").is_file():
+    if (config.data.folder / dataset / DATASET_MANIFEST).is_file():
         return load_manifest(config.data.folder / dataset)
     return known.expected_manifest(dataset)
 

@@ -18,6 +18,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.header import read_header
 from orchestrator.plan import budget, forecast
 from orchestrator.plan.options import given_options
+from orchestrator.storage.paths import DATASET_MANIFEST
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ def measure(
     from trainables.training import device
 
     folder = config.data.folder / plan.dataset
-    if not (folder / "manifest.json").is_file():
+    if not (folder / DATASET_MANIFEST).is_file():
         raise UsageError(
             f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
             f"`python -m orchestrator.data prepare {plan.dataset}`."

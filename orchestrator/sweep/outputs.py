@@ -13,12 +13,10 @@ from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
-from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.paths import MODEL, REPORT, SweepPaths
 from orchestrator.tracking.artifacts import Output
 from trainables import files
 from trainables.data.dataset import Manifest
-
-REPORT, MODEL = "report", "model"  # folders of the sweep, and of its run's artifacts
 
 
 def make(

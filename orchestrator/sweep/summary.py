@@ -20,6 +20,7 @@ from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
+from orchestrator.storage.paths import REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
 from orchestrator.tracking import client
 
@@ -96,7 +97,7 @@ def print_end(
             soft_wrap=True,
         )
     for output in tracker.outputs:
-        page = "report.html" if output.name == "report" else ""
+        page = REPORT_PAGE if output.name == REPORT else ""
         where = f"{output.name.capitalize()}: {output.folder / page}"
         console.print(where, soft_wrap=True, highlight=False)
     console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)

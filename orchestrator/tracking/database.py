@@ -69,7 +69,7 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     Raises:
         sqlite3.Error: the database is locked or damaged.
     """
-    database = paths.local_root / "mlflow.db"
+    database = paths.mlflow_database
     if not database.is_file():
         return []
     address = f"{database.absolute().as_uri()}?mode=rw"

@@ -17,9 +17,9 @@ from orchestrator.ledger import backup
 from orchestrator.ledger.backup import LedgerBackup, open_backup
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.storage import lease, paths
-from orchestrator.storage.paths import SweepPaths, sweep_paths
+from orchestrator.storage.paths import LEDGER, SweepPaths, sweep_paths
 from orchestrator.storage.store import open_storage
-from orchestrator.storage.sweeps import LEDGER, storage_of
+from orchestrator.storage.sweeps import storage_of
 from tests.orchestrator import sweeps
 
 
