@@ -253,13 +253,13 @@ def _resume_places(snapshot: Snapshot, trial: Trial) -> list[list[str | None]]:
     Checkpoints from before an attempt that started from scratch are not used.
     """
     attempts = snapshot.attempts[trial.signature]
-    anew = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
-    numbers = [a.attempt for a in attempts if a.attempt >= anew]
+    first = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
+    numbers = [a.attempt for a in attempts if a.attempt >= first]
     places: list[list[str | None]] = []
     for row in reversed(snapshot.rows[trial.signature]):
         paths = [checkpoint_path(trial.signature, number, row.epoch) for number in numbers]
         there: list[str | None] = [p for p in paths if _is_there(snapshot, p)]
-        if there or (row.checkpoint and row.attempt >= anew):
+        if there or (row.checkpoint and row.attempt >= first):
             places.append(there or [row.checkpoint])
     return places
 

@@ -193,8 +193,8 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
         return Fault(status=400) if rejected.encode() in request.body else None
 
     proxy.rule = rule
-    said = io.StringIO()
-    console = Console(file=said, width=500)
+    printed = io.StringIO()
+    console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     for scene in story(sweep):
@@ -203,10 +203,10 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     while time.monotonic() < end_s:
         threads.tell(console)
         time.sleep(0.1)
-    assert said.getvalue().count("is behind") == 1
+    assert printed.getvalue().count("is behind") == 1
     threads.finish(console, "failed", Interruption())
-    assert f"it does not take trial {rejected}: " in said.getvalue()
-    assert "--resume writes the rest" in said.getvalue()
+    assert f"it does not take trial {rejected}: " in printed.getvalue()
+    assert "--resume writes the rest" in printed.getvalue()
     assert set(sweep.ledger.get("tracking_behind")) == {rejected}
     runs = sweep.runs()
     assert set(runs) == {"sweep", *(t.signature for t in sweep.ledger.trials())} - {rejected}
@@ -232,19 +232,19 @@ def test_a_server_that_denies_access_is_explained_once(
 ) -> None:
     """Case 69: MLflow's own host validation responds with 403, basic-auth with 401."""
     proxy.rule = lambda request: fault
-    said = io.StringIO()
-    console = Console(file=said, width=500)
+    printed = io.StringIO()
+    console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     end_s = time.monotonic() + 30
-    while "behind" not in said.getvalue() and time.monotonic() < end_s:
+    while "behind" not in printed.getvalue() and time.monotonic() < end_s:
         threads.tell(console)
         time.sleep(0.05)
     for _ in range(10):
         threads.tell(console)
-    assert said.getvalue().count(hint) == 1
+    assert printed.getvalue().count(hint) == 1
     threads.finish(console, "complete", Interruption())
-    assert "does not have everything" in said.getvalue()
+    assert "does not have everything" in printed.getvalue()
 
 
 def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
@@ -252,8 +252,8 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
 ) -> None:
     """Case 57: one line once it has lasted some seconds, one when it is over."""
     monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 7.0)  # the client retries for some seconds
-    said = io.StringIO()
-    console = Console(file=said, width=500)
+    printed = io.StringIO()
+    console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker, sweep.paths)
     threads.start()
     scenes = story(sweep)
@@ -263,7 +263,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
         while time.monotonic() < end_s:
             threads.tell(console)
             time.sleep(0.05)
-        return said.getvalue().splitlines()
+        return printed.getvalue().splitlines()
 
     scenes[0]()
     assert watch(4) == []
@@ -275,7 +275,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     scenes[2]()
     assert watch(11)[1:] == ["MLflow has caught up."]
     threads.finish(console, "complete", Interruption())
-    assert len(said.getvalue().splitlines()) == 2
+    assert len(printed.getvalue().splitlines()) == 2
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 
 

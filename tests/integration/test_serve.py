@@ -224,9 +224,9 @@ def test_the_weights_in_a_trials_run_can_be_used(
     at = ("--storage", trained.storage, "--data-dir", trained.data_dir)
     expected = from_command(capsys, "tiny", *posted, *at)
     assert_same(from_command(capsys, run, *posted, "--tracking-uri", uri, *at), expected)
-    for wrong, said in ((empty, "has no model"), ("0" * 32, "cannot be read from")):
+    for wrong, message in ((empty, "has no model"), ("0" * 32, "cannot be read from")):
         assert predict.main([wrong, str(posted[0]), "--tracking-uri", uri]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     client.log_dict(run, {"config": {}}, "weights/model.json")
     assert predict.main([run, str(posted[0]), "--tracking-uri", uri]) == 2
     assert "has an incomplete model" in capsys.readouterr().err

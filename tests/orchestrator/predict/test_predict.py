@@ -294,39 +294,39 @@ def test_all_bad_images_are_named_and_nothing_is_written(
     bad = [tmp_path / "text.jpg", tmp_path / "gone.png", tmp_path / "cut.png", tmp_path]
     with untouched(trained.storage, trained.data_dir, tmp_path):
         words = arguments(trained, files[0], *bad, files[1], picture=tmp_path / "p.png")
-        said = refused(capsys, *words)
-    assert f"'{tmp_path}/text.jpg' cannot be used: it is no image in a known format" in said
-    assert f"There is no image '{tmp_path}/gone.png'" in said
-    assert f"'{tmp_path}/cut.png' cannot be used" in said
-    assert f"'{tmp_path}' is a folder" in said
-    assert "to classify the other 2" in said
+        error = refused(capsys, *words)
+    assert f"'{tmp_path}/text.jpg' cannot be used: it is no image in a known format" in error
+    assert f"There is no image '{tmp_path}/gone.png'" in error
+    assert f"'{tmp_path}/cut.png' cannot be used" in error
+    assert f"'{tmp_path}' is a folder" in error
+    assert "to classify the other 2" in error
 
 
 def test_an_unknown_sweep_lists_the_known_ones(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     with untouched(trained.storage):
-        said = refused(capsys, "tinny", "x.png", "--storage", trained.storage)
-        assert "There is no sweep named 'tinny' in " in said
-        assert "Existing: tiny. Did you mean 'tiny'?" in said
-        said = refused(capsys, "../tiny", "x.png", "--storage", trained.storage)
-        assert "There is no sweep named '../tiny' in " in said
-        assert "Existing: tiny." in said
-    said = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
-    assert "Existing: none." in said
+        error = refused(capsys, "tinny", "x.png", "--storage", trained.storage)
+        assert "There is no sweep named 'tinny' in " in error
+        assert "Existing: tiny. Did you mean 'tiny'?" in error
+        error = refused(capsys, "../tiny", "x.png", "--storage", trained.storage)
+        assert "There is no sweep named '../tiny' in " in error
+        assert "Existing: tiny." in error
+    error = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
+    assert "Existing: none." in error
     assert not (tmp_path / "none").exists()
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
-    said = refused(capsys, *arguments(trained, *files, variant="cnn33"))
-    assert "Unknown variant of this sweep 'cnn33'. Known: cnn2, cnn3." in said
+    error = refused(capsys, *arguments(trained, *files, variant="cnn33"))
+    assert "Unknown variant of this sweep 'cnn33'. Known: cnn2, cnn3." in error
 
 
 def test_an_unknown_run_creates_no_store(
     capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
 ) -> None:
     with untouched(trained.storage):
-        said = refused(capsys, "0" * 32, "x.png", "--storage", trained.storage)
-    assert "There is no MLflow store at sqlite:///" in said
-    assert "--tracking-uri" in said
+        error = refused(capsys, "0" * 32, "x.png", "--storage", trained.storage)
+    assert "There is no MLflow store at sqlite:///" in error
+    assert "--tracking-uri" in error
 
 
 @pytest.fixture
@@ -350,8 +350,8 @@ def test_a_damaged_checkpoint_is_named(
         file.write_bytes(file.read_bytes()[:-9])
     files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     with untouched(copy.storage):
-        said = refused(capsys, *arguments(copy, *files, picture=tmp_path / "p.png"))
-    assert str(copy.checkpoint) in said
+        error = refused(capsys, *arguments(copy, *files, picture=tmp_path / "p.png"))
+    assert str(copy.checkpoint) in error
     assert not (tmp_path / "p.png").exists()
 
 
@@ -360,8 +360,8 @@ def test_a_missing_checkpoint_is_named(
 ) -> None:
     shutil.rmtree(copy.checkpoint)
     files, _ = write_test_images(copy.data_dir, tmp_path, 1)
-    said = refused(capsys, *arguments(copy, *files))
-    assert f"cnn3-000 is not in {copy.paths.trial(copy.config.signature())}" in said
+    error = refused(capsys, *arguments(copy, *files))
+    assert f"cnn3-000 is not in {copy.paths.trial(copy.config.signature())}" in error
 
 
 def test_a_damaged_ledger_is_named(
@@ -370,8 +370,8 @@ def test_a_damaged_ledger_is_named(
     files, _ = write_test_images(copy.data_dir, tmp_path, 1)
     copy.paths.ledger.write_bytes(b"no database" * 100)
     with untouched(copy.storage):
-        said = refused(capsys, *arguments(copy, *files))
-    assert f"{copy.paths.ledger} is not a readable ledger" in said
+        error = refused(capsys, *arguments(copy, *files))
+    assert f"{copy.paths.ledger} is not a readable ledger" in error
 
 
 def test_a_sweep_without_a_model_is_refused(
@@ -444,8 +444,8 @@ def test_a_picture_does_not_replace_an_image(
 ) -> None:
     files, _ = write_test_images(trained.data_dir, tmp_path, 1)
     with untouched(tmp_path):
-        said = refused(capsys, *arguments(trained, *files, picture=files[0]))
-    assert "would replace the image" in said
+        error = refused(capsys, *arguments(trained, *files, picture=files[0]))
+    assert "would replace the image" in error
 
 
 def test_too_many_images_for_a_picture_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -470,11 +470,11 @@ def test_a_sweep_in_a_remote_storage_is_used_from_another_machine(
     stored.write_bytes(content + f"\nsha256:{hashlib.sha256(content).hexdigest()}\n".encode())
     with untouched(store):
         assert predicted(capsys, trained, *files, storage=store.as_uri()) == here
-        said = refused(capsys, "tinny", *files, "--storage", store.as_uri())
-    assert "Existing: tiny. Did you mean 'tiny'?" in said
+        error = refused(capsys, "tinny", *files, "--storage", store.as_uri())
+    assert "Existing: tiny. Did you mean 'tiny'?" in error
     stored.write_bytes(b"no database" * 100)
-    said = refused(capsys, *arguments(trained, *files, storage=store.as_uri()))
-    assert f"The copy of the ledger at {store.as_uri()}/tiny/ledger.sqlite is damaged" in said
+    error = refused(capsys, *arguments(trained, *files, storage=store.as_uri()))
+    assert f"The copy of the ledger at {store.as_uri()}/tiny/ledger.sqlite is damaged" in error
 
 
 def test_help_imports_no_libraries() -> None:

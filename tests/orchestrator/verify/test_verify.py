@@ -153,13 +153,13 @@ def test_an_intact_sweep_has_no_problems_and_nothing_is_written(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     before = digest(paths.local_root)
-    status, said = verify()
-    assert status == 0, said
-    assert "All requested trials have ended." in said
-    assert "Not checked" not in said
+    status, output = verify()
+    assert status == 0, output
+    assert "All requested trials have ended." in output
+    assert "Not checked" not in output
     assert digest(paths.local_root) == before
     assert list(elsewhere.iterdir()) == []
-    checked = [int(line.split("│")[3]) for line in said.splitlines() if line.startswith("│")]
+    checked = [int(line.split("│")[3]) for line in output.splitlines() if line.startswith("│")]
     assert min(checked) >= 1
     assert 2 * TRIALS in checked
 
@@ -187,19 +187,21 @@ def test_a_repeated_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
         "ALTER TABLE loose RENAME TO epochs",
         f"INSERT INTO epochs SELECT * FROM epochs WHERE signature = '{key}' AND epoch = 0",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once" in said
-    assert "repeated [1]" in said
+    assert f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once" in output
+    assert "repeated [1]" in output
 
 
 def test_a_missing_epoch_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     count = num_epochs(paths, key)
     change(paths, f"DELETE FROM epochs WHERE signature = '{key}' AND epoch = 0")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once: missing [1]" in said
+    assert (
+        f"ledger: cnn2-000 ({key}): epochs are not 1 to {count}, each once: missing [1]" in output
+    )
 
 
 def test_an_epoch_after_the_end_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -210,10 +212,10 @@ def test_an_epoch_after_the_end_is_named(paths: SweepPaths, verify: Verify) -> N
         f" WHERE signature = '{key}' AND epoch = "
         f"(SELECT max(epoch) FROM epochs WHERE signature = '{key}')",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"({key}): epoch" in said
-    assert "arrived after the trial's end" in said
+    assert f"({key}): epoch" in output
+    assert "arrived after the trial's end" in output
 
 
 def test_a_missing_trial_number_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -223,35 +225,37 @@ def test_a_missing_trial_number_is_named(paths: SweepPaths, verify: Verify) -> N
         *(f"DELETE FROM {name} WHERE signature = '{key}'" for name in ("epochs", "attempts")),
         f"DELETE FROM trials WHERE signature = '{key}'",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
     assert (
-        "ledger: cnn3: trial numbers are not 0 to 4, each once: missing [1], repeated []." in said
+        "ledger: cnn3: trial numbers are not 0 to 4, each once: missing [1], repeated []." in output
     )
-    assert f"MLflow: {key}: there is a run of a trial that the ledger does not have" in said
+    assert f"MLflow: {key}: there is a run of a trial that the ledger does not have" in output
 
 
 def test_an_unrequested_trial_is_named(paths: SweepPaths, verify: Verify) -> None:
     change(paths, 'UPDATE sweep SET value = \'{"cnn2": 4, "cnn3": 5}\' WHERE key = "asked"')
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert "ledger: cnn2: there are 5 trials, but 4 were requested." in said
+    assert "ledger: cnn2: there are 5 trials, but 4 were requested." in output
 
 
 def test_epochs_of_an_unplanned_trial_are_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change(paths, f"UPDATE attempts SET signature = 'stranger' WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert "ledger: stranger: there are attempts or epochs of a trial that was not planned." in said
+    assert (
+        "ledger: stranger: there are attempts or epochs of a trial that was not planned." in output
+    )
 
 
 def test_a_wrong_best_is_named(paths: SweepPaths, verify: Verify) -> None:
     name, key = with_status(paths, "complete")
     change(paths, f"UPDATE trials SET best_value = 0.999 WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: {name} ({key}): its best epoch is recorded as " in said
+    assert f"ledger: {name} ({key}): its best epoch is recorded as " in output
 
 
 def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -262,31 +266,31 @@ def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Ve
         f"UPDATE trials SET status = 'running', ended_seq = NULL, best_epoch = NULL,"
         f" best_value = NULL WHERE signature = '{key}'",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: {name} ({key}): attempt 1 is open, but no driver is running." in said
-    assert "The sweep's driver was killed. Resume it with --resume" in said
+    assert f"ledger: {name} ({key}): attempt 1 is open, but no driver is running." in output
+    assert "The sweep's driver was killed. Resume it with --resume" in output
     with locks.driver_lock(paths):
-        status, said = verify()
+        status, output = verify()
     # A running driver may have open attempts. MLflow still has more than the ledger here.
-    assert "attempt 1 is open" not in said
-    assert "The sweep is being run by process" in said
+    assert "attempt 1 is open" not in output
+    assert "The sweep is being run by process" in output
 
 
 def test_a_gap_in_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change(paths, f"UPDATE attempts SET attempt = 2 WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-000 ({key}): its attempts are numbered [2], not 1 to 1." in said
+    assert f"ledger: cnn2-000 ({key}): its attempts are numbered [2], not 1 to 1." in output
 
 
 def test_a_status_that_contradicts_the_attempts_is_named(paths: SweepPaths, verify: Verify) -> None:
     name, key = with_status(paths, "complete")
     change(paths, f"UPDATE attempts SET outcome = 'lost' WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: {name} ({key}): it is complete, but its last attempt is lost." in said
+    assert f"ledger: {name} ({key}): it is complete, but its last attempt is lost." in output
 
 
 def test_a_changed_parameter_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -295,11 +299,11 @@ def test_a_changed_parameter_is_named(paths: SweepPaths, verify: Verify) -> None
         paths,
         f"UPDATE trials SET params = json_set(params, '$.lr', 0.5) WHERE signature = '{key}'",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn3-004 ({key}): lr is " in said
-    assert ", but 0.5 was suggested." in said
-    assert re.search(rf"decisions: cnn3-004 \({key}\): {{.*}} was suggested, but", said)
+    assert f"ledger: cnn3-004 ({key}): lr is " in output
+    assert ", but 0.5 was suggested." in output
+    assert re.search(rf"decisions: cnn3-004 \({key}\): {{.*}} was suggested, but", output)
 
 
 def test_a_changed_configuration_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -308,26 +312,26 @@ def test_a_changed_configuration_is_named(paths: SweepPaths, verify: Verify) -> 
         paths,
         f"UPDATE trials SET config = json_set(config, '$.momentum', 0.5) WHERE signature = '{key}'",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-000 ({key}): the signature of its configuration is " in said
+    assert f"ledger: cnn2-000 ({key}): the signature of its configuration is " in output
 
 
 def test_a_suggestion_made_from_other_results_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths, "cnn2", 4)
     change(paths, f"UPDATE trials SET seen_seq = 0 WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert re.search(rf"decisions: cnn2-004 \({key}\): {{.*}} was suggested, but", said)
+    assert re.search(rf"decisions: cnn2-004 \({key}\): {{.*}} was suggested, but", output)
 
 
 def test_another_optuna_version_is_printed_and_is_no_problem(
     paths: SweepPaths, verify: Verify
 ) -> None:
     change(paths, 'UPDATE sweep SET value = \'{"optuna": "4.0"}\' WHERE key = "versions"')
-    status, said = verify()
+    status, output = verify()
     assert status == 0
-    assert "Not checked: suggestions: they were made with Optuna 4.0" in said
+    assert "Not checked: suggestions: they were made with Optuna 4.0" in output
 
 
 @pytest.mark.parametrize(
@@ -345,9 +349,9 @@ def test_a_wrong_early_stop_is_named(
         paths,
         f"UPDATE epochs SET val_top1 = {value} WHERE signature = '{key}' AND epoch = {epoch}",
     )
-    code, said = verify()
+    code, output = verify()
     assert code == 1
-    assert f"decisions: {name} ({key}): it {sentence} after epoch {epoch + 1}, but" in said
+    assert f"decisions: {name} ({key}): it {sentence} after epoch {epoch + 1}, but" in output
 
 
 def test_a_final_trial_of_another_configuration_than_the_best_is_named(
@@ -358,29 +362,29 @@ def test_a_final_trial_of_another_configuration_than_the_best_is_named(
         origin = ledger.trial(key).origin
         others = [t.signature for t in ledger.trials("search") if t.signature != origin]
     change(paths, f"UPDATE trials SET origin = '{others[0]}' WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
     assert (
         f"decisions: cnn2-final-000 ({key}): it trains {others[0]} again, but the best trial of"
-        in said
+        in output
     )
 
 
 def test_a_missing_evaluation_of_the_test_split_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths, stage="final")
     change(paths, f"DELETE FROM evaluations WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-final-000 ({key}): it was not evaluated on the test split." in said
+    assert f"ledger: cnn2-final-000 ({key}): it was not evaluated on the test split." in output
 
 
 def test_an_evaluation_of_a_search_trial_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change(paths, f"INSERT INTO evaluations VALUES ('{key}', 1, 0.0, '{{\"epoch\": 0}}')")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: cnn2-000 ({key}): it was evaluated on the test split, but should not" in said
-    assert "have been." in said
+    assert f"ledger: cnn2-000 ({key}): it was evaluated on the test split, but should not" in output
+    assert "have been." in output
 
 
 def test_an_evaluation_of_another_epoch_than_the_best_is_named(
@@ -388,9 +392,9 @@ def test_an_evaluation_of_another_epoch_than_the_best_is_named(
 ) -> None:
     key = signature(paths, stage="final")
     change(paths, f"UPDATE trials SET best_epoch = 3 WHERE signature = '{key}'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert "epoch 9 was evaluated on the test split, but its best epoch is 4 with" in said
+    assert "epoch 9 was evaluated on the test split, but its best epoch is 4 with" in output
 
 
 def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -402,9 +406,9 @@ def test_a_flipped_byte_of_a_checkpoint_is_named(paths: SweepPaths, verify: Veri
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"checkpoints: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in said
+    assert f"checkpoints: cnn3-{best.number:03d} ({best.signature}): {file} is damaged" in output
 
 
 def test_an_epoch_trained_twice_needs_one_good_checkpoint(
@@ -438,8 +442,8 @@ def test_trials_of_a_replaced_plan_are_checked_against_that_plan(
         ledger.put("former_plans", [{"until_seq": ledger.seq, "plan": old}])
         space = {**old["space"], "first_rung_epochs": 2, "params": {"cnn2": {}, "cnn3": {}}}
         ledger.put("plan", {**old, "seed": 99, "space": space})
-    status, said = verify()
-    assert status == 0, said
+    status, output = verify()
+    assert status == 0, output
 
 
 def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
@@ -449,9 +453,9 @@ def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
         "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid ="
         f" (SELECT run_uuid FROM tags WHERE key = 'sweep.signature' AND value = '{key}')",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"MLflow: cnn2-000 ({key}): it has 0 runs, not 1." in said
+    assert f"MLflow: cnn2-000 ({key}): it has 0 runs, not 1." in output
 
 
 def test_a_repeated_and_a_changed_metric_are_named(paths: SweepPaths, verify: Verify) -> None:
@@ -464,27 +468,27 @@ def test_a_repeated_and_a_changed_metric_are_named(paths: SweepPaths, verify: Ve
         f" WHERE run_uuid = {run} AND key = 'val_loss' AND step = 1",
         f"UPDATE metrics SET value = 0.123 WHERE run_uuid = {run} AND key = 'lr' AND step = 1",
     )
-    status, said = verify()
+    status, output = verify()
     assert status == 1
     start = f"MLflow: cnn2-000 ({key}): "
-    assert f"{start}the steps of val_loss differ from the ledger: repeated [1]" in said
+    assert f"{start}the steps of val_loss differ from the ledger: repeated [1]" in output
     differing = "repeated [], missing [], different [1]"
-    assert f"{start}the steps of lr differ from the ledger: {differing}" in said
+    assert f"{start}the steps of lr differ from the ledger: {differing}" in output
 
 
 def test_a_run_left_with_the_status_running_is_named(paths: SweepPaths, verify: Verify) -> None:
     change_mlflow(paths, "UPDATE runs SET status = 'RUNNING'")
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert "MLflow: the parent run has the status RUNNING, but no driver is running." in said
-    assert f"MLflow: cnn2-000 ({signature(paths)}): the status of its run is RUNNING, not" in said
+    assert "MLflow: the parent run has the status RUNNING, but no driver is running." in output
+    assert f"MLflow: cnn2-000 ({signature(paths)}): the status of its run is RUNNING, not" in output
 
 
 def test_a_missing_store_is_named_and_not_created(paths: SweepPaths, verify: Verify) -> None:
     (paths.local_root / "mlflow.db").unlink()
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert "MLflow: there is no MLflow store at sqlite:///" in said
+    assert "MLflow: there is no MLflow store at sqlite:///" in output
     assert not (paths.local_root / "mlflow.db").exists()
 
 
@@ -496,9 +500,9 @@ def test_an_unreadable_store_is_named_and_not_changed(
     paths: SweepPaths, verify: Verify, content: bytes, sentence: str
 ) -> None:
     (paths.local_root / "mlflow.db").write_bytes(content)
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert sentence in said
+    assert sentence in output
     assert (paths.local_root / "mlflow.db").read_bytes() == content
 
 
@@ -515,10 +519,10 @@ def test_a_damaged_ledger_is_named_without_a_traceback(paths: SweepPaths, verify
     for page in range(2, len(content) // 4096):  # all but the first, which has the header
         content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
     paths.ledger.write_bytes(content)
-    status, said = verify()
+    status, output = verify()
     assert status == 1
-    assert f"ledger: {paths.ledger}" in said
-    assert "Traceback" not in said
+    assert f"ledger: {paths.ledger}" in output
+    assert "Traceback" not in output
 
 
 def test_an_unfinished_sweep_is_no_problem(
@@ -527,18 +531,19 @@ def test_an_unfinished_sweep_is_no_problem(
     paths = SweepPaths(tmp_path, "half")
     make_sweep(paths, epochs_of_last=2)
     status = sweep.main(["half", "--verify", "--storage", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
         ended = sum(trial.ended_seq is not None for trial in ledger.trials())
         newest = ledger.epochs(ledger.trials()[0].signature)[-1]
-    assert status == 0, said
-    assert f"{2 * TRIALS - ended} trials have not ended yet." in said
+    assert status == 0, output
+    assert f"{2 * TRIALS - ended} trials have not ended yet." in output
     # The checkpoint to resume from is checked.
     (paths.root / str(newest.checkpoint) / checkpoint.MANIFEST).write_text("{}")
     assert sweep.main(["half", "--verify", "--storage", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"checkpoints: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}" in said
+        f"checkpoints: cnn2-000 ({newest.signature}): {paths.root / str(newest.checkpoint)}"
+        in output
     )
 
 
