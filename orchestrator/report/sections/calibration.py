@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import Column, Section, Table, text
+from orchestrator.report.document.blocks import Column, Figure, Section, Table, text
 from orchestrator.report.document.plots import colours, figure
 from orchestrator.report.facts import Record, SweepData
 
@@ -21,6 +21,20 @@ def calibration(sweep: SweepData) -> Section:
     if not bins:
         only = text("No trial has been evaluated on the test split yet.")
         return Section(name="calibration", title="Calibration", blocks=(only,))
+    blocks = (
+        text(
+            "The predictions on the test split in 15 equal bins of confidence, all seeds of a "
+            "variant together. Below the dotted line a model is overconfident. The expected "
+            "calibration error (ECE) of the leaderboard is the mean distance from that line, "
+            "weighted by the number of predictions, computed for each seed and averaged."
+        ),
+        _figure(sweep, bins),
+        _table(bins),
+    )
+    return Section(name="calibration", title="Calibration", blocks=blocks)
+
+
+def _figure(sweep: SweepData, bins: Mapping[str, np.ndarray]) -> Figure:
     drawn, colour = go.Figure(), colours(sweep.variants)
     drawn.add_scatter(
         x=[0, 100],
@@ -44,7 +58,11 @@ def calibration(sweep: SweepData) -> Section:
         )
     drawn.update_xaxes(title_text="mean confidence of the top-1 prediction, %", range=_RANGE)
     drawn.update_yaxes(title_text="accuracy, %", range=_RANGE)
-    table = Table(
+    return figure("calibration", "Accuracy against confidence", drawn, height_px=460)
+
+
+def _table(bins: Mapping[str, np.ndarray]) -> Table:
+    return Table(
         name="calibration",
         title="Calibration by bin",
         columns=(
@@ -62,17 +80,6 @@ def calibration(sweep: SweepData) -> Section:
         ],
         is_folded=True,
     )
-    blocks = (
-        text(
-            "The predictions on the test split in 15 equal bins of confidence, all seeds of a "
-            "variant together. Below the dotted line a model is overconfident. The expected "
-            "calibration error (ECE) of the leaderboard is the mean distance from that line, "
-            "weighted by the number of predictions, computed for each seed and averaged."
-        ),
-        figure("calibration", "Accuracy against confidence", drawn, height_px=460),
-        table,
-    )
-    return Section(name="calibration", title="Calibration", blocks=blocks)
 
 
 def _bins(records: Iterable[Record]) -> np.ndarray:

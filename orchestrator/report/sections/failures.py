@@ -71,9 +71,9 @@ def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:
 
 
 def _reason(attempt: Attempt) -> str:
-    line = retry_policy.last_line(attempt.failure_text or "").strip()[:_LONGEST_LINE]
+    line = retry_policy.last_line(attempt.failure_text or "").strip()
     if line:
-        return line
+        return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
     return {"diverged": "the loss was not finite", "lost": "the driver stopped"}.get(
         attempt.outcome or "", "no error message"
     )
