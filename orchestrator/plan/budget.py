@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from orchestrator.clock import Clock
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import forecast
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
-
-if TYPE_CHECKING:
-    from orchestrator.plan.plan import VariantCost
 
 # Says of a variant whether so many more epochs of it fit.
 Allowance = Callable[[str, int], bool]
@@ -55,32 +51,24 @@ def shares(plan: Plan, gpus_per_trial: float | None) -> dict[str, float]:
 
 
 def budget_from_options(
-    config: SweepConfig,
-    ledger: Ledger,
-    plan: Plan,
-    facts: Mapping[str, VariantCost],
-    measured_s: Mapping[str, float],
-) -> Allowance | None:
-    """Return what the command line allows; None where it sets no limit.
+    config: SweepConfig, ledger: Ledger, plan: Plan, now_s: float
+) -> Budget | None:
+    """Return the limits that the command line sets; None where it sets none.
 
     Args:
         config: the command line.
         ledger: the sweep's.
-        plan: what is to be done.
-        facts: of the plan's variants.
-        measured_s: of one epoch, by variant, where it was measured on machines like those that
-            train; may be filled later.
+        plan: the trials to run.
+        now_s: Unix time from which `--budget` counts.
     """
     if config.budget_s is None and config.max_device_hours is None:
         return None
     hours = config.max_device_hours
-    budget = Budget(
-        until_s=None if config.budget_s is None else time.time() + config.budget_s,
+    return Budget(
+        until_s=None if config.budget_s is None else now_s + config.budget_s,
         device_s=None if hours is None else 3600 * hours,
         shares=shares(plan, read_header(ledger).options.get("gpus_per_trial")),
     )
-    operations = {name: own.multiply_accumulates for name, own in facts.items()}
-    return allowance(budget, ledger, plan, operations, measured_s)
 
 
 def allowance(
@@ -89,22 +77,24 @@ def allowance(
     plan: Plan,
     multiply_accumulates: Mapping[str, int],
     measured_s: Mapping[str, float] | None = None,
+    clock: Clock | None = None,
 ) -> Allowance:
-    """Return what says whether more epochs of a variant are expected to fit into a budget.
+    """Return a function that tells whether more epochs of a variant are expected to fit a budget.
 
-    While nothing is known of how long epochs take, whatever can begin at all may.
+    While no epoch of any variant has been timed, it tells only whether the limits are reached.
 
     Args:
         budget: the limits.
         ledger: the sweep's.
-        plan: what is to be done.
+        plan: the trials to run.
         multiply_accumulates: of one image forward, by variant.
-        measured_s: of one epoch, by variant; may be filled later.
+        measured_s: of one epoch, by variant, on machines like those that train.
+        clock: the time of day.
     """
-    measured_s = {} if measured_s is None else measured_s
+    clock = clock or Clock()
 
     @functools.lru_cache(maxsize=1)  # asked often between two changes, and on Tune's event loop
-    def known(seq: int, measured: int) -> tuple[dict[str, float], float]:
+    def known(seq: int) -> tuple[dict[str, float], float]:
         trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
         epoch_s = forecast.epochs_s(
             plan, trials, ledger.latest_epochs(), multiply_accumulates, measured_s
@@ -113,9 +103,9 @@ def allowance(
         return epoch_s, taken_s
 
     def allows(variant: str, epochs: int) -> bool:
-        epoch_s, taken_s = known(ledger.seq, len(measured_s))
+        epoch_s, taken_s = known(ledger.seq)
         needed_s = epochs * epoch_s.get(variant, 0.0)
-        if budget.until_s is not None and time.time() + needed_s >= budget.until_s:
+        if budget.until_s is not None and clock.now_s() + needed_s >= budget.until_s:
             return False
         if budget.device_s is None:
             return True

@@ -1,4 +1,7 @@
-"""`python -m orchestrator.sweep SPACE`."""
+"""`python -m orchestrator.sweep SPACE`: plan, run, resume or verify a sweep.
+
+Exit status: 0 all trials complete, 1 some failed, 2 wrong usage or input, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -42,36 +45,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dry_run(config: SweepConfig) -> int:
-    """Print the plan; write, download and start nothing."""
+    """Print the plan without writing, downloading or starting anything."""
     from orchestrator.plan import disk, resolve
     from orchestrator.sweep import measure, summary
 
     space = resolve.load_space(config.space)
     manifest = _manifest_or_expected(config, config.dataset or space.dataset)
-    plan, facts = resolve.make_plan(config, space, manifest, {})
+    plan, costs = resolve.make_plan(config, space, manifest, {})
     console = command.console_on(sys.stdout)
-    summary.print_plan(console, plan, facts)
+    summary.print_plan(console, plan, costs)
     concurrent = config.max_concurrent or os.cpu_count() or 1
-    needed = disk.forecast_bytes(plan, facts, concurrent, config.keep)
+    needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)
     free = disk.free_bytes(config.paths.root)
     console.print(
         f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
         f"{disk.gib(free)} are free."
     )
     if config.measure:
-        measure.measure(config, plan, facts, console)
+        measure.measure(config, plan, costs, console)
     return COMPLETE
 
 
 def verify(config: SweepConfig) -> int:
-    """Check what a sweep has left; start and write nothing."""
+    """Check a sweep's ledger, checkpoints and MLflow runs without changing anything."""
     from orchestrator.verify.check import verify
 
     return verify(config)
 
 
 def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
-    """Return the prepared dataset's manifest, or what a known one would be."""
+    """Return the prepared dataset's manifest, or a known dataset's expected one."""
     from orchestrator.data import known
     from trainables.data.dataset import load_manifest
 

@@ -1,8 +1,7 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""Shows the progress of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,35 +10,40 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.clock import Clock
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import forecast
 from orchestrator.plan.plan import Plan
+from orchestrator.report.facts import is_fraction
 
-# Without a terminal a line is said every so often, more seldom the longer it takes.
-_PLAIN_EVERY_S = 15.0
-_PLAIN_AT_MOST_EVERY_S = 300.0
+# Without a terminal, summary lines are printed less often the longer the sweep takes.
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
 
 
 class Display:
-    """Shows the ledger; use as a context manager and call `show` often."""
+    """The progress of a sweep. Use it as a context manager and call `show` often."""
 
-    def __init__(self, console: Console, ledger: Ledger, plan: Plan) -> None:
+    def __init__(
+        self, console: Console, ledger: Ledger, plan: Plan, clock: Clock | None = None
+    ) -> None:
         self.console, self.ledger, self.plan = console, ledger, plan
-        self._started_s = time.time()
-        # What an earlier command has said already; a failed trial that fails again ends anew.
-        self._said = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
+        self._clock = clock or Clock()
+        self._began_s = self._clock.monotonic_s()
+        # The ends that are not printed again, by signature: those from before this command. A
+        # failed trial that is retried has a new end.
+        self._printed = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
         costs = read_header(ledger).variants
         self._operations = {name: each["multiply_accumulates"] for name, each in costs.items()}
-        # Without redirection: what libraries say belongs into the log, not above the table.
+        # Not redirected, because output of libraries belongs in the log, not above the table.
         self._live = (
             Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             if console.is_terminal
             else None
         )
-        self._plain_s = 0.0
+        self._next_summary_s = self._began_s
 
     def __enter__(self) -> Display:
         if self._live:
@@ -52,7 +56,7 @@ class Display:
             self._live.stop()
 
     def show(self, *, last: bool = False) -> None:
-        """Bring what is seen up to date."""
+        """Update the table, or print what is new."""
         trials = self._trials()
         if self._live:
             rows = self.ledger.latest_epochs()
@@ -60,25 +64,23 @@ class Display:
             self._live.update(Group(self._table(trials, rows), left), refresh=True)
             return
         for trial in trials:
-            if trial.status in ENDED and self._said.get(trial.signature) != trial.ended_seq:
-                self._said[trial.signature] = trial.ended_seq
-                self.console.print(_line(trial), soft_wrap=True)
-        if not last and time.monotonic() - self._plain_s > self._plain_every_s():
-            self._plain_s = time.monotonic()
+            if trial.status in ENDED and self._printed.get(trial.signature) != trial.ended_seq:
+                self._printed[trial.signature] = trial.ended_seq
+                self.console.print(self._line(trial), soft_wrap=True)
+        now_s = self._clock.monotonic_s()
+        if not last and now_s >= self._next_summary_s:
+            pause_s = max(_SHORTEST_PAUSE_S, (now_s - self._began_s) / 10)
+            self._next_summary_s = now_s + min(pause_s, _LONGEST_PAUSE_S)
             self.console.print(self._summary(trials), soft_wrap=True)
 
     def _trials(self) -> list[Trial]:
         return [trial for trial in self.ledger.trials() if trial.variant in self.plan.variants]
 
-    def _plain_every_s(self) -> float:
-        passed_s = time.time() - self._started_s
-        return min(max(_PLAIN_EVERY_S, passed_s / 10), _PLAIN_AT_MOST_EVERY_S)
-
     def _table(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> Table:
         metric = self.plan.space.metric
         table = Table(
             *("variant", "trials", "running", "done", "stopped", "failed"),
-            *(f"best {metric}", "images/s"),
+            *(f"best {metric_heading(metric)}", "images/s"),
             title=f"{self.plan.space.name} on {self.plan.dataset}",
         )
         for column in table.columns[1:]:
@@ -99,7 +101,7 @@ class Display:
                 str(count["complete"]),
                 str(count["stopped"]),
                 str(count["failed"] + count["diverged"]),
-                "" if best is None else f"{best:.4f}",
+                "" if best is None else metric_text(metric, best),
                 f"{speed:,.0f}" if speed else "",
             )
         return table
@@ -125,17 +127,30 @@ class Display:
         )
 
     def _time_left(self, trials: Sequence[Trial], rows: Mapping[str, EpochRow]) -> str:
-        passed = f"{clock(time.time() - self._started_s)} passed"
+        elapsed = f"{duration(self._clock.monotonic_s() - self._began_s)} elapsed"
         left_s = forecast.left_s(self.plan, trials, rows, self._operations)
-        return passed if not left_s else f"{passed}, about {clock(left_s)} left"
+        return elapsed if not left_s else f"{elapsed}, about {duration(left_s)} left"
+
+    def _line(self, trial: Trial) -> str:
+        line = f"{trial.signature}  {trial.name}  {trial.status}"
+        if trial.best_value is None:
+            return line
+        metric = self.plan.space.metric
+        unit = " %" if is_fraction(metric) else ""
+        return f"{line}  best {metric} {metric_text(metric, trial.best_value)}{unit}"
 
 
-def _line(trial: Trial) -> str:
-    value = "" if trial.best_value is None else f"  best {trial.best_value:.4f}"
-    return f"{trial.signature}  {trial.name}  {trial.status}{value}"
+def metric_heading(metric: str) -> str:
+    """Return the heading of a column of a metric's values, with its unit."""
+    return f"{metric}, %" if is_fraction(metric) else metric
 
 
-def clock(seconds: float) -> str:
+def metric_text(metric: str, value: float) -> str:
+    """Return a metric's value as it is printed, without its unit."""
+    return f"{100 * value:.1f}" if is_fraction(metric) else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
     """Return a duration as h:mm:ss."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

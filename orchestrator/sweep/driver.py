@@ -1,322 +1,302 @@
-"""`python -m orchestrator.sweep SPACE`: parse, plan, run, print; the only place that does.
-
-Exit status: 0 all trials ended well, 1 some failed, 2 wrong usage or input, 130 interrupted.
-"""
+"""Runs one sweep command from its start to its end."""
 
 from __future__ import annotations
 
 import collections
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, warn
-from orchestrator.errors import (
-    OrchestratorError,
-    UsageError,
-)
+from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import backup
-from orchestrator.ledger.header import read_header
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import checkpoints, locks
-from orchestrator.storage.paths import DataLocation, SweepPaths
+from orchestrator.storage.paths import DataLocation
 from orchestrator.sweep import opening, signals, terminal
-from orchestrator.sweep.opening import check_room, open_sweep, tracking_uri
+from orchestrator.sweep.context import SweepContext
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from orchestrator.execution.cluster import Cluster
-    from orchestrator.ledger.backup import LedgerBackup
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan.plan import Plan, VariantCost
+    from orchestrator.plan.budget import Budget
     from orchestrator.search.scheduler import TrialScheduler
+    from orchestrator.sweep.cleanup_thread import CleanupThread
     from orchestrator.sweep.mlflow_thread import MlflowThread
-    from orchestrator.tracking.artifacts import Output
-    from trainables.data.dataset import Manifest
 
 
 def sweep(config: SweepConfig) -> int:
-    """Run or continue a sweep."""
-    opening.check_existence(config)
-    with locks.driver_lock(config.paths), backup.open_backup(config.paths, say=warn) as durable:
-        opening.check_existence(config)  # again: another driver may have begun it meanwhile
-        if durable:
-            durable.fetch()
-        is_new = not config.resume
+    """Run a sweep, or resume one, and return the exit status."""
+    clock = Clock()
+    opening.check_name(config)
+    with (
+        locks.driver_lock(config.paths),
+        backup.open_backup(config.paths, warn, clock) as ledger_backup,
+    ):
+        opening.check_name(config)  # again: another driver may have created it meanwhile
+        if ledger_backup:
+            ledger_backup.fetch()
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            ledger, plan, facts, manifest = open_sweep(config)
+            ledger, plan, costs, manifest = opening.open_sweep(config, clock)
         except BaseException:
-            opening.remove_traces(config.paths)
+            opening.remove_empty_sweep(config.paths)
             raise
         try:
-            if durable:
-                durable.start(ledger)
-            with terminal.redirected_output(
-                None if config.verbose else config.paths.log
-            ) as console:
-                return _run(config, console, ledger, plan, facts, manifest, durable)
+            if ledger_backup:
+                ledger_backup.start(ledger)
+            log = None if config.verbose else config.paths.log
+            with terminal.redirected_output(log) as console:
+                return _run(
+                    SweepContext(
+                        config=config,
+                        plan=plan,
+                        costs=costs,
+                        manifest=manifest,
+                        ledger=ledger,
+                        backup=ledger_backup,
+                        console=console,
+                        interruption=signals.Interruption(),
+                        clock=clock,
+                    )
+                )
         except (UsageError, KeyboardInterrupt):
-            is_new = is_new and not ledger.attempts()
-            if durable and is_new:
-                durable.discard()
-            ledger.close()
-            if is_new:  # it never began, so its name is free again
-                config.paths.ledger.unlink()
-                opening.remove_traces(config.paths)
+            if not config.resume and not ledger.attempts():
+                opening.discard_sweep(config.paths, ledger, ledger_backup)
             raise
         finally:
-            if durable:
-                durable.stop()
+            if ledger_backup:
+                ledger_backup.stop()
             ledger.close()
 
 
-def _run(
-    config: SweepConfig,
-    console: Console,
-    ledger: Ledger,
-    plan: Plan,
-    facts: dict[str, VariantCost],
-    manifest: Manifest,
-    durable: LedgerBackup | None,
-) -> int:
-    """Start Ray and the background threads, wait for the end, say how it was."""
-    from orchestrator.execution import cluster
-    from orchestrator.ledger.database import LedgerError
-    from orchestrator.sweep import measure, summary
+def _run(context: SweepContext) -> int:
+    """Run what is left of the sweep, write its outputs, print how it ended."""
+    from orchestrator.execution.cluster import leaving
+    from orchestrator.plan import budget
+    from orchestrator.sweep import measure, outputs, summary
+    from orchestrator.sweep.cleanup_thread import CleanupThread
     from orchestrator.sweep.mlflow_thread import MlflowThread
     from orchestrator.tracking.tracker import Tracker
 
-    measured_s: dict[str, float] = {}  # of an epoch, by variant, where trials train as here
-    scheduler = _scheduler(config, ledger, plan, facts, measured_s)
-    here_s: dict[str, float] = {}
-    if config.measure and scheduler.has_work():
-        here_s = measure.measure(config, plan, facts, console, ledger)
-    if scheduler.has_work() and not config.force:
-        check_room(config, plan, facts, read_header(ledger).options.get("keep"))
-    up_to = None if durable is None else lambda: durable.copied_seq
-    tracker = Tracker(ledger, config.paths, tracking_uri(config, ledger), up_to)
-    interruption = signals.Interruption()
-    interrupted = interruption.wanted
-    errors: list[BaseException] = []
-    with signals.signals_set(interruption):
-        views = MlflowThread(tracker, config.paths)
-        if scheduler.has_work():
-            ray_cluster = cluster.connect(
-                config.address, needs_state_api=plan.overrides.get("workers", 1) > 1
-            )
-            signals.handle_signals(interruption)  # again: Ray installs its own
-            if ray_cluster.is_local:
-                measured_s.update(here_s)
-            console.print(ray_cluster.describe())
-            _check_cluster(console, config, scheduler, ray_cluster)
-            runner = _start_trials(config, scheduler, manifest, errors, ray_cluster.is_local)
-            views.start()
-            _watch(console, scheduler, views, runner, durable, interrupted)
-            try:
-                scheduler.interrupt()  # nothing, after an end of its own
-            except LedgerError as error:  # `--resume` closes what is open then
-                errors.append(error)
+    config, ledger, interrupted = context.config, context.ledger, context.interruption.wanted
+    limits = budget.budget_from_options(config, ledger, context.plan, context.clock.now_s())
+    scheduler = _new_scheduler(context, limits, {})
+    has_work, epoch_s = scheduler.has_work(), {}
+    if has_work and config.measure:
+        epoch_s = measure.measure(config, context.plan, context.costs, context.console, ledger)
+    if has_work and not config.force:
+        opening.check_room(config, context.plan, context.costs, context.options.get("keep"))
+    uri = opening.choose_tracking_uri(config, ledger)
+    tracker = Tracker(ledger, context.paths, uri, context.copied_seq, context.clock)
+    mlflow = MlflowThread(tracker)
+    cleanup = CleanupThread(ledger, context.paths, context.copied_seq)
+    error: BaseException | None = None
+    with signals.signals_set(context.interruption):
+        if has_work:
+            cluster = _connect(context)
+            if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
+                scheduler = _new_scheduler(context, limits, epoch_s)
+            error = _run_trials(context, scheduler, cluster, mlflow, cleanup)
         else:
-            views.start()
-            console.print("Every trial of this sweep has ended already.")
-        with cluster.leaving():
-            if durable and durable.lost:
-                console.print(durable.lost, soft_wrap=True, style="red")
+            context.console.print("Every trial of this sweep has ended already.")
+            mlflow.start()
+            cleanup.start()
+        with leaving():
+            if context.backup and context.backup.lost:
+                context.fail(context.backup.lost)
                 return FAILED
-            outcome = _outcome(scheduler, interrupted.is_set() or bool(errors))
+            outcome = _outcome(context, scheduler, interrupted.is_set() or error is not None)
             if outcome != "interrupted":
-                tracker.outputs = _hand_over(console, config.paths, ledger, manifest)
-        outcome = _finish(console, config, views, durable, outcome, interruption)
-    summary.print_end(console, config, plan, scheduler, tracker)
+                context.console.print("Writing the report and the best model.")
+                tracker.outputs = outputs.make(
+                    ledger, context.paths, context.manifest, context.warn
+                )
+        outcome = _finish(context, mlflow, cleanup, outcome)
+    summary.print_end(context, scheduler, tracker)
     if scheduler.halted():
-        errors.append(
-            OrchestratorError(
-                f"{redacted(str(config.storage))} cannot take more: {scheduler.halted()} Free some "
-                "space or make it writable."
-            )
+        error = error or OrchestratorError(
+            f"{redacted(str(config.storage))} cannot be written to: {scheduler.halted()} Free some "
+            "space or make it writable."
         )
-    if errors and not interrupted.is_set():
-        summary.print_stopped(console, config, errors[0])
+    if error is not None and not interrupted.is_set():
+        summary.print_stopped(context, error)
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
 
 
-def _check_cluster(
-    console: Console, config: SweepConfig, scheduler: TrialScheduler, cluster: Cluster
-) -> None:
-    """See that trials can run on the cluster, and be found again; else leave it.
-
-    Raises:
-        UsageError: of some variant not even one trial fits.
-    """
-    from orchestrator.execution.cluster import disconnect
-    from orchestrator.plan import machines
-
-    try:
-        share = read_header(scheduler.ledger).options.get("gpus_per_trial")
-        machines.check_fit(scheduler.plan, cluster.machines, share)
-    except UsageError:
-        disconnect()
-        raise
-    if cluster.may_have_many_nodes and not config.paths.remote:
-        console.print(
-            f"{config.paths.root} lies on this machine, but trials will run on others as well: "
-            "unless all of them see this folder, a trial that moves starts anew, and its "
-            "weights stay where it ran. Give a --storage that all can reach, as s3://bucket/x.",
-            soft_wrap=True,
-            style="yellow",
-        )
-
-
-def _scheduler(
-    config: SweepConfig,
-    ledger: Ledger,
-    plan: Plan,
-    facts: dict[str, VariantCost],
-    measured_s: dict[str, float],
+def _new_scheduler(
+    context: SweepContext, limits: Budget | None, epoch_s: Mapping[str, float]
 ) -> TrialScheduler:
+    """Return the scheduler as the ledger has it.
+
+    Args:
+        context: of the sweep.
+        limits: of the budget; None without one.
+        epoch_s: measured seconds of an epoch, by variant, on machines like those of the trials.
+    """
     from orchestrator.plan import budget, disk
     from orchestrator.search.scheduler import TrialScheduler
 
-    root = config.paths.root
+    config, plan, costs, paths = context.config, context.plan, context.costs, context.paths
+    operations = {name: cost.multiply_accumulates for name, cost in costs.items()}
     return TrialScheduler(
-        ledger,
+        context.ledger,
         plan,
-        is_loadable=_checkpoint_check(config.paths),
-        has_room=lambda variant: config.force or disk.has_room(root, plan, facts, variant),
-        fits_budget=budget.budget_from_options(config, ledger, plan, facts, measured_s),
+        is_loadable=lambda path: checkpoints.local_checkpoint(paths, path) is not None,
+        has_room=lambda variant: config.force or disk.has_room(paths.root, plan, costs, variant),
+        fits_budget=(
+            budget.allowance(limits, context.ledger, plan, operations, epoch_s, context.clock)
+            if limits
+            else None
+        ),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
+        clock=context.clock,
     )
 
 
-def _start_trials(
-    config: SweepConfig,
-    scheduler: TrialScheduler,
-    manifest: Manifest,
-    errors: list[BaseException],
-    is_local: bool,
-) -> threading.Thread:
-    """Start the thread that runs the trials; what ends it early is added to `errors`."""
-    from orchestrator.execution import tune_adapter
+def _connect(context: SweepContext) -> Cluster:
+    """Join or start Ray, and check that the trials can run there and find their checkpoints.
 
-    options = read_header(scheduler.ledger).options
+    Raises:
+        UsageError: there is no cluster, or no trial of some variant fits on it.
+    """
+    from orchestrator.execution import cluster as clusters
+    from orchestrator.plan import machines
 
-    def trials() -> None:
+    plan, paths = context.plan, context.paths
+    needs_state_api = plan.overrides.get("workers", 1) > 1
+    cluster = clusters.connect(context.config.address, needs_state_api=needs_state_api)
+    signals.handle_signals(context.interruption)  # again: Ray installs its own handlers
+    context.console.print(cluster.describe())
+    try:
+        machines.check_fit(plan, cluster.machines, context.options.get("gpus_per_trial"))
+    except UsageError:
+        clusters.disconnect()
+        raise
+    if cluster.may_have_many_nodes and not paths.remote:
+        context.warn(
+            f"{paths.root} is a folder on this machine, but trials also run on other machines. "
+            "Unless all of them share this folder, a trial that moves to another machine starts "
+            "again from its first epoch, and its weights stay where it ran. Choose a --storage "
+            "that every machine can reach, such as s3://bucket/prefix."
+        )
+    return cluster
+
+
+class _TrialsThread(threading.Thread):
+    """Runs the trials on Ray; `error` is what ended them early, None if nothing did."""
+
+    def __init__(self, context: SweepContext, scheduler: TrialScheduler, *, is_local: bool) -> None:
+        super().__init__(name="trials", daemon=True)
+        self._context, self._scheduler, self._is_local = context, scheduler, is_local
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        from orchestrator.execution import tune_adapter
+
+        config, options = self._context.config, self._context.options
+        data = config.data
         try:
             tune_adapter.run(
-                scheduler,
+                self._scheduler,
                 paths=config.paths,
-                dataset=DataLocation(config.data.folder / manifest.name, config.data.address),
+                dataset=DataLocation(data.folder / self._context.manifest.name, data.address),
                 options=tune_adapter.ExecutionOptions(
                     max_concurrent=config.max_concurrent,
                     gpus_per_trial=options.get("gpus_per_trial"),
                     hang_timeout_s=config.hang_timeout_s,
                     keep_all=options.get("keep") == "all",
                 ),
-                is_local=is_local,
-                clock=Clock(),
+                is_local=self._is_local,
+                clock=self._context.clock,
             )
         except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=trials, name="trials", daemon=True)
-    thread.start()
-    return thread
+            self.error = error
 
 
-def _watch(
-    console: Console,
+def _run_trials(
+    context: SweepContext,
     scheduler: TrialScheduler,
-    views: MlflowThread,
-    runner: threading.Thread,
-    durable: LedgerBackup | None,
-    interrupted: threading.Event,
-) -> None:
-    """Show how the trials are doing until they are over or the user has had enough."""
+    cluster: Cluster,
+    mlflow: MlflowThread,
+    cleanup: CleanupThread,
+) -> BaseException | None:
+    """Run the trials until they end or the user interrupts; return what ended them early."""
+    from orchestrator.ledger.database import LedgerError
+
+    trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
+    for thread in (trials, mlflow, cleanup):
+        thread.start()
+    _watch(context, trials, mlflow)
+    try:
+        scheduler.interrupt()  # changes nothing when all trials have ended
+    except LedgerError as error:  # `--resume` closes the attempts that stay open
+        return trials.error or error
+    return trials.error
+
+
+def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread) -> None:
+    """Show the progress of the trials until they end, are interrupted, or the lease is lost."""
     from orchestrator.sweep.display import Display
 
-    with Display(console, scheduler.ledger, scheduler.plan) as display:
-        while runner.is_alive() and not interrupted.is_set():
-            runner.join(timeout=0.5)
+    interrupted, ledger_backup = context.interruption.wanted, context.backup
+    with Display(context.console, context.ledger, context.plan, context.clock) as display:
+        while trials.is_alive() and not interrupted.is_set():
+            trials.join(timeout=0.5)
             display.show()
-            views.tell(console)
-            if durable:
-                durable.tell(lambda text: console.print(text, soft_wrap=True, style="yellow"))
-                if durable.lost:
+            mlflow.report(context.console)
+            if ledger_backup:
+                ledger_backup.tell(context.warn)
+                if ledger_backup.lost:
                     return
     if interrupted.is_set():
-        console.print(
-            "Interrupted: saving what is known. Nothing is lost. Once more does not wait for "
-            "MLflow, a third time ends at once."
+        context.console.print(
+            "Interrupted: saving results. Nothing is lost. A second signal skips the wait for "
+            "MLflow, a third one ends the command at once."
         )
 
 
-def _hand_over(
-    console: Console, paths: SweepPaths, ledger: Ledger, manifest: Manifest
-) -> list[Output]:
-    """Write the sweep's report and its best model; what cannot be is said."""
-    from orchestrator.sweep import outputs
-
-    console.print("Writing the report and the best model.")
-    return outputs.make(
-        ledger, paths, manifest, lambda text: console.print(text, soft_wrap=True, style="yellow")
-    )
-
-
 def _finish(
-    console: Console,
-    config: SweepConfig,
-    views: MlflowThread,
-    durable: LedgerBackup | None,
-    outcome: str,
-    interruption: signals.Interruption,
+    context: SweepContext, mlflow: MlflowThread, cleanup: CleanupThread, outcome: str
 ) -> str:
-    """Bring the storage and the views up to date, and return the outcome that is true then."""
-    if durable is None:
-        views.finish(console, outcome, interruption)
-        return outcome
-    # Whoever stops a sweep waits half a minute, not longer.
-    in_haste = interruption.wanted
-    is_stored = durable.flush(lambda: 8 if in_haste.is_set() else 120)
-    views.finish(console, outcome, interruption)
-    if is_stored:  # what the views have noted
-        is_stored = durable.flush(lambda: 3 if in_haste.is_set() else 60)
-    if is_stored:
-        return outcome
+    """Bring the sweep's storage and MLflow up to date, and return the outcome after that."""
+    from orchestrator.sweep.loop import EndLimit
     from orchestrator.sweep.summary import resume_command
 
-    console.print(
-        f"The copy of the ledger in {durable.storage.shown} could not be brought up to date. "
-        f"This machine has everything in {config.paths.root}; when the storage is back, give "
-        f"here: {resume_command()}",
-        soft_wrap=True,
-        style="red",
+    ledger_backup, interrupted = context.backup, context.interruption.wanted
+    # An interrupted sweep ends within half a minute.
+    is_stored = not ledger_backup or ledger_backup.flush(lambda: 8 if interrupted.is_set() else 120)
+    limit = EndLimit(context.interruption, context.clock)
+    cleanup.stop()
+    mlflow.finish(context.console, outcome, limit)
+    cleanup.join(limit)
+    if ledger_backup and is_stored:  # for what the MLflow thread noted in the ledger
+        is_stored = ledger_backup.flush(lambda: 3 if interrupted.is_set() else 60)
+    if is_stored or not ledger_backup:
+        return outcome
+    context.fail(
+        f"The copy of the ledger in {ledger_backup.storage.shown} could not be brought up to date. "
+        f"This machine has everything in {context.paths.root}. When the storage is available "
+        f"again, run this command here: {resume_command()}"
     )
     return "failed" if outcome == "complete" else outcome
 
 
-def _checkpoint_check(paths: SweepPaths) -> Any:
-    def is_whole(path: str) -> bool:
-        return checkpoints.local_checkpoint(paths, path) is not None
-
-    return is_whole
-
-
-def _outcome(scheduler: TrialScheduler, interrupted: bool) -> str:
-    ledger, plan = scheduler.ledger, scheduler.plan
-    if interrupted:
+def _outcome(context: SweepContext, scheduler: TrialScheduler, is_interrupted: bool) -> str:
+    """Return whether the sweep is "complete", "failed" or "interrupted"."""
+    plan = context.plan
+    if is_interrupted:
         return "interrupted"
     if scheduler.halted() or scheduler.has_work():
         return "failed"
-    trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
+    trials = [trial for trial in context.ledger.trials() if trial.variant in plan.variants]
     if any(trial.status == "failed" for trial in trials):
         return "failed"
+    if scheduler.left_out():  # by the budget that the user chose
+        return "complete"
     ended = collections.Counter(trial.variant for trial in trials if trial.stage == "search")
     has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
-    if scheduler.left_out():  # the budget's affair, as the user asked
-        return "complete"
     return "complete" if has_all else "failed"

@@ -1,7 +1,7 @@
-"""What a sweep will take, measured: a few steps of every variant on this machine's device.
+"""`--measure`: forecasts a sweep from a few training steps of every variant on this machine.
 
-Each variant is measured in a process of its own, as a trial of the sweep would run, with the
-parameters of its first suggestion. What early stopping will save is not foreseen.
+Each variant is measured in a process of its own, as a trial of the sweep runs, with the
+hyperparameters of its first trial. The forecast assumes that no trial is stopped early.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import read_header
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepForecast:
-    """What was to be done of a sweep, as forecast.
+    """What the remaining trials of a sweep take if none is stopped early.
 
     Attributes:
         concurrent: trials at a time.
-        epochs: of all trials, if none is stopped early.
-        wall_s: seconds on the clock.
-        device_s: seconds of their devices, as `budget.shares` counts them.
+        epochs: of all trials.
+        wall_s: elapsed seconds.
+        device_s: seconds of all trials' devices, as `budget.shares` counts them.
         disk_bytes: the most that checkpoints take.
         devices: that a trial counts as, by variant.
     """
@@ -53,68 +53,44 @@ class SweepForecast:
 def measure(
     config: SweepConfig,
     plan: Plan,
-    facts: Mapping[str, VariantCost],
+    costs: Mapping[str, VariantCost],
     console: Console,
     ledger: Ledger | None = None,
 ) -> dict[str, float]:
-    """Measure every variant here, saying how it goes, and print what is left of the sweep.
+    """Return the measured seconds of an epoch by variant; print the forecast and store it.
 
     Args:
         config: the command line.
-        plan: the sweep.
-        facts: of its variants.
-        console: where it is said.
-        ledger: the sweep's, which keeps the first forecast of each variant and that of the whole
-            sweep from before it began; None: a sweep that is only planned.
-
-    Returns:
-        The seconds of a trial's epoch, by variant.
+        plan: the trials to run.
+        costs: of the plan's variants.
+        console: for progress and forecast.
+        ledger: the sweep's, where the forecast is stored; None: a sweep that is only planned.
 
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    from orchestrator.plan import disk, machines
-    from trainables.training import device
-
-    folder = config.data.folder / plan.dataset
-    if not (folder / DATASET_MANIFEST).is_file():
-        raise UsageError(
-            f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
-            f"`python -m orchestrator.data prepare {plan.dataset}`."
-        )
     options = read_header(ledger).options if ledger else given_options(config)
-    share, keep = options.get("gpus_per_trial"), options.get("keep")
-    cpus, gpus = float(os.cpu_count() or 1), float(device.num_gpus())
-    fits = machines.check_fit(plan, [(cpus, gpus)], share)
-    concurrent = min(config.max_concurrent or fits, fits)
-    measured = {}
-    for number, variant in enumerate(plan.variants, start=1):
-        console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
-        measured[variant] = _measured(plan, variant, folder)
+    concurrent = _concurrent(config, plan, options)
+    measured = _measure_variants(config, plan, console)
+    epoch_s = {variant: _trial_epoch_s(plan, times) for variant, times in measured.items()}
     trials = [t for t in ledger.trials() if t.variant in plan.variants] if ledger else []
     latest = ledger.latest_epochs() if ledger else {}
     epochs = {v: forecast.epochs_left(plan, v, trials, latest) for v in plan.variants}
-    epoch_s = {v: _by_workers(plan, own.epoch_s) for v, own in measured.items()}
-    whole = whole_of(
+    sweep = forecast_sweep(
         epochs,
         epoch_s,
-        budget.shares(plan, share),
+        budget.shares(plan, options.get("gpus_per_trial")),
         longest_s=max((plan.epochs(v) * epoch_s[v] for v in epochs if epochs[v]), default=0.0),
         concurrent=concurrent,
-        disk_bytes=disk.forecast_bytes(
-            plan, facts, config.max_concurrent or os.cpu_count() or 1, keep
-        ),
+        disk_bytes=_disk_bytes(config, plan, costs, options),
     )
-    print_forecast(console, plan, measured, epochs, whole)
+    print_forecast(console, plan, measured, epochs, sweep)
     if ledger is not None:
-        own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
-        ledger.put("forecast", {**own, **read_header(ledger).forecast})
-        if not ledger.attempts():
-            ledger.put("forecast_whole", asdict(whole))
+        _store(ledger, measured, epoch_s, sweep)
     return epoch_s
 
 
-def whole_of(
+def forecast_sweep(
     epochs: Mapping[str, int],
     epoch_s: Mapping[str, float],
     devices: Mapping[str, float],
@@ -123,7 +99,7 @@ def whole_of(
     concurrent: int,
     disk_bytes: int,
 ) -> SweepForecast:
-    """Return what so many epochs take, of trials that do not slow each other down.
+    """Return the forecast for trials that do not slow each other down.
 
     Args:
         epochs: of all trials, by variant.
@@ -144,25 +120,74 @@ def whole_of(
     )
 
 
-def _by_workers(plan: Plan, epoch_s: float) -> float:
-    """Return a trial's epoch; several workers are taken to be as many times as fast as one."""
-    return epoch_s / int(plan.overrides.get("workers", 1))
+def _concurrent(config: SweepConfig, plan: Plan, options: Mapping[str, Any]) -> int:
+    """Return how many trials run on this machine at a time."""
+    from orchestrator.plan import machines
+    from trainables.training import device
+
+    here = (float(os.cpu_count() or 1), float(device.num_gpus()))
+    fits = machines.check_fit(plan, [here], options.get("gpus_per_trial"))
+    return min(config.max_concurrent or fits, fits)
 
 
-def _measured(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
+def _disk_bytes(
+    config: SweepConfig,
+    plan: Plan,
+    costs: Mapping[str, VariantCost],
+    options: Mapping[str, Any],
+) -> int:
+    from orchestrator.plan import disk
+
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    return disk.forecast_bytes(plan, costs, concurrent, options.get("keep"))
+
+
+def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict[str, TrainingTime]:
+    folder = config.data.folder / plan.dataset
+    if not (folder / DATASET_MANIFEST).is_file():
+        raise UsageError(
+            f"`--measure` trains on the dataset, and {folder} holds none. Prepare it with "
+            f"`python -m orchestrator.data prepare {plan.dataset}`."
+        )
+    measured = {}
+    for number, variant in enumerate(plan.variants, start=1):
+        console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
+        measured[variant] = _measure_variant(plan, variant, folder)
+    return measured
+
+
+def _measure_variant(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
     from orchestrator.search.sampler import new_study
     from trainables.training.probe import training_time
 
     trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))
-    # Spawned: what this process holds is no trial's, and CUDA does not survive a fork.
+    # Spawned, because trials do not share this process's state and CUDA does not survive a fork.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(training_time, trial, dataset).result()
         except Exception as error:
             raise UsageError(
                 f"{variant} cannot be measured: {type(error).__name__}: {error} Its trials would "
-                "most likely fail as well; leave it out with --variants, or --measure."
+                "most likely fail as well. Leave it out with --variants, or leave out --measure."
             ) from error
+
+
+def _trial_epoch_s(plan: Plan, measured: TrainingTime) -> float:
+    """Return the seconds of a trial's epoch; n workers are assumed to be n times as fast as one."""
+    return measured.epoch_s / int(plan.overrides.get("workers", 1))
+
+
+def _store(
+    ledger: Ledger,
+    measured: Mapping[str, TrainingTime],
+    epoch_s: Mapping[str, float],
+    sweep: SweepForecast,
+) -> None:
+    """Store the first measurement of each variant, and the forecast from before the first trial."""
+    own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
+    ledger.put("forecast", {**own, **read_header(ledger).forecast})
+    if not ledger.attempts():
+        ledger.put("forecast_whole", asdict(sweep))
 
 
 def print_forecast(
@@ -170,45 +195,45 @@ def print_forecast(
     plan: Plan,
     measured: Mapping[str, TrainingTime],
     epochs: Mapping[str, int],
-    whole: SweepForecast,
+    sweep: SweepForecast,
 ) -> None:
-    """Print what is left of a sweep if no trial is stopped early.
+    """Print what the remaining trials take if none is stopped early.
 
     Args:
-        console: where.
-        plan: the sweep.
-        measured: by variant.
-        epochs: left, by variant.
-        whole: all of it.
+        console: where to print.
+        plan: the trials to run.
+        measured: times and memory, by variant.
+        epochs: left to train, by variant.
+        sweep: the forecast for all variants together.
     """
     from rich.table import Table
 
     from orchestrator.plan import disk
-    from orchestrator.sweep.display import clock
+    from orchestrator.sweep.display import duration
 
-    table = Table(title="Forecast, from a few steps of each model here")
+    table = Table(title="Forecast from a few steps of each variant on this machine")
     table.add_column("variant", no_wrap=True)
     for name in ("step", "epoch", "trial", "all trials", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
-    for variant, own in measured.items():
-        epoch_s = _by_workers(plan, own.epoch_s)
+    for variant, times in measured.items():
+        epoch_s = _trial_epoch_s(plan, times)
         table.add_row(
             variant,
-            f"{1000 * own.step_s:,.1f} ms",
+            f"{1000 * times.step_s:,.1f} ms",
             f"{epoch_s:,.1f} s",
-            clock(plan.epochs(variant) * epoch_s),
-            clock(epochs[variant] * epoch_s),
-            f"{own.peak_gib:.2f} GiB",
+            duration(plan.epochs(variant) * epoch_s),
+            duration(epochs[variant] * epoch_s),
+            f"{times.peak_gib:.2f} GiB",
         )
     console.print(table)
-    at_a_time = "one trial" if whole.concurrent == 1 else f"{whole.concurrent} trials"
+    at_a_time = "one trial" if sweep.concurrent == 1 else f"{sweep.concurrent} trials"
     workers = int(plan.overrides.get("workers", 1))
     console.print(
-        f"In all {whole.device_s / 3600:,.2f} device-hours; with {at_a_time} at a time about "
-        f"{clock(whole.wall_s)}, as long as they do not slow each other down"
+        f"In total {sweep.device_s / 3600:,.2f} device-hours; with {at_a_time} at a time about "
+        f"{duration(sweep.wall_s)}, if they do not slow each other down"
         + (f" and {workers} workers are {workers} times as fast as one. " if workers > 1 else ". ")
-        + "Early stopping makes it less; starts of trials and final tests come on top. "
-        f"Checkpoints take up to {disk.gib(whole.disk_bytes)}.",
+        + "Early stopping shortens this; starting trials and testing add to it. "
+        f"Checkpoints take up to {disk.gib(sweep.disk_bytes)}.",
         soft_wrap=True,
         highlight=False,
     )

@@ -1,6 +1,6 @@
-"""What a sweep hands over at its end: its report and its best model, beside the ledger.
+"""Writes a sweep's report and its best model, from its ledger and checkpoints.
 
-Both are views of ledger and checkpoints. One that cannot be made costs a line, never the sweep.
+An output that cannot be written costs a printed line, never the sweep.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.ledger import ranking
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import Trial
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import MODEL, REPORT, SweepPaths
@@ -22,19 +24,19 @@ from trainables.data.dataset import Manifest
 def make(
     ledger: Ledger, paths: SweepPaths, manifest: Manifest, say: Callable[[str], None]
 ) -> list[Output]:
-    """Bring the sweep's report and its best model up to date, and return what there is.
+    """Bring the sweep's report and its best model up to date, and return those that exist.
 
     Args:
-        ledger: the sweep's; remembers what the folders show.
-        paths: where they are put.
+        ledger: the sweep's; stores what each folder was written from.
+        paths: the sweep's folder.
         manifest: of the dataset.
-        say: tells the user what cannot be made, and why.
+        say: prints what cannot be written, and why.
     """
     made: list[Output] = []
     known = read_header(ledger).products
     for name, mark, write in (
         (REPORT, str(ledger.seq), _write_report),
-        (MODEL, _best(ledger), _write_model),
+        (MODEL, _model_mark(ledger), _write_model),
     ):
         folder = paths.root / name
         if mark and not (known.get(name) == mark and folder.is_dir()):
@@ -51,10 +53,12 @@ def make(
     return made
 
 
-def _best(ledger: Ledger) -> str:
-    from orchestrator.ledger.ranking import best_trial
+def _best(ledger: Ledger) -> Trial | None:
+    return ranking.best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
 
-    trial = best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
+
+def _model_mark(ledger: Ledger) -> str:
+    trial = _best(ledger)
     return "" if trial is None else f"{trial.signature} epoch {(trial.best_epoch or 0) + 1}"
 
 
@@ -62,7 +66,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
     from orchestrator.plan import disk
     from orchestrator.report.render import write_report
 
-    if read_header(ledger).forecast_whole and not paths.remote:  # for the report to compare
+    if read_header(ledger).forecast_whole and not paths.remote:  # the report compares them
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 
@@ -80,12 +84,11 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
 
     Raises:
         UsageError: its checkpoint is missing or damaged.
-        FileExistsError: the target is there already.
+        FileExistsError: the target exists.
     """
-    from orchestrator.ledger import ranking
     from orchestrator.predict import find
 
-    trial = ranking.best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
+    trial = _best(ledger)
     if trial is not None:
         export_model(find.model_of_trial(ledger, paths, trial, manifest), target)
     return trial is not None

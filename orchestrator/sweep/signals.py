@@ -1,4 +1,4 @@
-"""What the driver's process holds while it runs: the sweep's lock, the terminal, the signals."""
+"""Turns SIGINT, SIGTERM and SIGHUP into an orderly end of the sweep."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 class Interruption:
-    """How urgently the user wants out: an event for the first signal and one for the second."""
+    """The user's signals: `wanted` is set by the first one, `urgent` by the second."""
 
     def __init__(self) -> None:
         self.wanted = threading.Event()
         self.urgent = threading.Event()
 
     def on_signal(self, number: int, frame: object) -> None:
-        """Take SIGINT, SIGTERM or SIGHUP; the third ends this process on the spot.
+        """Handle SIGINT, SIGTERM or SIGHUP; the third one ends this process at once.
 
-        Even that loses nothing: the ledger is durable. A local Ray ends with this process: left to
-        themselves its agents would ask for up to a minute after a server that is gone.
+        Even that loses nothing, because the ledger is durable. A local Ray is killed as well:
+        otherwise its agents look for a server that has ended for up to a minute.
         """
         if number == signal.SIGHUP:
             _leave_terminal()
@@ -38,20 +35,20 @@ class Interruption:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that these have; Linux only."""
+    """Return the children of a process, their children, and so on; Linux only."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(stat.parent.name))
     found = children.get(pid, [])
-    for one in found:  # grows meanwhile
+    for one in found:  # the list grows while it is read
         found.extend(children.get(one, []))
     return found
 
 
 def take_term_as_interrupt() -> None:
-    """Make SIGTERM end what is under way as Ctrl+C does: tidied up, with status 130."""
+    """Make SIGTERM end the command as Ctrl+C does: cleaned up, with status 130."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -62,7 +59,7 @@ def take_term_as_interrupt() -> None:
 
 @contextlib.contextmanager
 def signals_set(interruption: Interruption) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an orderly end while the block runs."""
+    """Handle SIGINT, SIGTERM and SIGHUP while the block runs."""
     before = handle_signals(interruption)
     try:
         yield
@@ -72,18 +69,18 @@ def signals_set(interruption: Interruption) -> Iterator[None]:
 
 
 def handle_signals(interruption: Interruption) -> dict[int, Any]:
-    """Pass SIGINT, SIGTERM and SIGHUP on; return the old handlers."""
+    """Pass SIGINT, SIGTERM and SIGHUP to an interruption; return the old handlers."""
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under `nohup`
         numbers.append(signal.SIGHUP)
     return {number: signal.signal(number, interruption.on_signal) for number in numbers}
 
 
 def _leave_terminal() -> None:
-    """Send what goes to a terminal nowhere: it was closed, and writing to it is an error."""
+    """Redirect output to the terminal to /dev/null: it was closed, and writing to it fails."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for link in Path("/proc/self/fd").glob("*"):
-        with contextlib.suppress(OSError):  # the one that lists them
+        with contextlib.suppress(OSError):  # the descriptor of this listing
             if os.readlink(link).startswith(("/dev/pts/", "/dev/tty")):
                 os.dup2(nowhere, int(link.name))
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""What a sweep says of its plan before it starts, and of how it went at its end."""
+"""Prints a sweep's plan before it starts, and its results at its end."""
 
 from __future__ import annotations
 
@@ -15,46 +15,40 @@ from rich.table import Table
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
-from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, Attempt, Trial
-from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
+from orchestrator.sweep.context import SweepContext
+from orchestrator.sweep.display import metric_heading, metric_text
 from orchestrator.tracking import client
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.plan.plan import Plan, VariantCost
+    from orchestrator.plan.plan import VariantCost
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.tracking.tracker import Tracker
 
 
-def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> None:
-    """Print what a sweep would do, model by model."""
+def print_plan(console: Console, plan: Plan, costs: Mapping[str, VariantCost]) -> None:
+    """Print the trials, epochs and cost of each variant."""
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
     for name in (
-        "image size, px",
-        "trials",
-        "epochs",
-        "parameters",
-        "MMACs",
-        "MFLOPs",
-        "per trial",
+        *("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"),
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in plan.variants:
-        fixed, own = plan.space.fixed_for(variant), facts[variant]
-        mega = own.multiply_accumulates / 1e6
+        fixed, cost = plan.space.fixed_for(variant), costs[variant]
+        mega = cost.multiply_accumulates / 1e6
         table.add_row(
             variant,
-            str(own.image_size_px),
+            str(cost.image_size_px),
             str(plan.trials),
-            str(plan.overrides.get("epochs", fixed["epochs"])),
-            f"{own.parameters:,}",
+            str(plan.epochs(variant)),
+            f"{cost.parameters:,}",
             f"{mega:,.1f}",
             f"{2 * mega:,.1f}",
             f"{fixed.get('threads', 1)} CPU, {plan.space.gpus_for(variant):g} GPU",
@@ -64,103 +58,113 @@ def print_plan(console: Console, plan: Plan, facts: dict[str, VariantCost]) -> N
     console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
     if plan.num_finals:
         console.print(
-            f"After its search the best of each variant is trained again with {plan.final_seeds} "
-            f"{'seed' if plan.final_seeds == 1 else 'seeds'} and evaluated once by the test split."
+            f"After its search, the best trial of each variant is trained again with "
+            f"{plan.final_seeds} {'seed' if plan.final_seeds == 1 else 'seeds'} and evaluated once "
+            "on the test split."
         )
-    console.print("Operations are per image, forward. A GPU is used where the cluster has one.")
+    console.print("Operations are of one image, forward. A GPU is used where the cluster has one.")
 
 
-def print_end(
-    console: Console, config: SweepConfig, plan: Plan, scheduler: TrialScheduler, tracker: Tracker
-) -> None:
-    """Print the leaderboard, what failed, and where everything is."""
-    ledger, uri = scheduler.ledger, tracker.uri
+def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker) -> None:
+    """Print the leaderboard, the failures, and where the results are."""
+    plan, ledger, console = context.plan, context.ledger, context.console
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
     console.print(leaderboard(plan, trials))
     evaluated = final_table(plan, trials, ledger.evaluations())
     if evaluated is not None:
         console.print(evaluated)
-    lines = failures(trials, ledger.attempts())
-    if lines:
-        console.print("These trials did not end well:", style="bold")
-        for line in lines:
-            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-        console.print(f"Failed ones are tried again by: {resume_command()}", soft_wrap=True)
+    _print_failures(console, trials, ledger.attempts())
     for variant in scheduler.given_up():
-        console.print(f"{variant} was stopped: the same error came from several trials.")
-    left_out = scheduler.left_out() if config.budget_s or config.max_device_hours else {}
-    if left_out:
-        number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
-        console.print(
-            f"The budget had no room for more: trials not trained to their end are {number}. Go on "
-            f"with {resume_command()}, with a new --budget or a larger --max-device-hours.",
-            soft_wrap=True,
-        )
+        console.print(f"{variant} was stopped: several of its trials failed with the same error.")
+    if context.config.budget_s or context.config.max_device_hours:
+        _print_left_out(console, scheduler.left_out())
+    _print_places(context, tracker)
+
+
+def _print_failures(console: Console, trials: Sequence[Trial], attempts: Sequence[Attempt]) -> None:
+    lines = failures(trials, attempts)
+    if not lines:
+        return
+    console.print("These trials failed or diverged:", style="bold")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"To retry the failed ones, run: {resume_command()}", soft_wrap=True)
+
+
+def _print_left_out(console: Console, left_out: Mapping[str, int]) -> None:
+    if not left_out:
+        return
+    number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
+    console.print(
+        f"These trials did not fit the budget: {number}. To run them, give {resume_command()} with "
+        "a new --budget or a larger --max-device-hours.",
+        soft_wrap=True,
+    )
+
+
+def _print_places(context: SweepContext, tracker: Tracker) -> None:
+    """Print where the report, the model, the ledger and MLflow's runs are."""
+    paths, uri, space = context.paths, redacted(tracker.uri), context.plan.space
+    lines = []
     for output in tracker.outputs:
         page = REPORT_PAGE if output.name == REPORT else ""
-        where = f"{output.name.capitalize()}: {output.folder / page}"
-        console.print(where, soft_wrap=True, highlight=False)
-    console.print(f"Ledger: {config.paths.ledger}", soft_wrap=True, highlight=False)
-    if config.paths.remote:
-        stored = f"{redacted(config.paths.remote)}, which --resume on any machine goes on from."
-        console.print(f"Stored in {stored}", soft_wrap=True, highlight=False, markup=False)
-    command = client.ui_command(redacted(uri))
-    if command:
-        console.print(f"MLflow: {command}", soft_wrap=True, highlight=False, markup=False)
+        lines.append(f"{output.name.capitalize()}: {output.folder / page}")
+    lines.append(f"Ledger: {paths.ledger}")
+    if paths.remote:
+        lines.append(
+            f"Stored in {redacted(paths.remote)}; --resume continues from there on any machine."
+        )
+    if command := client.ui_command(uri):
+        lines.append(f"MLflow: {command}")
     if tracker.experiment:
-        space = plan.space
-        page = client.page_address(redacted(uri), tracker.experiment, space.metric, space.mode)
-        console.print(f"then open {page}", soft_wrap=True, highlight=False, markup=False)
+        page = client.page_address(uri, tracker.experiment, space.metric, space.mode)
+        lines.append(f"then open {page}")
+    for line in lines:
+        context.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def print_stopped(console: Console, config: SweepConfig, error: BaseException) -> None:
-    """Print why a sweep ended before its time; the traceback goes to the log.
+def print_stopped(context: SweepContext, error: BaseException) -> None:
+    """Print why a sweep ended early; the traceback goes to the log.
 
     Raises:
-        UsageError: it was the user's mistake, which is told by whoever started the sweep.
+        UsageError: it was a mistake of the user, which the command prints.
     """
     if isinstance(error, UsageError):
         raise error
     with contextlib.suppress(OSError):
-        traceback.print_exception(error)  # into the log
-    is_told = isinstance(error, OrchestratorError | StorageError)
-    said = str(error) if is_told else f"{error!r}."
-    console.print(
-        f"The sweep stopped. {said} What was done is stored; go on with "
-        f"{resume_command()}. Details: {config.paths.log}",
-        soft_wrap=True,
-        style="red",
+        traceback.print_exception(error)  # to the log
+    is_ours = isinstance(error, OrchestratorError | StorageError)
+    reason = str(error) if is_ours else f"{error!r}."
+    context.fail(
+        f"The sweep stopped. {reason} Everything until then is stored; continue with "
+        f"{resume_command()}. Details: {context.paths.log}"
     )
 
 
 def resume_command() -> str:
-    """Return what the user types to go on with the sweep of this command, without its secrets."""
+    """Return the command that resumes this command's sweep, without its secrets."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
     return redacted(shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"]))
 
 
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
-    """Return the best trial of every variant, best variant first."""
+    """Return a table of the best trial of every variant's search, best variant first."""
     metric, mode = plan.space.metric, plan.space.mode
-    table = Table(title=f"Best of each variant ({metric}, validation split)")
-    for name in ("variant", metric, "epoch", "trials", "signature", "found with"):
-        table.add_column(name, justify="right" if name in (metric, "epoch", "trials") else "left")
-    best: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.status not in ("complete", "stopped") or trial.best_value is None:
-            continue
-        if trial.stage == "final":
-            continue
-        held = best.get(trial.variant)
-        if held is None or is_better(trial.best_value, held.best_value or 0.0, mode):
-            best[trial.variant] = trial
-    ended = Counter(t.variant for t in trials if t.status in ENDED and t.stage == "search")
-    for trial in sorted(
-        best.values(), key=lambda t: (t.best_value or 0.0) * (-1 if mode == "max" else 1)
-    ):
+    table = Table(title="Leaderboard of the searches (validation split)")
+    for name in ("variant", f"best {metric_heading(metric)}", "at epoch", "trials"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for name in ("signature", "best hyperparameters"):
+        table.add_column(name)
+    searched = [trial for trial in trials if trial.stage == "search"]
+    ended = Counter(trial.variant for trial in searched if trial.status in ENDED)
+    own = ([trial for trial in searched if trial.variant == name] for name in plan.variants)
+    best = [found for found in (ranking.best_trial(each, mode) for each in own) if found]
+    values = ranking.ranking_values(searched)
+    best.sort(key=lambda trial: values[trial.signature] * (-1 if mode == "max" else 1))
+    for trial in best:
         table.add_row(
             trial.variant,
-            f"{trial.best_value:.4f}",
+            "" if trial.best_value is None else metric_text(metric, trial.best_value),
             str((trial.best_epoch or 0) + 1),
             str(ended[trial.variant]),
             trial.signature,
@@ -172,9 +176,9 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
 def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table | None:
-    """Return what the test split says of each variant's chosen configuration, None without any."""
-    table = Table(title="Chosen configurations, evaluated once by the test split")
-    for name in ("variant", "seeds", "test top-1", "test top-5", "loss", "calibration error"):
+    """Return a table of each variant's evaluation on the test split, None without any."""
+    table = Table(title="Best hyperparameters of each variant, evaluated once on the test split")
+    for name in ("variant", "seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in plan.variants:
         own = ranking.final_trials_of(trials, variant, plan.space.mode)
@@ -185,20 +189,26 @@ def final_table(
             table.add_row(
                 variant,
                 str(len(evaluated)),
-                *(_spread([one[name] for one in evaluated]) for name in ("top1", "top5")),
-                *(_spread([one[name] for one in evaluated]) for name in ("loss", "ece")),
+                _percent([one["top1"] for one in evaluated]),
+                _percent([one["top5"] for one in evaluated]),
+                _mean([one["loss"] for one in evaluated], digits=4),
+                _percent([one["ece"] for one in evaluated]),
             )
     return table if table.row_count else None
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Return mean and, of several, standard deviation."""
-    mean = statistics.fmean(values)
-    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+def _percent(fractions: Sequence[float]) -> str:
+    return _mean([100 * fraction for fraction in fractions], digits=1)
+
+
+def _mean(values: Sequence[float], *, digits: int) -> str:
+    """Return the mean and, with several values, the sample standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
-    """Return one line for each failed or diverged trial: its class, last line and log."""
+    """Return a line for each failed or diverged trial: failure class, last line, log."""
     last = {attempt.signature: attempt for attempt in attempts}
     lines = []
     for trial in trials:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def redirected_output(log_path: Path | None) -> Iterator[Console]:
-    """Yield the user's terminal, while everything else that writes goes to the log file.
+    """Yield a console on the user's terminal, while all other output goes to the log file.
 
     Args:
-        log_path: the file; None leaves everything on the terminal.
+        log_path: the file; None leaves all output on the terminal.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     if log_path is None:
@@ -36,7 +36,7 @@ def redirected_output(log_path: Path | None) -> Iterator[Console]:
             yield console_on(out)
         finally:
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError):  # the disk of the log is full
+                with contextlib.suppress(OSError):  # the log's disk is full
                     stream.flush()
             for number, saved in enumerate(kept, start=1):
                 os.dup2(saved, number)

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from orchestrator.clock import Clock
 from orchestrator.sweep import mlflow_thread
+from orchestrator.sweep.loop import EndLimit
 from orchestrator.sweep.mlflow_thread import MlflowThread
 from orchestrator.sweep.signals import Interruption
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
@@ -186,7 +188,7 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 57, for one trial: it is printed once, recorded in the ledger, and written later."""
-    monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 1.0)
+    monkeypatch.setattr(mlflow_thread, "_REPORT_AFTER_S", 1.0)
     rejected = sweep.config(1).signature()
 
     def rule(request: Request) -> Fault | None:
@@ -195,17 +197,17 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     proxy.rule = rule
     printed = io.StringIO()
     console = Console(file=printed, width=500)
-    threads = MlflowThread(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker)
     threads.start()
     for scene in story(sweep):
         scene()
     end_s = time.monotonic() + 6
     while time.monotonic() < end_s:
-        threads.tell(console)
+        threads.report(console)
         time.sleep(0.1)
     assert printed.getvalue().count("is behind") == 1
-    threads.finish(console, "failed", Interruption())
-    assert f"it does not take trial {rejected}: " in printed.getvalue()
+    threads.finish(console, "failed", EndLimit(Interruption(), Clock()))
+    assert f"it rejects trial {rejected}: " in printed.getvalue()
     assert "--resume writes the rest" in printed.getvalue()
     assert set(sweep.ledger.get("tracking_behind")) == {rejected}
     runs = sweep.runs()
@@ -234,16 +236,16 @@ def test_a_server_that_denies_access_is_explained_once(
     proxy.rule = lambda request: fault
     printed = io.StringIO()
     console = Console(file=printed, width=500)
-    threads = MlflowThread(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker)
     threads.start()
     end_s = time.monotonic() + 30
     while "behind" not in printed.getvalue() and time.monotonic() < end_s:
-        threads.tell(console)
+        threads.report(console)
         time.sleep(0.05)
     for _ in range(10):
-        threads.tell(console)
+        threads.report(console)
     assert printed.getvalue().count(hint) == 1
-    threads.finish(console, "complete", Interruption())
+    threads.finish(console, "complete", EndLimit(Interruption(), Clock()))
     assert "does not have everything" in printed.getvalue()
 
 
@@ -251,17 +253,17 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 57: one line once it has lasted some seconds, one when it is over."""
-    monkeypatch.setattr(mlflow_thread, "_TELL_AFTER_S", 7.0)  # the client retries for some seconds
+    monkeypatch.setattr(mlflow_thread, "_REPORT_AFTER_S", 7.0)  # the client retries for seconds
     printed = io.StringIO()
     console = Console(file=printed, width=500)
-    threads = MlflowThread(sweep.tracker, sweep.paths)
+    threads = MlflowThread(sweep.tracker)
     threads.start()
     scenes = story(sweep)
 
     def watch(seconds: float) -> list[str]:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
-            threads.tell(console)
+            threads.report(console)
             time.sleep(0.05)
         return printed.getvalue().splitlines()
 
@@ -274,7 +276,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     proxy.rule = lambda request: None
     scenes[2]()
     assert watch(11)[1:] == ["MLflow has caught up."]
-    threads.finish(console, "complete", Interruption())
+    threads.finish(console, "complete", EndLimit(Interruption(), Clock()))
     assert len(printed.getvalue().splitlines()) == 2
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 

@@ -43,12 +43,11 @@ def test_no_trial_starts_that_would_end_after_the_budget(ledger, of_plan):
 
 
 def test_measured_epoch_times_keep_the_first_trial_from_starting(ledger, of_plan):
-    measured_s: dict[str, float] = {}
     budget = Budget(until_s=time.time() + 60)
-    allows = allowance(budget, ledger, of_plan, OPERATIONS, measured_s)
+    allows = allowance(budget, ledger, of_plan, OPERATIONS)
     assert allows("cnn2", 4)  # nothing is known
     assert allows("cnn3", 4)
-    measured_s |= {"cnn2": 10.0, "cnn3": 30.0}
+    allows = allowance(budget, ledger, of_plan, OPERATIONS, {"cnn2": 10.0, "cnn3": 30.0})
     assert allows("cnn2", 4)  # 40 s
     assert not allows("cnn3", 4)  # 120 s
 

@@ -12,7 +12,7 @@ from orchestrator.plan.budget import shares
 from orchestrator.plan.forecast import epochs_left, epochs_s, left_s
 from orchestrator.plan.plan import Plan
 from orchestrator.search.scheduler import TrialScheduler
-from orchestrator.sweep.measure import whole_of
+from orchestrator.sweep.measure import forecast_sweep
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
 OPERATIONS = {"cnn2": 100, "cnn3": 300}
@@ -84,7 +84,7 @@ def test_epochs_left_include_planned_running_and_final_trials(ledger, of_plan):
 def test_the_forecast_of_a_sweep_counts_devices_as_a_budget_does(of_plan):
     devices = shares(replace(of_plan, overrides={"workers": 2}), 0.25)
     assert devices == {"cnn2": 0.5, "cnn3": 0.5}
-    whole = whole_of(
+    whole = forecast_sweep(
         {"cnn2": 12, "cnn3": 6},
         {"cnn2": 10.0, "cnn3": 20.0},
         devices,
@@ -93,7 +93,7 @@ def test_the_forecast_of_a_sweep_counts_devices_as_a_budget_does(of_plan):
         disk_bytes=1,
     )
     assert (whole.epochs, whole.wall_s, whole.device_s) == (18, 60.0, 120.0)
-    alone = whole_of(
+    alone = forecast_sweep(
         {"cnn2": 4}, {"cnn2": 10.0}, devices, longest_s=40.0, concurrent=4, disk_bytes=1
     )
     assert alone.wall_s == 40.0  # one trial does not end sooner for having room beside it

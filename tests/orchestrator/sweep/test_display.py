@@ -10,7 +10,7 @@ from rich.console import Console
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
-from orchestrator.sweep.display import Display, clock
+from orchestrator.sweep.display import Display, duration
 from orchestrator.sweep.summary import failures, leaderboard
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
@@ -76,10 +76,10 @@ def test_every_end_is_one_plain_line(ledger: Ledger, of_plan: Plan) -> None:
     lines = out.getvalue().splitlines()
     assert lines[0] == (
         "0 of 6 trials ended (0 complete, 0 stopped early, 0 diverged, 0 failed), 1 running; "
-        "0:00:00 passed"
+        "0:00:00 elapsed"
     )
     assert lines[1:] == [
-        "aaaaaaaaaaaa  cnn2-000  complete  best 0.9375",
+        "aaaaaaaaaaaa  cnn2-000  complete  best val_top1 93.8 %",
         "bbbbbbbbbbbb  cnn2-001  failed",
     ]
 
@@ -117,10 +117,10 @@ def test_the_table_on_a_terminal_counts_each_variant(ledger: Ledger, of_plan: Pl
         screen.show()
     last = out.getvalue().rpartition("test on digits")[2]
     assert (
-        "│ variant │ trials │ running │ done │ stopped │ failed │ best val_top1 │ images/s │"
+        "│ variant │ trials │ running │ done │ stopped │ failed │ best val_top1, % │ images/s │"
         in (last.replace("┃", "│"))
     )
-    assert cells(last, "cnn2") == ["cnn2", "3", "1", "0", "1", "1", "0.2500", "1,200"]
+    assert cells(last, "cnn2") == ["cnn2", "3", "1", "0", "1", "1", "25.0", "1,200"]
     assert cells(last, "cnn3") == ["cnn3", "3", "1", "0", "0", "0", "", ""]
 
 
@@ -133,8 +133,8 @@ def test_the_best_of_each_variant_come_best_first(ledger: Ledger, of_plan: Plan)
     end(ledger, "e", "diverged")
     table = leaderboard(of_plan, ledger.trials())
     text = shown(table)
-    assert cells(text, "cnn3")[:5] == ["cnn3", "0.9000", "4", "2", "c"]
-    assert cells(text, "cnn2") == ["cnn2", "0.7000", "4", "3", "b", "lr 0.0123  optimizer sgd"]
+    assert cells(text, "cnn3")[:5] == ["cnn3", "90.0", "4", "2", "c"]
+    assert cells(text, "cnn2") == ["cnn2", "70.0", "4", "3", "b", "lr 0.0123  optimizer sgd"]
     assert text.index("cnn3") < text.index("cnn2")
     lowest = leaderboard(plan(space(mode="min", metric="val_loss")), ledger.trials())
     assert cells(shown(lowest), "cnn2")[:2] == ["cnn2", "0.5000"]
@@ -167,25 +167,25 @@ def test_the_time_left_is_what_the_epochs_left_take(tmp_path: Path) -> None:
         return Display(to, ledger, of_plan)._time_left(ledger.trials(), ledger.latest_epochs())
 
     add(ledger, "a", "cnn2", 0)
-    assert said() == "0:00:00 passed"
+    assert said() == "0:00:00 elapsed"
     spans = {"epoch_s": 9.5, "val_s": 1.5, "checkpoint_s": 0.5}  # validation is part of an epoch
     ledger.record_epoch("a", 1, 0, metrics(**spans), None)
     # 26 epochs of 10 s and 27 of 40 s.
-    assert said() == "0:00:00 passed, about 0:22:20 left"
+    assert said() == "0:00:00 elapsed, about 0:22:20 left"
     end(ledger, "a", "stopped", (0, 0.5))
     add(ledger, "b", "cnn3", 0)
     ledger.record_epoch("b", 1, 2, metrics(**{**spans, "epoch_s": 29.5}), None)
     # What was measured counts: 18 epochs of 10 s, 24 of 30 s.
-    assert said() == "0:00:00 passed, about 0:15:00 left"
+    assert said() == "0:00:00 elapsed, about 0:15:00 left"
     add(ledger, "c", "cnn3", 1)  # two at a time
-    assert said() == "0:00:00 passed, about 0:07:30 left"
+    assert said() == "0:00:00 elapsed, about 0:07:30 left"
     for key in ("b", "c"):
         end(ledger, key, "complete", (0, 0.5))
     ledger.close()
 
 
 def test_durations_are_hours_minutes_seconds() -> None:
-    assert [clock(s) for s in (0, 59.9, 3600, 3725, 360_000)] == [
+    assert [duration(s) for s in (0, 59.9, 3600, 3725, 360_000)] == [
         *("0:00:00", "0:00:59", "1:00:00", "1:02:05"),
         "100:00:00",
     ]

@@ -51,7 +51,7 @@ def measure(
     def measured(plan: Any, variant: str, dataset: Path) -> TrainingTime:
         return TrainingTime(step_s=0.5, epoch_s=epoch_s, peak_gib=1.0)
 
-    monkeypatch.setattr(sweep_measure, "_measured", measured)
+    monkeypatch.setattr(sweep_measure, "_measure_variant", measured)
     said = io.StringIO()
     found = sweep_measure.measure(config, of, FACTS, Console(file=said, width=120), ledger)
     return found, said.getvalue()
@@ -60,13 +60,13 @@ def measure(
 def test_a_forecast_is_of_all_trials_of_a_sweep_that_is_only_planned(config, monkeypatch):
     found, said = measure(config, of_plan(), None, 100.0, monkeypatch)
     assert found == {"cnn2": 100.0, "cnn3": 100.0}
-    assert "In all 0.67 device-hours; with one trial at a time about 0:40:00" in said
+    assert "In total 0.67 device-hours; with one trial at a time about 0:40:00" in said
 
 
 def test_several_workers_share_an_epoch_and_count_as_several_devices(config, monkeypatch):
     found, said = measure(config, of_plan(workers=2), None, 100.0, monkeypatch)
     assert found == {"cnn2": 50.0, "cnn3": 50.0}
-    assert "In all 0.67 device-hours; with one trial at a time about 0:20:00" in said
+    assert "In total 0.67 device-hours; with one trial at a time about 0:20:00" in said
     assert "2 workers are 2 times as fast as one" in said
 
 

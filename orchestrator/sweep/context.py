@@ -1,0 +1,72 @@
+"""`SweepContext`: the objects that the parts of a running sweep share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.clock import Clock
+from orchestrator.ledger.header import read_header
+from orchestrator.plan.options import SweepConfig
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.sweep.signals import Interruption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.ledger.backup import LedgerBackup
+    from orchestrator.ledger.ledger import Ledger
+    from orchestrator.plan.plan import Plan, VariantCost
+    from trainables.data.dataset import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepContext:
+    """The objects that the parts of a running sweep share.
+
+    Attributes:
+        config: the command line.
+        plan: the trials to run.
+        costs: parameters and operations of each variant.
+        manifest: of the prepared dataset.
+        ledger: open for writing.
+        backup: copies the ledger to the sweep's storage; None if the ledger is there already.
+        console: the user's terminal.
+        interruption: set by signals.
+        clock: time, pauses and random numbers.
+    """
+
+    config: SweepConfig
+    plan: Plan
+    costs: Mapping[str, VariantCost]
+    manifest: Manifest
+    ledger: Ledger
+    backup: LedgerBackup | None
+    console: Console
+    interruption: Interruption
+    clock: Clock
+
+    @property
+    def paths(self) -> SweepPaths:
+        """The sweep's files and folders."""
+        return self.config.paths
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options in force, of this command and of earlier ones, by name."""
+        return read_header(self.ledger).options
+
+    @property
+    def copied_seq(self) -> Callable[[], int] | None:
+        """Returns the number of the last change in the ledger's copy; None without a copy."""
+        backup = self.backup
+        return None if backup is None else lambda: backup.copied_seq
+
+    def warn(self, text: str) -> None:
+        """Print a problem that does not end the sweep."""
+        self.console.print(text, soft_wrap=True, style="yellow")
+
+    def fail(self, text: str) -> None:
+        """Print a problem that ends the sweep or leaves it incomplete."""
+        self.console.print(text, soft_wrap=True, style="red")
