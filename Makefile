@@ -1,4 +1,4 @@
-# make sweep [SPACE=digits] [ARGS="--trials 8"]    search; goes on where an earlier one stopped
+# make sweep [SPACE=digits] [ARGS="--trials 8"]    search; resumes where an earlier one stopped
 # make test                                        everything; what needs a GPU is skipped without
 # make test-faults                                 kills, freezes and fills things; long
 # make test-cluster                                three hosts, brought up by `ray up` over SSH; long

@@ -5,43 +5,40 @@ Exit status: 0 all trials complete, 1 some failed, 2 wrong usage or input, 130 i
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator import command
-from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, WRONG_USAGE
-from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import DATASET_MANIFEST
-from orchestrator.storage.store import StorageError
 from orchestrator.sweep import signals
-from orchestrator.sweep.arguments import parse_args
+from orchestrator.sweep.arguments import _parser, config_from
 from orchestrator.sweep.driver import sweep
 
 if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    config = None
-    try:
-        config = parse_args(sys.argv[1:] if argv is None else argv)
-        signals.take_term_as_interrupt()
-        if config.verify:
-            return verify(config)
-        return dry_run(config) if config.dry_run else sweep(config)
-    except (OrchestratorError, StorageError) as error:
-        if config is not None and config.verbose:
-            traceback.print_exception(error)
-        else:
-            print(f"{error}", file=sys.stderr)
-        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-    except KeyboardInterrupt:
-        print("Interrupted before the sweep had started.", file=sys.stderr)
-        return INTERRUPTED
+    return command.run(
+        _parser(),
+        _run,
+        argv,
+        interrupted="Interrupted before the sweep started.",
+        failed=command.FAILED,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = config_from(arguments)
+    signals.take_term_as_interrupt()
+    if config.verify:
+        return verify(config)
+    return dry_run(config) if config.dry_run else sweep(config)
 
 
 def dry_run(config: SweepConfig) -> int:
@@ -63,7 +60,7 @@ def dry_run(config: SweepConfig) -> int:
     )
     if config.measure:
         measure.measure(config, plan, costs, console)
-    return COMPLETE
+    return command.COMPLETE
 
 
 def verify(config: SweepConfig) -> int:

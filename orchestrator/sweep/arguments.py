@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import search_spaces
 from orchestrator.plan.options import SweepConfig
-from orchestrator.storage.paths import default_data_dir, path_or_address
+from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
+
+_LONGEST_LINE = 88  # characters of the help text
 
 
-def parse_args(argv: Sequence[str]) -> SweepConfig:
-    """Read the command line.
+def parse_args(argv: Sequence[str] | None) -> SweepConfig:
+    """Return the configuration that the command line gives.
 
     Raises:
-        UsageError: a value is wrong. argparse itself exits with 2 on a wrong flag.
+        UsageError: a value is wrong. For an unknown flag argparse itself exits with status 2.
     """
-    values = vars(_parser().parse_args(argv))
+    return config_from(_parser().parse_args(argv))
+
+
+def config_from(arguments: argparse.Namespace) -> SweepConfig:
+    """Return the configuration that parsed arguments give.
+
+    Raises:
+        UsageError: a value is wrong.
+    """
+    values = vars(arguments)
     if values["variants"] is not None:
         names = tuple(name.strip() for name in values["variants"].split(",") if name.strip())
         values["variants"] = tuple(dict.fromkeys(names))
@@ -32,92 +43,121 @@ def parse_args(argv: Sequence[str]) -> SweepConfig:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.sweep",
-        description="Search hyperparameters over a family of image classifiers.",
+        usage="python -m orchestrator.sweep [SPACE] [options]",
+        description="Search hyperparameters of a family of image classifiers, or resume a search.",
         epilog=f"Built-in spaces: {', '.join(search_spaces.names())}.",
+        formatter_class=_formatter,
     )
     parser.add_argument(
         "space",
         nargs="?",
         default="digits",
         metavar="SPACE",
-        help="name of a built-in space, or the path of your own space file (default: digits)",
+        help="a built-in search space, or the path of your own space file (default: digits)",
     )
-    _add_what(parser.add_argument_group("what is trained").add_argument)
-    _add_where(parser.add_argument_group("where it runs and what it leaves").add_argument)
-    _add_how(parser.add_argument_group("going on, checking").add_argument)
+    for title, add_all in (
+        ("trials", _add_trials),
+        ("evaluation on the test split", _add_evaluation),
+        ("places", _add_places),
+        ("resources and limits", _add_resources),
+        ("planning, resuming and checking", _add_modes),
+    ):
+        add_all(parser.add_argument_group(title).add_argument)
     return parser
 
 
-def _add_what(add: Callable[..., Any]) -> None:
-    add("--trials", type=int, metavar="N", help="trials per variant")
-    add("--epochs", type=int, metavar="N", help="epochs per trial, in place of the space's")
-    add("--variants", metavar="A,B", help="only these models; any timm model name is accepted")
-    add("--dataset", metavar="NAME", help="a prepared dataset, in place of the space's")
-    add("--seed", type=int, metavar="N", help="of the sweep (default: 0)")
-    add("--image-size", metavar="N", help="image size: native, paper or pixels, for every variant")
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    columns = shutil.get_terminal_size().columns - 2
+    return argparse.HelpFormatter(prog, max_help_position=28, width=min(columns, _LONGEST_LINE))
+
+
+def _add_trials(add: Callable[..., Any]) -> None:
+    space_default = "(default: the space's)"
+    add("--trials", type=int, metavar="N", help=f"trials of each variant {space_default}")
+    add("--epochs", type=int, metavar="N", help=f"epochs of each trial {space_default}")
+    add(
+        "--variants",
+        metavar="A,B",
+        help=f"models to train; also any model name of timm {space_default}",
+    )
+    add("--dataset", metavar="NAME", help=f"a prepared dataset {space_default}")
+    add(
+        "--image-size",
+        metavar="N",
+        help=f"image size of every variant: native, paper or a number of pixels {space_default}",
+    )
     add(
         "--weights",
         metavar="WHAT",
-        help="none, imagenet or a safetensors file, for every variant, in place of the space's",
+        help="initial weights of every variant: none, imagenet or a .safetensors file "
+        f"{space_default}",
     )
+    add("--seed", type=int, metavar="N", help="the sweep's random seed (default: 0)")
+
+
+def _add_evaluation(add: Callable[..., Any]) -> None:
     add(
         "--final-seeds",
         type=int,
         metavar="K",
-        help="after the search, train the best of each variant again with K seeds and judge it by "
-        "the test split (default: as the space says)",
+        help="after the search, train the best trial of each variant again with K seeds and "
+        "evaluate it on the test split (default: the space's)",
     )
     add(
         "--final-on-all",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train those, or a recipe's trials, on the validation split as well (default: no)",
+        help="train the trials that are evaluated on the test split on the validation split as "
+        "well (default: no)",
     )
 
 
-def _add_where(add: Callable[..., Any]) -> None:
-    add("--name", metavar="NAME", help="of the sweep (default: the space's)")
-    add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: what fits)")
-    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU per trial, e.g. 0.25")
-    add("--workers-per-trial", type=int, metavar="N", help="data-parallel workers per trial")
+def _add_places(add: Callable[..., Any]) -> None:
+    add("--name", metavar="NAME", help="the sweep's name (default: the space's)")
+    add_storage(add)
+    add_data_dir(add)
+    add_tracking_uri(add)
     add(
-        "--data-dir",
-        type=path_or_address,
-        default=default_data_dir(),
-        metavar="PLACE",
-        help="prepared datasets: a folder, or an address that every host fetches them from once "
-        "(default: SWEEP_DATA_DIR, else data)",
+        "--address",
+        metavar="ADDR",
+        help="the Ray cluster (default: RAY_ADDRESS, else a cluster on this machine, else a local "
+        "Ray of its own)",
+    )
+
+
+def _add_resources(add: Callable[..., Any]) -> None:
+    add(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        help="trials that run at a time (default: as many as fit)",
     )
     add(
-        "--storage",
-        type=path_or_address,
-        default=path_or_address(os.environ.get("SWEEP_STORAGE") or "results"),
-        metavar="PLACE",
-        help="where sweeps live: a folder, s3://bucket/prefix or file:///folder (default: "
-        "SWEEP_STORAGE, else results)",
+        "--gpus-per-trial",
+        type=float,
+        metavar="F",
+        help="GPUs of each trial, also a share such as 0.25 (default: the space's)",
     )
     add(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
-        metavar="URI",
-        help="MLflow (default: MLFLOW_TRACKING_URI, else a SQLite file in the storage folder; for "
-        "a storage that is not on a local disk, in this machine's cache folder, "
-        "~/.cache/sweep-orchestrator)",
+        "--workers-per-trial",
+        type=int,
+        metavar="N",
+        help="data-parallel workers of each trial (default: 1)",
     )
-    add("--address", metavar="ADDR", help="Ray cluster (default: RAY_ADDRESS, this host's, local)")
-    add("--keep", metavar="WHAT", help="checkpoints of ended trials: best-K, last or all")
     add(
         "--budget",
         dest="budget_s",
         type=_duration_s,
         metavar="TIME",
-        help="start no trial that is not expected to end within this time of now: 90m, 2h, 1h30m",
+        help="do not start a trial that is not expected to end within this time from now, such as "
+        "90m, 2h or 1h30m (default: no limit)",
     )
     add(
         "--max-device-hours",
         type=float,
         metavar="H",
-        help="start no trial with which the sweep would take more of its devices in all",
+        help="do not start a trial that would exceed this many device-hours in total (default: no "
+        "limit)",
     )
     add(
         "--hang-timeout",
@@ -125,29 +165,45 @@ def _add_where(add: Callable[..., Any]) -> None:
         type=float,
         default=600.0,
         metavar="S",
-        help="end and retry a trial that is silent for so many seconds (default: 600)",
+        help="end and retry a trial that has reported nothing for this many seconds (default: 600)",
+    )
+    add(
+        "--keep",
+        metavar="WHAT",
+        help="checkpoints to keep of ended trials: best-K (of the K best trials of each variant), "
+        "last or all (default: best-K with the space's K)",
     )
 
 
-def _add_how(add: Callable[..., Any]) -> None:
-    add("--resume", action="store_true", help="go on with the sweep of that name")
+def _add_modes(add: Callable[..., Any]) -> None:
+    add("--resume", action="store_true", help="continue the sweep with this name")
     add(
         "--retry-failed",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="with --resume, try failed trials again from their last checkpoint (default: yes)",
+        help="with --resume, retry failed trials from their last checkpoint (default: yes)",
     )
     add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
-    add("--force", action="store_true", help="go on although the space or the dataset changed")
-    add("--dry-run", action="store_true", help="print the plan and touch nothing")
+    add(
+        "--force",
+        action="store_true",
+        help="resume although the space or the dataset has changed; start although the disk may be "
+        "too small",
+    )
+    add("--dry-run", action="store_true", help="print the plan and start nothing")
     add(
         "--measure",
         action="store_true",
-        help="first train a few steps of each model here and forecast time and memory; with "
-        "--dry-run that is all",
+        help="first train a few steps of each variant on this machine and print a forecast of time "
+        "and memory; with --dry-run, only that",
     )
-    add("--verify", action="store_true", help="check what the sweep of that name has left")
-    add("--verbose", action="store_true", help="show tracebacks and library messages")
+    add(
+        "--verify",
+        action="store_true",
+        help="check the ledger, the checkpoints and the MLflow runs of the sweep with this name, "
+        "and change nothing",
+    )
+    add("--verbose", action="store_true", help="show tracebacks and the output of libraries")
 
 
 def _duration_s(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: which flags there are, what they mean, and how wrong ones are answered."""
+"""The command line: its flags, their meaning, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FLAGS = (
 )
 
 
-def test_the_flags_are_these() -> None:
+def test_the_command_has_exactly_these_flags() -> None:
     flags = {
         option
         for action in _parser()._actions
@@ -70,7 +70,7 @@ def test_the_flags_are_these() -> None:
     assert tuple(sorted(flags)) == FLAGS
 
 
-def test_without_arguments_the_space_is_digits_and_the_rest_is_left_open() -> None:
+def test_without_arguments_the_space_is_digits_and_the_rest_has_its_default() -> None:
     assert parse_args([]) == SweepConfig(space="digits", name="digits")
     assert parse_args(["digits"]) == parse_args([])
 
@@ -135,19 +135,19 @@ def test_every_flag_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("0.5h", 1800)]
 )
-def test_a_budget_is_written_in_hours_minutes_and_seconds(text: str, seconds: float) -> None:
+def test_a_budget_in_hours_minutes_and_seconds_is_read(text: str, seconds: float) -> None:
     assert parse_args(["--budget", text]).budget_s == seconds
 
 
 @pytest.mark.parametrize("text", ["", "2", "2d", "h", "30m2h", "-2h"])
-def test_other_budgets_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_in_another_form_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_args([f"--budget={text}"])
     assert ended.value.code == 2
     assert "a time is written as 90m, 2h or 1h30m" in capsys.readouterr().err
 
 
-def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
+def test_the_default_name_is_the_name_of_the_space_file() -> None:
     assert parse_args(["some/where/mine.py"]).name == "mine"
 
 
@@ -174,7 +174,7 @@ def test_a_space_of_ones_own_gives_the_sweep_its_file_name() -> None:
         (["my space.py"], "got 'my space'."),
     ],
 )
-def test_a_wrong_value_is_answered_with_its_rule(argv: list[str], sentence: str) -> None:
+def test_a_wrong_value_gives_an_error_with_the_rule(argv: list[str], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_args(argv)
     assert sentence in str(caught.value)
@@ -182,11 +182,11 @@ def test_a_wrong_value_is_answered_with_its_rule(argv: list[str], sentence: str)
 
 
 @pytest.mark.parametrize("share", ["0", "0.25", "1", "2", "8.0"])
-def test_shares_of_a_device_and_whole_devices_are_taken(share: str) -> None:
+def test_shares_of_a_gpu_and_whole_gpus_are_accepted(share: str) -> None:
     assert parse_args(["--gpus-per-trial", share]).gpus_per_trial == float(share)
 
 
-def test_all_wrong_values_are_answered_at_once() -> None:
+def test_all_wrong_values_are_reported_at_once() -> None:
     argv = ["--trials", "0", "--seed", "-1", "--image-size", "x", "--variants", ",", "--name", "/"]
     with pytest.raises(UsageError) as caught:
         parse_args(argv)
@@ -203,7 +203,7 @@ def test_a_wrong_flag_exits_with_2(argv: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_help_is_fast_and_imports_no_heavy_library() -> None:
-    """Also what it names: every flag, and the built-in spaces."""
+    """It also names every flag and the built-in spaces."""
     code = (
         "import sys\n"
         "from orchestrator.sweep.__main__ import main\n"
@@ -230,6 +230,28 @@ def test_help_is_fast_and_imports_no_heavy_library() -> None:
     assert best_s < 1.0
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "300"])
+def test_help_has_short_lines_groups_and_defaults(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = _parser()
+    lines = parser.format_help().splitlines()
+    assert [line for line in lines if len(line) >= 90] == []
+    assert [line for line in lines if line.endswith(":") and not line.startswith(" ")] == [
+        "positional arguments:",
+        "options:",
+        "trials:",
+        "evaluation on the test split:",
+        "places:",
+        "resources and limits:",
+        "planning, resuming and checking:",
+    ]
+    with_value = [action for action in parser._actions if action.nargs != 0]
+    without_default = [a.dest for a in with_value if "default: " not in (a.help or "")]
+    assert without_default == []
+
+
 def test_a_sweep_name_is_a_folder_name_anywhere() -> None:
     good = ["digits", "a", "7", "my-sweep_2.1", "A" * 100]
     bad = ["", ".", "..", ".hidden", "-x", "a/b", "a b", "ä", "a\n", "A" * 101]
@@ -254,7 +276,7 @@ def test_the_default_tracking_address_is_absolute(
     assert uri == f"sqlite:///{tmp_path}/results/mlflow.db"
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_name_suggests_the_nearest() -> None:
     text = unknown_name("dataset", "cifr10", ["tinyimagenet", "cifar10", "cifar100"])
     assert text == (
         "Unknown dataset 'cifr10'. Known: cifar10, cifar100, tinyimagenet. Did you mean 'cifar10'?"
@@ -262,7 +284,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert unknown_name("dataset", "zzz", []) == "Unknown dataset 'zzz'. Known: none."
 
 
-def test_users_errors_are_value_errors_of_ours() -> None:
+def test_errors_of_the_user_are_value_errors_and_ours() -> None:
     for error in (SweepExistsError, SweepNotFoundError):
         assert issubclass(error, UsageError)
     assert issubclass(UsageError, OrchestratorError)
