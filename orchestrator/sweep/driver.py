@@ -83,10 +83,10 @@ def _run(context: SweepContext) -> int:
     config, ledger, interrupted = context.config, context.ledger, context.interruption.wanted
     limits = budget.budget_from_options(config, ledger, context.plan, context.clock.now_s())
     scheduler = _new_scheduler(context, limits, {})
-    has_work, epoch_s = scheduler.has_work(), {}
-    if has_work and config.measure:
+    epoch_s: dict[str, float] = {}
+    if config.measure and scheduler.has_work():
         epoch_s = measure.measure(config, context.plan, context.costs, context.console, ledger)
-    if has_work and not config.force:
+    if scheduler.has_work() and not config.force:
         opening.check_room(config, context.plan, context.costs, context.options.get("keep"))
     uri = opening.choose_tracking_uri(config, ledger)
     tracker = Tracker(ledger, context.paths, uri, context.copied_seq, context.clock)
@@ -94,13 +94,18 @@ def _run(context: SweepContext) -> int:
     cleanup = CleanupThread(ledger, context.paths, context.copied_seq)
     error: BaseException | None = None
     with signals.signals_set(context.interruption):
-        if has_work:
+        if scheduler.has_work():
             cluster = _connect(context)
             if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
                 scheduler = _new_scheduler(context, limits, epoch_s)
             error = _run_trials(context, scheduler, cluster, mlflow, cleanup)
         else:
-            context.console.print("Every trial of this sweep has ended already.")
+            has_left = bool(scheduler.left_out())
+            context.console.print(
+                "No remaining trial fits the budget."
+                if has_left
+                else "Every trial of this sweep has ended already."
+            )
             mlflow.start()
             cleanup.start()
         with leaving():
@@ -115,15 +120,7 @@ def _run(context: SweepContext) -> int:
                 )
         outcome = _finish(context, mlflow, cleanup, outcome)
     summary.print_end(context, scheduler, tracker)
-    if scheduler.halted():
-        error = error or OrchestratorError(
-            f"{redacted(str(config.storage))} cannot be written to: {scheduler.halted()} Free some "
-            "space or make it writable."
-        )
-    if error is not None and not interrupted.is_set():
-        summary.print_stopped(context, error)
-        return FAILED
-    return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)
+    return _exit_status(context, scheduler, outcome, error)
 
 
 def _new_scheduler(
@@ -300,3 +297,21 @@ def _outcome(context: SweepContext, scheduler: TrialScheduler, is_interrupted: b
     ended = collections.Counter(trial.variant for trial in trials if trial.stage == "search")
     has_all = all(ended[variant] >= plan.trials for variant in plan.variants)
     return "complete" if has_all else "failed"
+
+
+def _exit_status(
+    context: SweepContext, scheduler: TrialScheduler, outcome: str, error: BaseException | None
+) -> int:
+    """Return the command's exit status, after printing what ended the trials early."""
+    from orchestrator.sweep.summary import print_stopped
+
+    if scheduler.halted():
+        storage = redacted(str(context.config.storage))
+        error = error or OrchestratorError(
+            f"{storage} cannot be written to: {scheduler.halted()} Free some space or make it "
+            "writable."
+        )
+    if error is not None and not context.interruption.wanted.is_set():
+        print_stopped(context, error)
+        return FAILED
+    return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)

@@ -37,7 +37,7 @@ def test_what_a_budget_leaves_out_is_trained_by_resume_and_the_report_has_the_fo
     # By the time that a trial can start, a second is over.
     short = sweep(tmp_path, *OPTIONS, *where, "--measure", "--budget", "1s")
     assert short.returncode == 0, short.stdout + short.stderr
-    assert "trials not trained to their end are 2 of cnn3" in short.stdout
+    assert "These trials did not fit the budget: 2 of cnn3." in short.stdout
     ledger = ledger_of(paths)
     assert ledger.trials() == []
     forecast = ledger.get("forecast")["cnn3"]
@@ -65,7 +65,7 @@ def test_no_trial_starts_that_was_measured_to_take_longer_than_the_budget(
     long = ("digits", "--variants", "cnn3", "--trials", 2, "--epochs", 100_000)
     done = sweep(tmp_path, *long, "--data-dir", digits_data_dir, "--measure", "--budget", "10m")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "trials not trained to their end are 2 of cnn3" in done.stdout
+    assert "These trials did not fit the budget: 2 of cnn3." in done.stdout
     ledger = ledger_of(SweepPaths(tmp_path / "results", "digits"))
     assert ledger.attempts() == []
     ledger.close()

@@ -1,0 +1,155 @@
+"""One sweep command from start to end, with trials that are simulated and no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.execution import cluster, tune_adapter
+from orchestrator.ledger.ledger import open_ledger
+from orchestrator.search.scheduler import TrialScheduler
+from orchestrator.storage.paths import SweepPaths
+from orchestrator.sweep import driver, measure
+from orchestrator.sweep.__main__ import main
+from orchestrator.tracking.tracker import Tracker
+from tests.orchestrator.simulated_sweeps import failed, run_trials
+from trainables.training.probe import TrainingTime
+
+SMALL = ("digits", "--trials", "2", "--epochs", "2", "--variants", "cnn3", "--final-seeds", "0")
+
+
+@pytest.fixture
+def arguments(
+    tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    """Arguments of a small sweep, in a process that starts no Ray and writes to no MLflow."""
+    monkeypatch.setattr(cluster, "connect", lambda address, *, needs_state_api: local_cluster())
+    monkeypatch.setattr(Tracker, "sync", lambda self: 0)
+    monkeypatch.setattr(Tracker, "finish", lambda self, outcome, metrics: None)
+    simulate(monkeypatch)
+    return *SMALL, "--data-dir", str(digits_data_dir), "--storage", str(tmp_path / "results")
+
+
+def local_cluster() -> cluster.Cluster:
+    return cluster.Cluster(
+        address="local", is_local=True, nodes=1, cpus=2.0, gpus=0.0, machines=((2.0, 0.0),)
+    )
+
+
+def simulate(monkeypatch: pytest.MonkeyPatch, run: Any = run_trials) -> None:
+    """Make the trials' thread call `run` with the scheduler instead of Ray Tune."""
+    monkeypatch.setattr(tune_adapter, "run", lambda scheduler, **options: run(scheduler))
+
+
+def statuses(tmp_path: Path) -> list[str]:
+    ledger = open_ledger(SweepPaths(tmp_path / "results", "digits").ledger, read_only=True)
+    found = [trial.status for trial in ledger.trials()]
+    ledger.close()
+    return found
+
+
+def test_a_sweep_runs_to_its_end_and_its_resume_has_nothing_to_do(
+    arguments: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    printed = capfd.readouterr().out
+    assert "Using a local Ray: 2 CPUs, 0 GPUs." in printed
+    assert "Leaderboard of the searches (validation split)" in printed
+    assert f"Report: {tmp_path}/results/digits/report/report.html" in printed
+    assert "The sweep's model could not be written" in printed  # there are no checkpoints
+    assert statuses(tmp_path) == ["complete", "complete"]
+    assert main((*arguments, "--resume")) == 0
+    assert "Every trial of this sweep has ended already." in capfd.readouterr().out
+
+
+def test_an_error_of_the_trials_thread_ends_the_sweep_with_status_1(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def break_down(scheduler: TrialScheduler) -> None:
+        scheduler.next_start()
+        raise RuntimeError("Ray has gone")
+
+    simulate(monkeypatch, break_down)
+    assert main(arguments) == 1
+    printed = capfd.readouterr()
+    assert "The sweep stopped. RuntimeError('Ray has gone')." in printed.out
+    assert "--resume" in printed.out
+    assert "RuntimeError: Ray has gone" in printed.err  # which is the log, outside of tests
+    assert statuses(tmp_path) == ["running"]
+
+
+def test_failed_trials_are_listed_and_the_status_is_1(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bug = failed("bug", "ValueError: no")
+    simulate(monkeypatch, lambda scheduler: run_trials(scheduler, end_at=lambda start, epoch: bug))
+    assert main((*arguments, "--trials", "3")) == 1
+    printed = capfd.readouterr().out
+    assert "These trials failed or diverged:" in printed
+    assert "bug: ValueError: no" in printed
+    assert "cnn3 was stopped: several of its trials failed with the same error." in printed
+
+
+def test_an_interrupted_sweep_has_status_130_and_keeps_its_trials(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[driver.SweepContext] = []
+    run = driver._run
+    monkeypatch.setattr(driver, "_run", lambda context: seen.append(context) or run(context))
+
+    def interrupt(scheduler: TrialScheduler) -> None:
+        scheduler.next_start()
+        seen[0].interruption.wanted.set()
+
+    simulate(monkeypatch, interrupt)
+    assert main(arguments) == 130
+    assert "Nothing is lost" in capfd.readouterr().out
+    assert statuses(tmp_path) == ["running"]
+
+
+def test_a_mistake_that_is_found_after_the_ledger_was_created_leaves_nothing_behind(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(address: str | None, *, needs_state_api: bool) -> None:
+        raise UsageError("No Ray cluster can be joined.")
+
+    monkeypatch.setattr(cluster, "connect", refuse)
+    assert main(arguments) == 2
+    assert capfd.readouterr().err == "No Ray cluster can be joined.\n"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("is_local", "epochs"), [(True, []), (False, [2, 2])])
+def test_a_measured_epoch_counts_for_the_budget_only_where_trials_run_on_this_machine(
+    arguments: tuple[str, ...],
+    is_local: bool,
+    epochs: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two epochs of an hour do not fit into an hour."""
+    hour = TrainingTime(step_s=1.0, epoch_s=3600.0, peak_gib=1.0)
+    monkeypatch.setattr(measure, "_measure_variant", lambda plan, variant, dataset: hour)
+    joined = {field: getattr(local_cluster(), field) for field in cluster.Cluster.__slots__}
+    joined["is_local"] = is_local
+    monkeypatch.setattr(
+        cluster, "connect", lambda address, *, needs_state_api: cluster.Cluster(**joined)
+    )
+    assert main((*arguments, "--measure", "--budget", "1h")) == 0
+    printed = capfd.readouterr().out
+    assert "In total 4.00 device-hours" in printed
+    assert ("These trials did not fit the budget: 2 of cnn3." in printed) is is_local
+    assert statuses(tmp_path) == ["complete"] * len(epochs)
