@@ -2,9 +2,9 @@
 
 Both sides run under Ray with two trials at a time, asynchronous successive halving and TPE. Ours
 also stores every report durably. The `facts` of ours measure the scheduler alone, without Ray, for
-1,000 trials of ten variants (`--full`: 10,000): trials per second, the longest suggestion, what the
-display and the clean-up of checkpoints take of each second after all trials have ended, and the
-driver's memory.
+1,000 trials of ten variants (`--full`: 10,000): trials per second, the longest suggestion, the
+seconds per second that display and clean-up of checkpoints take after all trials have ended, and
+the driver's memory.
 """
 
 from __future__ import annotations

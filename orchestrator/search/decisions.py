@@ -81,8 +81,8 @@ def best_epoch(trial: Trial, rows: Sequence[EpochRow], metric: str) -> tuple[int
 def is_at_rung(plan: Plan, trial: Trial, rows: Sequence[EpochRow]) -> bool:
     """Return whether early stopping compares a trial with others after its last row.
 
-    It does so at rungs only, not after the last epoch, and never for a trial that is to be
-    evaluated on the test split.
+    It does so at rungs only, not after the last epoch, and never for a trial that is evaluated on
+    the test split at its end.
     """
     if not rows or plan.is_evaluated(trial) or epochs_left(trial, rows) <= 0:
         return False

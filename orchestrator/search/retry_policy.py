@@ -1,7 +1,8 @@
 """What follows a failed attempt: the failure classes and one decision function.
 
-`RepeatedErrors` and `DiskPauses` cover what concerns more than one trial: a variant whose trials
-all fail alike, and a disk that cannot be written. The scheduler guards them with its lock.
+Two classes cover failures of several trials: `RepeatedErrors` those of a variant whose trials all
+fail in the same way, `DiskPauses` those of a disk that cannot be written. The scheduler guards both
+with its lock.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from orchestrator.plan.plan import trial_seed
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from orchestrator.ledger.header import RecordedPlan
     from orchestrator.plan.plan import Plan
 
 
@@ -58,7 +59,8 @@ class Study:
             variant: name of the variant; it is part of the sampler's seed.
             params: the searched parameters.
             mode: "max" or "min": which values of the metric are better.
-            startup_trials: random suggestions before TPE is used (Optuna's `n_startup_trials`).
+            startup_trials: random suggestions before TPE is used (Optuna's `n_startup_trials`;
+                10 by default in `SearchSpace`).
             sweep_seed: the sweep's seed.
             enqueued: the first suggestions, in place of the sampler's.
         """
@@ -163,9 +165,21 @@ def new_study(plan: Plan, variant: str) -> Study:
     )
 
 
-def read_params(stored: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Return a variant's searched parameters from their JSON in the ledger's plan."""
-    return {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
+def recorded_study(plan: RecordedPlan, variant: str, planned: Sequence[Trial] = ()) -> Study:
+    """Return the study of a variant of a ledger's plan, with the trials planned so far."""
+    space = plan.space
+    params = space.params[variant]
+    study = Study(
+        variant,
+        {name: json_to_distribution(json.dumps(value)) for name, value in params.items()},
+        mode=space.mode,
+        startup_trials=space.startup_trials,
+        sweep_seed=plan.seed,
+        enqueued=space.enqueued if params else (),
+    )
+    for trial in planned:
+        study.add_planned(trial)
+    return study
 
 
 def optuna_version() -> str:

@@ -15,7 +15,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
-from orchestrator.search.sampler import Study, optuna_version, read_params
+from orchestrator.search.sampler import Study, optuna_version, recorded_study
 from orchestrator.verify.snapshot import Problem, Result, Snapshot, name_of
 
 
@@ -52,12 +52,12 @@ def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> It
         doubtful = [other for other in earlier if _may_have_failed(snapshot, other, trial)]
         if study is None or doubtful or plan is not snapshot.header.plan_at(trial.planned_seq):
             plan = snapshot.header.plan_at(trial.planned_seq)
-            study, told = _new_study(plan, variant, earlier), set()
+            study, told = recorded_study(plan, variant, earlier), set()
         _tell(snapshot, study, earlier, trial.seen_seq, plan, told)
         suggested = study.ask(trial.number)
         choices = _subsets(doubtful)
         while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
-            study = _new_study(plan, variant, earlier)
+            study = recorded_study(plan, variant, earlier)
             for other in failed:
                 study.tell(replace(other, status="failed"), (), plan.space.metric)
             _tell(snapshot, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
@@ -104,21 +104,6 @@ def _tell(
 
 def _as_stored(params: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(params))
-
-
-def _new_study(plan: RecordedPlan, variant: str, earlier: list[Trial]) -> Study:
-    space = plan.space
-    study = Study(
-        variant,
-        read_params(space.params[variant]),
-        mode=space.mode,
-        startup_trials=space.startup_trials,
-        sweep_seed=plan.seed,
-        enqueued=space.enqueued if space.params[variant] else (),
-    )
-    for trial in earlier:
-        study.add_planned(trial)
-    return study
 
 
 def check_finals(snapshot: Snapshot) -> Result:

@@ -119,7 +119,7 @@ def without_fsync(ledger: Ledger) -> Ledger:
 
 
 def results(ledger: Ledger) -> list[tuple[Any, ...]]:
-    """Return what must be the same however often the driver was killed."""
+    """Return the rows that must be equal with and without kills of the driver."""
     return [
         (
             *(trial.signature, trial.variant, trial.number, trial.params, trial.status),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.report.document.blocks import Block, Section, Tabs, counted, text
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
-from orchestrator.search.sampler import Study, read_params
+from orchestrator.search.sampler import Study, recorded_study
 
 # With fewer complete trials, importance is noise.
 FEWEST_TRIALS = 4
@@ -137,16 +137,9 @@ def _few(complete: int) -> str:
 
 
 def _study(sweep: SweepData, variant: str, records: Sequence[Record]) -> Study:
-    space = sweep.plan.space
-    study = Study(
-        variant,
-        read_params(space.params[variant]),
-        mode=space.mode,
-        startup_trials=space.startup_trials,
-        sweep_seed=sweep.plan.seed,
-    )
-    for record in sorted(records, key=lambda record: record.trial.number):
-        study.add_planned(record.trial)
+    records = sorted(records, key=lambda record: record.trial.number)
+    study = recorded_study(sweep.plan, variant, [record.trial for record in records])
+    for record in records:
         if record.trial.ended_seq is not None:
             study.tell(record.trial, record.rows, sweep.metric)
     return study

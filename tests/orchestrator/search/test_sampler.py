@@ -130,7 +130,26 @@ def test_suggestions_depend_on_sweep_seed_variant_and_number() -> None:
     assert len(set(drawn)) == 6
 
 
-def told(
+def ended_trial(number: int, dropout: float, status: Any, value: float | None) -> Trial:
+    return Trial(
+        signature=f"t{number}",
+        variant="cnn2",
+        stage="search",
+        origin=None,
+        number=number,
+        config={},
+        params={"dropout": dropout},
+        seen_seq=0,
+        planned_seq=number,
+        changed_seq=number,
+        ended_seq=number,
+        status=status,
+        best_epoch=None if value is None else 0,
+        best_value=value,
+    )
+
+
+def study_of_24(
     outcome: Callable[[dict[str, Any]], tuple[str, float | None]], seed: int, **values: Any
 ) -> Study:
     """Return a study with the results of 24 evenly spread trials."""
@@ -138,22 +157,7 @@ def told(
     for number in range(24):
         params = {"dropout": (number + 0.5) / 24}
         status, value = outcome(params)
-        trial = Trial(
-            signature=f"t{number}",
-            variant="cnn2",
-            stage="search",
-            origin=None,
-            number=number,
-            config={},
-            params=params,
-            seen_seq=0,
-            planned_seq=number,
-            changed_seq=number,
-            ended_seq=number,
-            status=status,  # type: ignore[arg-type]
-            best_epoch=None if value is None else 0,
-            best_value=value,
-        )
+        trial = ended_trial(number, params["dropout"], status, value)
         own.add_planned(trial)
         own.tell(trial, [], "val_top1")
     return own
@@ -161,7 +165,7 @@ def told(
 
 def share_above(threshold: float, outcome: Callable[[dict[str, Any]], Any], **values: Any) -> float:
     """Return the share of suggestions above a threshold, over 40 seeds."""
-    drawn = [told(outcome, seed, **values).ask(24)["dropout"] for seed in range(40)]
+    drawn = [study_of_24(outcome, seed, **values).ask(24)["dropout"] for seed in range(40)]
     return sum(value > threshold for value in drawn) / len(drawn)
 
 
@@ -193,21 +197,8 @@ def test_the_sampler_ignores_failed_trials() -> None:
         value = (number * 37 % 100) / 100
         for own, status in ((with_failed, "failed"), (without, "running")):
             is_end = number % 2 == 0
-            trial = Trial(
-                signature=f"t{number}",
-                variant="cnn2",
-                stage="search",
-                origin=None,
-                number=number,
-                config={},
-                params={"dropout": value},
-                seen_seq=0,
-                planned_seq=number,
-                changed_seq=number,
-                ended_seq=number,
-                status="complete" if is_end else status,  # type: ignore[arg-type]
-                best_epoch=0 if is_end else None,
-                best_value=value if is_end else None,
+            trial = ended_trial(
+                number, value, "complete" if is_end else status, value if is_end else None
             )
             own.add_planned(trial)
             if trial.status != "running":
@@ -225,26 +216,11 @@ def test_the_sampler_prefers_better_regions() -> None:
 
 def test_a_stopped_trial_is_pruned_with_its_intermediate_values() -> None:
     own = study({"dropout": FloatDistribution(0.0, 1.0)})
-    trial = Trial(
-        signature="a",
-        variant="cnn2",
-        stage="search",
-        origin=None,
-        number=0,
-        config={},
-        params={"dropout": 0.5},
-        seen_seq=0,
-        planned_seq=1,
-        changed_seq=1,
-        ended_seq=1,
-        status="stopped",
-        best_epoch=0,
-        best_value=0.4,
-    )
+    trial = ended_trial(0, 0.5, "stopped", 0.4)
     rows = [
         EpochRow(
             seq=epoch,
-            signature="a",
+            signature="t0",
             epoch=epoch,
             attempt=1,
             arrived_s=0.0,
@@ -258,7 +234,7 @@ def test_a_stopped_trial_is_pruned_with_its_intermediate_values() -> None:
     [stored] = own._study.get_trials()
     assert stored.state.name == "PRUNED"
     assert stored.intermediate_values == {0: 0.2, 2: 0.4}
-    diverged = dataclasses.replace(trial, signature="b", number=1, status="diverged")
+    diverged = dataclasses.replace(trial, signature="t1", number=1, status="diverged")
     own.add_planned(diverged)
     own.tell(diverged, rows, "val_top1")
     stored = own._study.get_trials()[1]
