@@ -114,6 +114,21 @@ def test_every_metric_is_explained() -> None:
     assert [name for name in METRIC_NAMES if f"`{name}`" not in page] == []
 
 
+def test_every_section_of_the_report_is_explained(tmp_path: Path) -> None:
+    from orchestrator.ledger.ledger import open_ledger
+    from orchestrator.report.render import write_report
+
+    shutil.copy(ROOT / "tests/golden/ledgers/final_seeds.sqlite", tmp_path / "ledger.sqlite")
+    ledger = open_ledger(tmp_path / "ledger.sqlite")
+    write_report(ledger, tmp_path / "report")
+    ledger.close()
+    report = (tmp_path / "report/report.md").read_text()
+    sections = re.findall(r"^## (.*)$", report, re.MULTILINE)
+    page = text_of(DOCS / "how-to/report.md")
+    assert sections
+    assert [name for name in sections if f"| {name} |" not in page] == []
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="the documentation's generator is not installed")
