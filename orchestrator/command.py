@@ -42,7 +42,7 @@ def run(
     arguments = parser.parse_args(argv)
     try:
         return action(arguments)
-    except (OrchestratorError, OSError) as error:  # a storage's error is an OSError
+    except (OrchestratorError, OSError) as error:
         told = traceback.format_exc().rstrip() if arguments.verbose else str(error)
         warn(redacted(told))
         return WRONG_USAGE if isinstance(error, UsageError) else failed

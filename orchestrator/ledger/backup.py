@@ -79,7 +79,7 @@ def open_backup(
         yield None
         return
     try:
-        lease = leases.take(storage, say)
+        lease = leases.take(storage, say, clock=clock)
     except StorageError as error:
         raise UsageError(str(error)) from error
     backup = LedgerBackup(paths, storage, lease, say, clock or Clock())

@@ -1,4 +1,4 @@
-"""Brings a trial's checkpoints from the sweep's storage to this machine."""
+"""Fetches a trial's checkpoints from the sweep's storage to this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
         name: of the checkpoint, relative to the sweep's folder.
 
     Raises:
-        StorageError: the storage cannot be reached, so nobody knows.
+        StorageError: the storage cannot be reached.
     """
     return fetch_checkpoint(paths.root, storage_of(paths), name)
 
@@ -25,7 +25,7 @@ def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
 def fetch_checkpoint(sweep_dir: Path, storage: Storage | None, name: str) -> Path | None:
     """Return the folder of a whole checkpoint in `sweep_dir`, or None if there is none.
 
-    A checkpoint that this machine lacks is fetched from the sweep's folder in the storage.
+    A checkpoint that is not on this machine is fetched from the sweep's folder in the storage.
 
     Raises:
         StorageError: the storage cannot be reached.

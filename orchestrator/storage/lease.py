@@ -1,76 +1,78 @@
-"""One driver per sweep, wherever the drivers run: a lease in the sweep's storage.
+"""One driver per sweep on any number of machines: a lease in the sweep's storage.
 
-The driver that holds it writes it anew every few seconds. An object store has no locks, so a lease
-is taken by writing it, waiting, and reading it back, and whoever finds another's name in it later
-stops. Times are differences on one clock, the store's or this process's; no two are compared.
+The driver that holds the lease rewrites it every few seconds. An object store has no locks, so a
+lease is taken by writing it, waiting, and reading it back; a driver that later finds another's
+name in it stops. A time is a difference on one clock, the store's or this process's; two clocks are
+never compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.storage.paths import LEASE
 from orchestrator.storage.store import Storage, StorageError
 
 RENEW_S = 5.0  # between two renewals
-STALE_S = 60.0  # without a renewal the lease is anyone's
-SETTLE_S = 2.0  # until a lease that was written is read back: longer than a write takes to be seen
+STALE_S = 60.0  # without a renewal; then another driver may take the lease
+SETTLE_S = 2.0  # between writing and reading back: longer than a write takes to be visible
 
 
 class LeaseLostError(OrchestratorError):
-    """Another driver has taken the sweep; this one must write nothing more."""
+    """Another driver has taken over the sweep; this one must write nothing more."""
 
 
 class Lease:
-    """A lease that is held and renewed by a thread of its own until it is released."""
+    """A lease that is held, and renewed by a thread of its own until it is released."""
 
-    def __init__(self, storage: Storage, token: str) -> None:
-        self.storage, self.token = storage, token
+    def __init__(self, storage: Storage, token: str, clock: Clock) -> None:
+        self.storage, self.token, self.clock = storage, token, clock
         self._lost: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="lease", daemon=True)
 
     @property
     def lost(self) -> str | None:
-        """Why this driver must stop, once another one has the lease; None while it has it."""
+        """The reason to stop once another driver holds the lease; None until then."""
         return self._lost
 
     def check(self) -> None:
-        """Read the lease.
+        """Compare the lease in the storage with this driver's.
 
         Raises:
-            LeaseLostError: it is another driver's.
+            LeaseLostError: another driver holds it.
             StorageError: it could not be read.
         """
         text = self.storage.get(LEASE, keep_trying_s=0)
         if text is not None and _facts(text).get("token") != self.token:
             self._lost = (
                 f"The sweep in {self.storage.shown} was taken over by {_holder(_facts(text))}, "
-                f"because this driver could not renew its lease for {STALE_S:.0f} s. This one "
-                "stops and writes nothing there; the other goes on from what was stored."
+                f"because this driver could not renew its lease for {STALE_S:.0f} s. This driver "
+                "stops and writes nothing there; the other one resumes from the stored ledger."
             )
         if self._lost is not None:
             raise LeaseLostError(self._lost)
 
     def start(self) -> None:
-        """Begin to renew it."""
+        """Start renewing it."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop renewing; the lease becomes stale by itself."""
+        """Stop renewing it; it becomes stale."""
         self._stop.set()
 
     def release(self) -> None:
-        """Stop renewing, and let the next driver begin at once."""
+        """Stop renewing it and delete it, so that the next driver starts at once."""
         self.stop()
         if self._thread.is_alive():
             self._thread.join(RENEW_S)
@@ -78,46 +80,55 @@ class Lease:
             self.check()
             self.storage.delete(LEASE)
         except (LeaseLostError, StorageError):
-            pass  # it is another's, or becomes stale by itself
+            pass  # another driver holds it, or it becomes stale
+
+    def step(self) -> float:
+        """Renew the lease once; return the seconds until the next renewal.
+
+        Raises:
+            LeaseLostError: another driver holds it.
+        """
+        with contextlib.suppress(StorageError):  # the next step tries again
+            self.check()
+            self.storage.put(LEASE, _own(self.token, self.clock), keep_trying_s=0)
+        return RENEW_S
 
     def _loop(self) -> None:
-        while not self._stop.wait(RENEW_S):
-            try:
-                self.check()
-                self.storage.put(LEASE, _own(self.token), keep_trying_s=0)
-            except StorageError:
-                continue  # the next round tries again
-            except LeaseLostError:
-                return
+        pause_s = RENEW_S
+        with contextlib.suppress(LeaseLostError):  # `lost` has the reason
+            while not self._stop.wait(pause_s):
+                pause_s = self.step()
 
 
-def take(storage: Storage, say: Callable[[str], None]) -> Lease:
-    """Take a sweep's lease, or one that nobody renews any more.
+def take(storage: Storage, say: Callable[[str], None], *, clock: Clock | None = None) -> Lease:
+    """Return the sweep's lease, which nobody else holds or which is stale.
 
     Args:
         storage: the sweep's.
-        say: tells the user why it takes long.
+        say: prints why it takes long.
+        clock: gives time and pauses.
 
     Raises:
         UsageError: another driver holds it.
         StorageError: the storage cannot be used.
     """
+    clock = clock or Clock()
     found = storage.get(LEASE)
     if found is not None and not _is_gone(_facts(found)):
-        _wait_until_stale(storage, found, say)
-    lease = Lease(storage, uuid.uuid4().hex[:12])
-    storage.put(LEASE, _own(lease.token))
-    time.sleep(SETTLE_S)
+        _wait_until_stale(storage, found, say, clock)
+    lease = Lease(storage, uuid.uuid4().hex[:12], clock)
+    storage.put(LEASE, _own(lease.token, clock))
+    clock.sleep(SETTLE_S)
     try:
         lease.check()
-    except LeaseLostError as error:  # both wrote at the same time: the later one stays
+    except LeaseLostError as error:  # two drivers wrote at the same time: the later one holds it
         raise _taken(storage, storage.get(LEASE) or b"") from error
     lease.start()
     return lease
 
 
 def holder(storage: Storage) -> str | None:
-    """Return which process on which host runs a sweep by its lease; None when nobody does.
+    """Return the process and host that hold a sweep's lease; None if nobody does.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -129,17 +140,19 @@ def holder(storage: Storage) -> str | None:
     return None if age_s is None or age_s > STALE_S else _holder(_facts(found))
 
 
-def _wait_until_stale(storage: Storage, found: bytes, say: Callable[[str], None]) -> None:
-    """Return when a lease has not been renewed for `STALE_S`; raise as soon as it is."""
+def _wait_until_stale(
+    storage: Storage, found: bytes, say: Callable[[str], None], clock: Clock
+) -> None:
+    """Return when a lease has not been renewed for `STALE_S`; raise as soon as it is renewed."""
     age_s = storage.age_s(LEASE, f".now-{uuid.uuid4().hex[:8]}")
-    until_s = time.monotonic() + STALE_S - (age_s or 0.0)
-    if age_s is not None and until_s > time.monotonic() + RENEW_S:
+    until_s = clock.monotonic_s() + STALE_S - (age_s or 0.0)
+    if age_s is not None and until_s > clock.monotonic_s() + RENEW_S:
         say(
-            f"The sweep was being run by {_holder(_facts(found))} {age_s:.0f} s ago. Waiting to "
-            f"see whether it still is, for {STALE_S - age_s:.0f} s at most."
+            f"{age_s:.0f} s ago, {_holder(_facts(found))} was running the sweep. Waiting for at "
+            f"most {STALE_S - age_s:.0f} s to see whether it is still running."
         )
-    while time.monotonic() < until_s:
-        time.sleep(1.0)
+    while clock.monotonic_s() < until_s:
+        clock.sleep(1.0)
         now = storage.get(LEASE)
         if now is None:
             return  # released
@@ -154,7 +167,7 @@ def _taken(storage: Storage, text: bytes) -> UsageError:
     )
 
 
-def _own(token: str) -> bytes:
+def _own(token: str, clock: Clock) -> bytes:
     pid = os.getpid()
     return json.dumps(
         {
@@ -163,7 +176,7 @@ def _own(token: str) -> bytes:
             "boot": _boot(),
             "began": _began(pid),
             "token": token,
-            "renewed_s": time.time(),
+            "renewed_s": clock.now_s(),
         },
         sort_keys=True,
     ).encode()
@@ -182,23 +195,23 @@ def _holder(facts: dict[str, Any]) -> str:
 
 
 def _is_gone(facts: dict[str, Any]) -> bool:
-    """Return whether a holder was a process of this very machine that has ended."""
+    """Return whether the holder was a process of this machine that has ended."""
     if not facts or facts.get("host") != socket.gethostname() or facts.get("boot") != _boot():
         return False
     return _began(int(facts.get("pid", 0))) != facts.get("began")
 
 
 def _boot() -> str:
-    """Return what names this start of this machine, and the container in it."""
+    """Return an identity of this boot of the machine and of the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # not on Linux: then no lease is known to be gone
+        return uuid.uuid4().hex  # not on Linux: no lease is known to be gone
 
 
 def _began(pid: int) -> str | None:
-    """Return when a process began, in the kernel's ticks, since numbers are used again."""
+    """Return a process's start time in the kernel's ticks, because process ids are reused."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""File locks: one driver per sweep and one download per file."""
+"""Locks on files of this machine: one driver per sweep, one download per file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def driver_lock(paths: SweepPaths) -> Iterator[None]:
 
 
 def driver_of(paths: SweepPaths) -> str | None:
-    """Return which process on which host holds the sweep's lock; None when nobody does."""
+    """Return the process and host that hold the sweep's lock; None if it is free."""
     try:
         with paths.lock.open() as file:
             try:

@@ -1,74 +1,53 @@
 """A sweep's durable storage: a folder in an S3-compatible store, or on a shared file system.
 
-The only door to pyarrow's file systems. Every call is tried again when it fails, for a bounded
-time, and ends in a `StorageError` whose text a user can act on. What is put in place is whole: an
-object store shows an object when all of it has arrived, a file is written under a temporary name
-and renamed. It holds no state but the connection.
+The only module that uses pyarrow's file systems. A failed call is repeated for a bounded time and
+ends in a `StorageError` whose text a user can act on. Every file is whole: an object store shows an
+object once all of it has arrived, and a file is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
-import random
 import shutil
-import threading
-import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.clock import Clock
+from orchestrator.errors import OrchestratorError
 from orchestrator.redaction import redacted
+from orchestrator.storage.retry import GaveUpError, retried
 from trainables import files
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-CONNECT_S = 5.0  # seconds until a connection that is not answered counts as failed
+CONNECT_S = 5.0  # seconds until an unanswered connection counts as failed
 SILENCE_S = 10.0  # seconds without a byte after which a request counts as failed
-TRY_S = 60.0  # seconds one try may take, besides the time its bytes need
-SLOWEST_BYTES_PER_S = 8_000  # what is slower counts as failed
-KEEP_TRYING_S = 60.0  # seconds after the first try until no further one is begun
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # seconds between tries; doubles, with a random part
-ALIVE_EVERY_S = 5.0  # seconds between signs of life while files are on their way
-AT_ONCE = 4  # files of a folder on their way at the same time
+ALIVE_EVERY_S = 5.0  # seconds between signs of life while files are transferred
+AT_ONCE = 4  # files of a folder that are transferred at the same time
 
 _OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-# Trying again does not help against these.
-_FINAL_WORDS = (
-    *("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"),
-    *("INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT", "EXPIRED_TOKEN", "PERMANENT_REDIRECT"),
-)
-_FINAL_ERRNOS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-)
-
 Result = TypeVar("Result")
 
 
-class StorageError(OSError):
-    """The storage cannot be reached or does not do what it must; the text says what to do."""
+class StorageError(OrchestratorError, OSError):
+    """The storage cannot be reached, read or written; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """A folder in a store. Names are relative to it, with "/" between their parts."""
 
-    uri: str  # as it was resolved; may hold a password, so use `shown` in texts
+    uri: str  # resolved; may hold a password, so texts use `shown`
     prefix: str
     filesystem: FileSystem
+    clock: Clock = field(default_factory=Clock, compare=False)  # for pauses between tries
 
     @property
     def shown(self) -> str:
@@ -79,13 +58,13 @@ class Storage:
         """Return the storage of a folder in this one."""
         head, mark, query = self.uri.partition("?")
         uri = f"{head.rstrip('/')}/{urllib.parse.quote(name)}{mark}{query}"
-        return Storage(uri, f"{self.prefix}/{name}", self.filesystem)
+        return replace(self, uri=uri, prefix=f"{self.prefix}/{name}")
 
     def put(self, name: str, source: Path | bytes, *, keep_trying_s: float | None = None) -> None:
-        """Put a file or bytes in place, replacing what was there; nobody ever sees a part of it.
+        """Write a file, replacing an old one; no reader ever finds a part of it.
 
         Raises:
-            StorageError: it could not be written in time. What was there before is unharmed.
+            StorageError: it could not be written in time. An old file is unharmed.
             OSError: the local file cannot be read.
         """
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -99,10 +78,10 @@ class Storage:
                 self._write(str(new), source)
                 files.put_in_place(new, place)
 
-        self._try(f"write {name}", write, size, keep_trying_s)
+        self._try(f"write {name}", write, size=size, keep_trying_s=keep_trying_s)
 
     def get(self, name: str, *, keep_trying_s: float | None = None) -> bytes | None:
-        """Return a small file's bytes; None where there is none.
+        """Return a small file's content; None if there is no such file.
 
         Raises:
             StorageError: it could not be read in time.
@@ -115,10 +94,10 @@ class Storage:
             except FileNotFoundError:
                 return None
 
-        return self._try(f"read {name}", read, 0, keep_trying_s)
+        return self._try(f"read {name}", read, keep_trying_s=keep_trying_s)
 
     def get_file(self, name: str, target: Path) -> bool:
-        """Write a file to the local disk, under a temporary name first; False if there is none.
+        """Copy a file to the local disk, whole; return False if there is none.
 
         Raises:
             StorageError: it could not be read in time.
@@ -136,7 +115,7 @@ class Storage:
                 shutil.copyfileobj(file, local, 2**20)
 
         with files.temporary(target) as new:
-            self._try(f"read {name}", lambda: read(new), size, None)
+            self._try(f"read {name}", lambda: read(new), size=size)
             files.put_in_place(new, target, durable=False)
         return True
 
@@ -148,13 +127,13 @@ class Storage:
         last: str,
         alive: Callable[[], None] | None = None,
     ) -> None:
-        """Put the files of a folder in place; the named one comes last and says that it is whole.
+        """Copy the files of a folder to the storage; the last one marks it as whole.
 
         Args:
             folder: on the local disk.
-            name: where to put it, below the storage's root.
+            name: the folder's name in the storage.
             last: name of the last file.
-            alive: called every few seconds while files are on their way.
+            alive: called every few seconds while files are transferred.
 
         Raises:
             StorageError: they could not be written in time.
@@ -167,16 +146,16 @@ class Storage:
     def get_folder(
         self, name: str, folder: Path, *, mark: str, alive: Callable[[], None] | None = None
     ) -> bool:
-        """Write a folder's files to the local disk, then rename it there, replacing what was.
+        """Copy a folder to the local disk, whole, replacing an old one.
 
         Args:
-            name: below the storage's root.
+            name: the folder's name in the storage.
             folder: on the local disk.
-            mark: name of the file that says that it is whole.
-            alive: called every few seconds while files are on their way.
+            mark: name of the file that marks the folder as whole.
+            alive: called every few seconds while files are transferred.
 
         Returns:
-            whether there is such a folder with the named file in it, which says that it is whole.
+            Whether the storage has a whole folder of that name.
 
         Raises:
             StorageError: they could not be read in time.
@@ -204,37 +183,37 @@ class Storage:
         return self.size(name) is not None
 
     def files(self, name: str = "", *, recursive: bool = False) -> list[str]:
-        """Return the names of the files in a folder, relative to it, sorted; none if none is."""
+        """Return the sorted names of the files in a folder, relative to it."""
         return self._list(name, "File", recursive)
 
     def folders(self, name: str = "") -> list[str]:
-        """Return the names of the folders in a folder, sorted."""
+        """Return the sorted names of the folders in a folder."""
         return self._list(name, "Directory", False)
 
     def delete_folder(self, name: str) -> None:
-        """Delete a folder and all that is in it, if it is there."""
+        """Delete a folder and its content, if it exists."""
 
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_dir(f"{self.prefix}/{name}")
 
-        self._try(f"delete {name}", delete, 0, None)
+        self._try(f"delete {name}", delete)
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
 
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(f"{self.prefix}/{name}")
 
-        self._try(f"delete {name}", delete, 0, None)
+        self._try(f"delete {name}", delete)
 
     def age_s(self, name: str, probe: str) -> float | None:
         """Return a file's age in seconds by the store's own clock; None if there is no such file.
 
         Args:
             name: the file.
-            probe: a name that nobody else uses; written to learn what time it is there.
+            probe: an unused name; a file is written there to read the store's clock.
         """
         self.put(probe, b"")
         try:
@@ -250,8 +229,8 @@ class Storage:
         return self.uri.startswith("s3://")
 
     def _write(self, path: str, source: Path | bytes) -> None:
-        # Small sources are read before the store hears of them: closing the stream, which an
-        # error does too, is what puts an object in place.
+        # Small sources are read first: closing the stream creates the object, and an error in
+        # between would close it too.
         if isinstance(source, bytes) or source.stat().st_size <= 2**26:
             content = source if isinstance(source, bytes) else source.read_bytes()
             with self.filesystem.open_output_stream(path) as file:
@@ -266,13 +245,11 @@ class Storage:
         info = self._try(
             f"look for {name}",
             lambda: self.filesystem.get_file_info(f"{self.prefix}/{name}"),
-            0,
-            None,
         )
         return info if info.type == FileType.File else None
 
     def size(self, name: str) -> int | None:
-        """Return the bytes of a file; None where there is none."""
+        """Return a file's size in bytes; None if there is no such file."""
         info = self._info(name)
         return None if info is None else int(info.size)
 
@@ -281,46 +258,38 @@ class Storage:
 
         folder = f"{self.prefix}/{name}".rstrip("/")
         found = self._try(
-            f"list {name or 'what is there'}",
+            f"list {name or 'its content'}",
             lambda: self.filesystem.get_file_info(
                 FileSelector(folder, allow_not_found=True, recursive=recursive)
             ),
-            0,
-            None,
         )
         return sorted(each.path[len(folder) + 1 :] for each in found if each.type.name == kind)
 
     def _try(
-        self, what: str, call: Callable[[], Result], size: int, keep_trying_s: float | None
+        self,
+        what: str,
+        call: Callable[[], Result],
+        *,
+        size: int = 0,
+        keep_trying_s: float | None = None,
     ) -> Result:
-        """Call until it succeeds, fails for good, or has failed for too long."""
-        began_s, pause_s, tries = time.monotonic(), FIRST_PAUSE_S, 0
-        until_s = began_s + (KEEP_TRYING_S if keep_trying_s is None else keep_trying_s)
-        while True:
-            tries += 1
-            try:
-                return _within(TRY_S + size / SLOWEST_BYTES_PER_S, call)
-            except OSError as error:
-                over = time.monotonic() + pause_s > until_s
-                if over or _is_final(error):
-                    raise self._error(what, error, tries, time.monotonic() - began_s) from error
-            time.sleep(pause_s * random.uniform(0.7, 1.3))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-    def _error(self, what: str, error: OSError, tries: int, passed_s: float) -> StorageError:
-        told = redacted(str(error))
-        new = StorageError(
-            f"The storage at {self.shown} must be reachable and writable, but could not {what}: "
-            f"{told} ({tries} {'try' if tries == 1 else 'tries'} in {passed_s:.0f} s). Check the "
-            "address, the credentials and the network, or the space that is left there; then give "
-            "the same command with --resume."
-        )
-        new.errno = error.errno
-        return new
+        """Return the result of a call, repeated for a bounded time; `what` completes the error."""
+        try:
+            return retried(call, size, keep_trying_s, self.clock)
+        except GaveUpError as failure:
+            tries = f"{failure.tries} {'try' if failure.tries == 1 else 'tries'}"
+            error = StorageError(
+                f"The storage at {self.shown} must be reachable and writable, but could not "
+                f"{what}: {redacted(str(failure.error))} ({tries} in {failure.passed_s:.0f} s). "
+                "Check the address, the credentials and the network, or the space that is left "
+                "there; then run the same command with --resume."
+            )
+            error.errno = failure.error.errno
+            raise error from failure.error
 
 
 def _all(under_way: set[Future[Result]], alive: Callable[[], None] | None) -> list[Result]:
-    """Wait for files that are on their way, with signs of life; raises what one of them raised."""
+    """Return the results of all transfers, with signs of life; raise the error of a failed one."""
     results: list[Result] = []
     while under_way:
         done, under_way = wait(under_way, timeout=ALIVE_EVERY_S)
@@ -332,23 +301,24 @@ def _all(under_way: set[Future[Result]], alive: Callable[[], None] | None) -> li
 
 @functools.lru_cache(maxsize=32)
 def open_storage(uri: str) -> Storage:
-    """Return the storage at an address; nothing is asked of it yet.
+    """Return the storage at an address, without connecting to it.
 
     Args:
-        uri: `s3://bucket/prefix` or `file:///folder`. After a "?" stand pyarrow's options
-            `endpoint_override`, `scheme`, `region` and `tls_ca_file_path`. Without an endpoint
-            `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` say where it is. Credentials are AWS's
-            usual ones: environment variables, files, the machine's role.
+        uri: `s3://bucket/prefix` or `file:///folder`. pyarrow's options `endpoint_override`,
+            `scheme`, `region` and `tls_ca_file_path` follow a "?". The default endpoint is
+            `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`. Credentials are AWS's usual ones:
+            environment variables, files, the machine's role.
 
     Raises:
-        StorageError: the address is not one of these.
+        StorageError: the address has another form.
     """
     parts = urllib.parse.urlsplit(uri)
     path = urllib.parse.unquote(parts.path)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not path.strip("/"):
             raise StorageError(
-                f"A storage on a file system is file:///folder with three slashes; got {uri!r}."
+                "A storage on a file system is file:///folder with three slashes; got "
+                f"{redacted(uri)!r}."
             )
         from pyarrow.fs import LocalFileSystem
 
@@ -392,48 +362,16 @@ def _s3(parts: urllib.parse.SplitResult, options: dict[str, str]) -> FileSystem:
     return S3FileSystem(
         **given,
         connect_timeout=CONNECT_S,
-        request_timeout=SILENCE_S,  # on Linux too, whatever pyarrow's documentation says
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # ours are the only ones
+        request_timeout=SILENCE_S,  # works on Linux too, against pyarrow's documentation
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `retried` repeats them
         allow_delayed_open=True,  # one request for a small file instead of three
     )
 
 
 def _add_endpoint(options: dict[str, str]) -> None:
-    """Take the endpoint from the environment, where the address has none."""
+    """Add the endpoint of the environment if the address has none."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if url and "endpoint_override" not in options:
         parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
         options["endpoint_override"] = parts.netloc.rpartition("@")[2]
         options.setdefault("scheme", parts.scheme)
-
-
-def _within(limit_s: float, call: Callable[[], Result]) -> Result:
-    """Return what a call returns, for which one waits so long at most.
-
-    A call of pyarrow's cannot be cancelled. One that takes too long is left to itself; it ends by
-    the timeouts of its connection.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="storage", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if results:
-        return results[0]
-    if errors:
-        raise errors[0]
-    raise TimeoutError(f"no end after {limit_s:.0f} s")
-
-
-def _is_final(error: OSError) -> bool:
-    if isinstance(error, TimeoutError | ConnectionError):
-        return False
-    text = str(error).upper()
-    return error.errno in _FINAL_ERRNOS or any(word in text for word in _FINAL_WORDS)

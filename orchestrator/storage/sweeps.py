@@ -12,10 +12,10 @@ from orchestrator.storage.store import Storage, StorageError, open_storage
 
 
 def storage_of(paths: SweepPaths) -> Storage | None:
-    """Return a sweep's folder in its storage; None where that is a folder on a local disk.
+    """Return a sweep's folder in its storage; None if that is a folder on a local disk.
 
     Raises:
-        UsageError: the address is not one that can be used.
+        UsageError: the address cannot be used.
     """
     if paths.remote is None:
         return None
@@ -26,7 +26,7 @@ def storage_of(paths: SweepPaths) -> Storage | None:
 
 
 def has_sweep(paths: SweepPaths) -> bool:
-    """Return whether the sweep exists, here or in its storage."""
+    """Return whether the sweep exists, on this machine or in its storage."""
     storage = storage_of(paths)
     return paths.ledger.exists() or (storage is not None and storage.exists(LEDGER))
 
@@ -52,7 +52,7 @@ def find_sweep(
 
     Args:
         storage: a path or an address.
-        names: of the sweep; those that cannot be a sweep's name are passed over.
+        names: of the sweep; those that cannot be a sweep's name are skipped.
         way_out: the last sentence of the error.
 
     Raises:
@@ -73,7 +73,7 @@ def find_sweep(
 
 
 def local_file(paths: SweepPaths, name: str) -> Path | None:
-    """Return a file of the sweep's folder on this machine, from the storage if need be, or None."""
+    """Return a file of the sweep's folder, fetched from the storage if missing here, or None."""
     file, storage = paths.root / name, storage_of(paths)
     if not file.is_file() and storage is not None:
         storage.get_file(name, file)

@@ -88,7 +88,7 @@ def test_no_command_prints_the_password_of_an_address(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.storage.store.KEEP_TRYING_S", 0.0)
+    monkeypatch.setattr("orchestrator.storage.retry.KEEP_TRYING_S", 0.0)
     assert main() == 2
     captured = capsys.readouterr()
     printed = captured.out + captured.err

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.execution import uploads, worker
 from orchestrator.execution.job import failure_report
-from orchestrator.storage import store
+from orchestrator.storage import retry
 from orchestrator.storage.store import StorageError, open_storage
 from tests.orchestrator.execution.test_worker_train import job
 from trainables.training import checkpoint
@@ -72,7 +72,7 @@ def test_an_epoch_is_reported_after_its_checkpoint_and_the_log_are_stored(
 def test_an_epoch_that_cannot_be_stored_is_not_reported_and_fails_as_disk(
     digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "KEEP_TRYING_S", 0.1)
+    monkeypatch.setattr(retry, "KEEP_TRYING_S", 0.1)
     (tmp_path / "storage").write_text("no folder")
     made = job(digits_dir, tmp_path / "one", storage=(tmp_path / "storage").as_uri())
     reports: list[dict[str, Any]] = []

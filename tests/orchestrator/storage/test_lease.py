@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.storage import lease
 from orchestrator.storage.lease import LEASE, Lease, LeaseLostError, take
@@ -28,11 +29,6 @@ def storage(tmp_path: Path) -> Storage:
     return open_storage(tmp_path.as_uri())
 
 
-def said() -> tuple[list[str], object]:
-    lines: list[str] = []
-    return lines, lines.append
-
-
 def elsewhere(storage: Storage, token: str = "other") -> None:
     facts = {"host": "elsewhere", "pid": 4711, "boot": "b", "began": "1", "token": token}
     storage.put(LEASE, json.dumps(facts).encode())
@@ -47,7 +43,7 @@ def test_a_lease_is_renewed_while_it_is_held_and_gone_when_released(storage: Sto
     assert storage.files() == []
 
 
-def test_a_held_lease_is_refused_by_its_holders_host_and_process(storage: Storage) -> None:
+def test_a_held_lease_is_refused_and_its_holder_is_named(storage: Storage) -> None:
     held = take(storage, print)
     lines: list[str] = []
     with pytest.raises(UsageError, match=r"already being run by process \d+ on "):
@@ -56,7 +52,7 @@ def test_a_held_lease_is_refused_by_its_holders_host_and_process(storage: Storag
     held.release()
 
 
-def test_a_lease_that_nobody_renews_is_taken_after_a_while(storage: Storage) -> None:
+def test_a_lease_without_renewals_is_taken_once_it_is_stale(storage: Storage) -> None:
     elsewhere(storage)
     lines: list[str] = []
     began_s = time.monotonic()
@@ -67,13 +63,13 @@ def test_a_lease_that_nobody_renews_is_taken_after_a_while(storage: Storage) -> 
     held.release()
 
 
-def test_a_lease_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(
+def test_a_lease_of_an_ended_process_of_this_machine_is_taken_at_once(
     storage: Storage,
 ) -> None:
     code = (
-        "import sys; from orchestrator.storage import lease;"
+        "import sys; from orchestrator.clock import Clock; from orchestrator.storage import lease;"
         "from orchestrator.storage.store import open_storage;"
-        "open_storage(sys.argv[1]).put(lease.LEASE, lease._own('gone'))"
+        "open_storage(sys.argv[1]).put(lease.LEASE, lease._own('gone', Clock()))"
     )
     subprocess.run([sys.executable, "-c", code, storage.uri], check=True)
     began_s = time.monotonic()
@@ -83,22 +79,30 @@ def test_a_lease_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(
 
 
 def test_a_reused_process_number_is_another_process(storage: Storage) -> None:
-    facts = json.loads(lease._own("gone"))
+    facts = json.loads(lease._own("gone", Clock()))
     assert not lease._is_gone(facts)
     assert lease._is_gone({**facts, "began": "1"})
     assert not lease._is_gone({**facts, "began": "1", "host": "elsewhere"})
     assert not lease._is_gone({**facts, "began": "1", "boot": "another start"})
 
 
-def test_of_two_that_write_at_once_the_later_one_has_it(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease.time, "sleep", lambda _: elsewhere(storage))
+def test_of_two_that_write_at_once_the_later_one_holds_it(storage: Storage) -> None:
     with pytest.raises(UsageError, match="process 4711 on elsewhere"):
-        take(storage, print)
+        take(storage, print, clock=Clock(sleep=lambda _: elsewhere(storage)))
 
 
-def test_a_driver_whose_lease_was_taken_knows_and_does_not_take_it_back(storage: Storage) -> None:
+def test_a_step_renews_the_lease_once(storage: Storage) -> None:
+    now = [1000.0]
+    held = Lease(storage, "mine", Clock(now_s=lambda: now[0]))
+    for now[0] in (1000.0, 1005.0):
+        assert held.step() == lease.RENEW_S
+        assert json.loads(storage.get(LEASE) or b"")["renewed_s"] == now[0]
+    elsewhere(storage)
+    with pytest.raises(LeaseLostError):
+        held.step()
+
+
+def test_a_driver_notices_that_its_lease_was_taken_and_leaves_it(storage: Storage) -> None:
     held = take(storage, print)
     elsewhere(storage)
     time.sleep(0.5)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.execution.failure_class import classify
+from orchestrator.storage import retry
 from orchestrator.storage import store as storage_store
 from orchestrator.storage.store import Storage, StorageError, open_storage
 from tests.faults.proxy import proxied
@@ -38,8 +39,8 @@ def place(store: Storage, request: pytest.FixtureRequest) -> Storage:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries that are over soon."""
-    monkeypatch.setattr(storage_store, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(storage_store, "KEEP_TRYING_S", 0.2)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "KEEP_TRYING_S", 0.2)
 
 
 def test_bytes_and_files_come_back_as_they_were(place: Storage, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_bytes_and_files_come_back_as_they_were(place: Storage, tmp_path: Path) 
     assert not (tmp_path / "none").exists()
 
 
-def test_what_is_there_is_listed_and_what_is_deleted_is_gone(place: Storage) -> None:
+def test_files_are_listed_until_they_are_deleted(place: Storage) -> None:
     assert place.files() == []
     assert place.folders() == []
     for name in ("a", "b/c", "b/d/e"):
@@ -72,7 +73,7 @@ def test_what_is_there_is_listed_and_what_is_deleted_is_gone(place: Storage) -> 
     assert place.files(recursive=True) == ["b/c"]
 
 
-def test_a_folder_is_whole_by_the_file_that_is_written_last(place: Storage, tmp_path: Path) -> None:
+def test_a_folder_without_its_last_file_is_not_whole(place: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     for name in ("a", "b", "manifest.json"):
@@ -111,7 +112,7 @@ def test_a_slow_upload_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.M
     assert place.files("x") == ["a", "manifest.json"]
 
 
-def test_the_mark_of_a_folder_is_not_written_when_another_file_fails(
+def test_the_last_file_of_a_folder_is_not_written_when_another_fails(
     hasty: None, tmp_path: Path
 ) -> None:
     folder, target = tmp_path / "checkpoint", tmp_path / "storage"
@@ -125,7 +126,7 @@ def test_the_mark_of_a_folder_is_not_written_when_another_file_fails(
     assert not (target / "x" / "manifest.json").exists()
 
 
-def test_age_is_measured_by_the_stores_own_clock(place: Storage) -> None:
+def test_the_age_of_a_file_is_measured_by_the_stores_clock(place: Storage) -> None:
     assert place.age_s("lease", "probe") is None
     place.put("lease", b"x")
     time.sleep(1.2)  # S3 counts whole seconds
@@ -135,7 +136,7 @@ def test_age_is_measured_by_the_stores_own_clock(place: Storage) -> None:
     assert place.files() == ["lease"]
 
 
-def test_failing_calls_are_tried_again_for_a_bounded_time(
+def test_failed_calls_are_repeated_for_a_bounded_time(
     hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -166,11 +167,11 @@ def test_failing_calls_are_tried_again_for_a_bounded_time(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_call_that_never_ends_is_given_up(
+def test_a_call_that_does_not_return_fails(
     hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(storage_store, "TRY_S", 0.1)
+    monkeypatch.setattr(retry, "TRY_S", 0.1)
     monkeypatch.setattr(Storage, "_write", lambda *_: released.wait(20))
     began_s = time.monotonic()
     with pytest.raises(StorageError, match="no end after 0 s"):
@@ -180,7 +181,7 @@ def test_a_call_that_never_ends_is_given_up(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_full_or_read_only_storage_is_told_at_once(
+def test_a_full_or_read_only_storage_fails_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(self: Storage, path: str, source: bytes) -> None:
@@ -202,7 +203,7 @@ def test_a_full_or_read_only_storage_is_told_at_once(
         ("file:///", "three slashes"),
     ],
 )
-def test_an_address_that_is_none_is_refused_with_what_is_one(uri: str, told: str) -> None:
+def test_the_error_for_a_wrong_address_shows_the_right_form(uri: str, told: str) -> None:
     with pytest.raises(StorageError, match=told):
         open_storage(uri)
 
