@@ -1,12 +1,14 @@
-"""The errors a user can meet.
+"""The errors that a user can meet.
 
     OrchestratorError
-    └── UsageError (also ValueError)   wrong input: the sentence is printed, exit status 2
-        ├── SweepExistsError
-        └── SweepNotFoundError
+    ├── UsageError (also ValueError)    wrong input: the text is printed, exit status 2
+    │   ├── SweepExistsError
+    │   └── SweepNotFoundError
+    ├── StorageError (also OSError)     in storage/store.py
+    └── LeaseLostError                  in storage/lease.py
 
-A text states the rule, what was got and the way out. `trainables` raises its own errors, defined
-where they are raised, because it may not import this package.
+A text states the rule, the value that was given and the way out. `trainables` defines its own
+errors where it raises them, because it may not import this package.
 """
 
 from __future__ import annotations
@@ -16,27 +18,27 @@ from collections.abc import Iterable
 
 
 class OrchestratorError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises on purpose."""
 
 
 class UsageError(OrchestratorError, ValueError):
-    """The input is wrong; the text says the rule, what was got and the way out."""
+    """The input is wrong; the text states the rule, the given value and the way out."""
 
 
 class SweepExistsError(UsageError):
-    """A new sweep was asked for under a name that is taken."""
+    """A new sweep has the name of an existing one."""
 
 
 class SweepNotFoundError(UsageError):
-    """A sweep was to be continued that does not exist."""
+    """The named sweep does not exist."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence for an unknown name: the known ones, and the nearest of them.
+    """Return the text for an unknown name, with the known names and the nearest of them.
 
     Args:
-        kind: what the name stands for, such as "dataset".
-        name: what was got.
+        kind: of the named thing, such as "dataset".
+        name: the unknown name.
         known: the names that exist.
     """
     listed = sorted(known)

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what is written: the ledger, logs, MLflow and the terminal."""
+"""Removes secrets from texts for the ledger, logs, MLflow and the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 import os
 import re
 
-_SHORTEST_SECRET = 6  # characters; replacing "1" or "true" would spoil a text and hide nothing
+_SHORTEST_SECRET = 6  # characters; replacing "1" or "true" would garble a text and hide nothing
 
 
 def redacted(text: str) -> str:
     """Return a text without the passwords of addresses and without this process's secrets.
 
-    Secrets are the values of environment variables whose name says so.
+    Secrets are the values of environment variables with a name such as `..._TOKEN`.
     """
     secret = re.compile(
         r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE

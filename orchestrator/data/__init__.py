@@ -1,5 +1,6 @@
-"""From an archive or image folder to memory-mapped Arrow files.
+"""Converts archives and image folders to memory-mapped Arrow files.
 
-`known` is the table of known datasets, `sources` reads one kind of archive each, `prepare` runs
-the whole conversion, `prepared` is what it writes, `share` lets hosts fetch it once.
+`known` is the table of known datasets, each module of `sources` reads one kind of source, `prepare`
+runs the whole conversion, `prepared` writes, reads and verifies its result, `share` copies it
+between hosts.
 """

@@ -1,7 +1,7 @@
 """Safe reading of archives and folders, member by member.
 
-Nothing is ever extracted to disk: a member is read into memory by name, after every name, kind and
-size in the archive was checked. It knows nothing of datasets and holds no state.
+Nothing is extracted to disk. A member is read into memory by name, after the name, kind and size of
+every member have been checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,15 +28,15 @@ from typing import IO, cast
 from orchestrator.errors import UsageError
 from trainables import files
 
-# Caps on what an archive may hold. The largest official one has 120,609 members of 237 MiB in all,
-# its largest member (CIFAR-100's training part) 148 MiB.
+# Limits of an archive. The largest official one has 120,609 members of 237 MiB in total; the
+# largest official member, CIFAR-100's training batch, has 148 MiB.
 MAX_MEMBERS = 2_000_000
 MAX_TOTAL_BYTES = 64 * 2**30
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_RATIO = 200  # uncompressed over compressed; real images are near 1, deflate's limit is 1032
-RATIO_EXEMPT_BYTES = 2**20  # below this a high ratio is harmless, and small text has one
+RATIO_EXEMPT_BYTES = 2**20  # up to this size a high ratio is harmless, and usual for small text
 
-# A zip's local header: its mark, 22 bytes that the directory says too, lengths of name and extra.
+# A zip's local header: signature, 22 bytes that the directory repeats, lengths of name and extra.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DEFLATE_WINDOW = -15  # raw, without zlib's own header
 
@@ -45,15 +45,15 @@ _READ_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSEr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZipMember:
-    """Where a member of a zip lies whose entry has passed the checks; any process can read it.
+    """The place of a checked member in a zip, which any process can read.
 
-    `zipfile` could too, but reads the whole directory first, which takes each worker as long as
-    thousands of images.
+    `zipfile` would read the whole directory first, which takes each worker as long as thousands of
+    images.
     """
 
     archive: Path
     name: str
-    at: int  # of its local header
+    at: int  # offset of its local header in bytes
     packed_bytes: int
     size_bytes: int
     crc: int
@@ -63,10 +63,10 @@ class ZipMember:
         """Return its content.
 
         Args:
-            archive: the open archive, where many members are read; None opens it.
+            archive: the open archive, to read many members; None opens it.
 
         Raises:
-            ValueError: it is not what the archive's directory says; the message begins with a verb.
+            ValueError: it differs from the archive's directory; the message begins with a verb.
         """
         raw = name = b""
         with nullcontext(archive) if archive else self.archive.open("rb", buffering=0) as file:
@@ -83,7 +83,7 @@ class ZipMember:
             raise ValueError("is damaged (the directory and the member differ)")
         if self.deflated:
             try:
-                # Exactly the stated size: an unbounded read would unpack a stream that lies.
+                # At most the stated size: an unbounded read would unpack a larger stream.
                 unpacked = zlib.decompressobj(_DEFLATE_WINDOW).decompress(raw, self.size_bytes or 1)
             except zlib.error as error:
                 raise ValueError(f"is damaged ({error})") from error
@@ -96,15 +96,14 @@ class ZipMember:
         return unpacked
 
 
-# What `read_members` yields: bytes, or where they can be read.
+# The content of a member: bytes, or where they can be read.
 Content = bytes | Path | ZipMember
 
 
 def member_names(source: Path) -> list[str]:
     """Return the sorted names of all regular files in a zip, a tar, a tar.gz or a folder.
 
-    Links inside a folder are followed, since it is the user's own disk; in an archive they are
-    refused.
+    Links in a folder are followed, because it is the user's own; in an archive they are refused.
 
     Raises:
         UsageError: the source is missing or unreadable, or a member is refused; it is named.
@@ -125,39 +124,45 @@ def member_names(source: Path) -> list[str]:
 
 
 def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, Content]]:
-    """Yield each wanted member's name with its bytes, or with what it can be read from.
+    """Yield each wanted member's name with its content.
 
-    The order is the source's own: a tar is read once from front to back.
+    The order is that of the archive: a tar is read once from front to back.
 
     Raises:
-        UsageError: a wanted member is missing, damaged or over the caps; it is named.
+        UsageError: a wanted member is missing, damaged or over a limit; it is named.
     """
     missing = dict.fromkeys(wanted)
     if source.is_dir():
-        for name in missing:
-            path = source / name
-            if path.stat().st_size > MAX_MEMBER_BYTES:
-                raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
-            yield name, path
-        return
-    if (zipped := _zip_members(source)) is not None:
-        for member in zipped:
-            if member.name in missing:
-                yield member.name, member
-                del missing[member.name]
+        found = _folder_contents(source, list(missing))
+    elif (zipped := _zip_members(source)) is not None:
+        found = ((member.name, member) for member in zipped if member.name in missing)
     else:
-        with _opened_tar(source) as archive:
-            for info in _checked_tar(source, archive):
-                name = info.name.removeprefix("./")
-                if name in missing:
-                    yield name, _tar_bytes(source, archive, info)
-                    del missing[name]
+        found = _tar_contents(source, missing)
+    for name, content in found:
+        del missing[name]  # a second member of the same name is not read
+        yield name, content
     if missing:
         raise _refused(source, next(iter(missing)), "is missing")
 
 
+def _folder_contents(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, Content]]:
+    for name in wanted:
+        path = source / name
+        if path.stat().st_size > MAX_MEMBER_BYTES:
+            raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
+        yield name, path
+
+
+def _tar_contents(source: Path, wanted: Container[str]) -> Iterator[tuple[str, Content]]:
+    with _opened_tar(source) as archive:
+        for info in _checked_tar(source, archive):
+            name = info.name.removeprefix("./")
+            if name in wanted:
+                yield name, _tar_bytes(source, archive, info)
+
+
 def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
-    """Return the bytes of a few members by name. Raises as `read_members`."""
+    """Return the bytes of a few members by name. Raises like `read_members`."""
     found: dict[str, bytes] = {}
     for name, content in read_members(source, wanted):
         try:
@@ -168,7 +173,7 @@ def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
 
 
 def bytes_of(content: Content) -> bytes:
-    """Return the bytes of what `read_members` yields. Raises as `ZipMember.read`."""
+    """Return the bytes of a content. Raises like `ZipMember.read`."""
     if isinstance(content, ZipMember):
         return content.read()
     return content.read_bytes() if isinstance(content, Path) else content
@@ -186,7 +191,7 @@ def sha256_of(source: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield relative names of the files under a folder, following links but no loop."""
+    """Yield the relative names of the files in a folder, following links but no loops."""
     seen: set[tuple[int, int]] = set()
     for parent, folders, found in os.walk(folder, followlinks=True):
         status = os.stat(parent)
@@ -203,7 +208,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _zip_members(source: Path) -> tuple[ZipMember, ...] | None:
-    """Return the regular files of a zip once all its entries passed; None: it is no zip."""
+    """Return the regular files of a zip whose entries all pass the checks; None: it is no zip."""
     with _explained(source):
         if not zipfile.is_zipfile(source):
             return None
@@ -211,10 +216,10 @@ def _zip_members(source: Path) -> tuple[ZipMember, ...] | None:
         return _listed(source, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-# One archive is listed by several readers in turn, and its directory can be half of all the work.
+# Several readers list the same archive in turn, and listing can be half of all the work.
 @lru_cache(maxsize=1)
 def _listed(source: Path, state: tuple[int, int, int]) -> tuple[ZipMember, ...]:
-    """List a zip of a state; another state is another archive."""
+    """Return the files of a zip; `state` makes a changed archive another cache entry."""
     _check_entries(source)
     with zipfile.ZipFile(source) as archive:
         return tuple(
@@ -246,7 +251,7 @@ def _opened_tar(source: Path) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _explained(source: Path) -> Iterator[None]:
-    """Turn what can go wrong in reading an archive into a sentence."""
+    """Turn errors of reading an archive into a UsageError."""
     if not source.is_file():
         raise UsageError(f"The source must be a file or a folder that exists; got {source}.")
     try:
@@ -260,9 +265,9 @@ def _explained(source: Path) -> Iterator[None]:
 
 
 class _CappedStream:
-    """A read-only stream that refuses to go beyond a number of uncompressed bytes.
+    """A read-only stream that refuses to pass a number of uncompressed bytes.
 
-    `tarfile` reads headers of any claimed length into memory; this is what stops it.
+    `tarfile` alone reads headers of any claimed length into memory.
     """
 
     def __init__(self, inner: IO[bytes], source: Path, ceiling: int) -> None:
@@ -270,7 +275,9 @@ class _CappedStream:
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > MAX_MEMBER_BYTES:
-            raise UsageError(f"{self._source} was refused: it asks for {size:,} bytes at once.")
+            raise UsageError(
+                f"{self._source} was refused: one of its headers claims {size:,} bytes."
+            )
         self._check(self._inner.tell() + size)
         return self._inner.read(size)
 
@@ -293,9 +300,9 @@ def _checked_zip(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo
     """Return the regular files of a zip once every entry has passed the checks."""
     entries = archive.infolist()
     _check_count(source, len(entries))
-    # Entries that share their bytes could each keep the ratio and still unpack to petabytes.
+    # Entries that share bytes could each keep the ratio and still unpack to petabytes.
     if sum(info.compress_size for info in entries) > source.stat().st_size:
-        raise UsageError(f"{source} was refused: its members overlap, as no honest archive's do.")
+        raise UsageError(f"{source} was refused: its members overlap.")
     total = 0
     for info in entries:
         name = info.filename
@@ -313,7 +320,7 @@ def _checked_zip(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo
 
 
 def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar, each after its checks, and read it to its last byte."""
+    """Yield the regular files of a tar after checking each, and read the tar to its last byte."""
     total = 0
     for count, info in enumerate(archive, start=1):
         _check_count(source, count)
@@ -323,21 +330,21 @@ def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.Tar
         total = _check_size(source, info.name, info.size, total)
         if info.isfile():
             yield info
-    # The checksum of a gzip stream is compared at its very end, behind the last member.
+    # The checksum of a gzip stream is compared at its end, behind the last member.
     stream = archive.fileobj
     while stream is not None and stream.read(RATIO_EXEMPT_BYTES):
         pass
 
 
 def _check_entries(source: Path) -> None:
-    """Refuse a zip of too many entries before `zipfile` lists them, at half a kilobyte each."""
+    """Refuse a zip of too many entries before `zipfile` lists them, half a kilobyte each."""
     if source.stat().st_size <= MAX_MEMBERS * 46:  # bytes of the smallest entry
         return
     with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # Every entry begins with this mark.
+        # Every entry begins with this signature.
         beyond = itertools.islice(re.finditer(b"PK\x01\x02", content), MAX_MEMBERS, None)
         is_over = next(beyond, None) is not None
-        del beyond  # it holds on to the map
+        del beyond  # it keeps the map open
     _check_count(source, MAX_MEMBERS + is_over)
 
 
@@ -347,7 +354,7 @@ def _check_count(source: Path, count: int) -> None:
 
 
 def _check_name(source: Path, name: str) -> None:
-    """Refuse names that would lead out of a folder, on this system or another."""
+    """Refuse names that lead out of a folder, on this system or another."""
     parts = name.split("/")
     if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name):
         raise _refused(source, name, "is not a relative path with forward slashes")

@@ -1,8 +1,8 @@
 """The prepared format: one uncompressed Arrow IPC file per split, its statistics and fingerprint.
 
 A split is one record batch with the columns `image` (fixed-shape uint8 tensor, height x width x
-channel), `label` and optionally `coarse_label` (int64), every buffer at a multiple of 64 bytes of
-the file, so that a memory map of it is one contiguous, aligned array. It holds no state.
+channel), `label` and optionally `coarse_label` (int64). Every buffer starts at a multiple of 64
+bytes of the file, so that a memory map of it is one contiguous, aligned array.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Histogram = npt.NDArray[np.int64]  # (channels, 256): how often each value occur
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFile:
-    """Where one split's pixels lie in its file, and its labels."""
+    """The place of a split's pixels in its file, and its labels."""
 
     path: Path
     shape: tuple[int, int, int]  # height, width, channels
@@ -56,10 +56,10 @@ class SplitFile:
 def create_split(
     path: Path, *, shape: tuple[int, int, int], labels: Labels, coarse_labels: Labels | None = None
 ) -> SplitFile:
-    """Write a whole Arrow file whose pixels are still zero, to be filled in place.
+    """Write an Arrow file whose pixels are zero, and return where to fill them in.
 
-    The pixels are left as a hole in the file and never exist in memory, so that a split of any
-    size costs none. Fill them with `os.pwrite` at `pixels_at + row * image_bytes`.
+    The pixels are a hole in the file and never exist in memory, so that a split of any size needs
+    no memory. Row `n` starts at `pixels_at + n * image_bytes`.
     """
     pixel_bytes = shape[0] * shape[1] * shape[2] * len(labels)
     hole = pa.py_buffer(np.zeros(_padded(pixel_bytes), np.uint8))  # untouched pages take no memory
@@ -69,8 +69,8 @@ def create_split(
     columns = {"image": pa.ExtensionArray.from_storage(tensor, storage), "label": _column(labels)}
     if coarse_labels is not None:
         columns["coarse_label"] = _column(coarse_labels)
-    # Arrow aligns to 8 bytes only. Its buffers follow each other in steps of 64 when they are
-    # padded as above; padding the schema moves the first one to where it should be.
+    # Arrow aligns to 8 bytes only. Padded as above, its buffers follow each other in steps of 64;
+    # padding the schema moves the first one to a multiple of 64.
     for padding_bytes in range(0, ALIGNMENT_BYTES, 8):
         schema = pa.schema(
             [pa.field(name, column.type) for name, column in columns.items()],
@@ -93,7 +93,7 @@ def create_split(
 
 
 class _HoleSink:
-    """A file for Arrow to write to that skips over one buffer instead of writing it."""
+    """A file for Arrow that skips one buffer instead of writing it."""
 
     def __init__(self, file: IO[bytes], hole: Any) -> None:
         self._file, self._hole = file, hole
@@ -130,7 +130,7 @@ def _padded(size: int) -> int:
 
 
 def write_pixels(split: SplitFile, pixels: npt.NDArray[np.uint8]) -> None:
-    """Fill in all pixels of a split from one array of shape (n, height, width, channels)."""
+    """Write all pixels of a split from one array of shape (n, height, width, channels)."""
     content = np.ascontiguousarray(pixels).data.cast("B")
     with split.path.open("r+b") as file:
         file.seek(split.pixels_at)
@@ -178,14 +178,11 @@ def checked_split(
 
 
 def histogram(values: npt.NDArray[np.uint8], channels: int) -> Histogram:
-    """Count each value per channel.
+    """Return how often each value occurs per channel, (channels, 256).
 
     Args:
         values: (..., width, channels).
         channels: 1 or 3.
-
-    Returns:
-        (channels, 256).
     """
     rows = values.reshape(-1, values.shape[-2], channels)
     image = Image.fromarray(rows if channels == 3 else rows[:, :, 0])  # three times NumPy's speed
@@ -211,10 +208,10 @@ def digests(
 ) -> tuple[str, dict[str, str]]:
     """Return the dataset's fingerprint and the SHA-256 of every split's file.
 
-    The fingerprint is 16 hex digits over shape, class names, labels and pixels, and over nothing
-    that depends on where, when, by whom or with which Arrow version the files were written.
+    The fingerprint is 16 hex digits over shape, class names, labels and pixels only. It does not
+    depend on the place, time, user or Arrow version of the files.
     """
-    with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter lock
+    with ThreadPoolExecutor(2) as pool:  # hashing releases the interpreter lock
         whole = {name: pool.submit(files.sha256, split.path) for name, split in splits.items()}
         pixels = {
             name: pool.submit(files.sha256, split.path, split.pixels_at, split.pixel_bytes)

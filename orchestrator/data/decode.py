@@ -1,9 +1,8 @@
-"""Decoding of image files into a split's file, on all cores.
+"""Decodes image files into a split's file, on all cores.
 
-The parent hands members out in chunks; each worker reads what can be read by anyone (files, members
-of a zip), decodes its chunk and writes the pixels to their place in the file, so that no pixel
-travels between processes and memory stays bounded by the chunks under way. It knows nothing of
-datasets and holds no state.
+The parent distributes members in chunks. Each worker reads files and members of a zip itself,
+decodes its chunk and writes the pixels to their place in the file. So no pixel is sent between
+processes, and memory is bounded by the chunks in progress.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from orchestrator.data.arrow import Histogram, SplitFile, histogram
 from orchestrator.errors import OrchestratorError, UsageError
 
 MAX_PIXELS = 64 * 10**6
-# The formats read; leaving out the rest keeps seldom used decoders away from foreign files.
+# Other formats are refused, so that rarely used decoders never see untrusted files.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PROBLEMS = 10  # listed in one error
 _CHUNK_IMAGES = 256
@@ -61,22 +60,22 @@ def decode_split(
     pool: ProcessPoolExecutor | None = None,
     update: Callable[[int], None] = lambda done: None,
 ) -> Histogram:
-    """Decode members to RGB and write each to its row.
+    """Decode members to RGB, write each to its row, and return the histogram.
 
     Args:
         split: the file made by `create_split`; three channels.
         members: as `archives.read_members` yields them, in any order.
         row_of: the row of each member.
-        resize: True: centre crop to a square and resize to the split's side; False: an image of
-            another size is an error.
-        pool: of `decoders`; None: they are decoded here.
+        resize: True: centre crop to a square and resize to the split's image size; False: an
+            image of another size is an error.
+        pool: of `decoders`; None: decode in this process.
         update: called with the number of images done so far.
 
     Returns:
         How often each value occurs per channel, (3, 256).
 
     Raises:
-        UsageError: images that are broken, over the cap or of a wrong size; all are named, up to
+        UsageError: images that are broken, too large or of a wrong size; all are named, up to
             `MAX_PROBLEMS`.
     """
     total: Histogram = np.zeros((split.shape[2], 256), np.int64)
@@ -119,7 +118,7 @@ def _workers() -> int:
 
 @contextmanager
 def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Start processes that decode, one per core, or none where there are few images to decode."""
+    """Yield a pool of decoding processes, one per core; None if there are few images to decode."""
     if images < _IN_PROCESS_IMAGES or _workers() == 1:
         yield None
         return
@@ -129,7 +128,7 @@ def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
         yield pool
     except BrokenProcessPool as error:
         raise OrchestratorError(
-            "A decoding process ended without a word, most often for lack of memory. Free some "
+            "A decoding process ended without an error, most often for lack of memory. Free some "
             "memory and run the same command again."
         ) from error
     finally:
@@ -139,7 +138,7 @@ def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
 def _run(
     chunks: Iterator[_Chunk], pool: ProcessPoolExecutor | None
 ) -> Iterator[tuple[Histogram, list[str], int]]:
-    """Decode chunks here, or in processes with few of them under way."""
+    """Decode chunks in this process, or in the pool with few of them in progress."""
     if pool is None:
         yield from map(_decode_chunk, chunks)
         return
@@ -153,7 +152,7 @@ def _run(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl+C to the parent, which then stops the workers, and end when it is killed."""
+    """Ignore Ctrl+C, which the parent handles, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -166,14 +165,14 @@ def _follow_parent() -> None:
 
 
 def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
-    """Decode and write one chunk; returns its histogram, its problems and its size."""
+    """Decode and write one chunk; return its histogram, its problems and its number of images."""
     split = chunk.split
     height, width, channels = split.shape
     pixels = np.zeros((len(chunk.rows), height, width, channels), np.uint8)
     problems: list[str] = []
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
     with split.path.open("r+b") as file, _archive_of(chunk) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a camera's odd metadata is no reason to stop
+        warnings.simplefilter("ignore")  # unusual metadata of a camera is not an error
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for index, (name, content) in enumerate(chunk.members):
             try:
@@ -182,7 +181,7 @@ def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
                 pixels[index] = decode(content, (height, width), resize=chunk.resize)
             except Exception as error:  # decoders raise nearly anything on broken files
                 problems.append(f"The image {name!r} cannot be used: {_reason(error)}.")
-        # Most members lie in the order of their rows, so that few pieces need to be written.
+        # Most members are in the order of their rows, so few pieces need to be written.
         starts = [0, *(np.flatnonzero(np.diff(chunk.rows) != 1) + 1), len(chunk.rows)]
         for first, behind in itertools.pairwise(starts):
             file.seek(split.pixels_at + chunk.rows[first] * split.image_bytes)
@@ -191,7 +190,7 @@ def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
 
 
 def _archive_of(chunk: _Chunk) -> AbstractContextManager[IO[bytes] | None]:
-    """Open the zip that the members of a chunk lie in, once for all; None: they lie elsewhere."""
+    """Open the zip of a chunk's members, once for all; None: they are not in a zip."""
     content = chunk.members[0][1]
     return (
         content.archive.open("rb", buffering=0) if isinstance(content, ZipMember) else nullcontext()
@@ -201,25 +200,22 @@ def _archive_of(chunk: _Chunk) -> AbstractContextManager[IO[bytes] | None]:
 def read_image(
     content: bytes | Path, name: str, shape: tuple[int, int, int]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Decode one image of any size as those of a dataset were: centre square, resized, RGB or grey.
+    """Return the pixels of one image: its centre square, resized, in RGB or grey.
 
     Args:
         content: the file's bytes, or its path.
-        name: what the user calls it.
-        shape: height, width and channels of the dataset's images; channels are 1 or 3.
-
-    Returns:
-        Pixels, of that shape.
+        name: of the image, for errors.
+        shape: height, width and channels of the result, as of the dataset; channels are 1 or 3.
 
     Raises:
-        UsageError: it is missing, broken, over the cap or of an unknown format.
+        UsageError: it is missing, broken, too large or of an unknown format.
     """
     if isinstance(content, Path) and content.is_dir():
         raise UsageError(f"An image must be a file; {name!r} is a folder. Name the files in it.")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as for a dataset; the cap is checked in any case
+            warnings.simplefilter("ignore")  # as for a dataset; `decode` checks the size
             pixels = decode(content, shape[:2], resize=True)
     except FileNotFoundError as error:
         raise UsageError(f"There is no image {name!r}. Check the path.") from error
@@ -243,11 +239,11 @@ def _reason(error: Exception) -> str:
 def decode(
     content: bytes | Path, size: tuple[int, int], *, resize: bool
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Decode one image file to RGB.
+    """Return the pixels of one image file in RGB.
 
     Grey, palette, CMYK and 16-bit grey become RGB; transparency is dropped; of an animation the
-    first frame is taken. With `resize` the camera's orientation is applied, then the centre square
-    is cut out and resized with Pillow's (antialiased) bicubic filter.
+    first frame is used. With `resize`, the camera's orientation is applied, and the centre square
+    is cropped and resized with Pillow's (antialiased) bicubic filter.
 
     Args:
         content: the file's bytes, or its path.
@@ -258,7 +254,7 @@ def decode(
         Pixels, (height, width, 3).
 
     Raises:
-        Exception: whatever the decoder raises on a broken file; ValueError for a wrong size.
+        Exception: any error of the decoder on a broken file; ValueError for a wrong size.
     """
     height, width = size
     if not resize and (pixels := _jpeg_as_it_is(content, size)) is not None:
@@ -273,13 +269,13 @@ def decode(
                 got = f"{image.height} x {image.width}"
                 raise ValueError(f"it must be {height} x {width} pixels; it is {got}")
             return np.asarray(_to_rgb(image))
-        # A JPEG decoder can leave out detail that four times the side does not show; several
-        # times faster on photographs. Other formats ignore this.
+        # A JPEG decoder can leave out detail that is not visible at four times the image size;
+        # several times faster on photographs. Other formats ignore this.
         image.draft(None, (4 * width, 4 * height))
         upright = ImageOps.exif_transpose(image)
-        side = min(upright.size)
-        left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        square = _to_rgb(upright.crop((left, top, left + side, top + side)))
+        edge = min(upright.size)
+        left, top = (upright.width - edge) // 2, (upright.height - edge) // 2
+        square = _to_rgb(upright.crop((left, top, left + edge, top + edge)))
         return np.asarray(square.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -289,7 +285,7 @@ def _jpeg_as_it_is(
     """Decode a whole JPEG of the right size in a third of Pillow's time, to the same pixels.
 
     Returns:
-        None for anything else: Pillow knows more kinds, and says what is wrong with the rest.
+        None for any other file: Pillow reads more formats and describes the errors.
     """
     data = content.read_bytes() if isinstance(content, Path) else content
     if not data.startswith(b"\xff\xd8"):

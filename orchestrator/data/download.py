@@ -1,7 +1,7 @@
-"""Download of one file: resumed when broken off, checked, and renamed only when whole.
+"""Download of one file: resumed after an interruption, checked, and renamed once it is whole.
 
-While it grows the file is called `<name>.part`; beside it `<name>.part.json` says which version of
-the address it belongs to, so that two versions are never joined. Nothing else is kept.
+An unfinished file is called `<name>.part`. `<name>.part.json` beside it records its version at the
+address, so that two versions are never joined. Nothing else is kept.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from orchestrator.errors import UsageError
 from orchestrator.storage.locks import announced_lock
 from trainables import files
 
-TIMEOUT_S = 30.0  # of silence
+TIMEOUT_S = 30.0  # without a byte
 RETRY_PAUSE_S = 2.0
-FRUITLESS_TRIES = 3  # tries in a row that bring no byte, before giving up
+FRUITLESS_TRIES = 3  # tries in a row without a new byte, after which the download fails
 BLOCK_BYTES = 2**18
 
 
 def public_address(address: str) -> str:
-    """Return an address without the parts that can hold secrets: user, password, query."""
+    """Return an address without user, password and query, which can hold secrets."""
     scheme, host, path, _, _ = urllib.parse.urlsplit(address)
     return urllib.parse.urlunsplit((scheme, host.rpartition("@")[2], path, "", ""))
 
@@ -38,23 +38,25 @@ def public_address(address: str) -> str:
 def download(
     address: str, destination: Path, *, md5: str | None = None, shown: bool = True
 ) -> Path:
-    """Fetch an address to a file; an existing file is taken as it is.
+    """Download an address to a file and return the file; an existing one is left as it is.
 
     Args:
         address: an http or https address.
-        destination: the file to make; `<destination>.part` is the part that exists already.
-        md5: the published checksum in hex, where there is one.
+        destination: the file; an existing `<destination>.part` is continued.
+        md5: the published checksum in hex, if there is one.
         shown: whether to report progress on standard error.
 
     Raises:
-        UsageError: the address cannot be reached, answers with an error, breaks off again and
-            again, or delivers other content than the published checksum says.
+        UsageError: the address cannot be reached, answers with an error, breaks off repeatedly,
+            or its content does not have the published checksum.
     """
     where = public_address(address)
     if not re.match("https?://[^/]", address):
         raise UsageError(f"A download address must start with http:// or https://; got {where}.")
     lock = destination.with_name(f".{destination.name}.lock")
-    with announced_lock(lock, f"Another process downloads {destination.name}; waiting for it."):
+    with announced_lock(
+        lock, f"Another process is downloading {destination.name}; waiting for it."
+    ):
         if destination.exists():
             return destination
         part = destination.with_name(f"{destination.name}.part")
@@ -65,9 +67,9 @@ def download(
             if got != md5:
                 _discard(part)
                 raise UsageError(
-                    f"{where} must have the published MD5 checksum {md5}; what arrived has "
-                    f"{got} and was discarded. Try again, or fetch the file in another way and "
-                    f"put it at {destination}."
+                    f"{where} must have the published MD5 checksum {md5}; the downloaded file has "
+                    f"{got} and was deleted. Try again, or fetch the file in another way and put "
+                    f"it at {destination}."
                 )
         files.put_in_place(part, destination)
         _about(part).unlink(missing_ok=True)
@@ -75,44 +77,50 @@ def download(
 
 
 def _fetch_whole(address: str, part: Path, destination: Path, *, shown: bool) -> None:
-    """Try until the part is whole; only tries in a row that bring nothing are counted."""
-    where = public_address(address)
-    fruitless = 0
-    while True:
-        before = _size(part)
-        try:
-            reason = _fetch_once(address, part, shown=shown)
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise UsageError(
-                    f"{where} answers with status {error.code} ({error.reason}). Check the "
-                    f"address, or fetch the file in another way and put it at {destination}."
-                ) from error
-            reason = f"status {error.code} ({error.reason})"
-        except urllib.error.URLError as error:
-            if before == 0:
-                raise _unreachable(where, destination, error.reason) from error
-            reason = str(error.reason)
-        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        if reason is None:
-            return
-        fruitless = 0 if _size(part) > before else fruitless + 1
+    """Try until the part is whole; only tries in a row that bring no new byte are counted."""
+    fruitless, before = 0, _size(part)
+    while (reason := _try_once(address, part, destination, shown=shown)) is not None:
+        size = _size(part)
+        fruitless = 0 if size > before else fruitless + 1
+        before = size
         if fruitless >= FRUITLESS_TRIES:
-            kept = f"The {_size(part):,} bytes that arrived are kept: the same command goes on."
             raise UsageError(
-                f"The download of {where} broke off ({reason}). {kept} Or fetch the file in "
-                f"another way and put it at {destination}."
+                f"The download of {public_address(address)} broke off ({reason}). The {size:,} "
+                "bytes that arrived are kept, and the same command resumes the download. Or fetch "
+                f"the file in another way and put it at {destination}."
             )
         time.sleep(RETRY_PAUSE_S)
 
 
+def _try_once(address: str, part: Path, destination: Path, *, shown: bool) -> str | None:
+    """Fetch the missing bytes once; return None if the part is whole, else why it is not."""
+    where = public_address(address)
+    try:
+        return _fetch_once(address, part, shown=shown)
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise UsageError(
+                f"{where} answers with status {error.code} ({error.reason}). Check the address, "
+                f"or fetch the file in another way and put it at {destination}."
+            ) from error
+        return f"status {error.code} ({error.reason})"
+    except urllib.error.URLError as error:
+        if _size(part) == 0:
+            raise UsageError(
+                f"{where} cannot be reached from here ({error.reason}). Fetch it on a machine with "
+                f"a network, put the file at {destination} and run the same command again."
+            ) from error
+        return str(error.reason)
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def _fetch_once(address: str, part: Path, *, shown: bool) -> str | None:
-    """Ask once for what is missing; returns None when the part is whole, else the reason."""
+    """Request the missing bytes; return None if the part is whole, else why it is not."""
     offset, version = _size(part), _version(part, address)
     request = _request(address)
     if offset and version is None:
-        offset = 0  # nothing says which version this part belongs to
+        offset = 0  # the version of this part is unknown
     if offset:
         request.add_header("Range", f"bytes={offset}-")
         if version:
@@ -122,18 +130,18 @@ def _fetch_once(address: str, part: Path, *, shown: bool) -> str | None:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # Nothing lies beyond the part: it is whole if the server says the same size.
+        # There is no byte beyond the part: it is whole if the server states the same size.
         error.close()
         if error.headers.get("Content-Range") == f"bytes */{offset}":
             return None
         _discard(part)
-        return "the part did not fit the file at the address"
+        return "the part does not match the file at the address"
     with response:
         return _receive(response, address, part, offset, shown=shown)
 
 
 def _request(address: str) -> urllib.request.Request:
-    """Build the request; a `user:password@` in the address, which urllib ignores, is sent."""
+    """Return the request, with the `user:password@` of the address, which urllib ignores."""
     parts = urllib.parse.urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     bare = urllib.parse.urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
@@ -145,18 +153,18 @@ def _request(address: str) -> urllib.request.Request:
 
 
 def _receive(response: Any, address: str, part: Path, offset: int, *, shown: bool) -> str | None:
-    """Append the body to the part, or start the part again where the server sends it all."""
+    """Append the body to the part, or replace the part if the server sends the whole file."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             _discard(part)
-            return "the server sent another range than asked for"
+            return "the server sent another range than requested"
     else:
-        offset = 0  # no range support, or the file changed since
+        offset = 0  # no range support, or the file has changed
     length = response.headers.get("Content-Length")
     total = offset + int(length) if length is not None and length.isdigit() else None
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     if validator.startswith("W/"):
-        validator = ""  # If-Range admits no weak ones
+        validator = ""  # If-Range does not accept weak ones
     _about(part).write_text(json.dumps({"address": public_address(address), "version": validator}))
     done = offset
     name = part.name.removesuffix(".part")
@@ -168,17 +176,10 @@ def _receive(response: Any, address: str, part: Path, offset: int, *, shown: boo
             handle.write(block)
             done += len(block)
             update(done)
-    # `read` in blocks ends quietly when the connection closes early.
+    # `read` in blocks raises nothing when the connection closes early.
     if total is not None and done != total:
         return f"{done:,} of {total:,} bytes arrived"
     return None
-
-
-def _unreachable(where: str, destination: Path, reason: object) -> UsageError:
-    return UsageError(
-        f"{where} cannot be reached from here ({reason}). Fetch it on a machine with a network, "
-        f"put the file at {destination} and run the same command again."
-    )
 
 
 def _about(part: Path) -> Path:
@@ -186,7 +187,7 @@ def _about(part: Path) -> Path:
 
 
 def _version(part: Path, address: str) -> str | None:
-    """Return the validator the part was fetched under ("" for none), or None if not known."""
+    """Return the part's recorded validator ("" for none), or None if nothing is recorded."""
     try:
         about = json.loads(_about(part).read_text())
         return str(about["version"]) if about["address"] == public_address(address) else None

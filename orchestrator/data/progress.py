@@ -1,7 +1,4 @@
-"""Progress of one long step: a bar on a terminal, a plain line every few seconds elsewhere.
-
-It writes to standard error only and holds no state beyond one step.
-"""
+"""Progress of one long step on standard error: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ PLAIN_LINE_EVERY_S = 5.0
 def progress(
     what: str, *, total: int | None, unit: Literal["bytes", "images"], shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show how far a step is; yields the function to call with the amount done so far.
+    """Show the progress of a step; yield the function to call with the amount done so far.
 
     Args:
         what: the step, such as "Decoding train".
-        total: the amount at the end, or None where it is unknown.
-        unit: what is counted.
-        shown: False for silence.
+        total: the amount at the end, or None if it is unknown.
+        unit: of the amounts.
+        shown: False prints nothing.
     """
     if not shown:
         yield lambda done: None

@@ -1,7 +1,6 @@
-"""Prepared datasets at an address: every host fetches one once, checks it and shares its copy.
+"""Prepared datasets at an address: each host fetches a dataset once, checks it and shares its copy.
 
-The copy lies where the driver says; trials of a host map the same files. `storage` is the door to
-the address; it holds no state.
+All trials of a host map the files of the same copy.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
 def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -> Manifest | None:
-    """Bring a dataset to this host, unless its copy here is the one that lies at the address.
+    """Fetch a dataset to this host, unless its copy here is the dataset at the address.
 
-    Processes of one host wait for each other, so that one of them fetches. A copy that is another
-    dataset than the one at the address now is replaced.
+    Processes of one host wait for each other, so that one of them fetches. A copy of another
+    dataset is replaced.
 
     Args:
-        address: of the folder that holds prepared datasets.
+        address: of the folder of prepared datasets.
         folder: the copy; its name is the dataset's.
-        alive: called every few seconds meanwhile, also while another process fetches.
+        alive: called every few seconds, also while another process fetches.
 
     Returns:
-        The dataset's manifest; None where there is no such dataset at the address.
+        The dataset's manifest; None if the address has no such dataset.
 
     Raises:
-        DatasetError: what was fetched is not what its manifest says.
+        DatasetError: a fetched file does not match its manifest.
         StorageError: the address cannot be read, and there is no copy here.
     """
     storage = open_storage(address)
@@ -56,12 +55,10 @@ def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -
 def ensure(
     address: str, folder: Path, fingerprint: str, alive: Callable[[], None] | None = None
 ) -> None:
-    """Have the dataset of a trial on this host.
-
-    A copy with the right fingerprint is taken without asking the address for it.
+    """Fetch the dataset of a trial to this host, unless it has a copy with this fingerprint.
 
     Raises:
-        DatasetError: there is none at the address, or it is damaged.
+        DatasetError: the address has no such dataset, or it is damaged.
         StorageError: the address cannot be read.
     """
     with _locked(folder, alive):
@@ -75,7 +72,7 @@ def ensure(
 
 
 def manifests(address: str) -> dict[str, tuple[bytes, int]]:
-    """Return, by name, the manifest of each prepared dataset at an address, and its files' bytes.
+    """Return, by name, the manifest of each prepared dataset at an address, and its size in bytes.
 
     Raises:
         StorageError: the address cannot be read.
@@ -91,10 +88,10 @@ def manifests(address: str) -> dict[str, tuple[bytes, int]]:
 
 
 def publish(folder: Path, address: str) -> None:
-    """Put a prepared dataset at an address, its manifest last; what is there already stays.
+    """Copy a prepared dataset to an address, its manifest last; the same one is left as it is.
 
     Raises:
-        DatasetError: another dataset of that name is there.
+        DatasetError: the address has another dataset of that name.
         StorageError: the address cannot be written.
     """
     storage = open_storage(address)
@@ -120,7 +117,7 @@ def _is_copy_of(folder: Path, manifest: bytes) -> bool:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """Return the fingerprint of a copy; None where there is none that can be read."""
+    """Return the fingerprint of a copy; None if there is no readable copy."""
     try:
         return load_manifest(folder).fingerprint
     except DatasetError:
@@ -128,18 +125,18 @@ def _fingerprint(folder: Path) -> str | None:
 
 
 def _check(folder: Path, shown: str) -> None:
-    """Compare the files of a dataset that was fetched with what its manifest says of them."""
+    """Compare the files of a fetched dataset with its manifest."""
     splits = json.loads((folder / MANIFEST).read_bytes())["splits"]
     for entry in splits.values():
         digest = files.sha256(folder / Path(entry["file"]).name)
         if digest != entry["sha256"]:
             raise DatasetError(
-                f"{entry['file']} of the dataset at {shown} is not what its manifest says: its "
+                f"{entry['file']} of the dataset at {shown} does not match its manifest: its "
                 f"SHA-256 is {digest}, not {entry['sha256']}. Delete it there and prepare it again."
             )
 
 
 def _locked(folder: Path, alive: Callable[[], None] | None) -> AbstractContextManager[IO[str]]:
-    """Let one process of this host at a time look after a dataset's copy."""
+    """Lock a dataset's copy against other processes of this host."""
     lock = folder.parent / f".{folder.name}.fetch"
     return files.exclusive_lock(lock, lambda file: alive() if alive else None)

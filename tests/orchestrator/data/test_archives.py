@@ -104,7 +104,7 @@ def test_tar_header_of_a_huge_claimed_length_is_refused(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 2**32
     (tmp_path / "a.tar").write_bytes(info.tobuf() + bytes(1024))
-    with pytest.raises(UsageError, match="asks for 4,294,967,296 bytes at once"):
+    with pytest.raises(UsageError, match="one of its headers claims 4,294,967,296 bytes"):
         archives.member_names(tmp_path / "a.tar")
 
 

@@ -91,7 +91,7 @@ def test_damaged_files_are_refused_and_leave_nothing(tmp_path: Path, address: st
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"train\.arrow of the dataset at .* is not what its"):
+    with pytest.raises(DatasetError, match=r"train\.arrow of the dataset at .* does not match its"):
         share.fetch(address, tmp_path / "host" / "digits")
     assert [path.name for path in (tmp_path / "host").iterdir()] == [".digits.fetch"]
 
