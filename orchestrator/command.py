@@ -43,8 +43,9 @@ def run(
     try:
         return action(arguments)
     except (OrchestratorError, OSError) as error:
-        told = traceback.format_exc().rstrip() if arguments.verbose else str(error)
-        warn(redacted(told))
+        warn(redacted(traceback.format_exc().rstrip() if arguments.verbose else str(error)))
+        if not (arguments.verbose or isinstance(error, OrchestratorError)):
+            warn("Run the command with --verbose to see the traceback.")
         return WRONG_USAGE if isinstance(error, UsageError) else failed
     except KeyboardInterrupt:
         warn(interrupted)

@@ -15,6 +15,7 @@ from orchestrator.predict.__main__ import _parser as predict_parser
 from orchestrator.predict.__main__ import main as predict
 from orchestrator.report.__main__ import _parser as report_parser
 from orchestrator.report.__main__ import main as report
+from orchestrator.storage.store import StorageError
 from orchestrator.sweep.arguments import parse_args
 
 # A closed port of this machine, so that the connection fails at once.
@@ -44,7 +45,7 @@ def test_the_status_is_that_of_the_action(status: int) -> None:
     [
         (UsageError("Wrong."), command.WRONG_USAGE),
         (OrchestratorError("Wrong."), command.FAILED),
-        (OSError("Wrong."), command.FAILED),
+        (StorageError("Wrong."), command.FAILED),
     ],
 )
 def test_an_expected_error_is_printed_without_traceback(
@@ -52,6 +53,14 @@ def test_an_expected_error_is_printed_without_traceback(
 ) -> None:
     assert run(raising(error), failed=command.FAILED) == status
     assert capsys.readouterr() == ("", "Wrong.\n")
+
+
+def test_an_error_of_the_system_says_how_to_see_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(raising(OSError("Wrong.")), failed=command.FAILED) == command.FAILED
+    expected = "Wrong.\nRun the command with --verbose to see the traceback.\n"
+    assert capsys.readouterr() == ("", expected)
 
 
 def test_a_bug_is_not_hidden() -> None:

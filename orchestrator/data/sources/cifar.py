@@ -150,7 +150,7 @@ def read_cifar100(source: Path, image_size_px: int) -> Contents:
 
 
 def _loaded(source: Path, title: str, files: Sequence[str]) -> list[_Batch]:
-    """Return the named files, which lie beside each other; of several copies the shallowest."""
+    """Return the named files of one folder; of several copies the one with the shortest path."""
     found: dict[str, str] = {}
     for name in sorted(member_names(source), key=lambda name: (name.count("/"), name)):
         found.setdefault(PurePosixPath(name).name, name)
