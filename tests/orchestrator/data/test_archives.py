@@ -21,7 +21,7 @@ from tests.orchestrator.data import archive_files as sources
 @pytest.mark.parametrize(
     "name", ["../up.txt", "a/../../up.txt", "/etc/passwd", "a\\b.txt", "C:/x.txt"]
 )
-def test_names_that_lead_out_are_refused(tmp_path: Path, make: Any, name: str) -> None:
+def test_names_outside_the_archive_are_refused(tmp_path: Path, make: Any, name: str) -> None:
     source = make(tmp_path / "archive", {"good.txt": b"1", name: b"2"})
     with pytest.raises(UsageError) as caught:
         archives.member_names(source)
@@ -80,7 +80,7 @@ def test_tar_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("MAX_TOTAL_BYTES", 16, "'c' brings the total to more than 16 bytes"),
     ],
 )
-def test_caps_on_number_and_sizes_hold(
+def test_limits_of_number_and_size_hold(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Any,
@@ -108,7 +108,7 @@ def test_tar_header_of_a_huge_claimed_length_is_refused(tmp_path: Path) -> None:
         archives.member_names(tmp_path / "a.tar")
 
 
-def test_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
+def test_a_zip_with_a_wrong_size_is_refused(tmp_path: Path) -> None:
     """The stated 10 bytes are read and no more, and then do not fit the checksum."""
     content = sources.write_zip(tmp_path / "a.zip", {"x": bytes(1000)}).read_bytes()
     lie = content.replace((1000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
@@ -128,7 +128,9 @@ def test_damaged_member_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("prefix", [b"", b"#!/bin/sh\n"])
-def test_members_are_what_zipfile_reads(tmp_path: Path, packing: int, prefix: bytes) -> None:
+def test_members_have_the_content_that_zipfile_reads(
+    tmp_path: Path, packing: int, prefix: bytes
+) -> None:
     """Names in ASCII and UTF-8, an empty member, an archive behind a script."""
     path = tmp_path / "a.zip"
     path.write_bytes(prefix)
@@ -139,14 +141,14 @@ def test_members_are_what_zipfile_reads(tmp_path: Path, packing: int, prefix: by
     assert archives.read_small(path, members) == members
 
 
-def test_a_member_whose_own_name_is_not_the_directorys_is_refused(tmp_path: Path) -> None:
+def test_a_member_with_another_name_in_the_directory_is_refused(tmp_path: Path) -> None:
     source = sources.write_zip(tmp_path / "a.zip", {"good": b"1"})
     source.write_bytes(source.read_bytes().replace(b"good", b"evil", 1))
     with pytest.raises(UsageError, match="its member 'good' is damaged"):
         archives.read_small(source, ["good"])
 
 
-def test_an_archive_that_was_replaced_is_listed_anew(tmp_path: Path) -> None:
+def test_a_replaced_archive_is_listed_again(tmp_path: Path) -> None:
     source = sources.write_zip(tmp_path / "a.zip", {"a": b"1"})
     assert archives.member_names(source) == ["a"]
     sources.write_zip(source, {"b": b"1", "c": b"2"})
@@ -188,7 +190,7 @@ def test_missing_member_is_named(tmp_path: Path) -> None:
         archives.read_small(source, ["a", "b"])
 
 
-def test_folder_with_a_loop_of_links_is_walked_once(tmp_path: Path) -> None:
+def test_a_folder_with_a_loop_of_links_is_read_once(tmp_path: Path) -> None:
     root = sources.write_folder(tmp_path / "root", {"a/x": b"1", "b/y": b"2"})
     (root / "a" / "loop").symlink_to(root, target_is_directory=True)
     (root / "z").symlink_to(root / "a" / "x")

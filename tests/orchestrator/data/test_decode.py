@@ -100,7 +100,7 @@ def _problem(folder: Path, content: bytes) -> str:
     return str(caught.value)
 
 
-def test_image_over_the_cap_is_refused_from_its_header(tmp_path: Path) -> None:
+def test_a_too_large_image_is_refused_from_its_header(tmp_path: Path) -> None:
     """The file claims 10,000 x 10,000 pixels and has none of them."""
     header = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
@@ -112,7 +112,7 @@ def test_image_over_the_cap_is_refused_from_its_header(tmp_path: Path) -> None:
     )
 
 
-def test_image_just_over_the_cap_is_refused(
+def test_an_image_just_over_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)
@@ -147,7 +147,7 @@ def test_no_more_problems_than_the_limit_are_listed(tmp_path: Path) -> None:
     assert str(caught.value).count("cannot be used") == decode.MAX_PROBLEMS
 
 
-def test_images_land_in_their_rows_in_any_order_and_in_processes(tmp_path: Path) -> None:
+def test_images_in_any_order_are_written_to_their_rows_by_processes(tmp_path: Path) -> None:
     """More images than are decoded in this process, given backwards."""
     count = 1200
     split = _split(tmp_path, count)
@@ -181,9 +181,7 @@ def test_a_histogram_counts_every_value_of_every_channel(channels: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [[4, 5, 6, 0, 1, 3], [5, 4, 3, 2, 1, 0], [0], [0, 1, 2, 3, 4, 5]])
-def test_members_reach_their_rows_in_whatever_order_they_come(
-    rows: list[int], tmp_path: Path
-) -> None:
+def test_members_in_any_order_are_written_to_their_rows(rows: list[int], tmp_path: Path) -> None:
     split = _split(tmp_path, 7)
     members = [(str(row), sources.encoded(sources.image((row, 0, 9), size=(8, 8)))) for row in rows]
     decode.decode_split(split, members, {str(row): row for row in range(7)}, resize=False)
@@ -240,7 +238,7 @@ def test_jpegs_of_the_right_size_have_pillow_s_pixels(mode: str, as_path: bool, 
     assert np.array_equal(fast, expected)
 
 
-def test_what_is_no_whole_jpeg_of_the_right_size_and_kind_is_left_to_pillow():
+def test_pillow_decodes_every_other_file():
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     content = sources.encoded(picture, "JPEG")
     for other in (

@@ -102,14 +102,16 @@ def test_existing_file_is_not_fetched_again(server: Server, tmp_path: Path) -> N
     assert server.asked == []
 
 
-def test_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server.break_after = [300_000, 400_000]
     assert _fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=700000-"]
     assert _names(tmp_path) == ["file.bin"]
 
 
-def test_interrupted_download_goes_on_in_the_next_command(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed_by_the_next_command(
+    server: Server, tmp_path: Path
+) -> None:
     server.break_after = [300_000, 0, 0, 0]
     with pytest.raises(UsageError, match="The 300,000 bytes that arrived are kept"):
         _fetch(server, tmp_path)
@@ -135,7 +137,7 @@ def test_two_versions_are_never_joined(server: Server, tmp_path: Path) -> None:
     assert _fetch(server, tmp_path, md5=None).read_bytes() == b"new" * 200_000
 
 
-def test_split_of_another_address_is_not_continued(server: Server, tmp_path: Path) -> None:
+def test_the_part_of_another_address_is_not_continued(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(b"x" * 500)
     about = {"address": "http://elsewhere/file.bin", "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))
@@ -143,7 +145,7 @@ def test_split_of_another_address_is_not_continued(server: Server, tmp_path: Pat
     assert server.asked == [None]
 
 
-def test_split_that_is_whole_already_is_taken(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_is_already_whole_is_used(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT)
     about = {"address": server.address, "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))
@@ -151,7 +153,7 @@ def test_split_that_is_whole_already_is_taken(server: Server, tmp_path: Path) ->
     assert server.asked == ["bytes=1000000-"]
 
 
-def test_split_that_is_too_long_is_discarded(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_is_too_long_is_discarded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT + b"more")
     about = {"address": server.address, "version": '"one"'}
     (tmp_path / "file.bin.part.json").write_text(json.dumps(about))
@@ -159,7 +161,7 @@ def test_split_that_is_too_long_is_discarded(server: Server, tmp_path: Path) -> 
     assert server.asked == ["bytes=1000004-", None]
 
 
-def test_always_truncated_download_is_never_taken_for_whole(server: Server, tmp_path: Path) -> None:
+def test_a_download_that_is_always_cut_off_fails(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     server.break_after = [999_999] * 10
     with pytest.raises(UsageError, match=r"broke off \(999,999 of 1,000,000 bytes arrived\)"):
@@ -167,14 +169,14 @@ def test_always_truncated_download_is_never_taken_for_whole(server: Server, tmp_
     assert not (tmp_path / "file.bin").exists()
 
 
-def test_wrong_checksum_discards_what_arrived(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"?"
     with pytest.raises(UsageError, match=f"must have the published MD5 checksum {MD5}"):
         _fetch(server, tmp_path)
     assert _names(tmp_path) == []
 
 
-def test_missing_file_is_told_at_once(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_fails_at_once(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(UsageError, match=r"answers with status 404 .* put it at .*file\.bin"):
         _fetch(server, tmp_path)
@@ -195,7 +197,7 @@ def test_other_kinds_of_address_are_refused(tmp_path: Path, address: str) -> Non
         download.download(address, tmp_path / "x")
 
 
-def test_progress_is_told_in_plain_lines(
+def test_progress_is_printed_as_lines(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download.download(server.address, tmp_path / "file.bin")
@@ -231,7 +233,7 @@ def test_secrets_of_an_address_are_in_no_error(server: Server, tmp_path: Path) -
     assert "t0ken" not in str(caught.value)
 
 
-def test_without_a_network_one_sentence_says_what_to_do(
+def test_the_error_without_a_network_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as listening:
@@ -248,7 +250,7 @@ def test_without_a_network_one_sentence_says_what_to_do(
     assert err.count("\n") == 1
 
 
-def test_published_addresses_and_checksums_are_the_known_ones() -> None:
+def test_known_addresses_and_checksums_are_the_published_ones() -> None:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     assert KNOWN["cifar10"].address == CIFAR10.url

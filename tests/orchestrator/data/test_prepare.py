@@ -69,7 +69,7 @@ def test_digits_fingerprint_is_pinned(tmp_path: Path) -> None:
     assert _manifest(_prepare("digits", tmp_path))["fingerprint"] == "06029e7a61040290"
 
 
-def test_every_buffer_is_aligned_to_64_bytes_for_any_side(tmp_path: Path) -> None:
+def test_every_buffer_is_aligned_to_64_bytes_for_any_image_size(tmp_path: Path) -> None:
     for image_size_px in (5, 6, 64):
         members = {
             f"{c}/{n}.png": sources.encoded(sources.image(n))
@@ -134,7 +134,7 @@ def test_zip_tar_and_extracted_folder_have_one_fingerprint(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changed", ["pixel", "label", "class name"])
-def test_fingerprint_follows_the_content(tmp_path: Path, changed: str) -> None:
+def test_the_fingerprint_depends_on_the_content(tmp_path: Path, changed: str) -> None:
     members = sources.tinyimagenet()
     first = _prepare("tinyimagenet", tmp_path, sources.write_zip(tmp_path / "a.zip", members))
     root = "tiny-imagenet-200"
@@ -168,7 +168,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path, changed: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_in_tinyimagenet_is_named_and_nothing_is_left(
+def test_problems_of_tinyimagenet_are_named_and_nothing_is_left(
     tmp_path: Path, name: str, content: bytes, sentence: str
 ) -> None:
     members = sources.tinyimagenet() | {f"tiny-imagenet-200/{name}": content}
@@ -189,7 +189,7 @@ def test_all_broken_images_are_named_at_once(tmp_path: Path) -> None:
     assert all(f"The image {name!r} cannot be used" in str(caught.value) for name in broken)
 
 
-def test_another_archive_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+def test_the_error_for_another_archive_names_a_missing_file(tmp_path: Path) -> None:
     archive = sources.write_zip(tmp_path / "a.zip", {"readme.txt": b"hello"})
     with pytest.raises(UsageError, match=r"holds no 'wnids\.txt'"):
         _prepare("tinyimagenet", tmp_path, archive)
@@ -236,7 +236,9 @@ def _classes(*labels: str, images: int = 10) -> dict[str, bytes]:
     }
 
 
-def test_imagefolder_alone_holds_out_a_tenth_of_every_class(tmp_path: Path) -> None:
+def test_an_imagefolder_without_test_images_holds_out_a_tenth_of_every_class(
+    tmp_path: Path,
+) -> None:
     members = _classes("cat", "dog") | {"cat/.hidden": b"x", "__MACOSX/cat/0.png": b"x"}
     source = sources.write_folder(tmp_path / "mine", members)
     folder = _prepare("imagefolder", tmp_path, source)
@@ -251,7 +253,9 @@ def test_imagefolder_alone_holds_out_a_tenth_of_every_class(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("held_out", ["val", "test"])
-def test_imagefolder_with_train_and_held_out_part_uses_them(tmp_path: Path, held_out: str) -> None:
+def test_an_imagefolder_with_train_and_test_folders_uses_them(
+    tmp_path: Path, held_out: str
+) -> None:
     members = {f"train/{k}": v for k, v in _classes("cat", "dog", images=3).items()}
     members |= {f"{held_out}/{k}": v for k, v in _classes("dog", images=1).items()}
     source = sources.write_folder(tmp_path / "mine", members)
@@ -282,7 +286,7 @@ def test_train_among_other_folders_is_a_class(tmp_path: Path) -> None:
         ({}, "holds no image"),
     ],
 )
-def test_what_is_wrong_in_an_image_folder_is_named(
+def test_problems_of_an_image_folder_are_named(
     tmp_path: Path, members: dict[str, bytes], sentence: str
 ) -> None:
     source = sources.write_folder(tmp_path / "mine", members)
@@ -324,14 +328,14 @@ def test_imagefolder_of_another_size_under_a_taken_name_is_an_error(tmp_path: Pa
             _prepare("imagefolder", tmp_path, source, image_size_px=image_size_px)
 
 
-def test_folder_that_is_no_dataset_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_not_overwritten(tmp_path: Path) -> None:
     sources.write_folder(tmp_path / "digits", {"thesis.txt": b"precious"})
     with pytest.raises(UsageError, match="is not a prepared dataset"):
         _prepare("digits", tmp_path)
     assert (tmp_path / "digits" / "thesis.txt").read_bytes() == b"precious"
 
 
-def test_what_a_dead_preparer_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     left = sources.write_folder(tmp_path / ".digits.preparing-123", {"train.arrow": b"half"})
     other = sources.write_folder(tmp_path / ".digits.preparing-x", {"file": b"not ours"})
     _prepare("digits", tmp_path)
@@ -360,7 +364,7 @@ def test_unprepared_imagefolder_says_how_to_prepare_it(tmp_path: Path) -> None:
         prepare.ensure_prepared("imagefolder", tmp_path)
 
 
-def test_all_wrong_options_are_told_at_once(tmp_path: Path) -> None:
+def test_all_wrong_options_are_listed_in_one_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         _prepare("digits", tmp_path, tmp_path, image_size_px=32, name="../up")
     text = str(caught.value)
@@ -416,9 +420,7 @@ def test_list_shows_prepared_and_known_datasets(
     assert not any("unrelated" in line for line in lines)
 
 
-def test_command_line_ends_with_the_promised_status(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_statuses_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--data-dir", str(tmp_path)]
     assert data.main(["prepare", "digits", *where]) == 0
     out = capsys.readouterr().out
@@ -436,7 +438,7 @@ def test_command_line_ends_with_the_promised_status(
     )
 
 
-def test_datasets_at_an_address_are_put_listed_and_verified_and_a_list_fetches_none(
+def test_datasets_at_an_address_are_prepared_listed_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
@@ -475,7 +477,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_second_preparer_waits_for_the_first_and_finds_its_work(tmp_path: Path) -> None:
+def test_a_second_process_waits_for_the_first_and_uses_its_result(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.data", "prepare", "digits"]
     command += ["--data-dir", str(tmp_path)]
     from orchestrator.storage.locks import announced_lock
@@ -491,7 +493,7 @@ def test_second_preparer_waits_for_the_first_and_finds_its_work(tmp_path: Path) 
     assert b"06029e7a61040290" in out
 
 
-def test_killed_preparer_leaves_nothing_that_looks_prepared(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_prepared_dataset(tmp_path: Path) -> None:
     """Killed while decoding in processes; those end too, and the same command then succeeds."""
     if len(os.sched_getaffinity(0)) == 1:
         pytest.skip("one core: decoding starts no processes")

@@ -22,7 +22,7 @@ def address(tmp_path: Path, digits_dir: Path) -> str:
     return address
 
 
-def test_what_is_fetched_is_what_was_published(
+def test_a_fetched_dataset_equals_the_published_one(
     tmp_path: Path, address: str, digits_dir: Path
 ) -> None:
     folder = tmp_path / "host" / "digits"
@@ -61,7 +61,7 @@ def test_a_copy_with_the_right_fingerprint_needs_no_address(
     assert load_manifest(folder) == load_manifest(digits_dir)
 
 
-def test_who_waits_for_another_ones_fetching_gives_signs_of_life(
+def test_a_process_that_waits_for_another_one_gives_signs_of_life(
     tmp_path: Path, address: str
 ) -> None:
     folder = tmp_path / "host" / "digits"
@@ -96,7 +96,7 @@ def test_damaged_files_are_refused_and_leave_nothing(tmp_path: Path, address: st
     assert [path.name for path in (tmp_path / "host").iterdir()] == [".digits.fetch"]
 
 
-def test_one_that_is_not_whole_at_the_address_is_none(tmp_path: Path, address: str) -> None:
+def test_an_incomplete_dataset_at_the_address_is_not_fetched(tmp_path: Path, address: str) -> None:
     (tmp_path / "shared" / "digits" / "manifest.json").unlink()
     folder = tmp_path / "host" / "digits"
     assert share.fetch(address, folder) is None

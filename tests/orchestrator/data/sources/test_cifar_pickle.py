@@ -20,7 +20,7 @@ class _Evil:
         return os.system, ("touch /tmp/never-made-by-a-pickle",)
 
 
-def test_pickle_that_asks_for_code_is_refused_by_its_name() -> None:
+def test_a_pickle_that_needs_code_is_refused_and_the_code_is_named() -> None:
     content = pickle.dumps({b"data": _Evil()}, protocol=2)
     with pytest.raises(UsageError, match=r"'batch' was refused: it needs posix\.system"):
         load_cifar_pickle(content, "batch")
@@ -41,7 +41,7 @@ def test_pickle_of_other_arrays_is_refused(value: np.ndarray, sentence: str) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2], protocol=2)])
-def test_what_is_no_pickled_dictionary_is_refused(content: bytes) -> None:
+def test_a_file_without_a_pickled_dictionary_is_refused(content: bytes) -> None:
     with pytest.raises(UsageError, match="The pickle 'batch' "):
         load_cifar_pickle(content, "batch")
 
