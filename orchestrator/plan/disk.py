@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +27,15 @@ def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
 
 
 def forecast_bytes(
-    plan: Plan, costs: Mapping[str, VariantCost], concurrent: int, keep: str | None
+    plan: Plan, costs: Mapping[str, VariantCost], concurrent: int | None, keep: str | None
 ) -> int:
     """Return the largest size that a sweep's checkpoints can have.
 
     Args:
         plan: the sweep's.
         costs: of its variants.
-        concurrent: trials at a time; each has its last two checkpoints, its best one, and the one
-            that is being written.
+        concurrent: trials at a time, None: as many as this machine has CPUs; each has its last two
+            checkpoints, its best one, and the one that is being written.
         keep: the option `--keep`; None: the best trials, as many as the space keeps.
     """
     sizes = {name: _size(plan, costs, name) for name in plan.variants}
@@ -53,6 +54,7 @@ def forecast_bytes(
     copies = sum(4 * costs[name].parameters * num_best for name in plan.variants)
     # The exported best model is one more copy, and MLflow has another.
     copies += 2 * 4 * max(costs[name].parameters for name in plan.variants)
+    concurrent = concurrent or os.cpu_count() or 1
     running = 4 * min(concurrent, trials * len(sizes)) * max(sizes.values())
     return kept + copies + running
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import read_header
-from orchestrator.plan import budget, forecast
+from orchestrator.plan import budget, disk, forecast, machines
 from orchestrator.plan.options import given_options
 from orchestrator.storage.paths import DATASET_MANIFEST
 
@@ -82,7 +82,7 @@ def measure(
         budget.shares(plan, options.get("gpus_per_trial")),
         longest_s=max((plan.epochs(v) * epoch_s[v] for v in epochs if epochs[v]), default=0.0),
         concurrent=concurrent,
-        disk_bytes=_disk_bytes(config, plan, costs, options),
+        disk_bytes=disk.forecast_bytes(plan, costs, config.max_concurrent, options.get("keep")),
     )
     print_forecast(console, plan, measured, epochs, sweep)
     if ledger is not None:
@@ -122,24 +122,11 @@ def forecast_sweep(
 
 def _concurrent(config: SweepConfig, plan: Plan, options: Mapping[str, Any]) -> int:
     """Return how many trials run on this machine at a time."""
-    from orchestrator.plan import machines
     from trainables.training import device
 
     here = (float(os.cpu_count() or 1), float(device.num_gpus()))
     fits = machines.check_fit(plan, [here], options.get("gpus_per_trial"))
     return min(config.max_concurrent or fits, fits)
-
-
-def _disk_bytes(
-    config: SweepConfig,
-    plan: Plan,
-    costs: Mapping[str, VariantCost],
-    options: Mapping[str, Any],
-) -> int:
-    from orchestrator.plan import disk
-
-    concurrent = config.max_concurrent or os.cpu_count() or 1
-    return disk.forecast_bytes(plan, costs, concurrent, options.get("keep"))
 
 
 def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict[str, TrainingTime]:
@@ -208,7 +195,6 @@ def print_forecast(
     """
     from rich.table import Table
 
-    from orchestrator.plan import disk
     from orchestrator.sweep.display import duration
 
     table = Table(title="Forecast from a few steps of each variant on this machine")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -84,8 +83,7 @@ def check_room(
     """Refuse to start if the disk is too small for the checkpoints that the sweep keeps."""
     from orchestrator.plan import disk
 
-    concurrent = config.max_concurrent or os.cpu_count() or 1
-    needed = disk.forecast_bytes(plan, costs, concurrent, keep)
+    needed = disk.forecast_bytes(plan, costs, config.max_concurrent, keep)
     disk.check_room(config.paths.root, needed, disk.used_bytes(config.paths.root))
 
 

@@ -150,8 +150,8 @@ def resume_command() -> str:
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     """Return a table of the best trial of every variant's search, best variant first."""
     metric, mode = plan.space.metric, plan.space.mode
-    table = Table(title="Leaderboard of the searches (validation split)")
-    for name in ("variant", f"best {metric_heading(metric)}", "at epoch", "trials"):
+    table = Table(title="Search results (validation split)")
+    for name in ("variant", f"best {metric_heading(metric)}", "best epoch", "trials"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for name in ("signature", "best hyperparameters"):
         table.add_column(name)
@@ -177,7 +177,7 @@ def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table | None:
     """Return a table of each variant's evaluation on the test split, None without any."""
-    table = Table(title="Best hyperparameters of each variant, evaluated once on the test split")
+    table = Table(title="Leaderboard (test split)")
     for name in ("variant", "seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in plan.variants:

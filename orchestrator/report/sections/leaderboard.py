@@ -115,7 +115,7 @@ def _search_columns(sweep: SweepData) -> tuple[Column, ...]:
         Column(f"best_{sweep.metric}", f"best {sweep.metric}", metric_kind(sweep.metric)),
         Column("best_epoch", "best epoch", "count"),
         Column("best_number", "best trial", "count"),
-        Column("params", "its hyperparameters"),
+        Column("params", "best hyperparameters"),
     )
 
 

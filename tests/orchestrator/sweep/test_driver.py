@@ -57,7 +57,7 @@ def test_a_sweep_runs_to_its_end_and_its_resume_has_nothing_to_do(
     assert main(arguments) == 0
     printed = capfd.readouterr().out
     assert "Using a local Ray: 2 CPUs, 0 GPUs." in printed
-    assert "Leaderboard of the searches (validation split)" in printed
+    assert "Search results (validation split)" in printed
     assert f"Report: {tmp_path}/results/digits/report/report.html" in printed
     assert "The sweep's model could not be written" in printed  # there are no checkpoints
     assert statuses(tmp_path) == ["complete", "complete"]
