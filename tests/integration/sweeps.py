@@ -1,4 +1,4 @@
-"""Runs the real command in a real process, and reads what it left behind."""
+"""Runs the real command in a process of its own, and reads its results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARK = "SWEEP_UNDER_TEST"
 
 
 def command(space: str, *arguments: object) -> list[str]:
-    """Return the command of a sweep; without final trials where a test does not ask for them."""
+    """Return the command of a sweep; without final trials unless a test asks for them."""
     if "--final-seeds" not in arguments and "--resume" not in arguments:
         arguments = (*arguments, "--final-seeds", 0)
     return [sys.executable, "-m", "orchestrator.sweep", space, *map(str, arguments)]
@@ -38,14 +38,14 @@ def command(space: str, *arguments: object) -> list[str]:
 
 @functools.cache
 def ray_folder() -> str:
-    """Where Rays of this process keep their sessions; tests in other processes have their own."""
+    """Return a folder for the sessions of Ray; each test process has its own."""
     folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # short: Ray's sockets are in it
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def environment() -> dict[str, str]:
-    # A cluster that happens to run on this machine must neither be used nor found.
+    # A cluster that runs on this machine must not be used.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**kept, "RAY_ADDRESS": "local", "RAY_TMPDIR": ray_folder()}
 
@@ -57,7 +57,7 @@ def sweep(
     address: str = "local",
     env: dict[str, str] | None = None,
 ) -> Any:
-    """Run to the end; returns the finished process with its output as text."""
+    """Run to the end; return the finished process with its output as text."""
     return subprocess.run(
         command(space, *arguments),
         cwd=cwd,
@@ -73,7 +73,7 @@ def sweep(
 def started(
     cwd: Path, space: str, *arguments: object, env: dict[str, str] | None = None
 ) -> Iterator[Any]:
-    """Start and leave it running; whatever is left of it is killed at the end of the block."""
+    """Start a sweep and yield its process; what still runs is killed at the end of the block."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         command(space, *arguments),
@@ -90,15 +90,15 @@ def started(
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        with suppress(ValueError):  # it was read to its end
+        with suppress(ValueError):  # its output was read already
             process.communicate()
-        for pid in members(mark):  # stopped ones, for example
+        for pid in members(mark):  # such as stopped processes
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def members(mark: str) -> dict[int, str]:
-    """The living processes of one started sweep, Ray's and their workers' too: pid and title."""
+    """Return the living processes of a started sweep, with those of Ray: pid and title."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -114,7 +114,7 @@ def members(mark: str) -> dict[int, str]:
 
 
 def titled(mark: str, *beginnings: str) -> list[int]:
-    """Those of a sweep's processes whose title begins so, as Ray names its workers."""
+    """Return the processes of a sweep whose title begins so, as Ray names its workers."""
     return [pid for pid, title in members(mark).items() if title.startswith(beginnings)]
 
 
@@ -130,7 +130,7 @@ def wait_for(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"{what} did not come about within {limit_s:g} s")
+    raise AssertionError(f"{what} did not happen within {limit_s:g} s")
 
 
 def count_epochs(paths: SweepPaths) -> int:
@@ -146,7 +146,7 @@ def ledger_of(paths: SweepPaths) -> Ledger:
 
 
 def table(paths: SweepPaths) -> list[tuple[Any, ...]]:
-    """Everything that must not depend on how often a sweep was interrupted."""
+    """Return the results that must not depend on how often a sweep was interrupted."""
     ledger = ledger_of(paths)
     rows = []
     for trial in ledger.trials():
@@ -169,7 +169,7 @@ def is_measured_time(metric: str) -> bool:
 
 
 def tracking_uri(output: str) -> str:
-    """The store that the sweep's last line names."""
+    """Return the MLflow store that the sweep printed."""
     match = re.search(r"^MLflow: (mlflow ui .*)$", output, re.MULTILINE)
     assert match, output
     return shlex.split(match.group(1))[3]

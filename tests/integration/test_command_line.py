@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
         ),
     ],
 )
-def test_wrong_input_is_answered_in_a_sentence(
+def test_wrong_input_gives_a_sentence_and_leaves_nothing(
     tmp_path: Path, arguments: tuple[str, ...], sentences: tuple[str, ...]
 ) -> None:
     process = sweep(tmp_path, *arguments)
@@ -44,7 +44,7 @@ def test_wrong_input_is_answered_in_a_sentence(
     assert not (tmp_path / "results").exists()
 
 
-def test_an_unreachable_cluster_is_an_error_that_says_so(
+def test_an_unreachable_cluster_is_named_in_the_error(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     process = sweep(tmp_path, "digits", "--address", "127.0.0.1:1", "--data-dir", digits_data_dir)
@@ -53,7 +53,7 @@ def test_an_unreachable_cluster_is_an_error_that_says_so(
     assert not (tmp_path / "results").exists()  # the name is free again
 
 
-def test_without_a_network_the_missing_archive_is_named(tmp_path: Path) -> None:
+def test_without_a_network_the_error_names_the_missing_archive(tmp_path: Path) -> None:
     process = sweep(tmp_path, "tinyimagenet", "--trials", 1)
     if process.returncode != 2:
         pytest.skip("the Tiny ImageNet server can be reached from here")
@@ -61,7 +61,7 @@ def test_without_a_network_the_missing_archive_is_named(tmp_path: Path) -> None:
     assert "data/tiny-imagenet-200.zip" in process.stderr
 
 
-def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     process = sweep(tmp_path, "tinyimagenet", "--dry-run", "--epochs", 3)
     assert process.returncode == 0, process.stderr
     assert (
@@ -71,8 +71,8 @@ def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_make_passes_arguments_through_and_resumes_what_is_there(tmp_path: Path) -> None:
-    """`make -n` shows the command; a sweep that exists gets --resume."""
+def test_make_sweep_passes_arguments_and_resumes_an_existing_sweep(tmp_path: Path) -> None:
+    """`make -n` shows the command; an existing sweep gets --resume."""
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
@@ -98,7 +98,7 @@ def test_make_passes_arguments_through_and_resumes_what_is_there(tmp_path: Path)
     assert "--resume" in shown("SPACE=tinyimagenet", "ARGS=--trials 2 --name mine --storage here")
 
 
-def test_the_module_runs_as_documented() -> None:
+def test_help_lists_every_built_in_space() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "orchestrator.sweep", "--help"],
         capture_output=True,
@@ -109,7 +109,7 @@ def test_the_module_runs_as_documented() -> None:
     assert re.findall(r"\w+", listed) == search_spaces.names()
 
 
-def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     process = sweep(tmp_path, "digits", "--storage", "file/below")
     assert process.returncode == 2, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""The real command: it searches, records, goes on after a kill, and says the truth at its end."""
+"""The real command: searching, recording, resuming after a kill, exit statuses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = ("--trials", 2, "--epochs", 2, "--variants", "cnn2,cnn3")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path):
-    """One finished sweep over two variants, in a folder with a blank and a quote in its name."""
+    """One finished sweep over two variants, in a folder whose name has a space and a quote."""
     cwd = tmp_path_factory.mktemp("a sweep's folder")
     process = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -123,7 +123,9 @@ def test_checkpoints_of_all_but_the_best_are_gone(finished) -> None:
     assert kept == sorted(trial.signature for trial in best.values())
 
 
-def test_a_finished_sweep_is_left_as_it_is(finished, digits_data_dir: Path) -> None:
+def test_a_finished_sweep_is_not_changed_by_another_command(
+    finished, digits_data_dir: Path
+) -> None:
     cwd, _, paths = finished
     before = table(paths)
     refused = sweep(cwd, "digits", *SMALL, "--data-dir", digits_data_dir)
@@ -136,7 +138,7 @@ def test_a_finished_sweep_is_left_as_it_is(finished, digits_data_dir: Path) -> N
     assert len(ledger_of(paths).attempts()) == 4
 
 
-def test_resume_takes_more_trials_and_refuses_another_recipe(
+def test_resume_accepts_more_trials_and_refuses_other_epochs(
     finished, digits_data_dir: Path
 ) -> None:
     cwd, _, paths = finished
@@ -149,10 +151,10 @@ def test_resume_takes_more_trials_and_refuses_another_recipe(
     assert len(ledger_of(paths).trials()) == 6
 
 
-def test_a_killed_driver_goes_on_to_the_same_final_table(
+def test_a_sweep_with_a_killed_driver_resumes_to_the_same_results(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
-    """SIGKILL twice, each time with a trial half done; compared with a sweep left in peace."""
+    """SIGKILL twice, each time in the middle of a trial; compared with an uninterrupted sweep."""
     arguments = ("--trials", 3, "--epochs", 3, "--variants", "cnn3", "--max-concurrent", 1)
     options = (*arguments, "--data-dir", digits_data_dir)
     whole = sweep(tmp_path, "digits", *options, "--storage", "whole")
@@ -198,7 +200,7 @@ def test_a_stop_signal_ends_the_sweep_without_losing_anything(
     assert any(attempt.resumed_from for attempt in ledger_of(paths).attempts())
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
+def test_a_killed_worker_is_replaced_and_its_trial_resumes(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     options = ("--trials", 2, "--epochs", 8, "--variants", "cnn3", "--max-concurrent", 1)
@@ -229,7 +231,7 @@ def test_a_second_driver_is_refused(tmp_path: Path, digits_data_dir: Path) -> No
         assert f"process {process.pid} on" in second.stderr
 
 
-def test_two_sweeps_at_once_each_have_a_ray_of_their_own(
+def test_two_sweeps_at_a_time_each_start_their_own_ray(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     options = ("--variants", "cnn3", "--data-dir", digits_data_dir)
@@ -247,7 +249,7 @@ def test_two_sweeps_at_once_each_have_a_ray_of_their_own(
         assert first.poll() is None
 
 
-def test_a_variant_that_always_fails_is_given_up_and_the_others_finish(
+def test_a_variant_that_always_fails_is_stopped_and_the_others_finish(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     space = tmp_path / "half_broken.py"
@@ -272,7 +274,7 @@ def test_a_variant_that_always_fails_is_given_up_and_the_others_finish(
     assert "--resume" in process.stdout
 
 
-def test_trials_of_two_resource_shapes_reuse_one_worker_each(
+def test_trials_of_two_resource_shapes_reuse_a_worker_per_shape(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     space = tmp_path / "shapes.py"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +124,54 @@ def test_commands_take_the_same_places_from_the_environment(
     assert report_parser().parse_args(["name"]).storage == "s3://bucket/sweeps"
     given = predict_parser().parse_args(["name", "image.png", "--storage", "here"])
     assert given.storage == Path("here")
+
+
+_PROGRAM = """
+import atexit, sys
+from orchestrator.command import exit_fast
+
+class Kept:
+    def __del__(self):
+        sys.__stdout__.write("torn down")
+
+def main():
+    global kept
+    kept = Kept()
+    print("half a line", end="")
+    atexit.register(print, ", the end")
+    {end}
+
+exit_fast(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "is_torn_down", "error"),
+    [
+        ("return 0", 0, False, ""),
+        ("return 3", 3, False, ""),
+        ("sys.exit(2)", 2, True, ""),  # as argparse ends
+        ("raise ValueError('why')", 1, True, "ValueError: why\n"),
+    ],
+)
+def test_exit_fast_keeps_status_and_output_and_skips_the_teardown(end, status, is_torn_down, error):
+    command = [sys.executable, "-c", _PROGRAM.format(end=end)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert ended.stdout == "half a line, the end\n" + "torn down" * is_torn_down
+    assert ended.stderr.endswith(error)
+    assert bool(ended.stderr) == bool(error)
+
+
+def test_exit_fast_fails_if_the_output_cannot_be_written():
+    script = "from orchestrator.command import exit_fast; exit_fast(lambda: print(1) or 0)"
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script], stdout=full, env=env, check=False)
+    assert ended.returncode == 120  # Python's own
+
+
+def test_exit_fast_keeps_the_status_without_any_output_stream():
+    script = "from orchestrator.command import exit_fast; exit_fast(lambda: 3)"
+    shell = ["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
+    assert subprocess.run(shell, check=False).returncode == 3

@@ -1,4 +1,4 @@
-"""What a person sees, on a terminal and elsewhere."""
+"""The progress display on a terminal and elsewhere, and the tables of the summary."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cells(text: str, variant: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-def test_every_end_is_one_plain_line(ledger: Ledger, of_plan: Plan) -> None:
+def test_the_end_of_each_trial_is_printed_as_one_line(ledger: Ledger, of_plan: Plan) -> None:
     to, out = console()
     add(ledger, "aaaaaaaaaaaa", "cnn2", 0)
     with Display(to, ledger, of_plan) as screen:
@@ -84,7 +84,7 @@ def test_every_end_is_one_plain_line(ledger: Ledger, of_plan: Plan) -> None:
     ]
 
 
-def test_a_continued_sweep_tells_only_what_is_new(ledger: Ledger, of_plan: Plan) -> None:
+def test_a_resumed_sweep_prints_only_new_ends(ledger: Ledger, of_plan: Plan) -> None:
     for number, key in enumerate(("aaaaaaaaaaaa", "bbbbbbbbbbbb")):
         add(ledger, key, "cnn2", number)
     end(ledger, "aaaaaaaaaaaa", "complete", (0, 0.5))
@@ -97,7 +97,7 @@ def test_a_continued_sweep_tells_only_what_is_new(ledger: Ledger, of_plan: Plan)
     assert out.getvalue().splitlines()[1:] == ["bbbbbbbbbbbb  cnn2-001  failed"]
 
 
-def test_variants_that_are_left_out_are_not_counted(ledger: Ledger) -> None:
+def test_trials_of_variants_outside_the_plan_are_not_counted(ledger: Ledger) -> None:
     add(ledger, "aaaaaaaaaaaa", "cnn9", 0)
     end(ledger, "aaaaaaaaaaaa", "complete", (0, 0.5))
     to, out = console()
@@ -124,7 +124,7 @@ def test_the_table_on_a_terminal_counts_each_variant(ledger: Ledger, of_plan: Pl
     assert cells(last, "cnn3") == ["cnn3", "3", "1", "0", "0", "0", "", ""]
 
 
-def test_the_best_of_each_variant_come_best_first(ledger: Ledger, of_plan: Plan) -> None:
+def test_the_search_results_list_the_best_variant_first(ledger: Ledger, of_plan: Plan) -> None:
     values = {"a": ("cnn2", 0.5), "b": ("cnn2", 0.7), "c": ("cnn3", 0.9), "d": ("cnn2", 0.7)}
     for number, (key, (variant, value)) in enumerate(values.items()):
         add(ledger, key, variant, number, lr=0.012345, optimizer="sgd")
@@ -141,7 +141,7 @@ def test_the_best_of_each_variant_come_best_first(ledger: Ledger, of_plan: Plan)
     assert shown(lowest).index("cnn2") < shown(lowest).index("cnn3")
 
 
-def test_failures_say_class_reason_and_log(ledger: Ledger) -> None:
+def test_failure_lines_have_class_reason_and_log(ledger: Ledger) -> None:
     add(ledger, "a", "cnn2", 0)
     end(ledger, "a", "failed", text="Traceback\n  File x\nValueError: no\n")
     add(ledger, "b", "cnn2", 1)
@@ -155,36 +155,35 @@ def test_failures_say_class_reason_and_log(ledger: Ledger) -> None:
     ]
 
 
-def test_the_time_left_is_what_the_epochs_left_take(tmp_path: Path) -> None:
-    """3 trials of 9 epochs for each of two variants, of which the second computes four times as
-    much; one trial runs at a time."""
+def test_the_time_left_is_the_time_of_the_remaining_epochs(tmp_path: Path) -> None:
+    """Two variants with 3 trials of 9 epochs each; the second has four times the operations."""
     of_plan = plan(space(trials=3))
     costs = {"cnn2": {"multiply_accumulates": 10}, "cnn3": {"multiply_accumulates": 40}}
     ledger = new_ledger(tmp_path / "l.sqlite", of_plan, variants=costs)
 
-    def said() -> str:
+    def printed() -> str:
         to, _ = console()
         return Display(to, ledger, of_plan)._time_left(ledger.trials(), ledger.latest_epochs())
 
     add(ledger, "a", "cnn2", 0)
-    assert said() == "0:00:00 elapsed"
+    assert printed() == "0:00:00 elapsed"
     spans = {"epoch_s": 9.5, "val_s": 1.5, "checkpoint_s": 0.5}  # validation is part of an epoch
     ledger.record_epoch("a", 1, 0, metrics(**spans), None)
     # 26 epochs of 10 s and 27 of 40 s.
-    assert said() == "0:00:00 elapsed, about 0:22:20 left"
+    assert printed() == "0:00:00 elapsed, about 0:22:20 left"
     end(ledger, "a", "stopped", (0, 0.5))
     add(ledger, "b", "cnn3", 0)
     ledger.record_epoch("b", 1, 2, metrics(**{**spans, "epoch_s": 29.5}), None)
-    # What was measured counts: 18 epochs of 10 s, 24 of 30 s.
-    assert said() == "0:00:00 elapsed, about 0:15:00 left"
+    # Measured epochs replace the estimate: 18 epochs of 10 s, 24 of 30 s.
+    assert printed() == "0:00:00 elapsed, about 0:15:00 left"
     add(ledger, "c", "cnn3", 1)  # two at a time
-    assert said() == "0:00:00 elapsed, about 0:07:30 left"
+    assert printed() == "0:00:00 elapsed, about 0:07:30 left"
     for key in ("b", "c"):
         end(ledger, key, "complete", (0, 0.5))
     ledger.close()
 
 
-def test_durations_are_hours_minutes_seconds() -> None:
+def test_durations_are_printed_as_hours_minutes_seconds() -> None:
     assert [duration(s) for s in (0, 59.9, 3600, 3725, 360_000)] == [
         *("0:00:00", "0:00:59", "1:00:00", "1:02:05"),
         "100:00:00",

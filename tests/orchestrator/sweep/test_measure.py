@@ -1,4 +1,4 @@
-"""What is forecast from measured steps, and what a ledger keeps of it."""
+"""The forecast from measured steps, and the part of it that the ledger stores."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def measure(
         return TrainingTime(step_s=0.5, epoch_s=epoch_s, peak_gib=1.0)
 
     monkeypatch.setattr(sweep_measure, "_measure_variant", measured)
-    said = io.StringIO()
-    found = sweep_measure.measure(config, of, FACTS, Console(file=said, width=120), ledger)
-    return found, said.getvalue()
+    out = io.StringIO()
+    found = sweep_measure.measure(config, of, FACTS, Console(file=out, width=120), ledger)
+    return found, out.getvalue()
 
 
-def test_a_forecast_is_of_all_trials_of_a_sweep_that_is_only_planned(config, monkeypatch):
-    found, said = measure(config, of_plan(), None, 100.0, monkeypatch)
-    assert found == {"cnn2": 100.0, "cnn3": 100.0}
-    assert "In total 0.67 device-hours; with one trial at a time about 0:40:00" in said
+def test_the_forecast_of_a_planned_sweep_covers_all_trials(config, monkeypatch):
+    epoch_s, printed = measure(config, of_plan(), None, 100.0, monkeypatch)
+    assert epoch_s == {"cnn2": 100.0, "cnn3": 100.0}
+    assert "In total 0.67 device-hours; with one trial at a time about 0:40:00" in printed
 
 
-def test_several_workers_share_an_epoch_and_count_as_several_devices(config, monkeypatch):
-    found, said = measure(config, of_plan(workers=2), None, 100.0, monkeypatch)
-    assert found == {"cnn2": 50.0, "cnn3": 50.0}
-    assert "In total 0.67 device-hours; with one trial at a time about 0:20:00" in said
-    assert "2 workers are 2 times as fast as one" in said
+def test_n_workers_are_n_times_as_fast_and_count_as_n_devices(config, monkeypatch):
+    epoch_s, printed = measure(config, of_plan(workers=2), None, 100.0, monkeypatch)
+    assert epoch_s == {"cnn2": 50.0, "cnn3": 50.0}
+    assert "In total 0.67 device-hours; with one trial at a time about 0:20:00" in printed
+    assert "2 workers are 2 times as fast as one" in printed
 
 
-def test_a_ledger_keeps_the_first_forecast_and_a_resume_forecasts_what_is_left(
+def test_the_ledger_keeps_the_first_forecast_and_a_resume_prints_one_for_the_rest(
     config, ledger, monkeypatch
 ):
     measure(config, of_plan(), ledger, 100.0, monkeypatch)
@@ -80,7 +80,7 @@ def test_a_ledger_keeps_the_first_forecast_and_a_resume_forecasts_what_is_left(
     scheduler = TrialScheduler(ledger, of_plan())
     for _ in range(3):
         assert train(scheduler, 9.0) == "cnn2"
-    found, said = measure(config, of_plan(), ledger, 50.0, monkeypatch)
-    assert found == {"cnn2": 50.0, "cnn3": 50.0}
-    assert "about 0:10:00" in said
+    epoch_s, printed = measure(config, of_plan(), ledger, 50.0, monkeypatch)
+    assert epoch_s == {"cnn2": 50.0, "cnn3": 50.0}
+    assert "about 0:10:00" in printed
     assert (ledger.get("forecast"), ledger.get("forecast_whole")) == first
