@@ -68,11 +68,10 @@ def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) 
     from trainables.training import checkpoint
 
     try:
-        checkpoint.verify(folder)
-        state = json.loads((folder / "state.json").read_text())
+        place, state = checkpoint.read_state(folder)
         config = TrainConfig.from_dict(state["config"])
         about = {**about, "epoch": int(state["epoch"]) + 1, "signature": config.signature()}
-    except (checkpoint.CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+    except (checkpoint.CheckpointError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"The checkpoint cannot be used: {error}") from error
     if config.dataset_fingerprint != manifest.fingerprint:
         raise UsageError(
@@ -81,8 +80,8 @@ def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) 
             "the folder of the right dataset with --data-dir."
         )
     # If the trial averaged its weights, the averaged ones were evaluated.
-    average = folder / "average.safetensors"
-    weights = average if average.is_file() else folder / WEIGHTS
+    average = place / "average.safetensors"
+    weights = average if average.is_file() else place / WEIGHTS
     return TrainedModel(weights=weights, config=config, manifest=manifest, about=about)
 
 

@@ -22,8 +22,9 @@ from trainables.config import TrainConfig
 from trainables.data import batches, preprocess
 from trainables.data.dataset import Manifest, check_fingerprint, load_manifest
 from trainables.evaluation import grad_cam, scoring, speed
+from trainables.evaluation.classifier import load_classifier
 from trainables.evaluation.scoring import Calibration, ClassFigures
-from trainables.models import build, cost
+from trainables.models import cost
 from trainables.training import checkpoint
 from trainables.training.device import autocast, default_device, set_up_numerics
 
@@ -170,19 +171,6 @@ def evaluate_test(
     )
 
 
-def load_model(
-    config: TrainConfig, manifest: Manifest, checkpoint_folder: Path, device: torch.device
-) -> nn.Module:
-    """Return the network of a checkpoint, ready to predict, on the device.
-
-    Its weights are those that training evaluated: the moving average where the trial kept one.
-
-    Raises:
-        checkpoint.CheckpointError: the checkpoint is damaged or of another trial.
-    """
-    return _load(config, manifest, checkpoint_folder, device)[0]
-
-
 def example_rows(labels: scoring.Ints, seed: int) -> list[int]:
     """Return up to 36 rows, spread over the classes: no class twice before each was there once.
 
@@ -220,28 +208,13 @@ def _load(
     config: TrainConfig, manifest: Manifest, folder: Path, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network in evaluation mode, and the checkpoint's state."""
-    weights, _, state = checkpoint.load(folder)
+    place, state = checkpoint.read_state(folder)
     if state.get("signature") != config.signature():
         raise checkpoint.CheckpointError(
             f"{folder} belongs to trial {state.get('signature')}, not {config.signature()}."
         )
-    model = build.build_model(
-        config,
-        num_classes=len(manifest.class_names),
-        in_channels=manifest.channels,
-        image_size_px=config.image_size_px,
-        read_weights=False,
-    )
-    try:
-        model.load_state_dict(weights["average" if config.ema_decay else "model"])
-    except (KeyError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(
-            f"{folder} does not hold the weights of {config.variant!r}: {error}."
-        ) from error
-    model = model.to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model.eval(), state
+    weights = place / f"{'average' if config.ema_decay else 'model'}.safetensors"
+    return load_classifier(weights, config, manifest, device).model, state
 
 
 def _logits(

@@ -79,9 +79,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
             for name in names
             if name.endswith(".safetensors")
         }
-        state = json.loads((place / "state.json").read_text())
-        if not isinstance(state, dict):
-            raise TypeError(f"state.json holds a {type(state).__name__}, not a dictionary")
+        state = _state(place)
     except MemoryError:
         raise
     except Exception as error:  # whoever can write a file can write its digest too
@@ -97,6 +95,26 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
             f"{place / 'optimizer.pt'} holds more than tensors and is not read: {error}."
         ) from error
     return weights, optimizer, state
+
+
+def read_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder with a checkpoint's files and its state, after verifying every file.
+
+    Raises:
+        CheckpointError: a file is missing, not what the manifest says, or not what `save` writes.
+    """
+    place, _ = _verified(folder)
+    try:
+        return place, _state(place)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{place} is not a checkpoint of ours: {error}.") from error
+
+
+def _state(place: Path) -> dict[str, Any]:
+    state = json.loads((place / "state.json").read_text())
+    if not isinstance(state, dict):
+        raise TypeError(f"state.json holds a {type(state).__name__}, not a dictionary")
+    return state
 
 
 def verify(folder: Path) -> None:

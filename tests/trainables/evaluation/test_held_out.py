@@ -19,11 +19,11 @@ from tests.trainables.digits_trials import CPU, digits_config, train
 from trainables.config import TrainConfig
 from trainables.data import batches, dataset, preprocess
 from trainables.evaluation import speed
+from trainables.evaluation.classifier import load_classifier
 from trainables.evaluation.held_out import (
     Evaluation,
     evaluate_test,
     example_rows,
-    load_model,
     mistaken_rows,
 )
 from trainables.models import build, cost
@@ -222,7 +222,7 @@ def test_superclasses_of_the_manifest_are_counted(trained, evaluation, digits_di
 def test_a_loaded_model_predicts_as_it_was_evaluated(trained, evaluation, digits_dir):
     config, folder = trained
     manifest = dataset.load_manifest(digits_dir)
-    model = load_model(config, manifest, folder, CPU)
+    model = load_classifier(folder / "average.safetensors", config, manifest, CPU).model
     assert not model.training
     prepare = preprocess.preparation(config, manifest, CPU)
     store = batches.open_store(digits_dir, "test", CPU)
@@ -249,7 +249,9 @@ def test_what_cannot_be_evaluated_is_refused(trained, digits_dir, tmp_path):
     assert math.isfinite(evaluated.loss)
     del weights["average"]
     checkpoint.save(tmp_path / "lacking", weights=weights, optimizer=optimizer, state=state)
-    with pytest.raises(CheckpointError, match="does not hold the weights of 'cnn3_bn'"):
+    with pytest.raises(
+        CheckpointError, match=r"average\.safetensors is not a readable file of weights"
+    ):
         evaluate_test(config, digits_dir, tmp_path / "lacking", device=CPU)
 
 
