@@ -251,10 +251,18 @@ def test_commands_on_digits_run(name: str, folder: Path) -> None:
     run_page(DOCS / name, folder)
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a short sweep of digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    run(folder, shortened(["python", "-m", "orchestrator.sweep", "digits"], folder))
+    return folder / "results"
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["resume", "budget", "report", "predict", "storage"])
-def test_commands_on_a_sweep_of_digits_run(name: str, folder: Path) -> None:
-    run(folder, shortened(["python", "-m", "orchestrator.sweep", "digits"], folder))
+def test_commands_on_a_sweep_of_digits_run(name: str, digits: Path, folder: Path) -> None:
+    shutil.copytree(digits, folder / "results")
     run_page(DOCS / f"how-to/{name}.md", folder)
 
 
