@@ -11,42 +11,30 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.header import read_header
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
 from orchestrator.storage.paths import LEDGER, SweepPaths
 from orchestrator.storage.store import Storage, StorageError
 from orchestrator.storage.sweeps import storage_of
 
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
-
 EVERY_S = 1.0  # shortest pause between two copies
 AT_LATEST_S = 10.0  # longest pause, also while the storage cannot be reached
 _PAUSE_PER_COPY = 10  # the pause is this many times as long as the copy took
 
-# A copy ends with its digest. SQLite ignores bytes after its last page.
-_TRAILER = re.compile(rb"\nsha256:([0-9a-f]{64})\n\Z")
-_TRAILER_BYTES = 73
-
 
 def read_backup(paths: SweepPaths, copy: Path) -> Ledger:
-    """Return the copy of a sweep's ledger in its storage, open.
-
-    Args:
-        paths: of a sweep whose storage is an address.
-        copy: path for the downloaded file.
+    """Return the copy of a sweep's ledger in its storage, open; `copy` is for the download.
 
     Raises:
         UsageError: there is no copy, or it is damaged.
@@ -66,11 +54,6 @@ def open_backup(
 
     This driver holds the sweep's lease in its storage until the block ends.
 
-    Args:
-        paths: the sweep's.
-        say: prints a message to the user.
-        clock: time and pauses.
-
     Raises:
         UsageError: another driver holds the lease, or the storage cannot be used.
     """
@@ -82,11 +65,8 @@ def open_backup(
         lease = leases.take(storage, say, clock=clock)
     except StorageError as error:
         raise UsageError(str(error)) from error
-    backup = LedgerBackup(paths, storage, lease, say, clock or Clock())
-    try:
+    with contextlib.closing(LedgerBackup(paths, lease, say)) as backup:
         yield backup
-    finally:
-        backup.close()
 
 
 class LedgerBackup:
@@ -96,29 +76,17 @@ class LedgerBackup:
     by hand instead.
     """
 
-    def __init__(
-        self,
-        paths: SweepPaths,
-        storage: Storage,
-        lease: leases.Lease,
-        say: Callable[[str], None],
-        clock: Clock,
-    ) -> None:
-        self.paths, self.storage, self.lease = paths, storage, lease
-        self._say, self._clock = say, clock
+    def __init__(self, paths: SweepPaths, lease: leases.Lease, say: Callable[[str], None]) -> None:
+        self.paths, self.storage, self.lease = paths, lease.storage, lease
+        self._say, self._clock = say, lease.clock
         self._ledger: Ledger | None = None
-        self._copied_seq = 0
+        self.copied_seq = 0  # number of the latest change that the copy is known to hold
         self._copied_position = (-1, -1)
         self._pause_s = EVERY_S
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-backup", daemon=True)
         self._is_behind = False  # the last attempt to copy failed
         self._messages: collections.deque[str] = collections.deque()
-
-    @property
-    def copied_seq(self) -> int:
-        """The number of the latest change that the copy is known to hold."""
-        return self._copied_seq
 
     @property
     def lost(self) -> str | None:
@@ -136,8 +104,6 @@ class LedgerBackup:
         Raises:
             UsageError: the copy is damaged, or the storage cannot be used.
         """
-        from orchestrator.ledger.ledger import open_ledger
-
         paths = self.paths
         with tempfile.TemporaryDirectory(dir=paths.root, prefix=".fetched-") as folder:
             copy = Path(folder) / LEDGER
@@ -259,37 +225,25 @@ class LedgerBackup:
         finally:
             local.unlink(missing_ok=True)
         self.lease.check()  # never replace the copy of a driver that has taken over
-        digest = hashlib.sha256(content).hexdigest()
-        self.storage.put(
-            LEDGER, content + f"\nsha256:{digest}\n".encode(), keep_trying_s=keep_trying_s
-        )
-        self._copied_position, self._copied_seq = position, position[0]
+        self.storage.put(LEDGER, content + _trailer(content), keep_trying_s=keep_trying_s)
+        self._copied_position, self.copied_seq = position, position[0]
 
     def _put_aside(self) -> None:
         ledger = self.paths.ledger
         for end in ("", "-wal", "-shm"):
-            file = ledger.with_name(ledger.name + end)
-            if file.exists():
-                file.replace(file.with_name(f"{LEDGER}.before{end}"))
+            with contextlib.suppress(FileNotFoundError):
+                ledger.with_name(LEDGER + end).replace(ledger.with_name(f"{LEDGER}.before{end}"))
         self._say(
-            f"This machine's ledger was behind; it is kept as {ledger.name}.before in "
-            f"{self.paths.root}."
+            f"This machine's ledger was behind; it is kept as {LEDGER}.before in {self.paths.root}."
         )
 
 
 def _open_copy(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
-    """Return a fetched copy, open, after its trailing digest was checked and removed.
-
-    Raises:
-        UsageError: the file is not what a driver wrote.
-    """
-    from orchestrator.ledger.ledger import open_ledger
-
-    content = copy.read_bytes()
-    trailer = _TRAILER.search(content, max(0, len(content) - _TRAILER_BYTES))
-    content = content[:-_TRAILER_BYTES]
+    """Return a fetched copy, open, after its trailing digest was checked and removed."""
+    written = copy.read_bytes()
+    content = written[: -len(_trailer(b""))]
     problem = "its SHA-256 is not the one at its end"
-    if trailer and hashlib.sha256(content).hexdigest().encode() == trailer[1]:
+    if written == content + _trailer(content):
         copy.write_bytes(content)
         try:
             return open_ledger(copy)
@@ -301,6 +255,11 @@ def _open_copy(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
     raise UsageError(
         f"The copy of the ledger at {storage.shown}/{LEDGER} is damaged: {problem}. {way_out}"
     )
+
+
+def _trailer(content: bytes) -> bytes:
+    """Return the digest at the end of a copy; SQLite ignores bytes after its last page."""
+    return f"\nsha256:{hashlib.sha256(content).hexdigest()}\n".encode()
 
 
 def _identity(ledger: Ledger) -> tuple[str, list[str], int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,7 @@ from trainables.metrics import METRIC_NAMES
 SCHEMA = 6  # of the tables, and of the signatures in them
 # Ledgers of schema 5 can be read, not written: their signatures were computed from other names.
 READABLE = (5, SCHEMA)
-_NAMES_OF_SCHEMA_5 = {
-    "side": "image_size",
-    "side_px": "image_size_px",
-    "side_by_variant": "image_size_by_variant",
-}
+_OLD_NAMES = {f"side{end}": f"image_size{end}" for end in ("", "_px", "_by_variant")}
 
 _TABLES = f"""
 CREATE TABLE sweep (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -91,11 +86,11 @@ class Database:
         self.lock = threading.RLock()
         self.schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
         connection.row_factory = sqlite3.Row
-        row = connection.execute(
+        query = (
             "SELECT max(coalesce((SELECT max(changed_seq) FROM trials), 0),"
-            " coalesce((SELECT max(seq) FROM epochs), 0)) AS seq"
-        ).fetchone()
-        self.seq = int(row["seq"])
+            " coalesce((SELECT max(seq) FROM epochs), 0))"
+        )
+        self.seq = int(connection.execute(query).fetchone()[0])
 
     def close(self) -> None:
         """Close the file; SQLite merges its journal into it."""
@@ -103,11 +98,7 @@ class Database:
             self.connection.close()
 
     def check_schema(self) -> None:
-        """Refuse to resume from a ledger of an earlier schema.
-
-        Raises:
-            UsageError: an earlier version wrote it.
-        """
+        """Raise a `UsageError` if an earlier version wrote the ledger: it cannot be resumed."""
         if self.schema != SCHEMA:
             raise UsageError(
                 f"This sweep was recorded by an earlier version (ledger schema {self.schema}; now "
@@ -142,14 +133,11 @@ class Database:
         with self.lock:
             seq = self.seq
             try:
-                self.connection.execute("BEGIN IMMEDIATE")
-                yield self.connection
-                self.connection.execute("COMMIT")
+                with self.connection:  # commits or, after an error, rolls back
+                    self.connection.execute("BEGIN IMMEDIATE")
+                    yield self.connection
             except BaseException as error:
                 self.seq = seq
-                if self.connection.in_transaction:
-                    with contextlib.suppress(sqlite3.OperationalError):
-                        self.connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.OperationalError):
                     raise LedgerError(
                         f"The ledger cannot be written: {error}. Its contents are intact."
@@ -212,24 +200,23 @@ def connect(path: Path, *, read_only: bool) -> Database:
     """
     if not path.is_file():
         raise LedgerError(f"There is no ledger at {path}.")
-    connection = None
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
-            uri=True,
-            isolation_level=None,  # transactions are explicit
-            check_same_thread=False,
-            timeout=60,
-        )
-        _check_is_ledger(connection, path)
-        if not read_only:
-            _prepare_for_writing(connection)
-        return Database(connection)
-    except (sqlite3.DatabaseError, LedgerError) as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, LedgerError):
-            raise
+        with ExitStack() as after_an_error:
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
+                uri=True,
+                isolation_level=None,  # transactions are explicit
+                check_same_thread=False,
+                timeout=60,
+            )
+            after_an_error.callback(connection.close)
+            _check_is_ledger(connection, path)
+            if not read_only:
+                _prepare_for_writing(connection)
+            database = Database(connection)
+            after_an_error.pop_all()
+            return database
+    except sqlite3.DatabaseError as error:
         raise LedgerError(
             f"{path} is not a readable ledger ({error}). Restore it from a copy, or move the "
             "folder away and start a new sweep."
@@ -243,8 +230,7 @@ def _check_is_ledger(connection: sqlite3.Connection, path: Path) -> None:
     if version not in READABLE:
         raise LedgerError(
             f"{path} has schema {version}; this version reads {READABLE[0]} to {SCHEMA}. Use "
-            "the version of the orchestrator that wrote it, or start a sweep under another "
-            "--name."
+            "the version of the orchestrator that wrote it, or start a sweep under another --name."
         )
 
 
@@ -263,4 +249,4 @@ def encode(value: Any) -> str:
 
 
 def _rename(values: dict[str, Any]) -> dict[str, Any]:
-    return {_NAMES_OF_SCHEMA_5.get(name, name): value for name, value in values.items()}
+    return {_OLD_NAMES.get(name, name): value for name, value in values.items()}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from orchestrator.ledger.records import Stage, Trial
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,21 +65,17 @@ class RecordedPlan:
 
     def is_evaluated(self, trial: Trial) -> bool:
         """Return whether a trial is evaluated on the test split once it is complete."""
-        return is_evaluated(
-            trial.stage,
-            trial.number,
-            num_params=len(self.space.params.get(trial.variant, trial.params)),
-            num_enqueued=len(self.space.enqueued),
-        )
+        params = self.space.params.get(trial.variant, trial.params)
+        return is_evaluated(trial, params, self.space.enqueued)
 
 
-def is_evaluated(stage: Stage, number: int, *, num_params: int, num_enqueued: int) -> bool:
+def is_evaluated(trial: Trial, params: Sized, enqueued: Sized) -> bool:
     """Return whether a trial is evaluated on the test split; such a trial is never stopped early.
 
     This holds for final trials, for the trials that the space enqueues (a published recipe), and
     for every trial of a variant with nothing to search, where trials differ only in their seeds.
     """
-    return stage == "final" or num_params == 0 or number < num_enqueued
+    return trial.stage == "final" or not params or trial.number < len(enqueued)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

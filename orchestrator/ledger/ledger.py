@@ -1,10 +1,8 @@
 """`Ledger`: the record of a sweep, one SQLite file from which everything else can be rebuilt.
 
-It holds the planned trials, their attempts, one row of metrics per trial and epoch, and the results
-of the trials that were evaluated on the test split. One process, the driver, writes; any number may
-read. Every change gets the next number of one sequence, so a single integer names the results that
-a decision was made from. Rows of `epochs` and `evaluations` are written once and never changed.
-The ledger knows nothing of Ray, Optuna or MLflow.
+One process, the driver, writes; any number may read. Every change gets the next number of one
+sequence, so a single integer names the results that a decision was made from. Rows of `epochs` and
+`evaluations` are written once and never changed.
 """
 
 from __future__ import annotations
@@ -15,17 +13,14 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.clock import Clock
 from orchestrator.ledger import database
 from orchestrator.ledger.database import Database, encode
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Stage, Trial, TrialStatus
 from orchestrator.storage.paths import attempt_log
 from trainables.metrics import METRIC_NAMES
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.records import Stage, TrialStatus
 
 
 class Ledger:
@@ -96,11 +91,7 @@ class Ledger:
             )
 
     def start_attempt(
-        self,
-        signature: str,
-        *,
-        resumed_from: str | None,
-        micro_batch_size: int,
+        self, signature: str, *, resumed_from: str | None, micro_batch_size: int
     ) -> int:
         """Open the next attempt of a trial and return its number, counted from 1.
 
@@ -147,12 +138,12 @@ class Ledger:
                 f"INSERT INTO epochs VALUES ({marks})",
                 (
                     *(seq, signature, epoch, attempt, self._clock.now_s(), checkpoint),
-                    *(_finite(metrics[name]) for name in METRIC_NAMES),
+                    # SQLite has no NaN.
+                    *(metrics[n] if math.isfinite(metrics[n]) else None for n in METRIC_NAMES),
                 ),
             )
-            connection.execute(
-                "UPDATE trials SET changed_seq = ? WHERE signature = ?", (seq, signature)
-            )
+            query = "UPDATE trials SET changed_seq = ? WHERE signature = ?"
+            connection.execute(query, (seq, signature))
             return True
 
     def record_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
@@ -170,10 +161,8 @@ class Ledger:
                 "INSERT INTO evaluations VALUES (?, ?, ?, ?)",
                 (signature, attempt, self._clock.now_s(), encode(result)),
             )
-            connection.execute(
-                "UPDATE trials SET changed_seq = ? WHERE signature = ?",
-                (self.database.next_seq(), signature),
-            )
+            query = "UPDATE trials SET changed_seq = ? WHERE signature = ?"
+            connection.execute(query, (self.database.next_seq(), signature))
             return True
 
     def end_attempt(
@@ -189,14 +178,9 @@ class Ledger:
     ) -> None:
         """Close an attempt and set the status of its trial, in one transaction.
 
-        Args:
-            signature: the trial.
-            attempt: its number.
-            outcome: "complete", "stopped", "diverged", "failed" or "lost" (its driver died).
-            failure_class: of a failed attempt, one of `retry_policy.FailureClass`.
-            failure_text: the traceback.
-            trial_status: "running" if another attempt will follow.
-            best: the trial's best epoch and its value; None if it ended without one.
+        The outcome is "complete", "stopped", "diverged", "failed" or "lost" (its driver died); the
+        trial's status is "running" if another attempt will follow. A failed attempt has a class of
+        `retry_policy.FailureClass` and a traceback. `best` is the trial's best epoch and its value.
         """
         with self.database.change() as connection:
             connection.execute(
@@ -206,21 +190,18 @@ class Ledger:
             )
             seq = self.database.next_seq()
             ended = seq if trial_status in ENDED else None
-            epoch, value = best or (None, None)
             connection.execute(
                 "UPDATE trials SET status = ?, changed_seq = ?, ended_seq = ?, best_epoch = ?,"
                 " best_value = ? WHERE signature = ?",
-                (trial_status, seq, ended, epoch, value, signature),
+                (trial_status, seq, ended, *(best or (None, None)), signature),
             )
 
     # Reading.
 
     def trials(self, stage: Stage | None = None, *, changed_after: int = -1) -> list[Trial]:
-        """Return the trials in the order they were planned.
+        """Return the trials of one stage or both, in the order they were planned.
 
-        Args:
-            stage: only trials of this stage; None: of both.
-            changed_after: only trials with a change after this number.
+        Only those with a change after the number `changed_after` are returned.
         """
         with self.database.lock:
             self._read_trials()
@@ -241,7 +222,10 @@ class Ledger:
         rows = self.database.all(
             "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", self._trials_seq
         )
-        changed = [_trial(row, self.database) for row in rows]
+        changed = []
+        for row in rows:
+            decoded = {name: self.database.decode(row[name]) for name in ("config", "params")}
+            changed.append(Trial(**{**dict(row), **decoded}))
         self._trials |= {trial.signature: trial for trial in changed}
         self._trials_seq = max([self._trials_seq, *(trial.changed_seq for trial in changed)])
 
@@ -265,11 +249,8 @@ class Ledger:
     def values_at(self, variant: str, epoch: int, metric: str, *, up_to: int) -> list[float]:
         """Return a metric of a variant's search trials at one epoch, in order of arrival, with NaN.
 
-        Args:
-            variant: the variant.
-            epoch: counted from 0.
-            metric: one of `METRIC_NAMES`.
-            up_to: only rows up to this sequence number.
+        The epoch is counted from 0, `metric` is one of `METRIC_NAMES`, and only rows with a number
+        up to `up_to` count.
         """
         if metric not in METRIC_NAMES:
             raise KeyError(metric)
@@ -277,9 +258,7 @@ class Ledger:
             f"SELECT e.{metric} AS value FROM epochs e JOIN trials t USING (signature)"
             " WHERE t.variant = ? AND t.stage = 'search' AND e.epoch = ? AND e.seq <= ?"
             " ORDER BY e.seq",
-            variant,
-            epoch,
-            up_to,
+            *(variant, epoch, up_to),
         )
         return [_nan(row["value"]) for row in rows]
 
@@ -335,15 +314,6 @@ def open_ledger(path: Path, *, read_only: bool = False, clock: Clock | None = No
         LedgerError: the file is missing, damaged, or of another version.
     """
     return Ledger(database.connect(path, read_only=read_only), clock or Clock())
-
-
-def _trial(row: sqlite3.Row, of: Database) -> Trial:
-    decoded = {name: of.decode(row[name]) for name in ("config", "params")}
-    return Trial(**{**dict(row), **decoded})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # SQLite has no NaN
 
 
 def _epoch(row: sqlite3.Row) -> EpochRow:

@@ -15,12 +15,7 @@ from orchestrator.ledger.records import EpochRow, Trial
 
 
 def best_of(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best complete trial by its own value, None if no complete trial has a value.
-
-    Args:
-        trials: of one variant.
-        mode: "max" or "min".
-    """
+    """Return the variant's best complete trial by its own value, None if none has a value."""
     usable = [t for t in trials if t.status == "complete" and t.best_value is not None]
     return min(usable, key=lambda trial: _order(trial, trial.best_value, mode), default=None)
 
@@ -59,8 +54,8 @@ def ranking_values(trials: Sequence[Trial]) -> dict[str, float]:
         value = trial.best_value
         if value is None and trial.stage == "final":
             value = own.get(trial.origin or "")
-        elif value is None and trial.status == "complete" and _has_no_validation(trial):
-            value = 0.0
+        elif value is None and trial.status == "complete":
+            value = 0.0 if trial.config.get("validation_fraction") == 0 else None
         if value is not None:
             values[trial.signature] = value
     return values
@@ -74,14 +69,10 @@ def is_better(value: float, other: float, mode: str) -> bool:
 
 
 def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
-    """Return the best trial, None if no trial is complete or stopped.
+    """Return the best trial of a sweep or variant, None if no trial is complete or stopped.
 
     A variant with complete final trials is represented by those. A trial that was stopped early is
     chosen only if no trial is complete.
-
-    Args:
-        trials: of a sweep, or of one variant.
-        mode: "max" or "min".
     """
     values = ranking_values(trials)
     candidates: list[Trial] = []
@@ -90,11 +81,8 @@ def best_trial(trials: Sequence[Trial], mode: str) -> Trial | None:
         finals = [t for t in final_trials_of(own, variant, mode) if t.status == "complete"]
         candidates += finals or [t for t in own if t.stage == "search"]
     usable = [trial for trial in candidates if trial.status in ("complete", "stopped")]
-
-    def order(trial: Trial) -> tuple[bool, float, int]:
-        return trial.status != "complete", *_order(trial, values[trial.signature], mode)
-
-    return min(usable, key=order, default=None)
+    complete = [trial for trial in usable if trial.status == "complete"]
+    return min(complete or usable, key=lambda t: _order(t, values[t.signature], mode), default=None)
 
 
 def top_k(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
@@ -109,16 +97,12 @@ def top_k(trials: Sequence[Trial], keep: int, mode: str) -> set[str]:
         for trial in final_trials_of(trials, variant, mode)
     }
     groups = collections.defaultdict(list)
-    for trial in trials:
+    for trial in sorted(trials, key=lambda each: _order(each, values.get(each.signature), mode)):
         is_surpassed = trial.stage == "final" and trial.signature not in current
         is_usable = trial.status in ("complete", "stopped") and trial.signature in values
         if is_usable and not is_surpassed:
-            groups[trial.variant, trial.stage].append(trial)
-    best = set()
-    for own in groups.values():
-        own.sort(key=lambda trial: _order(trial, values[trial.signature], mode))
-        best |= {trial.signature for trial in own[:keep]}
-    return best
+            groups[trial.variant, trial.stage].append(trial.signature)
+    return {signature for best_first in groups.values() for signature in best_first[:keep]}
 
 
 def best_row(rows: Sequence[EpochRow], metric: str) -> EpochRow | None:
@@ -136,7 +120,3 @@ def _order(trial: Trial, value: float | None, mode: str) -> tuple[float, int]:
     if value is None or math.isnan(value):
         return math.inf, trial.planned_seq
     return -value if mode == "max" else value, trial.planned_seq
-
-
-def _has_no_validation(trial: Trial) -> bool:
-    return (trial.config or {}).get("validation_fraction") == 0

@@ -56,11 +56,8 @@ class Attempt:
     def span_s(self, rows: Sequence[EpochRow]) -> tuple[float, float]:
         """Return the Unix times of its start and end.
 
-        An attempt whose driver died is closed much later, so it ends with its last epoch; so does
-        an attempt that is running.
-
-        Args:
-            rows: of its trial.
+        An attempt whose driver died is closed much later, so it ends with its last epoch among its
+        trial's rows; so does an attempt that is running.
         """
         end = self.ended_s
         if end is None or self.outcome == "lost":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from orchestrator.ledger.header import read_header
@@ -43,21 +43,20 @@ def collect(
     The best trials of each variant keep the checkpoint of their best epoch, and with `--keep last`
     every trial keeps that of its last epoch. Failed and running trials keep those from which they
     may resume: the best and the last two epochs of ended attempts, and every checkpoint of the
-    latest attempt.
-
-    Args:
-        ledger: the sweep's.
-        paths: the sweep's.
-        done: what needs no further look; each call adds to it.
-        copied_seq: number of the last change in the ledger's backup, whose checkpoints are kept;
-            None: there is no backup.
+    latest attempt. So does what the ledger's backup refers to, up to the change `copied_seq`; None:
+    there is no backup. Each call adds to `done` what needs no further look.
     """
     header = read_header(ledger)
     keep_option = header.options.get("keep")
     if keep_option == "all":
         return
     storage = sweeps.storage_of(paths)
-    trials = _ended(ledger, copied_seq)
+    trials = [
+        trial
+        for trial in ledger.trials()
+        if trial.status in ("complete", "stopped", "diverged")
+        and (copied_seq is None or (trial.ended_seq or 0) <= copied_seq)
+    ]
     best = top_k(trials, header.num_best, header.plan.space.mode)
     for trial in trials:
         if trial.signature in done:
@@ -72,18 +71,7 @@ def collect(
             done.add(trial.signature)
     _collect_dead_attempts(ledger, paths)
     if storage is not None and copied_seq is not None:
-        unended = {trial.signature for trial in ledger.trials()} - {t.signature for t in trials}
-        _collect_outdated(storage, ledger, sorted(unended), done, copied_seq)
-
-
-def _ended(ledger: Ledger, copied_seq: int | None) -> list[Trial]:
-    """Return the trials that had ended, without failing, up to a change."""
-    return [
-        trial
-        for trial in ledger.trials()
-        if trial.status in ("complete", "stopped", "diverged")
-        and (copied_seq is None or (trial.ended_seq or 0) <= copied_seq)
-    ]
+        _collect_outdated(storage, ledger, {t.signature for t in trials}, done, copied_seq)
 
 
 def _best_name(ledger: Ledger, paths: SweepPaths, trial: Trial) -> str | None:
@@ -141,16 +129,18 @@ def _collect_stored(
 
 
 def _collect_outdated(
-    storage: Storage, ledger: Ledger, signatures: Sequence[str], done: set[str], copied_seq: int
+    storage: Storage, ledger: Ledger, ended: set[str], done: set[str], copied_seq: int
 ) -> None:
     """Delete stored checkpoints of unended trials, except each one's best and last two epochs.
 
     The last two are those that the ledger's backup knows: a new machine resumes from them.
     """
-    for signature in signatures:
-        stored = [r for r in ledger.epochs(signature) if r.seq <= copied_seq and r.checkpoint]
-        best = best_row(stored, ledger.trial(signature).config["select_by"])
-        for row in stored[:-2]:
+    for trial in ledger.trials():
+        if trial.signature in ended:
+            continue
+        rows = [r for r in ledger.epochs(trial.signature) if r.seq <= copied_seq and r.checkpoint]
+        best = best_row(rows, trial.config["select_by"])
+        for row in rows[:-2]:
             if row is not best and row.checkpoint and row.checkpoint not in done:
                 storage.delete_folder(row.checkpoint)
                 done.add(row.checkpoint)

@@ -21,11 +21,7 @@ from orchestrator.storage.store import StorageError
 
 @contextlib.contextmanager
 def ledger_copy(paths: SweepPaths) -> Iterator[Ledger]:
-    """Yield the newest copy; any problem is a `UsageError`.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
+    """Yield the newest copy, as `newest_copy` does, but raise a `UsageError` for any problem."""
     with contextlib.ExitStack() as stack:
         try:
             ledger = stack.enter_context(newest_copy(paths))
@@ -56,9 +52,7 @@ def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
 def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
     """Yield a copy of this machine's ledger of a sweep, which is deleted after the block.
 
-    Args:
-        paths: the sweep's.
-        driver: the process that writes it now, None if there is none.
+    `driver` is the process that writes it now, None if there is none.
 
     Raises:
         LedgerError: it cannot be read, or SQLite's check of the file finds damage.
@@ -74,18 +68,15 @@ def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
         else:
             with contextlib.closing(open_ledger(paths.ledger, read_only=True)) as live:
                 live.database.copy_to(copy)
-        with contextlib.closing(_opened(copy, paths.ledger)) as ledger:
+        try:
+            ledger = open_ledger(copy)
+        except LedgerError as error:
+            raise LedgerError(str(error).replace(str(copy), str(paths.ledger))) from error
+        with contextlib.closing(ledger):
             damage = ledger.database.integrity_problems()
             if damage:
                 raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
             yield ledger
-
-
-def _opened(copy: Path, original: Path) -> Ledger:
-    try:
-        return open_ledger(copy)
-    except LedgerError as error:
-        raise LedgerError(str(error).replace(str(copy), str(original))) from error
 
 
 def _stored(paths: SweepPaths, stack: contextlib.ExitStack) -> Ledger | None:

@@ -85,12 +85,7 @@ class Plan:
 
     def is_evaluated(self, trial: Trial) -> bool:
         """Return whether a trial is evaluated on the test split once it is complete."""
-        return is_evaluated(
-            trial.stage,
-            trial.number,
-            num_params=len(self.space.params_for(trial.variant)),
-            num_enqueued=len(self.space.enqueued),
-        )
+        return is_evaluated(trial, self.space.params_for(trial.variant), self.space.enqueued)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
