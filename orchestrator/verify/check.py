@@ -1,10 +1,7 @@
 """Runs all checks of a sweep and prints them: `python -m orchestrator.sweep NAME --verify`.
 
-It reads the ledger, the checkpoints and MLflow; it starts and writes nothing. The areas checked:
-ledger (every planned trial ends exactly once), checkpoints (they can be loaded), decisions (they
-follow from the results they were made from), MLflow (it equals the ledger). It works on a copy of
-the ledger, so a running sweep can be checked too. If the sweep's storage is an address, it works on
-the copy there, so any machine can check the sweep.
+It starts and writes nothing. It works on a copy of the ledger, so a running sweep can be checked
+too, and on the copy in the storage if that is an address, so any machine can check the sweep.
 """
 
 from __future__ import annotations
@@ -19,22 +16,9 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease, locks, sweeps
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.verify.decision_checks import (
-    check_early_stopping,
-    check_finals,
-    check_suggestions,
-)
-from orchestrator.verify.ledger_checks import (
-    check_attempts,
-    check_checkpoints,
-    check_epochs,
-    check_evaluations,
-    check_trials,
-)
+from orchestrator.verify import decision_checks, ledger_checks
 from orchestrator.verify.mlflow_checks import check_tracking
 from orchestrator.verify.snapshot import Result, Snapshot, is_open, read_snapshot, trials_left
-
-PASSED, FAILED = 0, 1
 
 
 def verify(config: SweepConfig) -> int:
@@ -56,11 +40,11 @@ def verify(config: SweepConfig) -> int:
             left = trials_left(snapshot)
     except LedgerError as error:  # here, or in the storage
         console.print(f"ledger: {error}", soft_wrap=True, highlight=False, markup=False)
-        return FAILED
+        return command.FAILED
     console.print(_table(paths, results))
     found = [problem for result in results for problem in result.problems]
     for line in [*(f"Not checked: {result.note}" for result in results if result.note), *found]:
-        console.print(redacted(str(line)), soft_wrap=True, highlight=False, markup=False)
+        console.print(redacted(line), soft_wrap=True, highlight=False, markup=False)
     if driver is not None:
         console.print(f"The sweep is being run by {driver}.", soft_wrap=True)
     elif was_killed:
@@ -71,7 +55,7 @@ def verify(config: SweepConfig) -> int:
         )
     unfinished = "1 trial has" if left == 1 else f"{left} trials have"
     console.print(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
-    return FAILED if found else PASSED
+    return command.FAILED if found else command.COMPLETE
 
 
 def check(snapshot: Snapshot, tracking_uri: str) -> list[Result]:
@@ -83,14 +67,14 @@ def check_ledger(snapshot: Snapshot) -> list[Result]:
     """Return the results of the checks that do not need MLflow."""
     return [
         Result("ledger", "the file is intact", 1, []),  # otherwise there is no snapshot
-        check_trials(snapshot),
-        check_attempts(snapshot),
-        check_epochs(snapshot),
-        check_evaluations(snapshot),
-        check_checkpoints(snapshot),
-        check_suggestions(snapshot),
-        check_early_stopping(snapshot),
-        check_finals(snapshot),
+        ledger_checks.check_trials(snapshot),
+        ledger_checks.check_attempts(snapshot),
+        ledger_checks.check_epochs(snapshot),
+        ledger_checks.check_evaluations(snapshot),
+        ledger_checks.check_checkpoints(snapshot),
+        decision_checks.check_suggestions(snapshot),
+        decision_checks.check_early_stopping(snapshot),
+        decision_checks.check_finals(snapshot),
     ]
 
 

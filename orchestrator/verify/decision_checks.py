@@ -16,7 +16,7 @@ from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.search.early_stopping import is_rung, is_stopped
 from orchestrator.search.sampler import Study, optuna_version, recorded_study
-from orchestrator.verify.snapshot import Problem, Result, Snapshot, name_of
+from orchestrator.verify.snapshot import Result, Snapshot, name_of, problems_of
 
 
 def check_suggestions(snapshot: Snapshot) -> Result:
@@ -26,47 +26,53 @@ def check_suggestions(snapshot: Snapshot) -> Result:
     if written != optuna_version():
         note = f"suggestions: they were made with Optuna {written}, this is {optuna_version()}."
         return Result("decisions", what, 0, [], note)
-    found: list[Problem] = []
+    found: list[str] = []
     checked, left_out = 0, []
     searched = [trial for trial in snapshot.trials if trial.stage == "search"]
     for variant in dict.fromkeys(trial.variant for trial in searched):
         own = sorted((t for t in searched if t.variant == variant), key=lambda t: t.number)
         plans = [snapshot.header.plan_at(trial.planned_seq) for trial in own]
-        if not all(variant in plan.space.params for plan in plans):
-            left_out.append(variant)  # added on the command line; older ledgers lack its space
-        elif [trial.number for trial in own] == list(range(len(own))):
+        # Older ledgers lack the space of a variant that was added on the command line.
+        has_space = all(variant in plan.space.params for plan in plans)
+        if has_space and [trial.number for trial in own] == list(range(len(own))):
             checked += len(own)
             found += _wrong_suggestions(snapshot, variant, own)
         else:
-            left_out.append(variant)  # the order of its trials is unknown
+            left_out.append(variant)  # or the order of its trials is unknown
     note = f"suggestions of {', '.join(left_out)}." if left_out else ""
     return Result("decisions", what, checked, found, note)
 
 
-def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> Iterator[Problem]:
+def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> Iterator[str]:
     study: Study | None = None
     plan: RecordedPlan | None = None
     told: set[str] = set()
     for trial in own:
-        earlier = own[: trial.number]
+        plan_then, earlier = snapshot.header.plan_at(trial.planned_seq), own[: trial.number]
+        ended = [other for other in earlier if _had_ended(other, trial)]
         doubtful = [other for other in earlier if _may_have_failed(snapshot, other, trial)]
-        if study is None or doubtful or plan is not snapshot.header.plan_at(trial.planned_seq):
-            plan = snapshot.header.plan_at(trial.planned_seq)
-            study, told = recorded_study(plan, variant, earlier), set()
-        _tell(snapshot, study, earlier, trial.seen_seq, plan, told)
+        if study is None or doubtful or plan is not plan_then:
+            plan, study, told = plan_then, recorded_study(plan_then, variant, earlier), set()
+        _tell(snapshot, study, ended, told, plan.space.metric)
         suggested = study.ask(trial.number)
         choices = _subsets(doubtful)
         while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
             study = recorded_study(plan, variant, earlier)
             for other in failed:
                 study.tell(replace(other, status="failed"), (), plan.space.metric)
-            _tell(snapshot, study, earlier, trial.seen_seq, plan, {t.signature for t in failed})
+            _tell(snapshot, study, ended, {t.signature for t in failed}, plan.space.metric)
             suggested = study.ask(trial.number)
-        if _as_stored(suggested) != trial.params:
+        is_wrong = _as_stored(suggested) != trial.params
+        if is_wrong:
             text = f"{trial.params} was suggested, but the results of its time give {suggested}."
-            yield Problem("decisions", name_of(trial), text)
-        if doubtful or _as_stored(suggested) != trial.params:
+            yield from problems_of("decisions", trial, [text])
+        if doubtful or is_wrong:
             study = None  # it contains trials as failed that may not be, or other suggestions
+
+
+def _had_ended(other: Trial, trial: Trial) -> bool:
+    """Return whether a trial had ended when another one was suggested."""
+    return other.ended_seq is not None and other.ended_seq <= trial.seen_seq
 
 
 def _may_have_failed(snapshot: Snapshot, other: Trial, trial: Trial) -> bool:
@@ -75,9 +81,8 @@ def _may_have_failed(snapshot: Snapshot, other: Trial, trial: Trial) -> bool:
     The ledger does not record when a trial failed that was retried later. It matters because the
     sampler avoids the parameters of running trials, but not those of failed ones.
     """
-    has_ended = other.ended_seq is not None and other.ended_seq <= trial.seen_seq
     outcomes = {attempt.outcome for attempt in snapshot.attempts[other.signature]}
-    return not has_ended and bool(outcomes & {"failed", "lost"})
+    return not _had_ended(other, trial) and bool(outcomes & {"failed", "lost"})
 
 
 def _subsets(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
@@ -87,19 +92,13 @@ def _subsets(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
 
 
 def _tell(
-    snapshot: Snapshot,
-    study: Study,
-    earlier: list[Trial],
-    seen_seq: int,
-    plan: RecordedPlan,
-    told: set[str],
+    snapshot: Snapshot, study: Study, ended: list[Trial], told: set[str], metric: str
 ) -> None:
-    """Add to a study the trials that had ended by a change; updates `told`."""
-    for other in earlier:
-        has_ended = other.ended_seq is not None and other.ended_seq <= seen_seq
-        if has_ended and other.signature not in told:
-            study.tell(other, snapshot.rows[other.signature], plan.space.metric)
-            told.add(other.signature)
+    """Add ended trials to a study; updates `told`."""
+    for trial in ended:
+        if trial.signature not in told:
+            study.tell(trial, snapshot.rows[trial.signature], metric)
+            told.add(trial.signature)
 
 
 def _as_stored(params: Mapping[str, Any]) -> Any:
@@ -108,7 +107,7 @@ def _as_stored(params: Mapping[str, Any]) -> Any:
 
 def check_finals(snapshot: Snapshot) -> Result:
     """Check that final trials train the best configuration of their variant at their time."""
-    found: list[Problem] = []
+    found: list[str] = []
     checked = [trial for trial in snapshot.trials if trial.stage == "final"]
     for trial in checked:
         mode = snapshot.header.plan_at(trial.planned_seq).space.mode
@@ -116,24 +115,24 @@ def check_finals(snapshot: Snapshot) -> Result:
             other
             for other in snapshot.trials
             if (other.variant, other.stage) == (trial.variant, "search")
-            and other.ended_seq is not None
-            and other.ended_seq <= trial.seen_seq
+            and _had_ended(other, trial)
         ]
         best = ranking.best_of(ended, mode)
+        name = "none" if best is None else name_of(best)
         if best is None or best.signature != trial.origin:
-            expected = "none" if best is None else name_of(best)
-            text = f"it trains {trial.origin} again, but the best trial of its time was {expected}."
-            found.append(Problem("decisions", name_of(trial), text))
+            text = f"it trains {trial.origin} again, but the best trial of its time was {name}."
         elif trial.params != best.params:
-            text = f"its parameters differ from those of {name_of(best)}."
-            found.append(Problem("decisions", name_of(trial), text))
+            text = f"its parameters differ from those of {name}."
+        else:
+            continue
+        found += problems_of("decisions", trial, [text])
     what = "final trials follow from their variant's search"
     return Result("decisions", what, len(checked), found)
 
 
 def check_early_stopping(snapshot: Snapshot) -> Result:
     """Check that trials were stopped exactly where the values at their rungs require it."""
-    found: list[Problem] = []
+    found: list[str] = []
     checked = 0
     for trial in snapshot.trials:
         rows = snapshot.rows[trial.signature]
@@ -146,14 +145,13 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
             # A driver may be killed between an epoch and its decision; the next driver decides.
             pending = row is rows[-1] and trial.ended_seq is None
             if wanted != was and not pending:
-                text = f"it {'was' if was else 'was not'} stopped after epoch {row.epoch + 1}, but "
-                text += (
-                    f"the values of that time require it {'' if wanted else 'not '}to be stopped."
-                )
-                found.append(Problem("decisions", name_of(trial), text))
+                was_text, wanted_text = "was" if was else "was not", "" if wanted else "not "
+                text = f"it {was_text} stopped after epoch {row.epoch + 1}, but the values of that "
+                text += f"time require it {wanted_text}to be stopped."
+                found += problems_of("decisions", trial, [text])
         if trial.status == "stopped" and (not rows or _stops_at(snapshot, trial, rows[-1]) is None):
             text = "it was stopped after an epoch that is not a rung."
-            found.append(Problem("decisions", name_of(trial), text))
+            found += problems_of("decisions", trial, [text])
     what = "early stopping follows from the values of its time"
     return Result("decisions", what, checked, found)
 
@@ -161,11 +159,9 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
 def _stops_at(snapshot: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
     """Return whether early stopping stops a trial at an epoch; None if it is not a rung."""
     plan = snapshot.header.plan_at(row.seq)
-    space = plan.space
-    done = row.epoch + 1
-    if done >= trial.config["epochs"] or plan.is_evaluated(trial):
-        return None
-    if not is_rung(done, space.first_rung_epochs, space.rung_factor):
+    space, done = plan.space, row.epoch + 1
+    is_exempt = done >= trial.config["epochs"] or plan.is_evaluated(trial)
+    if is_exempt or not is_rung(done, space.first_rung_epochs, space.rung_factor):
         return None
     values = snapshot.ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq)
     return is_stopped(

@@ -7,47 +7,43 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.ledger.ranking import best_row
+from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
-from orchestrator.verify.snapshot import (
-    Problem,
-    Result,
-    Snapshot,
-    is_open,
-    name_of,
-    requested_trials,
-)
+from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of, requested_trials
 from trainables.config import TrainConfig
 
 
 def check_trials(snapshot: Snapshot) -> Result:
     """Check that every requested trial exists once and that its signature is that of its config."""
-    found: list[Problem] = []
+    found: list[str] = []
     numbers: dict[str, list[int]] = {}
     for trial in snapshot.trials:
         if trial.stage == "search":
             numbers.setdefault(trial.variant, []).append(trial.number)
-        found += [
-            Problem("ledger", name_of(trial), text) for text in _identity_problems(snapshot, trial)
-        ]
+        found += problems_of("ledger", trial, _identity_problems(snapshot, trial))
     for variant, requested in requested_trials(snapshot).items():
         own = sorted(numbers.get(variant, []))
-        if own != list(range(len(own))):
-            missing = sorted(set(range(own[-1] + 1)) - set(own))
-            repeated = sorted({n for n in own if own.count(n) > 1})
-            text = f"trial numbers are not 0 to {own[-1]}, each once: missing {missing}, "
-            found.append(Problem("ledger", variant, f"{text}repeated {repeated}."))
+        texts = _numbering_problems("trial numbers", own, first=0)
+        found += [f"ledger: {variant}: {text}" for text in texts]
         if len(own) > requested:
             text = f"there are {len(own)} trials, but {requested} were requested."
-            found.append(Problem("ledger", variant, text))
+            found.append(f"ledger: {variant}: {text}")
     known = {trial.signature for trial in snapshot.trials}
-    for signature in sorted({*snapshot.attempts, *snapshot.rows} - known):
-        text = "there are attempts or epochs of a trial that was not planned."
-        found.append(Problem("ledger", signature, text))
+    text = "there are attempts or epochs of a trial that was not planned."
+    unknown = sorted({*snapshot.attempts, *snapshot.rows} - known)
+    found += [f"ledger: {signature}: {text}" for signature in unknown]
     return Result("ledger", "every planned trial exists once", len(snapshot.trials), found)
+
+
+def _numbering_problems(what: str, numbers: list[int], first: int) -> Iterator[str]:
+    if numbers != list(range(first, first + len(numbers))):
+        missing = sorted(set(range(first, max(numbers) + 1)) - set(numbers))
+        repeated = sorted({n for n in numbers if numbers.count(n) > 1})
+        text = f"{what} are not {first} to {max(numbers)}, each once: "
+        yield f"{text}missing {missing}, repeated {repeated}."
 
 
 def _identity_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
@@ -72,17 +68,13 @@ def _identity_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
 
 def check_attempts(snapshot: Snapshot) -> Result:
     """Check that attempts are numbered 1 to n, only the last is open, and the status agrees."""
-    found: list[Problem] = []
+    found: list[str] = []
     for trial in snapshot.trials:
         own = snapshot.attempts[trial.signature]
-        problems = [*_attempt_problems(snapshot, own), *_status_problems(trial, own)]
-        found += [Problem("ledger", name_of(trial), text) for text in problems]
-    return Result(
-        "ledger",
-        "attempts agree with their trials",
-        sum(map(len, snapshot.attempts.values())),
-        found,
-    )
+        found += problems_of("ledger", trial, _attempt_problems(snapshot, own))
+        found += problems_of("ledger", trial, _status_problems(trial, own))
+    count = sum(map(len, snapshot.attempts.values()))
+    return Result("ledger", "attempts agree with their trials", count, found)
 
 
 def _attempt_problems(snapshot: Snapshot, own: list[Attempt]) -> Iterator[str]:
@@ -120,22 +112,17 @@ def _status_problems(trial: Trial, own: list[Attempt]) -> Iterator[str]:
 
 def check_epochs(snapshot: Snapshot) -> Result:
     """Check that epochs are complete and in order, and that the best epoch is the right one."""
-    found: list[Problem] = []
+    found: list[str] = []
     for trial in snapshot.trials:
         rows = snapshot.rows[trial.signature]
-        problems = [*_epoch_problems(snapshot, trial, rows), *_best_problems(snapshot, trial, rows)]
-        found += [Problem("ledger", name_of(trial), text) for text in problems]
+        found += problems_of("ledger", trial, _epoch_problems(snapshot, trial, rows))
+        found += problems_of("ledger", trial, _best_problems(snapshot, trial, rows))
     count = sum(map(len, snapshot.rows.values()))
     return Result("ledger", "every epoch is recorded once", count, found)
 
 
 def _epoch_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
-    epochs = [row.epoch + 1 for row in rows]
-    if epochs != list(range(1, len(rows) + 1)):
-        repeated = sorted({n for n in epochs if epochs.count(n) > 1})
-        missing = sorted(set(range(1, max(epochs) + 1)) - set(epochs))
-        text = f"epochs are not 1 to {max(epochs)}, each once: "
-        yield f"{text}missing {missing}, repeated {repeated}."
+    yield from _numbering_problems("epochs", [row.epoch + 1 for row in rows], first=1)
     if [row.seq for row in rows] != sorted(row.seq for row in rows):
         yield "its epochs did not arrive in their order."
     if [row.attempt for row in rows] != sorted(row.attempt for row in rows):
@@ -156,10 +143,9 @@ def _epoch_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> I
 def _best_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
     epoch, value = _best_epoch(snapshot, trial, rows)
     if (trial.best_epoch, trial.best_value) != (epoch, value):
-        yield (
-            f"its best epoch is recorded as {_best_text(trial.best_epoch, trial.best_value)}, but "
-            f"its epochs give {_best_text(epoch, value)}."
-        )
+        recorded = _best_text(trial.best_epoch, trial.best_value)
+        text = f"its best epoch is recorded as {recorded}, but its epochs give "
+        yield f"{text}{_best_text(epoch, value)}."
 
 
 def _best_text(epoch: int | None, value: float | None) -> str:
@@ -174,7 +160,7 @@ def _best_epoch(
         return None, None
     if not trial.config["validation_fraction"]:
         return rows[-1].epoch, None
-    best = best_row(rows, trial.config["select_by"])
+    best = ranking.best_row(rows, trial.config["select_by"])
     if best is None:
         return None, None
     value = best.metrics[snapshot.header.plan_at(trial.ended_seq or 0).space.metric]
@@ -183,14 +169,13 @@ def _best_epoch(
 
 def check_evaluations(snapshot: Snapshot) -> Result:
     """Check that the trials to be evaluated on the test split were evaluated, and no others."""
-    found: list[Problem] = []
+    found: list[str] = []
     evaluations = snapshot.ledger.evaluations()
     for trial in snapshot.trials:
-        problems = _evaluation_problems(snapshot, trial, evaluations.pop(trial.signature, None))
-        found += [Problem("ledger", name_of(trial), text) for text in problems]
-    for signature in sorted(evaluations):
-        text = "there is an evaluation of a trial that was not planned."
-        found.append(Problem("ledger", signature, text))
+        evaluation = evaluations.pop(trial.signature, None)
+        found += problems_of("ledger", trial, _evaluation_problems(snapshot, trial, evaluation))
+    text = "there is an evaluation of a trial that was not planned."
+    found += [f"ledger: {signature}: {text}" for signature in sorted(evaluations)]
     what = "chosen trials are evaluated on the test split"
     return Result("ledger", what, len(snapshot.trials), found)
 
@@ -206,62 +191,55 @@ def _evaluation_problems(
     if not is_evaluated:
         yield "it was evaluated on the test split, but should not have been."
     if trial.ended_seq and evaluation["epoch"] != trial.best_epoch:
-        best = _best_text(trial.best_epoch, trial.best_value)
-        yield (
-            f"epoch {evaluation['epoch'] + 1} was evaluated on the test split, but its best epoch "
-            f"is {best}."
-        )
+        text = f"epoch {evaluation['epoch'] + 1} was evaluated on the test split, but its best "
+        yield f"{text}epoch is {_best_text(trial.best_epoch, trial.best_value)}."
 
 
 def check_checkpoints(snapshot: Snapshot) -> Result:
     """Check that the best weights and the checkpoints to resume from exist and are undamaged."""
-    from orchestrator.ledger import ranking
-
     keep = snapshot.header.num_best
     mode = snapshot.header.plan.space.mode
     best = ranking.top_k(snapshot.trials, keep, mode)
     # A later command may keep more trials than the first one, which deleted their checkpoints.
     sure = ranking.top_k(snapshot.trials, min(keep, snapshot.header.keep_best), mode)
-    found: list[Problem] = []
+    found: list[str] = []
     checked = 0
     for trial in snapshot.trials:
-        rows = snapshot.rows[trial.signature]
-        if trial.status in ("complete", "stopped", "diverged"):
-            places = [[row.checkpoint] for row in rows if row.epoch == trial.best_epoch]
-            places = places if trial.signature in best else []
-            may_lack = trial.signature not in sure
+        has_result = trial.status in ("complete", "stopped", "diverged")
+        if not has_result:
+            candidates = _resume_checkpoints(snapshot, trial)
+        elif trial.signature in best:
+            rows = snapshot.rows[trial.signature]
+            candidates = [row.checkpoint for row in rows if row.epoch == trial.best_epoch]
         else:
-            places, may_lack = _resume_places(snapshot, trial)[:1], False
-        for candidates in places:
-            there = [path for path in candidates if path and _is_there(snapshot, path)]
-            # While a driver runs, a later epoch or a better trial may have replaced it by now.
-            if not there and (may_lack or snapshot.driver is not None):
-                continue
-            checked += 1
-            problems = [_damage(snapshot, path) for path in there or candidates]
-            if all(problems) and not _is_being_deleted(snapshot, there):
-                found += [
-                    Problem("checkpoints", name_of(trial), str(problem)) for problem in problems
-                ]
+            continue
+        there = [path for path in candidates if path and _is_there(snapshot, path)]
+        # While a driver runs, a later epoch or a better trial may have replaced it by now.
+        may_lack = snapshot.driver is not None or (has_result and trial.signature not in sure)
+        if not candidates or (may_lack and not there):
+            continue
+        checked += 1
+        problems = [_damage(snapshot, path) for path in there or candidates]
+        if all(problems) and not _is_being_deleted(snapshot, there):
+            found += problems_of("checkpoints", trial, map(str, problems))
     return Result("checkpoints", "the checkpoints needed can be loaded", checked, found)
 
 
-def _resume_places(snapshot: Snapshot, trial: Trial) -> list[list[str | None]]:
-    """Return the possible checkpoints of each epoch of a trial that has not ended, newest first.
+def _resume_checkpoints(snapshot: Snapshot, trial: Trial) -> list[str | None]:
+    """Return the checkpoints of the newest epoch from which a trial can resume; one is enough.
 
-    An epoch that was trained again has a checkpoint in several attempts' folders; one is enough.
-    Checkpoints from before an attempt that started from scratch are not used.
+    An epoch that was trained again has a checkpoint in several attempts' folders. Checkpoints from
+    before an attempt that started from scratch are not used.
     """
     attempts = snapshot.attempts[trial.signature]
     first = max((a.attempt for a in attempts if a.resumed_from is None), default=0)
     numbers = [a.attempt for a in attempts if a.attempt >= first]
-    places: list[list[str | None]] = []
     for row in reversed(snapshot.rows[trial.signature]):
         paths = [checkpoint_path(trial.signature, number, row.epoch) for number in numbers]
-        there: list[str | None] = [p for p in paths if _is_there(snapshot, p)]
+        there: list[str | None] = [path for path in paths if _is_there(snapshot, path)]
         if there or (row.checkpoint and row.attempt >= first):
-            places.append(there or [row.checkpoint])
-    return places
+            return there or [row.checkpoint]
+    return []
 
 
 def _is_there(snapshot: Snapshot, path: str) -> bool:

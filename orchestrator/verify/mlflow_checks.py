@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
-from orchestrator.verify.snapshot import Problem, Result, Snapshot, is_open, name_of
+from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of
 from trainables.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -37,51 +37,40 @@ _STATUS = {
 def check_tracking(snapshot: Snapshot, uri: str) -> Result:
     """Compare MLflow with the ledger; while a driver runs, only what both have so far.
 
-    Args:
-        snapshot: the sweep.
-        uri: MLflow's store. A missing database is not created.
+    A missing MLflow database is not created.
     """
-    store = Path(_file_of(uri))
+    store = Path(urllib.parse.unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
     if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
         if snapshot.paths.remote and uri == snapshot.paths.default_tracking_uri:
             elsewhere = "MLflow: the store is on the machine that ran this sweep last."
             return Result("MLflow", _WHAT, 0, [], elsewhere)
-        missing = Problem("MLflow", "", f"there is no MLflow store at {uri}.")
-        return Result("MLflow", _WHAT, 0, [missing])
+        return Result("MLflow", _WHAT, 0, [f"MLflow: there is no MLflow store at {uri}."])
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
 
-    found: list[Problem] = []
+    found: list[str] = []
     checked = 0
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         by_trial = _runs(client, snapshot)
-        found += [Problem("MLflow", "", text) for text in _parent_problems(snapshot, by_trial)]
+        found += [f"MLflow: {text}" for text in _parent_problems(snapshot, by_trial)]
         for trial in snapshot.trials:
             runs = by_trial.get(trial.signature, [])
             if len(runs) != 1:
                 if runs or snapshot.driver is None:
-                    found.append(
-                        Problem("MLflow", name_of(trial), f"it has {len(runs)} runs, not 1.")
-                    )
+                    found += problems_of("MLflow", trial, [f"it has {len(runs)} runs, not 1."])
                 continue
             checked += len(snapshot.rows[trial.signature]) * len(METRIC_NAMES)
-            problems = _run_problems(client, snapshot, trial, runs[0])
-            found += [Problem("MLflow", name_of(trial), text) for text in problems]
+            found += problems_of("MLflow", trial, _run_problems(client, snapshot, trial, runs[0]))
         strangers = set(by_trial) - {trial.signature for trial in snapshot.trials} - {""}
-        for signature in sorted(strangers if snapshot.driver is None else ()):
+        if snapshot.driver is None:
             text = "there is a run of a trial that the ledger does not have."
-            found.append(Problem("MLflow", signature, text))
+            found += [f"MLflow: {signature}: {text}" for signature in sorted(strangers)]
     except Exception as error:  # MLflow's own and its database's
         line = (str(error).splitlines() or [""])[0]
-        text = f"{redacted(uri)} cannot be read: {type(error).__name__}: {line}"
-        found.append(Problem("MLflow", "", text))
+        found.append(f"MLflow: {redacted(uri)} cannot be read: {type(error).__name__}: {line}")
     return Result("MLflow", _WHAT, checked, found)
-
-
-def _file_of(uri: str) -> str:
-    return urllib.parse.unquote(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
 def _runs(client: MlflowClient, snapshot: Snapshot) -> dict[str, list[Run]]:

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.ledger.header import SweepHeader, read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
-from orchestrator.ledger.snapshot import local_copy
 from orchestrator.storage.paths import SweepPaths
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One problem that a check found. `where` names the trial; it is empty for the whole sweep."""
-
-    area: str  # "ledger", "checkpoints", "decisions" or "MLflow"
-    where: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.area}: {self.where + ': ' if self.where else ''}{self.text}"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of one check. `note` says what could not be checked, and why."""
 
-    area: str
+    area: str  # "ledger", "checkpoints", "decisions" or "MLflow"
     what: str  # must hold
     checked: int  # number of trials, epochs or values
-    problems: list[Problem]
+    problems: list[str]  # each with its area and the trial, as it is printed
     note: str = ""
 
 
@@ -49,29 +35,8 @@ class Snapshot:
     rows: Mapping[str, list[EpochRow]]
 
 
-@contextlib.contextmanager
-def open_snapshot(paths: SweepPaths, driver: str | None) -> Iterator[Snapshot]:
-    """Yield a snapshot of a sweep from a copy of this machine's ledger, deleted afterwards.
-
-    Args:
-        paths: the sweep's.
-        driver: the process that runs the sweep, None if none does.
-
-    Raises:
-        LedgerError: the ledger cannot be read, or SQLite's integrity check finds damage.
-    """
-    with local_copy(paths, driver) as ledger:
-        yield read_snapshot(paths, ledger, driver)
-
-
 def read_snapshot(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
-    """Return a snapshot of a sweep.
-
-    Args:
-        paths: the sweep's.
-        ledger: a copy of the sweep's.
-        driver: the process that runs the sweep, None if none does.
-    """
+    """Return a snapshot of a sweep from a copy of its ledger; `driver` as in `Snapshot`."""
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = {trial.signature: [] for trial in trials}
     for attempt in ledger.attempts():
@@ -92,6 +57,11 @@ def name_of(trial: Trial) -> str:
     return f"{trial.name} ({trial.signature})"
 
 
+def problems_of(area: str, trial: Trial, texts: Iterable[str]) -> list[str]:
+    """Return the problems of a trial, each with its area and the trial's name."""
+    return [f"{area}: {name_of(trial)}: {text}" for text in texts]
+
+
 def is_open(attempts: list[Attempt]) -> bool:
     """Return whether a trial's last attempt has not ended."""
     return bool(attempts) and attempts[-1].outcome is None
@@ -101,15 +71,13 @@ def requested_trials(snapshot: Snapshot) -> dict[str, int]:
     """Return the most search trials that any command requested, by variant."""
     planned: dict[str, int] = {}
     for trial in snapshot.trials:
-        if trial.stage == "final":
-            continue
-        planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
+        if trial.stage == "search":
+            planned[trial.variant] = max(planned.get(trial.variant, 0), trial.number + 1)
     return {**planned, **snapshot.header.asked}
 
 
 def trials_left(snapshot: Snapshot) -> int:
     """Return how many of the requested trials have not ended."""
-    searched = [trial for trial in snapshot.trials if trial.stage == "search"]
-    ended = sum(trial.status in ENDED for trial in searched)
-    unended = sum(trial.status not in ENDED for trial in snapshot.trials) - len(searched) + ended
-    return max(sum(requested_trials(snapshot).values()) - ended, 0) + unended
+    searched = sum(t.stage == "search" and t.status in ENDED for t in snapshot.trials)
+    finals = sum(t.stage == "final" and t.status not in ENDED for t in snapshot.trials)
+    return max(sum(requested_trials(snapshot).values()) - searched, 0) + finals

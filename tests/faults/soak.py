@@ -26,9 +26,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.ledger.snapshot import local_copy
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.verify import check
-from orchestrator.verify.snapshot import Result, open_snapshot
+from orchestrator.verify.snapshot import Result, read_snapshot
 from tests.faults.victims import (
     LIMIT_S,
     Broken,
@@ -182,8 +183,9 @@ def after_death(soak: Soak, sweep: Sweep) -> None:
     """A driver was killed: its ledger is consistent at once."""
     if sweep.paths.ledger.exists():
         # As if it still ran: its attempts are open until the next driver closes them.
-        with open_snapshot(sweep.paths, "a killed driver") as snapshot:
-            note(soak, sweep, check.check_ledger(snapshot))
+        driver = "a killed driver"
+        with local_copy(sweep.paths, driver) as copy:
+            note(soak, sweep, check.check_ledger(read_snapshot(sweep.paths, copy, driver)))
 
 
 def finish(soak: Soak, sweep: Sweep) -> None:
@@ -204,8 +206,8 @@ def finish(soak: Soak, sweep: Sweep) -> None:
 
 def judge(soak: Soak, sweep: Sweep, reference: object) -> None:
     """Check every invariant of a sweep that has ended, and compare it with the unbroken one."""
-    with open_snapshot(sweep.paths, None) as snapshot:
-        note(soak, sweep, check.check(snapshot, soak.uri))
+    with local_copy(sweep.paths, None) as copy:
+        note(soak, sweep, check.check(read_snapshot(sweep.paths, copy, None), soak.uri))
     ledger = ledger_of(sweep.paths)
     left = [trial for trial in ledger.trials() if trial.ended_seq is None]
     counts = len(ledger.trials("search")), len(ledger.trials("final")), len(ledger.evaluations())

@@ -19,6 +19,7 @@ import torch
 
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.ledger.records import Stage
+from orchestrator.ledger.snapshot import local_copy
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
@@ -26,7 +27,7 @@ from orchestrator.sweep import __main__ as sweep
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.verify.decision_checks import check_early_stopping, check_suggestions
 from orchestrator.verify.ledger_checks import check_attempts, check_epochs, check_trials
-from orchestrator.verify.snapshot import open_snapshot
+from orchestrator.verify.snapshot import read_snapshot
 from tests.orchestrator.simulated_sweeps import (
     Killed,
     kill_at,
@@ -579,7 +580,8 @@ def test_killed_and_extended_sweeps_with_failures_have_no_problems(
 
 
 def problems_in(paths: SweepPaths, driver: str | None) -> list[str]:
-    with open_snapshot(paths, driver) as snapshot:
+    with local_copy(paths, driver) as copy:
+        snapshot = read_snapshot(paths, copy, driver)
         checks = (check_trials, check_attempts, check_epochs)
         results = [check(snapshot) for check in (*checks, check_suggestions, check_early_stopping)]
         assert driver is not None or all(result.checked for result in results)
