@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.clock import Clock
 from orchestrator.execution import cluster, ray_internals
-from orchestrator.plan.machines import Shape, fitting, have_gpus, shapes
+from orchestrator.plan.machines import Shape, fitting, shapes, total
 from orchestrator.plan.plan import Plan
 
 REFRESH_EVERY_S = 1.0
@@ -31,7 +31,7 @@ class Capacity:
             return
         self._refreshed_s = now_s
         machines = cluster.machines()
-        self._has_gpus = self._has_gpus or have_gpus(machines)
+        self._has_gpus = self._has_gpus or total(machines)[1] > 0
         self.shapes = shapes(
             self._plan, has_gpus=self._has_gpus, gpus_per_trial=self._gpus_per_trial
         )

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from orchestrator.clock import Clock
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan import forecast
+from orchestrator.plan import forecast, machines
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
 
-# Says of a variant whether so many more epochs of it fit.
-Allowance = Callable[[str, int], bool]
+Allowance = Callable[[str, int], bool]  # whether that many more epochs of a variant fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,33 +36,19 @@ def shares(plan: Plan, gpus_per_trial: float | None) -> dict[str, float]:
 
     It is the number of its workers times the share of a GPU that each requests; a worker that
     requests no GPU counts as one device.
-
-    Args:
-        plan: the sweep's.
-        gpus_per_trial: the option; None: the space's values.
     """
-    workers = int(plan.overrides.get("workers", 1))
-    own = {
-        variant: plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
-        for variant in plan.variants
-    }
-    return {variant: workers * (share or 1) for variant, share in own.items()}
+    workers = machines.workers_per_trial(plan)
+    shapes = machines.shapes(plan, has_gpus=True, gpus_per_trial=gpus_per_trial)
+    return {variant: workers * (gpus or 1) for variant, (_, gpus) in shapes.items()}
 
 
 def budget_from_options(
     config: SweepConfig, ledger: Ledger, plan: Plan, now_s: float
 ) -> Budget | None:
-    """Return the limits that the command line sets; None where it sets none.
-
-    Args:
-        config: the command line.
-        ledger: the sweep's.
-        plan: the trials to run.
-        now_s: Unix time from which `--budget` counts.
-    """
-    if config.budget_s is None and config.max_device_hours is None:
-        return None
+    """Return the command line's limits, `--budget` counted from `now_s`; None if it sets none."""
     hours = config.max_device_hours
+    if config.budget_s is None and hours is None:
+        return None
     return Budget(
         until_s=None if config.budget_s is None else now_s + config.budget_s,
         device_s=None if hours is None else 3600 * hours,
@@ -82,14 +67,7 @@ def allowance(
     """Return a function that tells whether more epochs of a variant are expected to fit a budget.
 
     While no epoch of any variant has been timed, it tells only whether the limits are reached.
-
-    Args:
-        budget: the limits.
-        ledger: the sweep's.
-        plan: the trials to run.
-        multiply_accumulates: of one image forward, by variant.
-        measured_s: of one epoch, by variant, on machines like those that train.
-        clock: the time of day.
+    `measured_s` are seconds of one epoch, by variant, on machines like those that train.
     """
     clock = clock or Clock()
 
@@ -124,9 +102,9 @@ def _taken_s(budget: Budget, ledger: Ledger, epoch_s: Mapping[str, float]) -> fl
         # An attempt that ended normally has its own end time, so its rows are not needed.
         rows = ledger.epochs(trial.signature) if is_open or attempt.outcome == "lost" else []
         began_s, ended_s = attempt.span_s(rows)
-        left = 0
+        span_s = ended_s - began_s
         if is_open:
             left = int(trial.config["epochs"]) - (rows[-1].epoch + 1 if rows else 0)
-        span_s = ended_s - began_s + left * epoch_s.get(trial.variant, 0.0)
+            span_s += left * epoch_s.get(trial.variant, 0.0)
         taken_s += budget.shares.get(trial.variant, 1.0) * span_s
     return taken_s

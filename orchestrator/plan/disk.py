@@ -7,23 +7,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Plan, VariantCost
 
 # Kept free for the ledger, logs, MLflow and Ray.
 RESERVE_BYTES = 64 * 2**20
-
-
-def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
-    """Return the size of one checkpoint: float32 weights, two moments, and the average, if any.
-
-    Adam, AdamW, RAdam, LAMB and RMSProp with momentum keep two moments; SGD keeps one.
-    """
-    return 4 * parameters * (4 if averaged else 3)
 
 
 def forecast_bytes(
@@ -31,15 +20,10 @@ def forecast_bytes(
 ) -> int:
     """Return the largest size that a sweep's checkpoints can have.
 
-    Args:
-        plan: the sweep's.
-        costs: of its variants.
-        concurrent: trials at a time, None: as many as this machine has CPUs; each has its last two
-            checkpoints, its best one, and the one that is being written.
-        keep: the option `--keep`; None: the best trials, as many as the space keeps.
+    Each of the `concurrent` trials (None: as many as this machine has CPUs) has its last two
+    checkpoints, its best one, and the one that is being written. `keep` is the option `--keep`.
     """
     sizes = {name: _size(plan, costs, name) for name in plan.variants}
-    epochs = {name: plan.epochs(name) for name in plan.variants}
     trials = plan.trials + plan.final_seeds
     num_best = plan.space.keep_best
     if keep and keep.startswith("best-"):
@@ -49,23 +33,19 @@ def forecast_bytes(
     if keep == "last":
         kept += sum(size * trials for size in sizes.values())
     if keep == "all":
-        kept = sum(size * trials * epochs[name] for name, size in sizes.items())
+        kept = sum(size * trials * plan.epochs(name) for name, size in sizes.items())
     # MLflow has a copy of the best weights.
     copies = sum(4 * costs[name].parameters * num_best for name in plan.variants)
     # The exported best model is one more copy, and MLflow has another.
     copies += 2 * 4 * max(costs[name].parameters for name in plan.variants)
-    concurrent = concurrent or os.cpu_count() or 1
-    running = 4 * min(concurrent, trials * len(sizes)) * max(sizes.values())
-    return kept + copies + running
+    running = min(concurrent or os.cpu_count() or 1, trials * len(sizes))
+    return kept + copies + 4 * running * max(sizes.values())
 
 
 def check_room(folder: Path, needed_bytes: int, used_bytes: int = 0) -> None:
-    """Refuse to start a sweep whose checkpoints do not fit on the disk.
+    """Refuse to start a sweep whose checkpoints do not fit on the disk of its folder.
 
-    Args:
-        folder: the sweep's; it need not exist yet.
-        needed_bytes: the forecast.
-        used_bytes: the part of it that the folder holds already.
+    `used_bytes` is the part of the forecast `needed_bytes` that the folder holds already.
 
     Raises:
         UsageError: there is too little space.
@@ -106,5 +86,9 @@ def gib(size: int) -> str:
 
 
 def _size(plan: Plan, costs: Mapping[str, VariantCost], name: str) -> int:
+    """Return the size of one checkpoint: float32 weights, two moments, and the average, if any.
+
+    Adam, AdamW, RAdam, LAMB and RMSProp with momentum keep two moments; SGD keeps one.
+    """
     values = {**plan.space.fixed_for(name), **plan.space.params_for(name)}
-    return checkpoint_bytes(costs[name].parameters, averaged=bool(values.get("ema_decay")))
+    return 4 * costs[name].parameters * (4 if values.get("ema_decay") else 3)

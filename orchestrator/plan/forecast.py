@@ -1,4 +1,8 @@
-"""Estimates the remaining time of a sweep from the epochs it has trained."""
+"""Estimates the remaining time of a sweep from the epochs it has trained.
+
+`trials` are those of the plan's variants, `latest` is each trial's last epoch by signature, and
+`multiply_accumulates` are the operations of one image forward by variant.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +26,11 @@ def left_s(
     A variant's epochs are expected to take as long as its epochs so far. A variant without epochs
     is estimated from the largest variant with epochs, in proportion to their operations. Early
     stopping is not taken into account.
-
-    Args:
-        plan: the trials to run.
-        trials: of the plan's variants.
-        latest: each trial's last epoch, by signature.
-        multiply_accumulates: of one image forward, by variant.
     """
     epoch_s = epochs_s(plan, trials, latest, multiply_accumulates)
     if not epoch_s:
         return None
-    total_s = 0.0
-    for variant in plan.variants:
-        total_s += epochs_left(plan, variant, trials, latest) * epoch_s[variant]
+    total_s = sum(epochs_left(plan, v, trials, latest) * epoch_s[v] for v in plan.variants)
     running = sum(trial.status == "running" for trial in trials)
     return total_s / max(running, 1)
 
@@ -48,12 +44,7 @@ def epochs_s(
 ) -> dict[str, float]:
     """Return estimated seconds of one epoch of every variant; empty while nothing is known.
 
-    Args:
-        plan: the trials to run.
-        trials: of the plan's variants.
-        latest: each trial's last epoch, by signature.
-        multiply_accumulates: of one image forward, by variant.
-        measured_s: of one epoch, by variant, from `--measure`; used for variants without epochs.
+    `measured_s` are those that `--measure` found, used for variants without epochs.
     """
     measured_s = measured_s or {}
     spans: dict[str, list[float]] = collections.defaultdict(list)
@@ -77,16 +68,12 @@ def epochs_s(
 def epochs_left(
     plan: Plan, variant: str, trials: Sequence[Trial], latest: Mapping[str, EpochRow]
 ) -> int:
-    """Return how many epochs of a variant are left to train if no trial is stopped early.
-
-    `trials` and `latest` are as in `left_s`.
-    """
+    """Return how many epochs of a variant are left to train if no trial is stopped early."""
     epochs = plan.epochs(variant)
     finals = plan.final_seeds if plan.space.params_for(variant) else 0
     own = [trial for trial in trials if trial.variant == variant]
     planned = sum(trial.stage == "search" for trial in own)
-    left = max(plan.trials - planned, 0) + max(finals - (len(own) - planned), 0)
-    left *= epochs
+    left = epochs * (max(plan.trials - planned, 0) + max(finals - (len(own) - planned), 0))
     for trial in own:
         if trial.status not in ENDED:
             row = latest.get(trial.signature)

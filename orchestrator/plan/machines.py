@@ -15,15 +15,12 @@ Shape = tuple[float, float]  # CPUs and GPUs of one worker of a trial
 def check_fit(plan: Plan, machines: Sequence[Machine], gpus_per_trial: float | None) -> int:
     """Return how many trials fit at a time, for the variant with the most.
 
-    Args:
-        plan: the trials.
-        machines: that the cluster has or may add; at least one.
-        gpus_per_trial: share of a device per worker; None: the space's.
+    `machines` are those that the cluster has or may add, at least one.
 
     Raises:
         UsageError: no trial of some variant fits.
     """
-    of_plan = shapes(plan, has_gpus=have_gpus(machines), gpus_per_trial=gpus_per_trial)
+    of_plan = shapes(plan, has_gpus=total(machines)[1] > 0, gpus_per_trial=gpus_per_trial)
     fits = fitting(plan, machines, of_plan)
     small = [variant for variant, number in fits.items() if not number]
     if small:
@@ -43,18 +40,16 @@ def workers_per_trial(plan: Plan) -> int:
 
 
 def shapes(plan: Plan, *, has_gpus: bool, gpus_per_trial: float | None) -> dict[str, Shape]:
-    """Return the CPUs and GPUs of one worker of each variant's trials."""
+    """Return the CPUs and GPUs of one worker of each variant's trials.
 
-    def gpus(variant: str) -> float:
-        return plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
-
-    return {
-        variant: (
-            float(plan.space.fixed_for(variant).get("threads", 1)),
-            gpus(variant) if has_gpus else 0.0,
-        )
-        for variant in plan.variants
-    }
+    `gpus_per_trial` is the share of a device per worker; None: the space's values.
+    """
+    found = {}
+    for variant in plan.variants:
+        gpus = plan.space.gpus_for(variant) if gpus_per_trial is None else gpus_per_trial
+        threads = float(plan.space.fixed_for(variant).get("threads", 1))
+        found[variant] = threads, gpus if has_gpus else 0.0
+    return found
 
 
 def fitting(
@@ -62,29 +57,21 @@ def fitting(
 ) -> dict[str, int]:
     """Return how many trials of each variant fit on the machines at a time."""
     workers = workers_per_trial(plan)
-    return {
-        variant: workers_fitting(machines, shape) // workers for variant, shape in of_plan.items()
-    }
+    return {name: workers_fitting(machines, shape) // workers for name, shape in of_plan.items()}
 
 
 def workers_fitting(machines: Sequence[Machine], shape: Shape) -> int:
     """Return how many workers of a shape fit on the machines; a worker uses one machine."""
-    return sum(_workers_fitting_one(machine, shape) for machine in machines)
-
-
-def _workers_fitting_one(machine: Machine, shape: Shape) -> int:
-    cpus, gpus = shape
-    by_cpu = int(machine[0] // cpus)
-    if not gpus:
-        return by_cpu
-    # A share lies on one device. The summand is for 1 / share that is just below an integer.
-    by_gpu = int(machine[1]) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine[1] // gpus)
-    return min(by_cpu, by_gpu)
-
-
-def have_gpus(machines: Sequence[Machine]) -> bool:
-    """Return whether any machine has a GPU."""
-    return total(machines)[1] > 0
+    (cpus, gpus), number = shape, 0
+    for own_cpus, own_gpus in machines:
+        fits = own_cpus // cpus
+        if gpus > 1:
+            fits = min(fits, own_gpus // gpus)
+        elif gpus:
+            # A share lies on one device. The summand is for 1 / share just below an integer.
+            fits = min(fits, int(own_gpus) * int(1 / gpus + 1e-9))
+        number += int(fits)
+    return number
 
 
 def total(machines: Sequence[Machine]) -> Machine:
@@ -94,10 +81,9 @@ def total(machines: Sequence[Machine]) -> Machine:
 
 @functools.lru_cache(maxsize=1)
 def planned_machines(text: str) -> tuple[Machine, ...]:
-    """Return the machines that a file for `ray up` allows, higher priorities first.
+    """Return the machines that the text of a file for `ray up` allows, higher priorities first.
 
-    Args:
-        text: of the file; a node type without `resources` counts as a machine without any.
+    A node type without `resources` counts as a machine without any.
     """
     import yaml
 

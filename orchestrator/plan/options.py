@@ -122,18 +122,11 @@ class SweepConfig:
 
 def given_options(config: SweepConfig) -> dict[str, Any]:
     """Return the given flags that change what is computed, for the ledger."""
-    options = {
-        "trials": config.trials,
-        "epochs": config.epochs,
-        "variants": list(config.variants) if config.variants else None,
-        "dataset": config.dataset,
-        "seed": config.seed,
-        "image_size": config.image_size,
-        "weights": config.weights,
-        "final_seeds": config.final_seeds,
-        "final_on_all": config.final_on_all,
-        "workers_per_trial": config.workers_per_trial,
-        "gpus_per_trial": config.gpus_per_trial,
-        "keep": config.keep,
-    }
+    names = (
+        *("trials", "epochs", "variants", "dataset", "seed", "image_size", "weights"),
+        *("final_seeds", "final_on_all", "workers_per_trial", "gpus_per_trial", "keep"),
+    )
+    options = {name: getattr(config, name) for name in names}
+    if config.variants:
+        options["variants"] = list(config.variants)
     return {name: value for name, value in options.items() if value is not None}

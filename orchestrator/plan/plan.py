@@ -18,7 +18,6 @@ class Plan:
     """The trials that a sweep will run.
 
     Attributes:
-        space: the search space.
         seed: of the sweep; the seed of every trial is a function of it.
         trials: search trials per variant.
         variants: in the order in which they run.

@@ -32,11 +32,7 @@ def make_plan(
 ) -> tuple[Plan, dict[str, VariantCost]]:
     """Return the plan and the cost of each variant, after building every model once.
 
-    Args:
-        config: the command line.
-        space: the search space.
-        manifest: of the prepared dataset.
-        kept: options of the sweep that is resumed; flags that are given replace them.
+    `kept` are the options of the sweep that is resumed; flags that are given replace them.
 
     Raises:
         UsageError: one sentence for every variant that cannot be trained.
@@ -64,23 +60,15 @@ def make_plan(
 def _overrides(
     options: Mapping[str, Any], space: SearchSpace, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return the training parameters that the command line sets for every trial.
-
-    Raises:
-        UsageError: `--weights` names a file, but several variants are to be trained.
-    """
-    overrides: dict[str, Any] = {}
-    if options.get("epochs"):
-        overrides["epochs"] = options["epochs"]
+    """Return the training parameters that the command line sets for every trial."""
+    overrides = {name: options[name] for name in ("epochs", "weights") if options.get(name)}
     if options.get("workers_per_trial", 1) > 1:
         overrides["workers"] = options["workers_per_trial"]
-    if options.get("weights"):
-        overrides["weights"] = options["weights"]
-        if options["weights"].endswith(".safetensors") and len(names) > 1:
-            raise UsageError(
-                f"`--weights` names one model's file, but {len(names)} variants are to be trained. "
-                "Choose one with --variants, or give none or imagenet."
-            )
+    if overrides.get("weights", "").endswith(".safetensors") and len(names) > 1:
+        raise UsageError(
+            f"`--weights` names one model's file, but {len(names)} variants are to be trained. "
+            "Choose one with --variants, or give none or imagenet."
+        )
     # With nothing to search the trials are the final seeds, so they train on all images.
     if options.get("final_on_all") and not any(space.params_for(name) for name in names):
         overrides["validation_fraction"] = 0.0
@@ -94,17 +82,14 @@ def _costs(
     manifest: Manifest,
     overrides: Mapping[str, Any],
 ) -> dict[str, VariantCost]:
-    """Return the cost of each variant, in the order in which they run.
-
-    Raises:
-        UsageError: one sentence for every variant that cannot be trained.
-    """
+    """Return the cost of each variant, in the order in which they run."""
+    given = int(image_size) if image_size and image_size.isdecimal() else image_size
     costs: dict[str, VariantCost] = {}
     problems = []
     for name in names:
         own = space.image_size_by_variant.get(name, space.image_size)
         try:
-            costs[name] = _cost(space, name, _image_size(image_size) or own, manifest, overrides)
+            costs[name] = _cost(space, name, given or own, manifest, overrides)
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -115,26 +100,19 @@ def _costs(
 
 
 def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
-    """Build one final configuration of each variant.
-
-    Raises:
-        UsageError: a configuration needs the validation split that `--final-on-all` removes, or
-            `--final-seeds` was given for a space with nothing to search.
-    """
-    problems = []
+    """Build one final configuration of each variant, whose values may need a validation split."""
     if options.get("final_seeds", 0) > 0 and not plan.num_finals:
         raise UsageError(
             "`--final-seeds` trains the best trial of a search again, but this space has nothing "
             "to search: every trial is one seed and is evaluated on the test split. Choose their "
             "number with `--trials`."
         )
+    problems = []
     for variant in plan.variants:
-        ranges = plan.space.params_for(variant)
-        if not plan.final_seeds or not ranges:
-            continue
+        first = {name: ends(value)[0] for name, value in plan.space.params_for(variant).items()}
         try:
-            first = {name: ends(value)[0] for name, value in ranges.items()}
-            plan.train_config(variant, 0, first, "final")
+            if plan.final_seeds and first:
+                plan.train_config(variant, 0, first, "final")
         except ValueError as error:
             problems.append(f"{variant}: {error}")
     if problems:
@@ -150,18 +128,14 @@ def _cost(
     manifest: Manifest,
     overrides: Mapping[str, Any],
 ) -> VariantCost:
-    """Return a variant's cost, after checking it at both ends of each range.
-
-    Raises:
-        ValueError: one sentence for each problem.
-    """
-    image_size_px = build.input_size_px(name, manifest.image_size_px, image_size)  # type: ignore[arg-type]
+    """Return a variant's cost, after checking it at both ends of each range."""
+    size_px = build.input_size_px(name, manifest.image_size_px, image_size)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
     suggestions = [
         {**first, key: value} for key, choices in ranges.items() for value in tried(choices)
     ]
-    problems = {}
+    problems: dict[str, None] = {}  # in order, without repetition
     for params in [*suggestions, first]:
         try:
             config = space.train_config(
@@ -169,21 +143,19 @@ def _cost(
                 params,
                 dataset=manifest.name,
                 fingerprint=manifest.fingerprint,
-                image_size_px=image_size_px,
+                image_size_px=size_px,
                 seed=0,
                 overrides=overrides,
             )
             _check_model(config, manifest)
         except ValueError as error:
-            problems[str(error)] = error
+            problems[str(error)] = None
     if problems:
         raise ValueError(" ".join(problems))
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
-    return VariantCost(
-        image_size_px=image_size_px, parameters=parameters, multiply_accumulates=macs
-    )
+    return VariantCost(image_size_px=size_px, parameters=parameters, multiply_accumulates=macs)
 
 
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
@@ -211,7 +183,3 @@ def _smallest_first(space: SearchSpace, costs: Mapping[str, VariantCost]) -> tup
     by_size = sorted(costs, key=lambda name: (costs[name].multiply_accumulates, name))
     shapes = list(dict.fromkeys(map(shape, by_size)))
     return tuple(sorted(by_size, key=lambda name: shapes.index(shape(name))))
-
-
-def _image_size(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdecimal() else text

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import FormerPlan, read_header
+from orchestrator.ledger.ledger import Ledger
 
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
+if TYPE_CHECKING:  # it imports optuna, which `--help` does without
     from orchestrator.plan.plan import Plan, VariantCost
 
 _PACKAGES = (
@@ -52,13 +52,12 @@ def add_variants(ledger: Ledger, plan: Plan, costs: dict[str, VariantCost]) -> N
     """Store the plan's values of variants that earlier commands left out."""
     header, new = read_header(ledger), plan.identity()
     old = header.plan.to_dict()
+    space = {part: {**old["space"][part], **new["space"][part]} for part in ("fixed", "params")}
     merged = {
         **new,
         "image_size_px": {**old["image_size_px"], **new["image_size_px"]},
-        "space": {**new["space"]},
+        "space": {**new["space"], **space},
     }
-    for part in ("fixed", "params"):
-        merged["space"][part] = {**old["space"][part], **new["space"][part]}
     if merged != old:
         ledger.put("plan", merged)
         added = {name: asdict(cost) for name, cost in costs.items()}
@@ -101,14 +100,7 @@ def installed() -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str]) -> list[str]:
-    """Return a warning if the installed versions differ from those of the sweep's start.
-
-    Args:
-        before: what `installed` returned when the sweep was started.
-
-    Returns:
-        One line, or none.
-    """
+    """Return one warning if the versions differ from those at the sweep's start, else none."""
     now = installed()
     changed = [name for name in now if name in before and now[name] != before[name]]
     if not changed:
