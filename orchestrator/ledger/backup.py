@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from orchestrator.storage import lease as leases
 from orchestrator.storage.paths import LEDGER, SweepPaths
 from orchestrator.storage.store import Storage, StorageError
 from orchestrator.storage.sweeps import storage_of
+from orchestrator.threads import StepThread
 
 EVERY_S = 1.0  # shortest pause between two copies
 AT_LATEST_S = 10.0  # longest pause, also while the storage cannot be reached
@@ -83,8 +83,8 @@ class LedgerBackup:
         self.copied_seq = 0  # number of the latest change that the copy is known to hold
         self._copied_position = (-1, -1)
         self._pause_s = EVERY_S
-        self._stop, self._wake = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ledger-backup", daemon=True)
+        self._is_ended = False
+        self._thread = StepThread("ledger-backup", self.step)
         self._is_behind = False  # the last attempt to copy failed
         self._messages: collections.deque[str] = collections.deque()
 
@@ -140,6 +140,8 @@ class LedgerBackup:
 
     def step(self) -> float | None:
         """Copy what has changed; return the seconds until the next time, None after the last."""
+        if self._is_ended:
+            return None
         began_s = self._clock.monotonic_s()
         try:
             if not self._has_all():
@@ -148,7 +150,7 @@ class LedgerBackup:
             return None
         except Exception as error:  # a full disk here does not raise pyarrow's error
             self._pause_s = min(2 * self._pause_s, AT_LATEST_S)
-            if not self._is_behind and not self._stop.is_set():
+            if not self._is_behind and not self._is_ended:
                 self._is_behind = True
                 self._messages.append(
                     "The copy of the ledger in the storage cannot be updated now. The sweep "
@@ -175,7 +177,7 @@ class LedgerBackup:
             if passed_s > limit_s() or self.lost:
                 return False
             if self._thread.is_alive():
-                self._wake.set()
+                self._thread.wake()
             else:
                 self.step()
             self._clock.sleep(0.2)
@@ -183,8 +185,8 @@ class LedgerBackup:
 
     def stop(self) -> None:
         """Stop copying; call it before the ledger is closed."""
-        self._stop.set()
-        self._wake.set()
+        self._is_ended = True
+        self._thread.wake()
         if self._thread.is_alive() and not self._is_behind:  # else the storage may not answer
             self._thread.join(5.0)
 
@@ -203,16 +205,8 @@ class LedgerBackup:
             self.storage.delete(LEDGER)
 
     def _has_all(self) -> bool:
-        return (
-            self._ledger is not None and self._copied_position == self._ledger.database.position()
-        )
-
-    def _run(self) -> None:
-        pause_s: float | None = self._pause_s
-        while pause_s is not None:
-            self._wake.wait(pause_s)
-            self._wake.clear()
-            pause_s = None if self._stop.is_set() else self.step()
+        ledger = self._ledger
+        return ledger is not None and self._copied_position == ledger.database.position()
 
     def _copy(self, *, keep_trying_s: float | None) -> None:
         assert self._ledger is not None

@@ -13,11 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger.records import EpochRow, Trial
@@ -71,8 +67,7 @@ class Study:
         self._foreign: set[int] = set()  # numbers of trials with parameters of another space
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every new study
         self._study = optuna.create_study(
-            direction="maximize" if mode == "max" else "minimize",
-            sampler=self._sampler(0),
+            direction="maximize" if mode == "max" else "minimize", sampler=self._sampler(0)
         )
 
     def ask(self, number: int) -> dict[str, Any]:
@@ -146,9 +141,7 @@ class Study:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = trial_seed(self.sweep_seed, f"suggestion/{self.variant}", number)
         return optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=self.startup_trials,
-            multivariate=True,
+            seed=seed, n_startup_trials=self.startup_trials, multivariate=True
         )
 
 

@@ -16,7 +16,6 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.sweep import signals
 from orchestrator.sweep.arguments import _parser, config_from
-from orchestrator.sweep.driver import sweep
 
 if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
@@ -37,8 +36,14 @@ def _run(arguments: argparse.Namespace) -> int:
     config = config_from(arguments)
     signals.take_term_as_interrupt()
     if config.verify:
+        from orchestrator.verify.check import verify
+
         return verify(config)
-    return dry_run(config) if config.dry_run else sweep(config)
+    if config.dry_run:
+        return dry_run(config)
+    from orchestrator.sweep.driver import sweep
+
+    return sweep(config)
 
 
 def dry_run(config: SweepConfig) -> int:
@@ -61,13 +66,6 @@ def dry_run(config: SweepConfig) -> int:
     if config.measure:
         measure.measure(config, plan, costs, console)
     return command.COMPLETE
-
-
-def verify(config: SweepConfig) -> int:
-    """Check a sweep's ledger, checkpoints and MLflow runs without changing anything."""
-    from orchestrator.verify.check import verify
-
-    return verify(config)
 
 
 def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from orchestrator.ledger import retention
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.sweep.loop import EndLimit, StepThread
+from orchestrator.sweep.signals import EndLimit
+from orchestrator.threads import StepThread
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +27,8 @@ class CleanupThread:
     ) -> None:
         """Prepare the clean-up.
 
-        Args:
-            ledger: the sweep's.
-            paths: the sweep's folder.
-            copied_seq: returns the number of the last change that the ledger's copy holds; None
-                where there is no copy.
+        `copied_seq` returns the number of the last change that the ledger's copy holds; it is None
+        where there is no copy.
         """
         self._ledger, self._paths, self._copied_seq = ledger, paths, copied_seq
         self._clean: set[str] = set()  # signatures of the trials that are cleaned up already
@@ -48,7 +46,7 @@ class CleanupThread:
 
     def join(self, limit: EndLimit) -> None:
         """Wait for the last step, up to the limit."""
-        self._thread.join(limit)
+        limit.wait_for(self._thread)
 
     def step(self) -> float | None:
         """Clean up once; return the seconds until the next time, None after the last."""

@@ -4,46 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from orchestrator.clock import Clock
+from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.header import read_header
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.options import SweepConfig
+from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.sweep.signals import Interruption
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from orchestrator.ledger.backup import LedgerBackup
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan.plan import Plan, VariantCost
-    from trainables.data.dataset import Manifest
+from trainables.data.dataset import Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepContext:
-    """The objects that the parts of a running sweep share.
-
-    Attributes:
-        config: the command line.
-        plan: the trials to run.
-        costs: parameters and operations of each variant.
-        manifest: of the prepared dataset.
-        ledger: open for writing.
-        backup: copies the ledger to the sweep's storage; None if the ledger is there already.
-        console: the user's terminal.
-        interruption: set by signals.
-        clock: time, pauses and random numbers.
-    """
+    """The objects that the parts of a running sweep share."""
 
     config: SweepConfig
     plan: Plan
-    costs: Mapping[str, VariantCost]
+    costs: Mapping[str, VariantCost]  # by variant
     manifest: Manifest
-    ledger: Ledger
-    backup: LedgerBackup | None
-    console: Console
+    ledger: Ledger  # open for writing
+    backup: LedgerBackup | None  # None if the ledger is in the sweep's storage already
+    console: Console  # on the user's terminal
     interruption: Interruption
     clock: Clock
 

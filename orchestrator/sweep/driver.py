@@ -5,25 +5,26 @@ from __future__ import annotations
 import collections
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, warn
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.execution import cluster as clusters
+from orchestrator.execution import tune_adapter
 from orchestrator.ledger import backup
+from orchestrator.ledger.database import LedgerError
+from orchestrator.plan import budget, disk, machines
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
+from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import checkpoints, locks
 from orchestrator.storage.paths import DataLocation
-from orchestrator.sweep import opening, signals, terminal
+from orchestrator.sweep import measure, opening, outputs, signals, summary, terminal
+from orchestrator.sweep.cleanup_thread import CleanupThread
 from orchestrator.sweep.context import SweepContext
-
-if TYPE_CHECKING:
-    from orchestrator.execution.cluster import Cluster
-    from orchestrator.plan.budget import Budget
-    from orchestrator.search.scheduler import TrialScheduler
-    from orchestrator.sweep.cleanup_thread import CleanupThread
-    from orchestrator.sweep.mlflow_thread import MlflowThread
+from orchestrator.sweep.display import Display
+from orchestrator.sweep.mlflow_thread import MlflowThread
+from orchestrator.tracking.tracker import Tracker
 
 
 def sweep(config: SweepConfig) -> int:
@@ -73,25 +74,19 @@ def sweep(config: SweepConfig) -> int:
 
 def _run(context: SweepContext) -> int:
     """Run what is left of the sweep, write its outputs, print how it ended."""
-    from orchestrator.execution.cluster import leaving
-    from orchestrator.plan import budget
-    from orchestrator.sweep import measure, outputs, summary
-    from orchestrator.sweep.cleanup_thread import CleanupThread
-    from orchestrator.sweep.mlflow_thread import MlflowThread
-    from orchestrator.tracking.tracker import Tracker
-
-    config, ledger, interrupted = context.config, context.ledger, context.interruption.wanted
-    limits = budget.budget_from_options(config, ledger, context.plan, context.clock.now_s())
+    config, plan, ledger, paths = context.config, context.plan, context.ledger, context.paths
+    limits = budget.budget_from_options(config, ledger, plan, context.clock.now_s())
     scheduler = _new_scheduler(context, limits, {})
     epoch_s: dict[str, float] = {}
     if config.measure and scheduler.has_work():
-        epoch_s = measure.measure(config, context.plan, context.costs, context.console, ledger)
+        epoch_s = measure.measure(config, plan, context.costs, context.console, ledger)
     if scheduler.has_work() and not config.force:
-        opening.check_room(config, context.plan, context.costs, context.options.get("keep"))
+        keep, most = context.options.get("keep"), config.max_concurrent
+        needed = disk.forecast_bytes(plan, context.costs, most, keep)
+        disk.check_room(paths.root, needed, disk.used_bytes(paths.root))
     uri = opening.choose_tracking_uri(config, ledger)
-    tracker = Tracker(ledger, context.paths, uri, context.copied_seq, context.clock)
-    mlflow = MlflowThread(tracker)
-    cleanup = CleanupThread(ledger, context.paths, context.copied_seq)
+    tracker = Tracker(ledger, paths, uri, context.copied_seq, context.clock)
+    mlflow, cleanup = MlflowThread(tracker), CleanupThread(ledger, paths, context.copied_seq)
     error: BaseException | None = None
     with signals.signals_set(context.interruption):
         if scheduler.has_work():
@@ -100,42 +95,34 @@ def _run(context: SweepContext) -> int:
                 scheduler = _new_scheduler(context, limits, epoch_s)
             error = _run_trials(context, scheduler, cluster, mlflow, cleanup)
         else:
-            has_left = bool(scheduler.left_out())
             context.console.print(
                 "No remaining trial fits the budget."
-                if has_left
+                if scheduler.left_out()
                 else "Every trial of this sweep has ended already."
             )
             mlflow.start()
             cleanup.start()
-        with leaving():
+        with clusters.leaving():
             if context.backup and context.backup.lost:
                 context.fail(context.backup.lost)
                 return FAILED
-            outcome = _outcome(context, scheduler, interrupted.is_set() or error is not None)
+            is_interrupted = context.interruption.wanted.is_set() or error is not None
+            outcome = _outcome(context, scheduler, is_interrupted)
             if outcome != "interrupted":
                 context.console.print("Writing the report and the best model.")
-                tracker.outputs = outputs.make(
-                    ledger, context.paths, context.manifest, context.warn
-                )
+                tracker.outputs = outputs.make(ledger, paths, context.manifest, context.warn)
         outcome = _finish(context, mlflow, cleanup, outcome)
     summary.print_end(context, scheduler, tracker)
     return _exit_status(context, scheduler, outcome, error)
 
 
 def _new_scheduler(
-    context: SweepContext, limits: Budget | None, epoch_s: Mapping[str, float]
+    context: SweepContext, limits: budget.Budget | None, epoch_s: Mapping[str, float]
 ) -> TrialScheduler:
-    """Return the scheduler as the ledger has it.
+    """Return a scheduler with the ledger's state.
 
-    Args:
-        context: of the sweep.
-        limits: of the budget; None without one.
-        epoch_s: measured seconds of an epoch, by variant, on machines like those of the trials.
+    `epoch_s` are measured seconds of an epoch, by variant, on machines like those of the trials.
     """
-    from orchestrator.plan import budget, disk
-    from orchestrator.search.scheduler import TrialScheduler
-
     config, plan, costs, paths = context.config, context.plan, context.costs, context.paths
     operations = {name: cost.multiply_accumulates for name, cost in costs.items()}
     return TrialScheduler(
@@ -154,15 +141,12 @@ def _new_scheduler(
     )
 
 
-def _connect(context: SweepContext) -> Cluster:
+def _connect(context: SweepContext) -> clusters.Cluster:
     """Join or start Ray, and check that the trials can run there and find their checkpoints.
 
     Raises:
         UsageError: there is no cluster, or no trial of some variant fits on it.
     """
-    from orchestrator.execution import cluster as clusters
-    from orchestrator.plan import machines
-
     plan, paths = context.plan, context.paths
     needs_state_api = plan.overrides.get("workers", 1) > 1
     cluster = clusters.connect(context.config.address, needs_state_api=needs_state_api)
@@ -192,15 +176,13 @@ class _TrialsThread(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        from orchestrator.execution import tune_adapter
-
-        config, options = self._context.config, self._context.options
-        data = config.data
+        context, config, options = self._context, self._context.config, self._context.options
+        dataset = DataLocation(config.data.folder / context.manifest.name, config.data.address)
         try:
             tune_adapter.run(
                 self._scheduler,
                 paths=config.paths,
-                dataset=DataLocation(data.folder / self._context.manifest.name, data.address),
+                dataset=dataset,
                 options=tune_adapter.ExecutionOptions(
                     max_concurrent=config.max_concurrent,
                     gpus_per_trial=options.get("gpus_per_trial"),
@@ -208,7 +190,7 @@ class _TrialsThread(threading.Thread):
                     keep_all=options.get("keep") == "all",
                 ),
                 is_local=self._is_local,
-                clock=self._context.clock,
+                clock=context.clock,
             )
         except BaseException as error:
             self.error = error
@@ -217,13 +199,11 @@ class _TrialsThread(threading.Thread):
 def _run_trials(
     context: SweepContext,
     scheduler: TrialScheduler,
-    cluster: Cluster,
+    cluster: clusters.Cluster,
     mlflow: MlflowThread,
     cleanup: CleanupThread,
 ) -> BaseException | None:
     """Run the trials until they end or the user interrupts; return what ended them early."""
-    from orchestrator.ledger.database import LedgerError
-
     trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
     for thread in (trials, mlflow, cleanup):
         thread.start()
@@ -237,8 +217,6 @@ def _run_trials(
 
 def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread) -> None:
     """Show the progress of the trials until they end, are interrupted, or the lease is lost."""
-    from orchestrator.sweep.display import Display
-
     interrupted, ledger_backup = context.interruption.wanted, context.backup
     with Display(context.console, context.ledger, context.plan, context.clock) as display:
         while trials.is_alive() and not interrupted.is_set():
@@ -260,13 +238,10 @@ def _finish(
     context: SweepContext, mlflow: MlflowThread, cleanup: CleanupThread, outcome: str
 ) -> str:
     """Bring the sweep's storage and MLflow up to date, and return the outcome after that."""
-    from orchestrator.sweep.loop import EndLimit
-    from orchestrator.sweep.summary import resume_command
-
     ledger_backup, interrupted = context.backup, context.interruption.wanted
     # An interrupted sweep ends within half a minute.
     is_stored = not ledger_backup or ledger_backup.flush(lambda: 8 if interrupted.is_set() else 120)
-    limit = EndLimit(context.interruption, context.clock)
+    limit = signals.EndLimit(context.interruption, context.clock)
     cleanup.stop()
     mlflow.finish(context.console, outcome, limit)
     cleanup.join(limit)
@@ -277,7 +252,7 @@ def _finish(
     context.fail(
         f"The copy of the ledger in {ledger_backup.storage.shown} could not be brought up to date. "
         f"This machine has everything in {context.paths.root}. When the storage is available "
-        f"again, run this command here: {resume_command()}"
+        f"again, run this command here: {summary.resume_command()}"
     )
     return "failed" if outcome == "complete" else outcome
 
@@ -303,8 +278,6 @@ def _exit_status(
     context: SweepContext, scheduler: TrialScheduler, outcome: str, error: BaseException | None
 ) -> int:
     """Return the command's exit status, after printing what ended the trials early."""
-    from orchestrator.sweep.summary import print_stopped
-
     if scheduler.halted():
         storage = redacted(str(context.config.storage))
         error = error or OrchestratorError(
@@ -312,6 +285,6 @@ def _exit_status(
             "writable."
         )
     if error is not None and not context.interruption.wanted.is_set():
-        print_stopped(context, error)
+        summary.print_stopped(context, error)
         return FAILED
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)

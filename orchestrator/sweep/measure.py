@@ -14,40 +14,33 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
+
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import read_header
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import budget, disk, forecast, machines
-from orchestrator.plan.options import given_options
+from orchestrator.plan.options import SweepConfig, given_options
+from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.search.sampler import new_study
 from orchestrator.storage.paths import DATASET_MANIFEST
+from orchestrator.sweep.display import duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan.options import SweepConfig
-    from orchestrator.plan.plan import Plan, VariantCost
     from trainables.training.probe import TrainingTime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepForecast:
-    """What the remaining trials of a sweep take if none is stopped early.
+    """What the remaining trials of a sweep take if none is stopped early."""
 
-    Attributes:
-        concurrent: trials at a time.
-        epochs: of all trials.
-        wall_s: elapsed seconds.
-        device_s: seconds of all trials' devices, as `budget.shares` counts them.
-        disk_bytes: the most that checkpoints take.
-        devices: that a trial counts as, by variant.
-    """
-
-    concurrent: int
-    epochs: int
+    concurrent: int  # trials at a time
+    epochs: int  # of all trials
     wall_s: float
-    device_s: float
-    disk_bytes: int
-    devices: Mapping[str, float]
+    device_s: float  # of all trials' devices, as `budget.shares` counts them
+    disk_bytes: int  # the most that checkpoints take
+    devices: Mapping[str, float]  # that a trial counts as, by variant
 
 
 def measure(
@@ -59,12 +52,7 @@ def measure(
 ) -> dict[str, float]:
     """Return the measured seconds of an epoch by variant; print the forecast and store it.
 
-    Args:
-        config: the command line.
-        plan: the trials to run.
-        costs: of the plan's variants.
-        console: for progress and forecast.
-        ledger: the sweep's, where the forecast is stored; None: a sweep that is only planned.
+    The ledger is None for a sweep that is only planned; nothing is stored then.
 
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
@@ -101,13 +89,8 @@ def forecast_sweep(
 ) -> SweepForecast:
     """Return the forecast for trials that do not slow each other down.
 
-    Args:
-        epochs: of all trials, by variant.
-        epoch_s: seconds of one, by variant.
-        devices: that a trial counts as, by variant.
-        longest_s: seconds of the longest trial.
-        concurrent: trials at a time.
-        disk_bytes: the most that checkpoints take.
+    `epochs` of all trials, `epoch_s` of one epoch and `devices` of one trial are by variant;
+    `longest_s` is the time of the longest trial.
     """
     all_s = {variant: number * epoch_s[variant] for variant, number in epochs.items()}
     return SweepForecast(
@@ -144,7 +127,6 @@ def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict
 
 
 def _measure_variant(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
-    from orchestrator.search.sampler import new_study
     from trainables.training.probe import training_time
 
     trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))
@@ -184,19 +166,7 @@ def print_forecast(
     epochs: Mapping[str, int],
     sweep: SweepForecast,
 ) -> None:
-    """Print what the remaining trials take if none is stopped early.
-
-    Args:
-        console: where to print.
-        plan: the trials to run.
-        measured: times and memory, by variant.
-        epochs: left to train, by variant.
-        sweep: the forecast for all variants together.
-    """
-    from rich.table import Table
-
-    from orchestrator.sweep.display import duration
-
+    """Print the forecast of each variant, with its epochs left to train, and of the sweep."""
     table = Table(title="Forecast from a few steps of each variant on this machine")
     table.add_column("variant", no_wrap=True)
     for name in ("step", "epoch", "trial", "all trials", "memory"):

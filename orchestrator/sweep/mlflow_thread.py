@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from orchestrator.redaction import redacted
-from orchestrator.sweep.loop import EndLimit, StepThread
+from orchestrator.sweep.signals import EndLimit
+from orchestrator.threads import StepThread
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class MlflowThread:
     def finish(self, console: Console, outcome: str, limit: EndLimit) -> None:
         """Write the rest, up to the limit; what is missing then, `--resume` writes."""
         self.end(outcome)
-        self._thread.join(limit, lambda: self.report(console))
+        limit.wait_for(self._thread, lambda: self.report(console))
         if not self._has_all:
             self._warn(
                 console,

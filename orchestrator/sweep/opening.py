@@ -6,23 +6,22 @@ import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.command import say
+from orchestrator.data import prepare
 from orchestrator.errors import SweepExistsError, UsageError
+from orchestrator.ledger.backup import LedgerBackup
+from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.header import read_header
-from orchestrator.plan import resume
+from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
+from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
+from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.backup import LedgerBackup
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.plan.plan import Plan, VariantCost
-    from trainables.data.dataset import Manifest
+from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
 def check_name(config: SweepConfig) -> None:
@@ -49,8 +48,6 @@ def open_sweep(
     Raises:
         UsageError: the sweep cannot be planned, or not resumed like this.
     """
-    from orchestrator.plan import resolve
-
     space = resolve.load_space(config.space)
     ledger = _open_existing(config, clock)
     header = None if ledger is None else read_header(ledger)
@@ -75,16 +72,6 @@ def open_sweep(
     most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
     ledger.put("asked", {**asked, **most})
     return ledger, plan, costs, manifest
-
-
-def check_room(
-    config: SweepConfig, plan: Plan, costs: Mapping[str, VariantCost], keep: str | None
-) -> None:
-    """Refuse to start if the disk is too small for the checkpoints that the sweep keeps."""
-    from orchestrator.plan import disk
-
-    needed = disk.forecast_bytes(plan, costs, config.max_concurrent, keep)
-    disk.check_room(config.paths.root, needed, disk.used_bytes(config.paths.root))
 
 
 def choose_tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
@@ -119,9 +106,6 @@ def remove_empty_sweep(paths: SweepPaths) -> None:
 
 def _open_existing(config: SweepConfig, clock: Clock) -> Ledger | None:
     """Return the sweep's ledger, None if it is new."""
-    from orchestrator.ledger.database import LedgerError
-    from orchestrator.ledger.ledger import open_ledger
-
     if not config.paths.ledger.exists():
         return None
     try:
@@ -139,8 +123,6 @@ def _create_ledger(
     manifest: Manifest,
     clock: Clock,
 ) -> Ledger:
-    from orchestrator.ledger.ledger import create_ledger
-
     return create_ledger(
         config.paths.ledger,
         {
@@ -166,9 +148,6 @@ def _create_ledger(
 
 
 def _prepare_dataset(config: SweepConfig, dataset: str) -> Manifest:
-    from orchestrator.data import prepare
-    from trainables.data.dataset import DatasetError, load_manifest
-
     try:
         folder = prepare.ensure_prepared(dataset, config.data.folder, config.data.address)
         return load_manifest(folder)

@@ -1,4 +1,4 @@
-"""Turns SIGINT, SIGTERM and SIGHUP into an orderly end of the sweep."""
+"""Turns SIGINT, SIGTERM and SIGHUP into an orderly end of the sweep within a limited time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from orchestrator.clock import Clock
+
+# Longest wait for the background threads at the end of a sweep; an interrupted sweep must end
+# within half a minute.
+_LIMIT_S, _INTERRUPTED_LIMIT_S = 300.0, 15.0
 
 
 class Interruption:
@@ -32,6 +38,34 @@ class Interruption:
                     os.kill(pid, signal.SIGKILL)
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
+
+
+class EndLimit:
+    """How long the end of a sweep waits for background threads."""
+
+    def __init__(self, interruption: Interruption, clock: Clock) -> None:
+        self._interruption, self._clock = interruption, clock
+        self._began_s = clock.monotonic_s()
+        self._interrupted_s: float | None = None
+
+    def is_over(self) -> bool:
+        """Return whether the wait has lasted long enough; call it often."""
+        now_s = self._clock.monotonic_s()
+        if self._interruption.wanted.is_set() and self._interrupted_s is None:
+            self._interrupted_s = now_s
+        return (
+            self._interruption.urgent.is_set()
+            or now_s - self._began_s > _LIMIT_S
+            or now_s - (self._interrupted_s or now_s) > _INTERRUPTED_LIMIT_S
+        )
+
+    def wait_for(
+        self, thread: threading.Thread, while_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait for a thread's end, up to the limit, and call a function several times a second."""
+        while thread.is_alive() and not self.is_over():
+            thread.join(0.2)
+            while_waiting()
 
 
 def _descendants(pid: int) -> list[int]:

@@ -9,36 +9,31 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, Trial
-from orchestrator.plan.plan import Plan
+from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.redaction import redacted
+from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
 from orchestrator.sweep.context import SweepContext
 from orchestrator.sweep.display import metric_heading, metric_text
 from orchestrator.tracking import client
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from orchestrator.plan.plan import VariantCost
-    from orchestrator.search.scheduler import TrialScheduler
-    from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import Tracker
 
 
 def print_plan(console: Console, plan: Plan, costs: Mapping[str, VariantCost]) -> None:
     """Print the trials, epochs and cost of each variant."""
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
-    for name in (
-        *("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial"),
-    ):
+    names = ("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in plan.variants:
         fixed, cost = plan.space.fixed_for(variant), costs[variant]
@@ -182,9 +177,7 @@ def final_table(
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant in plan.variants:
         own = ranking.final_trials_of(trials, variant, plan.space.mode)
-        evaluated = [
-            evaluations[trial.signature] for trial in own if trial.signature in evaluations
-        ]
+        evaluated = [evaluations[t.signature] for t in own if t.signature in evaluations]
         if evaluated:
             table.add_row(
                 variant,

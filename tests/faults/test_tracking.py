@@ -16,9 +16,8 @@ from rich.console import Console
 
 from orchestrator.clock import Clock
 from orchestrator.sweep import mlflow_thread
-from orchestrator.sweep.loop import EndLimit
 from orchestrator.sweep.mlflow_thread import MlflowThread
-from orchestrator.sweep.signals import Interruption
+from orchestrator.sweep.signals import EndLimit, Interruption
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.orchestrator.sweeps import metrics
 from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from orchestrator.clock import Clock
 from orchestrator.sweep import mlflow_thread
-from orchestrator.sweep.loop import EndLimit
 from orchestrator.sweep.mlflow_thread import MlflowThread
-from orchestrator.sweep.signals import Interruption
+from orchestrator.sweep.signals import EndLimit, Interruption
 from tests.orchestrator.tracking.tracked import Sweep
 
 
@@ -47,7 +46,7 @@ def running(sweep: CountedSweep, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     finally:
         monkeypatch.setattr(sweep.tracker, "finish", lambda outcome, facts: None)
         thread.end("complete")
-        thread._thread.join(EndLimit(Interruption(), Clock()))
+        EndLimit(Interruption(), Clock()).wait_for(thread._thread)
         assert thread.step() is None
 
 
