@@ -19,16 +19,14 @@ from trainables.config import TrainConfig
 def missing_final(plan: Plan, best: Trial, planned: Collection[str]) -> TrainConfig | None:
     """Return the configuration of the first final trial that is not planned yet, or None.
 
-    Args:
-        plan: the sweep's.
-        best: the best search trial of a variant, which its final trials repeat with other seeds.
-        planned: the signatures of all final trials in the ledger.
+    Final trials repeat `best`, the best search trial of a variant, with other seeds. `planned` are
+    the signatures of all final trials in the ledger.
     """
-    for number in range(plan.final_seeds):
-        config = plan.train_config(best.variant, number, best.params, "final")
-        if config.signature() not in planned:
-            return config
-    return None
+    finals = (
+        plan.train_config(best.variant, number, best.params, "final")
+        for number in range(plan.final_seeds)
+    )
+    return next((config for config in finals if config.signature() not in planned), None)
 
 
 def resume_point(
@@ -38,15 +36,10 @@ def resume_point(
 
     Checkpoints from before the last attempt that started from scratch do not count. An epoch that
     was trained again also has a checkpoint in the folder of a later attempt; either may be used.
-
-    Args:
-        attempts: all of the trial's, oldest first.
-        rows: all of the trial's, by epoch.
-        is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded.
+    `is_loadable` tests a checkpoint given relative to the sweep's folder.
     """
-    from_scratch = [attempt.attempt for attempt in attempts if attempt.resumed_from is None]
-    first = max(from_scratch, default=0)
-    numbers = [attempt.attempt for attempt in attempts if attempt.attempt >= first]
+    first = max((each.attempt for each in attempts if each.resumed_from is None), default=0)
+    numbers = [each.attempt for each in attempts if each.attempt >= first]
     for row in reversed(rows):
         if row.checkpoint is None:
             continue
@@ -93,13 +86,8 @@ def is_at_rung(plan: Plan, trial: Trial, rows: Sequence[EpochRow]) -> bool:
 def is_stopped_at_rung(plan: Plan, row: EpochRow, values: Sequence[float]) -> bool:
     """Return whether early stopping ends a trial at a rung.
 
-    Rows never change, so the decision is the same whenever it is made.
-
-    Args:
-        plan: the sweep's.
-        row: the trial's, at the rung.
-        values: the metric of all trials of the variant that had reached the rung by then, this
-            trial included.
+    Rows never change, so the decision is the same whenever it is made. `values` are the metric of
+    all trials of the variant that had reached the rung by then, this trial included.
     """
     space = plan.space
     return early_stopping.is_stopped(

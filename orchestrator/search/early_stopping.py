@@ -32,8 +32,7 @@ def is_stopped(
 
     Args:
         value: the trial's metric after this epoch.
-        values: the metric of all trials of the variant that have reached this epoch, this trial
-            included.
+        values: that of all trials of the variant that have reached this epoch, itself included.
         epochs_done: how many epochs the trial has trained, 1 or more.
         first_rung: the first rung in epochs; 0 disables early stopping.
         factor: the reduction factor, 2 or more.

@@ -16,14 +16,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import TrialState, create_trial
 
+from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
-from orchestrator.plan.plan import trial_seed
+from orchestrator.plan.plan import Plan, trial_seed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from orchestrator.ledger.header import RecordedPlan
-    from orchestrator.plan.plan import Plan
 
 
 class Study:
@@ -52,12 +50,12 @@ class Study:
         """Create a study without trials.
 
         Args:
-            variant: name of the variant; it is part of the sampler's seed.
+            variant: its name is part of the sampler's seed.
             params: the searched parameters.
-            mode: "max" or "min": which values of the metric are better.
+            mode: which values of the metric are better.
             startup_trials: random suggestions before TPE is used (Optuna's `n_startup_trials`;
                 10 by default in `SearchSpace`).
-            sweep_seed: the sweep's seed.
+            sweep_seed: the seed of the whole sweep.
             enqueued: the first suggestions, in place of the sampler's.
         """
         self.variant, self.mode, self.enqueued = variant, mode, enqueued
@@ -107,15 +105,14 @@ class Study:
         The sampler ignores a trial whose parameters are not in the space any more (after
         `--force`).
         """
-        known = self._study.get_trials(deepcopy=False)
+        known, params = self._study.get_trials(deepcopy=False), trial.params
         assert trial.number == len(known), "trials must be added in order"
-        if not self._fits(trial.params):
+        if self._fits(params):
+            added = create_trial(state=TrialState.RUNNING, params=params, distributions=self.params)
+        else:
             self._foreign.add(trial.number)
-            self._study.add_trial(create_trial(state=TrialState.FAIL))
-            return
-        self._study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=trial.params, distributions=self.params)
-        )
+            added = create_trial(state=TrialState.FAIL)
+        self._study.add_trial(added)
 
     def figures(self, metric: str) -> dict[str, go.Figure]:
         """Return Optuna's figures "parallel" (coordinates), "slices" and "importance".
@@ -147,32 +144,31 @@ class Study:
 
 def new_study(plan: Plan, variant: str) -> Study:
     """Return the study of a variant of the plan, without trials."""
-    space = plan.space
-    return Study(
-        variant,
-        space.params_for(variant),
-        mode=space.mode,
-        startup_trials=space.startup_trials,
-        sweep_seed=plan.seed,
-        enqueued=space.enqueued if space.params_for(variant) else (),
-    )
+    return _study(plan, variant, plan.space.params_for(variant))
 
 
 def recorded_study(plan: RecordedPlan, variant: str, planned: Sequence[Trial] = ()) -> Study:
     """Return the study of a variant of a ledger's plan, with the trials planned so far."""
+    stored = plan.space.params[variant]
+    params = {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
+    study = _study(plan, variant, params)
+    for trial in planned:
+        study.add_planned(trial)
+    return study
+
+
+def _study(
+    plan: Plan | RecordedPlan, variant: str, params: Mapping[str, BaseDistribution]
+) -> Study:
     space = plan.space
-    params = space.params[variant]
-    study = Study(
+    return Study(
         variant,
-        {name: json_to_distribution(json.dumps(value)) for name, value in params.items()},
+        params,
         mode=space.mode,
         startup_trials=space.startup_trials,
         sweep_seed=plan.seed,
         enqueued=space.enqueued if params else (),
     )
-    for trial in planned:
-        study.add_planned(trial)
-    return study
 
 
 def optuna_version() -> str:

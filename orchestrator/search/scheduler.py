@@ -12,7 +12,7 @@ import numbers
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.clock import Clock
 from orchestrator.ledger import ranking
@@ -67,16 +67,15 @@ class TrialScheduler:
         """Rebuild the state from the ledger.
 
         Args:
-            ledger: the sweep's, open for writing.
-            plan: the sweep's.
+            ledger: open for writing.
+            plan: of this command.
             is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded;
                 None: all can.
             has_room: whether the disk has room for one more trial of a variant; None: always.
-            fits_budget: whether the budget allows this many more epochs of a variant; None: there
-                is no budget.
+            fits_budget: whether the budget allows this many more epochs of a variant; None: always.
             retry_failed: whether trials that failed in an earlier command are retried.
             from_scratch: whether those start from scratch instead of from their last checkpoint.
-            clock: the sweep's, for pauses; None: the real one.
+            clock: for pauses; None: the real one.
         """
         self.ledger, self.plan = ledger, plan
         self._is_loadable = is_loadable or (lambda path: True)
@@ -148,8 +147,7 @@ class TrialScheduler:
                 if self._is_given_up(variant):
                     continue
                 left[variant] += max(self.plan.trials - self._planned[variant], 0)
-                best = self._best_if_finished(variant)
-                if best is not None:
+                if best := self._best_if_finished(variant):
                     seeds = [t for t in self.ledger.trials("final") if t.origin == best.signature]
                     left[variant] += max(self.plan.final_seeds - len(seeds), 0)
             return {variant: left[variant] for variant in self.plan.variants if left[variant]}
@@ -172,9 +170,8 @@ class TrialScheduler:
             if self._running.get(signature) != attempt:
                 return True
             if problem := _report_problem(epoch, metrics):
-                self.on_end(
-                    signature, attempt, outcome="failed", failure_class="bug", failure_text=problem
-                )
+                end = {"failure_class": "bug", "failure_text": problem}
+                self.on_end(signature, attempt, outcome="failed", **end)
                 return True
             values = {name: float(metrics[name]) for name in METRIC_NAMES}
             is_new = self.ledger.record_epoch(signature, attempt, epoch, values, checkpoint)
@@ -184,10 +181,9 @@ class TrialScheduler:
             trial = self.ledger.trial(signature)
             self._errors[trial.variant].forget(signature)
             rows = self.ledger.epochs(signature)
-            if self._is_stopped_early(trial, rows):
-                self._end(trial, attempt, rows, outcome="stopped", status="stopped")
-                return True
-            return False
+            if is_stopped := self._is_stopped_early(trial, rows):
+                self._end(trial, attempt, rows, "stopped")
+            return is_stopped
 
     def on_evaluation(self, signature: str, attempt: int, result: Mapping[str, Any]) -> bool:
         """Store an evaluation on the test split and return whether the attempt must stop."""
@@ -202,11 +198,11 @@ class TrialScheduler:
         signature: str,
         attempt: int,
         *,
-        outcome: str,
+        outcome: Literal["complete", "diverged", "failed"],
         failure_class: str | None = None,
         failure_text: str | None = None,
     ) -> None:
-        """Store the end of an attempt: "complete", "diverged" or "failed" with class and text.
+        """Store the end of an attempt; a failed one has a class and a text.
 
         An attempt that has ended already stays as it is.
         """
@@ -215,9 +211,7 @@ class TrialScheduler:
                 return
             trial = self.ledger.trial(signature)
             if outcome in ("complete", "diverged"):
-                status: TrialStatus = "complete" if outcome == "complete" else "diverged"
-                rows = self.ledger.epochs(signature)
-                self._end(trial, attempt, rows, outcome=outcome, status=status)
+                self._end(trial, attempt, self.ledger.epochs(signature), outcome)
                 return
             text = redacted(failure_text or "")
             self.ledger.end_attempt(
@@ -286,21 +280,18 @@ class TrialScheduler:
         return self._best[variant]
 
     def _start(self, trial: Trial) -> AttemptStart:
-        resume_from = None
-        if trial.signature not in self._restarting:
-            resume_from = decisions.resume_point(
-                self.ledger.attempts(trial.signature),
-                self.ledger.epochs(trial.signature),
-                self._is_loadable,
-            )
-        self._restarting.discard(trial.signature)
-        micro = self._micro_batch_size.get(trial.signature, 0)
+        signature, resume_from = trial.signature, None
+        if signature not in self._restarting:
+            attempts, rows = self.ledger.attempts(signature), self.ledger.epochs(signature)
+            resume_from = decisions.resume_point(attempts, rows, self._is_loadable)
+        self._restarting.discard(signature)
+        micro = self._micro_batch_size.get(signature, 0)
         attempt = self.ledger.start_attempt(
-            trial.signature, resumed_from=resume_from, micro_batch_size=micro
+            signature, resumed_from=resume_from, micro_batch_size=micro
         )
-        self._running[trial.signature] = attempt
+        self._running[signature] = attempt
         return AttemptStart(
-            signature=trial.signature,
+            signature=signature,
             attempt=attempt,
             variant=trial.variant,
             number=trial.number,
@@ -324,8 +315,7 @@ class TrialScheduler:
         return self.ledger.trial(config.signature())
 
     def _plan_trial(self, variant: str) -> Trial:
-        number = self._planned[variant]
-        seen_seq = self.ledger.seq
+        number, seen_seq = self._planned[variant], self.ledger.seq
         params = self._studies[variant].ask(number)
         config = self.plan.train_config(variant, number, params)
         self.ledger.plan_trial(
@@ -349,22 +339,16 @@ class TrialScheduler:
         return decisions.is_stopped_at_rung(self.plan, last, values)
 
     def _end(
-        self,
-        trial: Trial,
-        attempt: int,
-        rows: Sequence[EpochRow],
-        *,
-        outcome: str,
-        status: TrialStatus,
+        self, trial: Trial, attempt: int, rows: Sequence[EpochRow], outcome: TrialStatus
     ) -> None:
-        """End a trial that did not fail."""
+        """End a trial that did not fail, with its attempt's outcome as its status."""
         self._running.pop(trial.signature, None)
         self._errors[trial.variant].forget(trial.signature)
         best = None
-        if status != "diverged":
+        if outcome != "diverged":
             best = decisions.best_epoch(trial, rows, self.plan.space.metric)
         self.ledger.end_attempt(
-            trial.signature, attempt, outcome=outcome, trial_status=status, best=best
+            trial.signature, attempt, outcome=outcome, trial_status=outcome, best=best
         )
         self._tell_sampler(self.ledger.trial(trial.signature))
 
@@ -446,14 +430,15 @@ class TrialScheduler:
         rows = self.ledger.epochs(trial.signature)
         # The driver may have ended after it stored the row and before it stopped the trial.
         if attempts and trial.status == "running" and self._is_stopped_early(trial, rows):
-            self._end(trial, attempts[-1].attempt, rows, outcome="stopped", status="stopped")
+            self._end(trial, attempts[-1].attempt, rows, "stopped")
             return
         self._close_as_lost(attempts)
         has_failed = trial.status == "failed"
-        if attempts and not (has_failed and self._retry_failed):
+        is_retried = has_failed and self._retry_failed
+        if attempts and not is_retried:
             self._errors[trial.variant].note(attempts[-1])
         is_beyond = trial.stage == "search" and trial.number >= self.plan.trials
-        if is_beyond or (has_failed and not self._retry_failed):
+        if is_beyond or (has_failed and not is_retried):
             if has_failed:
                 self._tell_sampler(trial)
             return
@@ -468,8 +453,7 @@ class TrialScheduler:
 
     def _close_as_lost(self, attempts: Sequence[Attempt]) -> None:
         """Close a trial's last attempt as lost if a driver that has ended left it open."""
-        if attempts and attempts[-1].outcome is None:
-            last = attempts[-1]
+        if attempts and (last := attempts[-1]).outcome is None:
             self.ledger.end_attempt(
                 last.signature, last.attempt, outcome="lost", trial_status="running"
             )
@@ -485,10 +469,9 @@ def _report_problem(epoch: object, metrics: Mapping[str, Any]) -> str | None:
     """Return why a worker's report of an epoch is invalid, None if it is valid."""
     problems = [f"it lacks {name!r}" for name in METRIC_NAMES if name not in metrics]
     problems += [
-        f"its {name!r} must be a number; got {metrics[name]!r:.80}"
+        f"its {name!r} must be a number; got {value!r:.80}"
         for name in METRIC_NAMES
-        if name in metrics
-        and (not isinstance(metrics[name], numbers.Real) or isinstance(metrics[name], bool))
+        if isinstance(value := metrics.get(name, 0), bool) or not isinstance(value, numbers.Real)
     ]
     if type(epoch) is not int or epoch < 0:
         problems.append(f"its epoch must be a whole number from 0; got {epoch!r:.80}")
