@@ -79,7 +79,7 @@ class LedgerBackup:
     def __init__(self, paths: SweepPaths, lease: leases.Lease, say: Callable[[str], None]) -> None:
         self.paths, self.storage, self.lease = paths, lease.storage, lease
         self._say, self._clock = say, lease.clock
-        self._ledger: Ledger | None = None
+        self._ledger: Ledger  # from `start` on
         self.copied_seq = 0  # number of the latest change that the copy is known to hold
         self._copied_position = (-1, -1)
         self._pause_s = EVERY_S
@@ -205,11 +205,9 @@ class LedgerBackup:
             self.storage.delete(LEDGER)
 
     def _has_all(self) -> bool:
-        ledger = self._ledger
-        return ledger is not None and self._copied_position == ledger.database.position()
+        return self._copied_position == self._ledger.database.position()
 
     def _copy(self, *, keep_trying_s: float | None) -> None:
-        assert self._ledger is not None
         # Read before the copy is made: the copy may hold more than this, never less.
         position = self._ledger.database.position()
         local = self.paths.root / ".ledger.copy"
@@ -265,7 +263,6 @@ def _identity(ledger: Ledger) -> tuple[str, list[str], int]:
 
 def _holds_all(ours: tuple[str, list[str], int], theirs: tuple[str, list[str], int]) -> bool:
     """Return whether our ledger holds everything that theirs holds."""
-    if ours[:2] == theirs[:2]:
-        return ours[2] >= theirs[2]
-    started_from_theirs = len(ours[1]) > len(theirs[1]) and ours[1][: len(theirs[1])] == theirs[1]
-    return ours[0] == theirs[0] and started_from_theirs
+    (sweep_id, drivers, seq), (their_sweep_id, their_drivers, their_seq) = ours, theirs
+    is_later = len(drivers) > len(their_drivers) or seq >= their_seq
+    return is_later and (sweep_id, drivers[: len(their_drivers)]) == (their_sweep_id, their_drivers)

@@ -144,10 +144,7 @@ class SweepHeader:
 
     def plan_at(self, seq: int) -> RecordedPlan:
         """Return the plan that was in force when the change with this number was made."""
-        for former in self.former_plans:
-            if seq <= former.until_seq:
-                return former.plan
-        return self.plan
+        return next((f.plan for f in self.former_plans if seq <= f.until_seq), self.plan)
 
 
 def read_header(ledger: Ledger) -> SweepHeader:

@@ -127,9 +127,8 @@ class Ledger:
         attempt is not the trial's latest or has ended.
         """
         with self.database.change() as connection:
-            known = connection.execute(
-                "SELECT 1 FROM epochs WHERE signature = ? AND epoch = ?", (signature, epoch)
-            ).fetchone()
+            query = "SELECT 1 FROM epochs WHERE signature = ? AND epoch = ?"
+            known = self.database.one(query, signature, epoch)
             if known or not self._is_latest(signature, attempt):
                 return False
             seq = self.database.next_seq()
@@ -152,10 +151,7 @@ class Ledger:
         As with epochs, the first result stays, and only the latest open attempt may add one.
         """
         with self.database.change() as connection:
-            known = connection.execute(
-                "SELECT 1 FROM evaluations WHERE signature = ?", (signature,)
-            ).fetchone()
-            if known or not self._is_latest(signature, attempt):
+            if self.evaluation(signature) is not None or not self._is_latest(signature, attempt):
                 return False
             connection.execute(
                 "INSERT INTO evaluations VALUES (?, ?, ?, ?)",
@@ -265,7 +261,6 @@ class Ledger:
     def latest_epochs(self) -> dict[str, EpochRow]:
         """Return the row of the last epoch of every trial that has one, by signature."""
         with self.database.lock:
-            newest = self.database.one("SELECT max(seq) AS seq FROM epochs")
             rows = self.database.all(
                 "SELECT e.* FROM epochs e JOIN (SELECT signature, max(epoch) AS epoch FROM epochs"
                 " WHERE seq > ? GROUP BY signature) USING (signature, epoch)",
@@ -274,7 +269,7 @@ class Ledger:
             for row in map(_epoch, rows):
                 known = self._latest.get(row.signature, row)
                 self._latest[row.signature] = max(row, known, key=lambda each: each.epoch)
-            self._latest_seq = newest["seq"] or 0 if newest else 0
+                self._latest_seq = max(self._latest_seq, row.seq)
             return dict(self._latest)
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
@@ -289,11 +284,8 @@ class Ledger:
 
     def _is_latest(self, signature: str, attempt: int) -> bool:
         """Return whether an attempt is its trial's latest and has not ended."""
-        row = self.database.one(
-            "SELECT attempt, outcome FROM attempts WHERE signature = ?"
-            " ORDER BY attempt DESC LIMIT 1",
-            signature,
-        )
+        query = "SELECT attempt, outcome FROM attempts WHERE signature = ? ORDER BY attempt DESC"
+        row = self.database.one(query, signature)
         return row is not None and row["attempt"] == attempt and row["outcome"] is None
 
 

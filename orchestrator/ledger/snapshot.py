@@ -42,9 +42,18 @@ def newest_copy(paths: SweepPaths) -> Iterator[Ledger]:
         StorageError: the storage cannot be reached, and this machine has no ledger.
         UsageError: the copy in the storage is damaged, and this machine has no ledger.
     """
+    driver = locks.driver_of(paths) if paths.ledger.exists() else None
     with contextlib.ExitStack() as stack:
-        driver = locks.driver_of(paths) if paths.ledger.exists() else None
-        ledger = _stored(paths, stack) if paths.remote and driver is None else None
+        ledger = None
+        if paths.remote and driver is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-read-"))
+            try:
+                ledger = backup.read_backup(paths, Path(folder) / paths.ledger.name)
+                stack.callback(ledger.close)
+            except (LedgerError, StorageError, UsageError) as error:
+                if not paths.ledger.exists():
+                    raise
+                print(redacted(f"{error} This machine's ledger is used instead."), file=sys.stderr)
         yield ledger or stack.enter_context(local_copy(paths, driver))
 
 
@@ -77,16 +86,3 @@ def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
             if damage:
                 raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
             yield ledger
-
-
-def _stored(paths: SweepPaths, stack: contextlib.ExitStack) -> Ledger | None:
-    """Return the storage's copy; None if it cannot be read and this machine has a ledger."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-read-"))
-    try:
-        ledger = backup.read_backup(paths, Path(folder) / paths.ledger.name)
-    except (LedgerError, StorageError, UsageError) as error:
-        if not paths.ledger.exists():
-            raise
-        print(redacted(f"{error} This machine's ledger is used instead."), file=sys.stderr)
-        return None
-    return stack.enter_context(contextlib.closing(ledger))

@@ -98,12 +98,11 @@ def _taken_s(budget: Budget, ledger: Ledger, epoch_s: Mapping[str, float]) -> fl
     taken_s = 0.0
     for attempt in ledger.attempts():
         trial = trials[attempt.signature]
-        is_open = attempt.outcome is None
         # An attempt that ended normally has its own end time, so its rows are not needed.
-        rows = ledger.epochs(trial.signature) if is_open or attempt.outcome == "lost" else []
+        rows = ledger.epochs(trial.signature) if attempt.outcome in (None, "lost") else []
         began_s, ended_s = attempt.span_s(rows)
         span_s = ended_s - began_s
-        if is_open:
+        if attempt.outcome is None:
             left = int(trial.config["epochs"]) - (rows[-1].epoch + 1 if rows else 0)
             span_s += left * epoch_s.get(trial.variant, 0.0)
         taken_s += budget.shares.get(trial.variant, 1.0) * span_s

@@ -59,10 +59,10 @@ def epochs_s(
     epoch_s = {variant: statistics.fmean(found) for variant, found in spans.items()}
     heaviest = max(epoch_s, key=lambda variant: multiply_accumulates.get(variant, 0))
     per_operation_s = epoch_s[heaviest] / max(multiply_accumulates.get(heaviest, 0), 1)
-    by_operations_s = {
-        variant: per_operation_s * multiply_accumulates.get(variant, 1) for variant in plan.variants
-    }
-    return {v: epoch_s.get(v, measured_s.get(v, by_operations_s[v])) for v in plan.variants}
+    for variant in plan.variants:
+        by_operations_s = per_operation_s * multiply_accumulates.get(variant, 1)
+        epoch_s.setdefault(variant, measured_s.get(variant, by_operations_s))
+    return epoch_s
 
 
 def epochs_left(

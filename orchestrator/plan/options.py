@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.storage.paths import (
-    DataLocation,
-    SweepPaths,
-    data_location,
-    is_sweep_name,
-    sweep_paths,
-)
+from orchestrator.storage import paths as storage_paths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +68,8 @@ class SweepConfig:
         share = self.gpus_per_trial
         if share is not None and not (0 <= share <= 1 or (share > 1 and share.is_integer())):
             problems.append(f"`--gpus-per-trial` must be 0 to 1, or a whole number; got {share:g}.")
-        for flag, limit in (
-            ("--budget", self.budget_s),
-            ("--max-device-hours", self.max_device_hours),
-        ):
+        limits = {"--budget": self.budget_s, "--max-device-hours": self.max_device_hours}
+        for flag, limit in limits.items():
             if limit is not None and not limit > 0:
                 problems.append(f"`{flag}` must be above 0; got {limit:g}.")
         if not self.hang_timeout_s > 0:
@@ -91,18 +83,17 @@ class SweepConfig:
         size = self.image_size
         if size not in (None, "native", "paper") and not (size.isdecimal() and int(size) > 0):
             problems.append(f"`--image-size` must be native, paper or pixels; got {size!r}.")
-        if self.weights not in (None, "none", "imagenet") and not self.weights.endswith(
-            ".safetensors"
-        ):
+        weights = self.weights
+        if weights not in (None, "none", "imagenet") and not weights.endswith(".safetensors"):
             problems.append(
                 "`--weights` must be none, imagenet or the path of a .safetensors file; got "
-                f"{self.weights!r}."
+                f"{weights!r}."
             )
         if self.keep is not None and not re.fullmatch(r"best-[1-9]\d*|last|all", self.keep):
             problems.append(
                 f"`--keep` must be best-K (such as best-3), last or all; got {self.keep!r}."
             )
-        if not is_sweep_name(self.name):
+        if not storage_paths.is_sweep_name(self.name):
             problems.append(
                 "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
                 f"digit; got {self.name!r}."
@@ -110,14 +101,14 @@ class SweepConfig:
         return problems
 
     @property
-    def data(self) -> DataLocation:
+    def data(self) -> storage_paths.DataLocation:
         """Where prepared datasets are."""
-        return data_location(self.data_dir)
+        return storage_paths.data_location(self.data_dir)
 
     @property
-    def paths(self) -> SweepPaths:
+    def paths(self) -> storage_paths.SweepPaths:
         """The sweep's files and folders."""
-        return sweep_paths(str(self.storage), self.name)
+        return storage_paths.sweep_paths(str(self.storage), self.name)
 
 
 def given_options(config: SweepConfig) -> dict[str, Any]:

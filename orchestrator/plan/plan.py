@@ -22,8 +22,7 @@ class Plan:
         trials: search trials per variant.
         variants: in the order in which they run.
         image_size_px: resolved image size, by variant.
-        dataset: name of the prepared dataset.
-        fingerprint: of its contents.
+        fingerprint: of the prepared dataset's contents.
         overrides: training parameters that the command line sets for every trial.
         final_seeds: seeds with which the best configuration of a variant is trained again.
         final_on_all: final trials train on all training images, without a validation split.

@@ -6,14 +6,12 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import FormerPlan, read_header
 from orchestrator.ledger.ledger import Ledger
-
-if TYPE_CHECKING:  # it imports optuna, which `--help` does without
-    from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Plan, VariantCost
 
 _PACKAGES = (
     *("sweep-orchestrator", "ray", "torch", "torchvision", "timm", "optuna", "mlflow"),
