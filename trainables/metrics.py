@@ -38,3 +38,9 @@ class EpochMetrics:
 
 
 METRIC_NAMES: tuple[str, ...] = tuple(item.name for item in fields(EpochMetrics))
+
+
+def is_fraction(metric: str) -> bool:
+    """Return whether a metric of an epoch is a fraction, printed as percent."""
+    assert metric in METRIC_NAMES
+    return metric.endswith(("top1", "top5"))

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import command
+from orchestrator.predict import find
 from orchestrator.predict import model as predict_model
-from orchestrator.predict.find import PICTURE_ENDINGS, PredictConfig, find_model
+from orchestrator.predict.find import PredictConfig
 from orchestrator.predict.model import Prediction, TrainedModel
 from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
+from trainables.metrics import is_fraction
 
 
 def predict(config: PredictConfig) -> tuple[TrainedModel, list[Prediction]]:
@@ -27,7 +29,7 @@ def predict(config: PredictConfig) -> tuple[TrainedModel, list[Prediction]]:
     Raises:
         UsageError: the model or an image cannot be used; nothing was written.
     """
-    with find_model(config) as model:
+    with find.find_model(config) as model:
         named: list[tuple[str, bytes | Path]] = [(str(path), path) for path in config.images]
         pixels = predict_model.read_images(named, model.manifest)
         classifier = predict_model.load(model)
@@ -50,7 +52,7 @@ def title(model: TrainedModel) -> str:
     trial = about.get("trial")
     parts.append(f"({trial + ', ' if trial else ''}epoch {about['epoch']}")
     if about.get("value") is not None:
-        form = ".1%" if about["metric"].endswith(("top1", "top5")) else ".4f"
+        form = ".1%" if is_fraction(about["metric"]) else ".4f"
         parts[-1] += f", {about['metric']} {about['value']:{form}}"
     return " ".join(parts) + ")"
 
@@ -68,11 +70,10 @@ def _print_table(
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
     for path, prediction in zip(config.images, predictions, strict=True):
-        for rank, (label, probability) in enumerate(
-            zip(prediction.labels, prediction.probabilities, strict=True)
-        ):
-            name = Text(str(path)) if rank == 0 else ""
-            table.add_row(name, Text(label), f"{probability:.1%}")
+        name = Text(str(path))
+        for label, value in zip(prediction.labels, prediction.probabilities, strict=True):
+            table.add_row(name, Text(label), f"{value:.1%}")
+            name = Text()
         table.add_section()
     console.print(table)
     if config.picture is not None:
@@ -100,12 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
     add("--variant", metavar="V", help="use the best trial of this model (default: of all models)")
     add("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
-    add(
-        "--picture",
-        type=Path,
-        metavar="FILE",
-        help=f"also draw images, Grad-CAM maps and labels: {', '.join(PICTURE_ENDINGS)}",
-    )
+    drawn = f"also draw images, Grad-CAM maps and labels: {', '.join(find.PICTURE_ENDINGS)}"
+    add("--picture", type=Path, metavar="FILE", help=drawn)
     add_storage(add)
     add_tracking_uri(add)
     add_data_dir(add)
@@ -120,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     values = {name: value for name, value in vars(arguments).items() if name != "verbose"}
-    config = PredictConfig(**{**values, "images": tuple(values["images"])})
+    config = PredictConfig(**values)
     model, predictions = predict(config)
     (_print_json if config.as_json else _print_table)(config, model, predictions)
     return command.COMPLETE

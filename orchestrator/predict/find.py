@@ -6,8 +6,8 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,8 @@ from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.ledger.snapshot import ledger_copy
-from orchestrator.predict.model import (
-    FACTS,
-    WEIGHTS,
-    TrainedModel,
-    from_checkpoint,
-    manifest_of,
-    read_folder,
-)
+from orchestrator.predict import model as predict_model
+from orchestrator.predict.model import TrainedModel
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths, data_location, sweep_paths
 from orchestrator.storage.store import StorageError
@@ -35,23 +29,23 @@ if TYPE_CHECKING:
 
 PICTURE_ENDINGS = (".png", ".jpg", ".pdf", ".svg")
 MAX_IN_PICTURE = 64  # images; a taller picture is too large for most viewers
+_WAY_OUT = (
+    "Give another place with --storage, or the id of an MLflow run (32 hexadecimal digits) instead "
+    "of the name."
+)
 
 
 def model_of_trial(
     ledger: Ledger, paths: SweepPaths, trial: Trial, manifest: Manifest
 ) -> TrainedModel:
-    """Return the model of a trial's best epoch.
+    """Return the model of the best epoch of a trial that has ended.
 
-    Args:
-        ledger: the sweep's.
-        paths: its folder; a checkpoint that only its storage has is fetched.
-        trial: one that has ended.
-        manifest: of the dataset it was trained on.
+    A checkpoint that only the sweep's storage has is fetched.
 
     Raises:
         UsageError: its checkpoint is missing or damaged, or the dataset is another one.
     """
-    folder: Path | None = retention.best_checkpoint(ledger, paths, trial)
+    folder = retention.best_checkpoint(ledger, paths, trial)
     if folder is None:
         raise UsageError(
             f"The checkpoint of the best epoch of the trial {trial.name} is not in "
@@ -59,7 +53,7 @@ def model_of_trial(
             "or give the id of the trial's MLflow run instead of the sweep."
         )
     header = read_header(ledger)
-    about: dict[str, Any] = {
+    about = {
         "sweep": paths.name,
         "sweep_id": header.sweep_id,
         "trial": trial.name,
@@ -67,7 +61,7 @@ def model_of_trial(
         "metric": header.plan.space.metric,
         "value": trial.best_value,
     }
-    return from_checkpoint(folder, manifest, about)
+    return predict_model.from_checkpoint(folder, manifest, about)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +69,7 @@ class PredictConfig:
     """The parsed command line."""
 
     model: str
-    images: tuple[Path, ...]
+    images: Sequence[Path]
     storage: Path | str = Path("results")  # a text is an address
     variant: str | None = None
     tracking_uri: str | None = None
@@ -84,26 +78,19 @@ class PredictConfig:
     picture: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.picture is None:
-            return
-        problems = []
-        if self.picture.suffix.lower() not in PICTURE_ENDINGS:
-            problems.append(
-                f"`--picture` must end in {', '.join(PICTURE_ENDINGS)}; got {str(self.picture)!r}."
-            )
-        if not self.picture.absolute().parent.is_dir():
-            problems.append(
-                f"There is no folder {self.picture.parent} for `--picture`. Create it first."
-            )
-        if self.picture.resolve() in {image.resolve() for image in self.images}:
-            problems.append(f"`--picture` would replace the image {str(self.picture)!r}.")
-        if len(self.images) > MAX_IN_PICTURE:
-            problems.append(
-                f"A picture shows at most {MAX_IN_PICTURE} images; got {len(self.images)}. Give "
-                "fewer images, or leave out `--picture`."
-            )
-        if problems:
+        if self.picture is not None and (problems := [*self._picture_problems(self.picture)]):
             raise UsageError("\n".join(problems))
+
+    def _picture_problems(self, file: Path) -> Iterator[str]:
+        if file.suffix.lower() not in PICTURE_ENDINGS:
+            yield f"`--picture` must end in {', '.join(PICTURE_ENDINGS)}; got {str(file)!r}."
+        if not file.absolute().parent.is_dir():
+            yield f"There is no folder {file.parent} for `--picture`. Create it first."
+        if file.resolve() in {image.resolve() for image in self.images}:
+            yield f"`--picture` would replace the image {str(file)!r}."
+        if len(self.images) > MAX_IN_PICTURE:
+            text = f"A picture shows at most {MAX_IN_PICTURE} images; got {len(self.images)}. "
+            yield f"{text}Give fewer images, or leave out `--picture`."
 
 
 @contextlib.contextmanager
@@ -115,12 +102,7 @@ def find_model(config: PredictConfig) -> Iterator[TrainedModel]:
     """
     with tempfile.TemporaryDirectory(prefix="sweep-predict-") as folder:
         try:
-            paths = sweeps.find_sweep(
-                config.storage,
-                config.model,
-                way_out="Give another place with --storage, or the id of an MLflow run (32 "
-                "hexadecimal digits) instead of the name.",
-            )
+            paths = sweeps.find_sweep(config.storage, config.model, way_out=_WAY_OUT)
         except SweepNotFoundError:
             if not re.fullmatch(r"[0-9a-f]{32}", config.model):
                 raise
@@ -158,24 +140,21 @@ def _of_run(config: PredictConfig, folder: Path) -> TrainedModel:
     files, kind, tags = fetch_files(config.model, uri, folder)
     about = {"run_id": config.model, "trial": tags.get("mlflow.runName", "")}
     if kind == "exported":
-        model = read_folder(files)
-        return TrainedModel(
-            weights=model.weights,
-            config=model.config,
-            manifest=model.manifest,
-            about={**model.about, "run_id": config.model},
-        )
+        model = predict_model.read_folder(files)
+        return replace(model, about={**model.about, "run_id": config.model})
+    path = files / predict_model.FACTS
     try:
-        recipe = json.loads((files / FACTS).read_text())
+        recipe = json.loads(path.read_text())
         trained = TrainConfig.from_dict(recipe["config"])
         about["epoch"] = recipe["best_epoch"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"The MLflow run {config.model!r} has an incomplete model: its weights/{FACTS} cannot "
-            f"be read ({error})."
+            f"The MLflow run {config.model!r} has an incomplete model: its weights/{path.name} "
+            f"cannot be read ({error})."
         ) from error
     manifest = _manifest(config, recipe.get("manifest"), recipe["config"])
-    return TrainedModel(weights=files / WEIGHTS, config=trained, manifest=manifest, about=about)
+    weights = files / predict_model.WEIGHTS
+    return TrainedModel(weights=weights, config=trained, manifest=manifest, about=about)
 
 
 def _manifest(config: PredictConfig, recorded: Any, trained: dict[str, Any]) -> Manifest:
@@ -184,7 +163,7 @@ def _manifest(config: PredictConfig, recorded: Any, trained: dict[str, Any]) -> 
     from trainables.data.dataset import DatasetError, load_manifest
 
     if recorded is not None and recorded["fingerprint"] == trained["dataset_fingerprint"]:
-        return manifest_of(recorded)
+        return predict_model.manifest_of(recorded)
     place = data_location(config.data_dir)
     folder = place.folder / trained["dataset"]
     try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -20,14 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
-from orchestrator.predict.model import (
-    TrainedModel,
-    load,
-    predict,
-    read_folder,
-    read_images,
-    write_folder,
-)
+from orchestrator.predict import model as predict_model
+from orchestrator.predict.model import TrainedModel
 from orchestrator.storage.paths import MODEL
 from orchestrator.tracking.client import reason
 from trainables import files
@@ -53,10 +47,8 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
     Its input is a column "image" of base64-encoded image files, of any size and any format that
     datasets may have. Its output is "labels" and "probabilities", best first.
 
-    Args:
-        model: as `find.model_of_trial` or `model.from_checkpoint` return it.
-        target: the folder to create, whole or not at all.
-        example: an image file for the input example; None: a grey image.
+    The folder is created whole or not at all. `example` is an image file for the input example;
+    None: a grey image.
 
     Raises:
         FileExistsError: the target exists.
@@ -67,7 +59,7 @@ def export_model(model: TrainedModel, target: Path, example: bytes | None = None
         with tempfile.TemporaryDirectory() as folder:
             classifier = Path(folder) / _CLASSIFIER
             classifier.mkdir()
-            write_folder(model, classifier)
+            predict_model.write_folder(model, classifier)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MLflow's own imports warn
                 _save(classifier, model, written, example or _grey_image(model.manifest))
@@ -84,22 +76,18 @@ def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -
     import orchestrator
     import trainables
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema(
-            [
-                ColSpec(Array(DataType.string), "labels"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-    )
-    packages = [Path(package.__file__ or "").parent for package in (orchestrator, trainables)]
+    labels = ColSpec(Array(DataType.string), "labels")
+    probabilities = ColSpec(Array(DataType.double), "probabilities")
+    packages = (orchestrator, trainables)
     mlflow.pyfunc.save_model(
         path=str(target),
         loader_module=__name__,
         data_path=str(classifier),
-        code_paths=[str(package) for package in packages],
-        signature=signature,
+        code_paths=[str(Path(package.__file__ or "").parent) for package in packages],
+        signature=ModelSignature(
+            inputs=Schema([ColSpec(DataType.string, "image")]),
+            outputs=Schema([labels, probabilities]),
+        ),
         input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
         metadata={**model.about, "class_names": list(model.manifest.class_names)},
@@ -107,8 +95,6 @@ def _save(classifier: Path, model: TrainedModel, target: Path, example: bytes) -
 
 
 def _grey_image(manifest: Manifest) -> bytes:
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()
@@ -118,7 +104,7 @@ def _grey_image(manifest: Manifest) -> bytes:
 
 def _load_pyfunc(path: str) -> _Served:
     """Return an exported model, for MLflow, which calls this function of its loader module."""
-    return _Served(load(read_folder(Path(path))))
+    return _Served(predict_model.load(predict_model.read_folder(Path(path))))
 
 
 class _Served:
@@ -141,10 +127,11 @@ class _Served:
             named: list[tuple[str, bytes | Path]] = [
                 (f"row {row}", _decoded(text, row)) for row, text in enumerate(model_input["image"])
             ]
-            pixels = read_images(named, self._classifier.manifest)
+            pixels = predict_model.read_images(named, self._classifier.manifest)
         except UsageError as error:  # the server responds with status 400 and this text
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return [prediction.to_dict() for prediction in predict(self._classifier, pixels)]
+        predictions = predict_model.predict(self._classifier, pixels)
+        return [prediction.to_dict() for prediction in predictions]
 
 
 def _decoded(text: Any, row: int) -> bytes:
@@ -159,20 +146,15 @@ def _decoded(text: Any, row: int) -> bytes:
 def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[str, str]]:
     """Download the model of an MLflow run.
 
-    Args:
-        run_id: the run's.
-        uri: MLflow's store.
-        target: a folder for the files.
-
     Returns:
-        The folder with the files, their kind ("exported" for an exported model, "weights" for the
-        weights of a trial), and the run's tags.
+        The folder in `target` with the files, their kind ("exported" for an exported model,
+        "weights" for the weights of a trial), and the run's tags.
 
     Raises:
         UsageError: the store cannot be reached, the run does not exist, or it has no model.
     """
-    file = re.fullmatch(r"sqlite:///(.*)", uri)
-    if file and not Path(file[1]).is_file():  # MLflow would create one
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).is_file():  # MLflow would create one
         raise UsageError(f"There is no MLflow store at {uri}. Give its URI with --tracking-uri.")
     # The user waits for this, so time out soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

@@ -57,10 +57,7 @@ class Prediction:
 def from_checkpoint(folder: Path, manifest: Manifest, about: Mapping[str, Any]) -> TrainedModel:
     """Return the model of a checkpoint, after checking every file of it.
 
-    Args:
-        folder: as `trainables.training.checkpoint.save` writes it.
-        manifest: of the dataset it was trained on.
-        about: the origin; the epoch and the signature are added.
+    The epoch and the signature are added to `about`.
 
     Raises:
         UsageError: a file is missing or damaged, or the dataset is another one.
@@ -109,9 +106,11 @@ def read_folder(folder: Path) -> TrainedModel:
         facts = json.loads(path.read_text())
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r} instead of {FORMAT}")
-        config, manifest = TrainConfig.from_dict(facts["config"]), manifest_of(facts["manifest"])
         model = TrainedModel(
-            weights=weights, config=config, manifest=manifest, about=facts["about"]
+            weights=weights,
+            config=TrainConfig.from_dict(facts["config"]),
+            manifest=manifest_of(facts["manifest"]),
+            about=facts["about"],
         )
         expected = facts["sha256"]
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -130,17 +129,15 @@ def read_folder(folder: Path) -> TrainedModel:
 
 
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
-    """Return a manifest from its JSON object.
+    """Return the manifest whose fields are the values of a JSON object.
 
     Raises:
         TypeError: a field is missing or unknown.
     """
     from trainables.data.dataset import Manifest
 
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return Manifest(**fields)
+    lists: dict[str, Any] = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return Manifest(**{**values, **lists})
 
 
 def load(model: TrainedModel) -> Classifier:
@@ -161,14 +158,9 @@ def load(model: TrainedModel) -> Classifier:
 def read_images(
     named: Sequence[tuple[str, bytes | Path]], manifest: Manifest
 ) -> npt.NDArray[np.uint8]:
-    """Return images of any size, cropped and resized like the dataset's.
+    """Return images of any size, cropped and resized like the dataset's, as (n, h, w, c).
 
-    Args:
-        named: the user's name for each image, and its bytes or path.
-        manifest: of the dataset that the model was trained on.
-
-    Returns:
-        (n, h, w, c), of the size of the dataset's images.
+    `named` has the user's name for each image, and its bytes or path.
 
     Raises:
         UsageError: some images cannot be read; it names each of them.
@@ -185,12 +177,10 @@ def read_images(
             pixels[index] = read_image(content, name, shape)
         except UsageError as error:
             problems.append(str(error))
+    if problems and (good := len(named) - len(problems)):
+        text = f"No image was classified. Leave out these images to classify the other {good}."
+        problems.append(text)
     if problems:
-        good = len(named) - len(problems)
-        if good:
-            problems.append(
-                f"No image was classified. Leave out these images to classify the other {good}."
-            )
         raise UsageError("\n".join(problems))
     return pixels
 

@@ -5,7 +5,6 @@ The map shows which places of the image speak for the first label.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from orchestrator.data.decode import read_image
 from orchestrator.errors import UsageError
 from orchestrator.predict.model import Prediction
+from trainables import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,15 +35,10 @@ def draw(
     pixels: npt.NDArray[np.uint8],
     title: str,
 ) -> None:
-    """Write a picture with one row per image, whole or not at all.
+    """Write a picture with one row per image, whole or not at all; its suffix is its format.
 
-    Args:
-        file: the picture; its suffix is its format.
-        images: the image files.
-        predictions: one per image.
-        classifier: the model; the column of maps is left out if it has none.
-        pixels: (n, h, w, c), the images as `read_images` returns them.
-        title: the line at the top.
+    `pixels` (n, h, w, c) are the images as `read_images` returns them. The column of maps is left
+    out if the classifier has none.
 
     Raises:
         UsageError: the file cannot be written.
@@ -67,14 +62,12 @@ def draw(
         if maps is not None:
             _map(axes[row][1], shown, maps[row], f"evidence for {_short(prediction.labels[0])}")
         _bars(axes[row][-1], prediction)
-    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
     try:
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(file)
+        with files.temporary(file) as new:
+            figure.savefig(new, dpi=120, format=file.suffix[1:].lower())
+            new.replace(file)
     except OSError as error:
         raise UsageError(f"The picture {file} cannot be written: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _image(axes: Axes, shown: npt.NDArray[np.uint8], name: str) -> None:
@@ -94,11 +87,9 @@ def _map(
 
 
 def _bars(axes: Axes, prediction: Prediction) -> None:
-    places = range(len(prediction.labels))
+    places, labels = range(len(prediction.labels)), [*map(_short, prediction.labels)]
     bars = axes.barh(places, prediction.probabilities, color="#4477aa")
-    axes.set_yticks(
-        places, [_short(label) for label in prediction.labels], fontsize=7, parse_math=False
-    )
+    axes.set_yticks(places, labels, fontsize=7, parse_math=False)
     axes.bar_label(bars, [f"{p:.1%}" for p in prediction.probabilities], fontsize=7, padding=2)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18)  # room for the numbers

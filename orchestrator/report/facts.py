@@ -13,7 +13,6 @@ from orchestrator.ledger.header import RecordedPlan, SweepHeader, read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
-from trainables.metrics import METRIC_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,9 +221,3 @@ def ended(records: Iterable[Record]) -> list[Record]:
     """Return the records whose trials have ended, in the order in which they ended."""
     done = [record for record in records if record.trial.status in ENDED]
     return sorted(done, key=lambda record: record.trial.ended_seq or 0)
-
-
-def is_fraction(metric: str) -> bool:
-    """Return whether a metric of an epoch is a fraction, printed as percent."""
-    assert metric in METRIC_NAMES
-    return metric.endswith(("top1", "top5"))

@@ -17,7 +17,7 @@ from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import forecast
 from orchestrator.plan.plan import Plan
-from orchestrator.report.facts import is_fraction
+from trainables.metrics import is_fraction
 
 # Without a terminal, summary lines are printed less often the longer the sweep takes.
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0

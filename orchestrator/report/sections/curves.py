@@ -12,8 +12,9 @@ from plotly.subplots import make_subplots
 from orchestrator.ledger.records import ENDED, TrialStatus
 from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted, text
 from orchestrator.report.document.plots import colours, faint, figure
-from orchestrator.report.facts import Record, SweepData, is_fraction
+from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.sections.leaderboard import metric_kind
+from trainables.metrics import is_fraction
 
 # Line style, opacity and end marker of a curve, by the trial's status.
 _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {

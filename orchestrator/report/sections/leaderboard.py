@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.ledger.records import TrialStatus
 from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, text
-from orchestrator.report.facts import Record, SweepData, estimated, is_fraction, mean
+from orchestrator.report.facts import Record, SweepData, estimated, mean
+from trainables.metrics import is_fraction
 
 # An evaluation measures inference at once; it does not wait until the device is free.
 SHARED = (

@@ -170,7 +170,7 @@ def test_the_best_trial_is_used_or_the_best_of_a_variant(
 
 
 def trial(**values: Any) -> Trial:
-    given = {"status": "complete", "stage": "search", "best_value": 0.5, **values}
+    given = {"status": "complete", "stage": "search", "best_value": 0.5, "config": {}, **values}
     unset = {name: None for name in Trial.__dataclass_fields__}
     return Trial(**{**unset, "signature": f"of {values.get('planned_seq')}", **given})
 
