@@ -67,7 +67,7 @@ def upload_weights(
             link.symlink_to(source.absolute())
             runs.client.log_artifact(run.run_id, str(link), WEIGHTS_FOLDER)
         # Last: without this file the weights do not count as complete.
-        recipe = rebuild_recipe(ledger, trial)
+        recipe = _rebuild_recipe(ledger, trial)
         runs.client.log_dict(run.run_id, recipe, f"{WEIGHTS_FOLDER}/model.json")
         runs.client.set_tag(run.run_id, WEIGHTS_TAG, weights_tag(trial))
     run.weights = weights_tag(trial)
@@ -80,7 +80,7 @@ def delete_weights(runs: SweepRuns, run: TrialRun) -> None:
     run.weights = NO_WEIGHTS
 
 
-def rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
+def _rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
     """Return what is needed to build a trial's model and load its weights; epochs from 1."""
     assert trial.best_epoch is not None
     header = read_header(ledger)
@@ -102,5 +102,5 @@ def _clear(runs: SweepRuns, run_id: str, folder: str, tag: str) -> None:
     runs.client.set_tag(run_id, tag, INCOMPLETE)
     artifact_uri = runs.client.get_run(run_id).info.artifact_uri
     files = get_artifact_repository(artifact_uri, tracking_uri=runs.uri)
-    if with_retries(files.list_artifacts, runs.clock)(folder):
-        with_retries(files.delete_artifacts, runs.clock)(folder)
+    if with_retries(files.list_artifacts, runs.client.clock)(folder):
+        with_retries(files.delete_artifacts, runs.client.clock)(folder)

@@ -14,6 +14,14 @@ from typing import Any
 from orchestrator.clock import Clock
 
 _PAUSES_S = (0.2, 1.0)
+_REASONS = {  # by what the text of an error contains
+    "Connection refused": "no server is listening at this address.",
+    "timed out": "it did not respond in time.",
+    "database is locked": "its database is locked by another program.",
+    "_alembic_tmp_": "its database is incomplete, because a program was killed while creating or "
+    "upgrading it, and MLflow cannot repair it. Move the file away: a new database is filled from "
+    "the ledger.",
+}
 _SLOW_S = 2.0  # a call that failed after this long is not retried: the server has been waited for
 
 
@@ -25,11 +33,11 @@ class RetryingClient:
     """
 
     def __init__(self, client: Any, clock: Clock) -> None:
-        self.without_retries, self._clock = client, clock
+        self.without_retries, self.clock = client, clock
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.without_retries, name)
-        return method if name == "create_run" else with_retries(method, self._clock)
+        return method if name == "create_run" else with_retries(method, self.clock)
 
 
 def with_retries(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
@@ -41,7 +49,9 @@ def with_retries(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
             try:
                 return call(*args, **kwargs)
             except Exception as error:
-                if clock.monotonic_s() - began_s > _SLOW_S or _is_final(error):
+                status = http_status(error) or 0
+                is_final = 400 <= status < 500 and status not in (408, 429)
+                if is_final or clock.monotonic_s() - began_s > _SLOW_S:
                     raise
             clock.sleep(pause_s)
         return call(*args, **kwargs)
@@ -49,16 +59,9 @@ def with_retries(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
     return retried
 
 
-def _is_final(error: Exception) -> bool:
-    """Return whether the same request would fail with the same error again."""
-    status = http_status(error)
-    return status is not None and 400 <= status < 500 and status not in (408, 429)
-
-
 def http_status(error: Exception) -> int | None:
     """Return the HTTP status of a server's reply, None if the error is not a reply."""
-    response = getattr(error, "response", None)
-    if response is not None:
+    if (response := getattr(error, "response", None)) is not None:
         return int(response.status_code)
     mlflow_status = getattr(error, "get_http_status_code", None)
     return None if mlflow_status is None else int(mlflow_status())
@@ -90,30 +93,15 @@ def advice(error: Exception, uri: str) -> str | None:
 def reason(error: Exception, uri: str) -> str:
     """Return one sentence that says why a call to MLflow failed."""
     text = str(error)
-    status = re.search(r"too many (\d+) error responses", text)
     if hint := advice(error, uri):
         return hint
-    if "Connection refused" in text:
-        return "no server is listening at this address."
-    if "timed out" in text:
-        return "it did not respond in time."
-    if "database is locked" in text:
-        return "its database is locked by another program."
-    if "_alembic_tmp_" in text:
-        return (
-            "its database is incomplete, because a program was killed while creating or upgrading "
-            "it, and MLflow cannot repair it. Move the file away: a new database is filled from "
-            "the ledger."
-        )
-    if status:
+    for part, sentence in _REASONS.items():
+        if part in text:
+            return sentence
+    if status := re.search(r"too many (\d+) error responses", text):
         return f"it responded with HTTP status {status[1]}."
-    return f"{first_line(error)}."
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's class and the first line of its text, cut after 300 characters."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    first_line = (text.strip().splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}{first_line and ': '}{first_line}."
 
 
 def ui_command(uri: str) -> str | None:
@@ -126,11 +114,8 @@ def ui_command(uri: str) -> str | None:
 def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
     """Return the address of the page with the curves of all trials, best trial first.
 
-    Args:
-        uri: of the server; a database file gets the default address of `mlflow ui`.
-        experiment: the id of the sweep's experiment.
-        metric: the metric that the sweep optimizes.
-        mode: "max" or "min".
+    A database file gets the default address of `mlflow ui`. `experiment` is an id, `metric` the one
+    that the sweep optimizes, and `mode` "max" or "min".
     """
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     query = urllib.parse.urlencode(

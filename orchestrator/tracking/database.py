@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from orchestrator.storage.paths import SweepPaths
+from trainables import files
 
 _ABANDONED_AFTER_S = 600  # age of an unfinished file whose process was killed; it takes seconds
 
@@ -33,16 +34,13 @@ def create(uri: str) -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - defines the tables
     from mlflow.store.db import utils
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
-    try:
-        utils._initialize_tables(engine)
-        engine.dispose()
+    with files.temporary(path, f"{uuid.uuid4().hex}.new") as new:
+        engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
+        try:
+            utils._initialize_tables(engine)
+        finally:
+            engine.dispose()
         _put_in_place(new, path)
-    finally:
-        engine.dispose()
-        new.unlink(missing_ok=True)
 
 
 def _put_in_place(new: Path, path: Path) -> None:
@@ -54,35 +52,26 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
-    """Point the experiments of the default database to the artifacts beside it.
+    """Point experiments of the default database to the artifacts beside it; return their names.
 
     This is needed after the folder was moved or copied: MLflow stores absolute locations and has no
-    command to change them. Only locations that this program chose are changed.
-
-    Args:
-        paths: a sweep's; the artifacts of other sweeps that were moved with it are included.
-        wait_s: how long to wait while another program locks the database.
-
-    Returns:
-        The names of the experiments whose locations were changed.
+    command to change them. Only locations that this program chose are changed, also those of other
+    sweeps that were moved with this one. Waits up to `wait_s` while another program locks the
+    database.
 
     Raises:
         sqlite3.Error: the database is locked or damaged.
     """
-    database = paths.mlflow_database
-    if not database.is_file():
+    if not paths.mlflow_database.is_file():
         return []
-    address = f"{database.absolute().as_uri()}?mode=rw"
+    address = f"{paths.mlflow_database.absolute().as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=wait_s, isolation_level=None)) as store:
-        known = store.execute(
-            "SELECT count(*) FROM sqlite_master WHERE name IN ('experiments', 'runs')"
-        ).fetchone()
-        if known[0] < 2:  # its tables do not exist yet
+        tables = "SELECT name FROM sqlite_master WHERE name IN ('experiments', 'runs')"
+        if len(store.execute(tables).fetchall()) < 2:  # they do not exist yet
             return []
         moved = []
-        for number, name, old in store.execute(
-            "SELECT experiment_id, name, artifact_location FROM experiments"
-        ).fetchall():
+        known = "SELECT experiment_id, name, artifact_location FROM experiments"
+        for number, name, old in store.execute(known).fetchall():
             folder = paths.artifacts / name
             new = folder.absolute().as_uri()
             is_ours = re.fullmatch(rf"file:.*/{paths.artifacts.name}/{re.escape(name)}", old or "")
@@ -91,10 +80,8 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
         if moved:
             store.execute("BEGIN IMMEDIATE")  # rolled back if an error closes the connection
             for number, _, old, new in moved:
-                store.execute(
-                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
-                    (new, number),
-                )
+                change = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+                store.execute(change, (new, number))
                 store.execute(
                     "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
                     " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",

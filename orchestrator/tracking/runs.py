@@ -44,22 +44,16 @@ class TrialRun:
     weights: str  # the value of WEIGHTS_TAG
 
 
+@dataclass(slots=True)
 class SweepRuns:
-    """A sweep's runs in MLflow, as `connect` finds them: `parent`, and `trials` by signature."""
+    """A sweep's runs in MLflow, as `connect` finds them."""
 
-    def __init__(
-        self,
-        client: RetryingClient,
-        clock: Clock,
-        uri: str,
-        experiment: str,
-        sweep_id: str,
-        parent: Run,
-        trials: Mapping[str, Run],
-    ) -> None:
-        self.client, self.clock, self.uri = client, clock, uri
-        self.experiment, self.sweep_id, self.parent = experiment, sweep_id, parent
-        self.trials = {signature: self._read(run) for signature, run in trials.items()}
+    client: RetryingClient
+    uri: str
+    experiment: str  # its id
+    sweep_id: str
+    parent: Run
+    trials: dict[str, TrialRun]  # by signature
 
     @property
     def parent_id(self) -> str:
@@ -78,15 +72,9 @@ class SweepRuns:
                 "variant": trial.variant,
                 "stage": trial.stage,
             }
-            run = _find_or_create(
-                self.client, self.clock, self.experiment, trial.name, started_s, tags
-            )
-            self.trials[signature] = self._read(run)
+            run = _find_or_create(self.client, self.experiment, trial.name, started_s, tags)
+            self.trials[signature] = _read(run, self.parent_id)
         return self.trials[signature]
-
-    def forget(self, signature: str) -> None:
-        """Search for a trial's run again before it is used next."""
-        self.trials.pop(signature, None)
 
     def reload_parent(self) -> Run:
         """Read the sweep's own run from MLflow again and return it."""
@@ -102,29 +90,9 @@ class SweepRuns:
             self.client.set_terminated(self.parent_id, RUN_STATUS[outcome])
         self.reload_parent()
 
-    def _read(self, run: Run) -> TrialRun:
-        """Return what a trial's run shows. Its mark counts only if its other tags agree."""
-        tags, status = run.data.tags, run.info.status
-        is_consistent = (
-            status == RUN_STATUS.get(tags.get(OUTCOME, ""))
-            and tags.get(PARENT_RUN_ID) == self.parent_id
-        )
-        return TrialRun(
-            run_id=run.info.run_id,
-            status=status,
-            mark=tags.get(MARK) if is_consistent else None,
-            weights=tags.get(WEIGHTS_TAG, NO_WEIGHTS),
-        )
-
 
 def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> SweepRuns:
     """Return the sweep's runs; its experiment and its own run are created if missing.
-
-    Args:
-        header: the sweep's.
-        paths: its folder.
-        uri: MLflow's store.
-        clock: for the pauses between retries.
 
     Raises:
         Exception: whatever MLflow or its database raised.
@@ -143,14 +111,23 @@ def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> S
     client = RetryingClient(mlflow.MlflowClient(tracking_uri=uri), clock)
     experiment = _find_or_create_experiment(client, paths, uri)
     tags = {SWEEP_ID: header.sweep_id, **_SOURCE}
-    trials = _search(client, experiment, tags)
-    parent = trials.pop("", None) or _find_or_create(
-        client, clock, experiment, paths.name, header.created_s, tags
+    runs = _search(client, experiment, tags)
+    parent = runs.pop("", None) or _find_or_create(
+        client, experiment, paths.name, header.created_s, tags
     )
     if OUTCOME not in parent.data.tags:
         client.log_dict(parent.info.run_id, header.plan.to_dict(), "plan.json")
         client.set_tag(parent.info.run_id, OUTCOME, "running")
-    return SweepRuns(client, clock, uri, experiment, tags[SWEEP_ID], parent, trials)
+    trials = {signature: _read(run, parent.info.run_id) for signature, run in runs.items()}
+    return SweepRuns(client, uri, experiment, header.sweep_id, parent, trials)
+
+
+def _read(run: Run, parent_id: str) -> TrialRun:
+    """Return what a trial's run shows. Its mark counts only if its other tags agree."""
+    tags, status = run.data.tags, run.info.status
+    shown, expected = (status, tags.get(PARENT_RUN_ID)), RUN_STATUS.get(tags.get(OUTCOME, ""))
+    mark = tags.get(MARK) if shown == (expected, parent_id) else None
+    return TrialRun(run.info.run_id, status, mark, tags.get(WEIGHTS_TAG, NO_WEIGHTS))
 
 
 def _find_or_create_experiment(client: RetryingClient, paths: SweepPaths, uri: str) -> str:
@@ -161,19 +138,13 @@ def _find_or_create_experiment(client: RetryingClient, paths: SweepPaths, uri: s
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     # A server has its own place for artifacts; a database file has none.
-    location = None
-    if uri.startswith("sqlite:"):
-        location = (paths.artifacts / paths.name).absolute().as_uri()
+    folder = (paths.artifacts / paths.name).absolute().as_uri()
+    location = folder if uri.startswith("sqlite:") else None
     return str(client.create_experiment(paths.name, artifact_location=location))
 
 
 def _find_or_create(
-    client: RetryingClient,
-    clock: Clock,
-    experiment: str,
-    name: str,
-    started_s: float,
-    tags: Mapping[str, str],
+    client: RetryingClient, experiment: str, name: str, started_s: float, tags: Mapping[str, str]
 ) -> Run:
     """Return the run with these tags; a sweep's own run has no signature."""
 
@@ -184,7 +155,7 @@ def _find_or_create(
             experiment, start_time=int(started_s * 1000), run_name=name, tags=dict(tags)
         )
 
-    run: Run = with_retries(once, clock)()
+    run: Run = with_retries(once, client.clock)()
     return run
 
 
@@ -202,8 +173,7 @@ def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> dict[str, 
     while True:
         page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
         runs += page
-        token = page.token
-        if not token:
+        if not (token := page.token):
             break
     found: dict[str, Run] = {}
     # Keep the one that was written to.

@@ -1,15 +1,15 @@
 """Writes the ledger of a sweep into MLflow, from a background thread.
 
-MLflow holds a copy of what the ledger has, never more. Each trial's run has a tag, its mark, that
-says which state of the trial the run shows. So a store that was down, is new, was lost or comes
-from an old backup is completed by the same rule, and metrics carry the ledger's timestamps, so
-writing them twice changes nothing. A trial that MLflow rejects does not delay the others.
+Each trial's run has a tag, its mark, that says which state of the trial the run shows. So a store
+that was down, is new, was lost or comes from an old backup is completed by the same rule, and
+metrics carry the ledger's timestamps, so writing them twice changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import artifacts
-from orchestrator.tracking.artifacts import Output
 from orchestrator.tracking.client import reason
 from orchestrator.tracking.runs import SweepRuns, connect
 from orchestrator.tracking.tags import MARK, NO_WEIGHTS, OUTCOME, PARENT_RUN_ID, RUN_STATUS
@@ -54,22 +53,17 @@ class Tracker:
         copied_seq: Callable[[], int] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare to write; the first `sync` connects to MLflow.
+        """Prepare to write to the store `uri`; the first `sync` connects to it.
 
-        Args:
-            ledger: the sweep's.
-            paths: its folder.
-            uri: MLflow's store.
-            copied_seq: returns the number of the last change that is in a copy of the ledger;
-                later ones are not written yet. None: all are written.
-            clock: None is the real one.
+        `copied_seq` returns the number of the last change that is in a copy of the ledger; later
+        ones are not written yet. None: all are written.
         """
         self.ledger, self.paths, self.uri, self.copied_seq = ledger, paths, uri, copied_seq
         self.header, self.clock = read_header(ledger), clock or Clock()
         self.rejected: dict[str, RejectedTrial] = {}  # by signature
         self.answered_s: float | None = None  # monotonic time of MLflow's last reply
         self.experiment = ""  # its id, once known
-        self.outputs: Sequence[Output] = ()  # uploaded to the sweep's own run by `finish`
+        self.outputs: Sequence[artifacts.Output] = ()  # uploaded to the sweep's own run by `finish`
         self._runs: SweepRuns | None = None  # None: not connected
         self._position = -1  # trials changed up to here are written or in `rejected`
         self._checks_weights = True  # the weights of all trials were not compared since connecting
@@ -79,8 +73,7 @@ class Tracker:
     def sync(self, *, last: bool = False) -> int:
         """Write what changed since the last call; return the number of trials written.
 
-        Args:
-            last: retry rejected trials at once, and keep the status of the sweep's own run.
+        With `last`, retry rejected trials at once and keep the status of the sweep's own run.
 
         Raises:
             Exception: whatever MLflow raised. The next call writes what this one did not.
@@ -91,11 +84,14 @@ class Tracker:
                 runs.set_outcome("running")
             due = self._due_trials(runs, last)
             for trial in due:
-                self._try(self._write_trial, runs, trial)
+                with self._noting_rejection(runs, trial):
+                    self._write_trial(runs, trial)
             if self.rejected or self._checks_weights or any(t.status in ENDED for t in due):
                 self._update_weights(runs, last)
                 self._checks_weights = False
-            self._record_rejected()
+            note = {signature: trial.reason for signature, trial in sorted(self.rejected.items())}
+            if note != read_header(self.ledger).tracking_behind:
+                self.ledger.put("tracking_behind", note)
         except Exception:
             # A reply may have been lost after the server acted: read all runs again.
             self._runs = None
@@ -105,9 +101,7 @@ class Tracker:
     def finish(self, outcome: str, figures: Mapping[str, float]) -> None:
         """Write the rest, then the sweep's outputs, figures and status to its own run.
 
-        Args:
-            outcome: "complete", "failed" or "interrupted".
-            figures: metrics of the sweep's own run, by name.
+        `outcome` is "complete", "failed" or "interrupted"; `figures` are metrics by name.
 
         Raises:
             Exception: whatever MLflow raised.
@@ -125,10 +119,8 @@ class Tracker:
             self._runs = None
         self.sync(last=True)
         runs = self._connect()
-        if (runs.parent.info.status, runs.parent.data.tags.get(OUTCOME)) != (
-            RUN_STATUS[outcome],
-            outcome,
-        ):
+        shown = runs.parent.info.status, runs.parent.data.tags.get(OUTCOME)
+        if shown != (RUN_STATUS[outcome], outcome):
             runs.set_outcome(outcome)
 
     def _connect(self) -> SweepRuns:
@@ -176,19 +168,18 @@ class Tracker:
         rejected = self.rejected.get(signature)
         return rejected is None or self.clock.monotonic_s() >= rejected.due_s
 
-    def _try(
-        self, write: Callable[[SweepRuns, Trial], None], runs: SweepRuns, trial: Trial
-    ) -> None:
-        """Write something of one trial; if MLflow rejects only that, note it and return.
+    @contextmanager
+    def _noting_rejection(self, runs: SweepRuns, trial: Trial) -> Iterator[None]:
+        """Note the trial as rejected if MLflow rejects what the block writes of it.
 
         Raises:
             Exception: MLflow does not respond, or the sweep's own run was deleted.
         """
         before = self.rejected.pop(trial.signature, None)
         try:
-            write(runs, trial)
+            yield
         except Exception as error:
-            runs.forget(trial.signature)
+            runs.trials.pop(trial.signature, None)  # searched for again before it is used next
             if runs.reload_parent().info.lifecycle_stage == "deleted":
                 raise
             tries = before.tries + 1 if before else 1
@@ -196,12 +187,6 @@ class Tracker:
             why = redacted(reason(error, self.uri))
             self.rejected[trial.signature] = RejectedTrial(why, tries, due_s)
         self.answered_s = self.clock.monotonic_s()
-
-    def _record_rejected(self) -> None:
-        """Store in the ledger which trials MLflow rejects, and why."""
-        note = {signature: trial.reason for signature, trial in sorted(self.rejected.items())}
-        if note != read_header(self.ledger).tracking_behind:
-            self.ledger.put("tracking_behind", note)
 
     def _log_figures(self, runs: SweepRuns, figures: Mapping[str, float]) -> None:
         """Write metrics of the sweep's own run, unless they have these values already."""
@@ -219,45 +204,43 @@ class Tracker:
             runs.client.log_batch(runs.parent_id, metrics=new)
 
     def _write_trial(self, runs: SweepRuns, trial: Trial) -> None:
+        from mlflow.entities import Param
+
         attempts = self.ledger.attempts(trial.signature)
         mark, outcome = self._mark(trial), _outcome(trial, attempts)
         started_s = attempts[0].started_s if attempts else self.header.created_s
         run = runs.run_of(trial, started_s)
         if self._is_of_another_ledger(trial, run.mark):
             runs.client.delete_run(run.run_id)
-            runs.forget(trial.signature)
+            del runs.trials[trial.signature]
             run = runs.run_of(trial, started_s)
         params: list[Param] = []
         if run.mark is None:  # new or partly written
-            params = _params(trial)
+            params = [Param(name, str(value)) for name, value in trial.config.items()]
             runs.client.log_dict(run.run_id, trial.config, "config.json")
         *before, seq = self._written.get(trial.signature, ("", "", -1))
         after = seq if before == [run.run_id, run.mark] else -1
         metrics = self._metrics(trial, attempts, after)
         tags = _tags(attempts, outcome, mark, runs.parent_id)
         status = RUN_STATUS[outcome]
+        is_ended = status not in ("RUNNING", "SCHEDULED")
         # The mark must be written last. MLflow stores the tags of a batch after all else.
-        if status in ("RUNNING", "SCHEDULED") and run.status == status:
-            self._log(runs, run.run_id, metrics, params, tags)
+        if not is_ended and run.status == status:
+            self._log(run.run_id, metrics, params, tags)
         else:
-            self._log(runs, run.run_id, metrics, params, [])
-            self._set_status(runs, run.run_id, trial, attempts, status)
-            self._log(runs, run.run_id, [], [], tags)
+            self._log(run.run_id, metrics, params, [])
+            if is_ended:
+                self._end_run(runs, run.run_id, trial, attempts, status)
+            else:
+                runs.client.update_run(run.run_id, status=status)
+            self._log(run.run_id, [], [], tags)
         run.status, run.mark = status, mark
         self._written[trial.signature] = (run.run_id, mark, trial.changed_seq)
 
-    def _set_status(
-        self,
-        runs: SweepRuns,
-        run_id: str,
-        trial: Trial,
-        attempts: Sequence[Attempt],
-        status: str,
+    def _end_run(
+        self, runs: SweepRuns, run_id: str, trial: Trial, attempts: list[Attempt], status: str
     ) -> None:
-        """Set the status of a trial's run, after the files that belong to an ended one."""
-        if status in ("RUNNING", "SCHEDULED"):
-            runs.client.update_run(run_id, status=status)
-            return
+        """Upload the files that belong to a trial's ended run, then set its status."""
         artifacts.upload_logs(runs, run_id, self.paths, attempts)
         if evaluated := self.ledger.evaluation(trial.signature):
             evaluated = {**evaluated, "epoch": evaluated["epoch"] + 1}
@@ -288,27 +271,23 @@ class Tracker:
             return metrics
         ended_ms = int((attempts[-1].ended_s or 0) * 1000) if attempts else 0
         if evaluated := self.ledger.evaluation(trial.signature):
-            metrics += [Metric(*one, ended_ms, 0) for one in evaluation_metrics(evaluated).items()]
+            metrics += [Metric(*one, ended_ms, 0) for one in _evaluation_metrics(evaluated).items()]
         if trial.best_value is not None:
             name = self.header.plan.space.metric
             metrics.append(Metric(f"best_{name}", trial.best_value, ended_ms, 0))
         return metrics
 
     def _log(
-        self,
-        runs: SweepRuns,
-        run_id: str,
-        metrics: list[Metric],
-        params: list[Param],
-        tags: list[RunTag],
+        self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]
     ) -> None:
         """Write in batches, the tags with the last of them."""
+        client = self._connect().client
         while len(metrics) > _PER_BATCH:
-            runs.client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
+            client.log_batch(run_id, metrics=metrics[:_PER_BATCH], params=params)
             metrics, params = metrics[_PER_BATCH:], []
             self.answered_s = self.clock.monotonic_s()
         if metrics or params or tags:
-            runs.client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+            client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
     def _update_weights(self, runs: SweepRuns, last: bool) -> None:
         """Upload the weights of the best trials of each variant, and remove those of others."""
@@ -324,50 +303,35 @@ class Tracker:
                 if signature in self.rejected and self._is_up_to_date(runs, trial):
                     del self.rejected[signature]  # the rejected request was carried out after all
             elif last or self._is_due(signature):
-                self._try(self._upload_weights if wanted else self._delete_weights, runs, trial)
-
-    def _upload_weights(self, runs: SweepRuns, trial: Trial) -> None:
-        run = runs.trials[trial.signature]
-        artifacts.upload_weights(runs, run, self.ledger, self.paths, trial)
-
-    def _delete_weights(self, runs: SweepRuns, trial: Trial) -> None:
-        artifacts.delete_weights(runs, runs.trials[trial.signature])
+                with self._noting_rejection(runs, trial):
+                    if wanted:
+                        artifacts.upload_weights(runs, run, self.ledger, self.paths, trial)
+                    else:
+                        artifacts.delete_weights(runs, run)
 
 
-def evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
+def _evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of an evaluation on the test split, by their names in MLflow."""
     metrics = {f"test_{name}": evaluated[name] for name in ("top1", "top5", "loss", "ece")}
-    if evaluated["superclass_top1"] is not None:
-        metrics["test_superclass_top1"] = evaluated["superclass_top1"]
+    metrics["test_superclass_top1"] = evaluated["superclass_top1"]
     for name in ("precision", "recall", "f1"):
         metrics[f"test_{name}_macro"] = evaluated[name]["macro"]
         metrics[f"test_{name}_weighted"] = evaluated[name]["weighted"]
-    metrics["inference_ms"] = evaluated["inference_ms"]
-    metrics["inference_images_per_s"] = evaluated["inference_images_per_s"]
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    metrics |= {name: evaluated[name] for name in ("inference_ms", "inference_images_per_s")}
+    return {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
 
 
 def _tags(attempts: Sequence[Attempt], outcome: str, mark: str, parent_id: str) -> list[RunTag]:
     from mlflow.entities import RunTag
 
-    tags = {
-        OUTCOME: outcome,
-        MARK: mark,
-        PARENT_RUN_ID: parent_id,
-        "attempts": str(len(attempts)),
-    }
+    tags = {OUTCOME: outcome, MARK: mark, PARENT_RUN_ID: parent_id}
+    tags["attempts"] = str(len(attempts))
     if attempts and attempts[-1].micro_batch_size:
         tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
     failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
     if failed:
         tags["failure.class"] = str(failed[-1].failure_class)
     return [RunTag(name, value) for name, value in tags.items()]
-
-
-def _params(trial: Trial) -> list[Param]:
-    from mlflow.entities import Param
-
-    return [Param(name, str(value)) for name, value in trial.config.items()]
 
 
 def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:

@@ -29,7 +29,9 @@ def verify(config: SweepConfig) -> int:
     """
     paths = sweeps.find_sweep(str(config.storage), config.name, config.space)
     console = command.console_on(sys.stdout)
-    driver = _driver(paths)
+    driver = locks.driver_of(paths)
+    if driver is None and (storage := sweeps.storage_of(paths)) is not None:
+        driver = lease.holder(storage)
     try:
         with newest_copy(paths) as ledger:
             ledger.database.check_schema()
@@ -78,19 +80,10 @@ def check_ledger(snapshot: Snapshot) -> list[Result]:
     ]
 
 
-def _driver(paths: SweepPaths) -> str | None:
-    """Return the process that runs a sweep: the holder of its lock here, or of its lease."""
-    here = locks.driver_of(paths)
-    storage = sweeps.storage_of(paths)
-    return lease.holder(storage) if here is None and storage is not None else here
-
-
 def _table(paths: SweepPaths, results: list[Result]) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"Checks of the sweep {paths.name!r}")
-    table.add_column("area")
-    table.add_column("check")
+    table = Table("area", "check", title=f"Checks of the sweep {paths.name!r}")
     table.add_column("checked", justify="right")
     table.add_column("problems", justify="right")
     for result in results:

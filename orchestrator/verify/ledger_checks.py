@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger import ranking
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
@@ -70,14 +70,24 @@ def check_attempts(snapshot: Snapshot) -> Result:
     """Check that attempts are numbered 1 to n, only the last is open, and the status agrees."""
     found: list[str] = []
     for trial in snapshot.trials:
-        own = snapshot.attempts[trial.signature]
-        found += problems_of("ledger", trial, _attempt_problems(snapshot, own))
-        found += problems_of("ledger", trial, _status_problems(trial, own))
+        found += problems_of("ledger", trial, _attempt_problems(snapshot, trial))
     count = sum(map(len, snapshot.attempts.values()))
     return Result("ledger", "attempts agree with their trials", count, found)
 
 
-def _attempt_problems(snapshot: Snapshot, own: list[Attempt]) -> Iterator[str]:
+# Possible outcomes of a trial's last attempt, by the trial's status. None is an open attempt,
+# "none" stands for no attempt. A trial of a variant that is given up fails after a failed or lost
+# attempt.
+_LAST_OUTCOMES: dict[str, tuple[str | None, ...]] = {
+    "planned": ("none",),
+    "running": (None, "lost", "failed"),
+    **{outcome: (outcome,) for outcome in ("complete", "stopped", "diverged")},
+    "failed": ("failed", "lost"),
+}
+
+
+def _attempt_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
+    own = snapshot.attempts[trial.signature]
     numbers = [attempt.attempt for attempt in own]
     if numbers != list(range(1, len(own) + 1)):
         yield f"its attempts are numbered {numbers}, not 1 to {len(own)}."
@@ -87,22 +97,6 @@ def _attempt_problems(snapshot: Snapshot, own: list[Attempt]) -> Iterator[str]:
             yield f"attempt {attempt.attempt} is {outcome}, but it is not the last attempt."
     if is_open(own) and snapshot.driver is None:
         yield f"attempt {own[-1].attempt} is open, but no driver is running."
-
-
-# Possible outcomes of a trial's last attempt, by the trial's status. None is an open attempt,
-# "none" stands for no attempt. A trial of a variant that is given up fails after a failed or lost
-# attempt.
-_LAST_OUTCOMES: dict[str, tuple[str | None, ...]] = {
-    "planned": ("none",),
-    "running": (None, "lost", "failed"),
-    "complete": ("complete",),
-    "stopped": ("stopped",),
-    "diverged": ("diverged",),
-    "failed": ("failed", "lost"),
-}
-
-
-def _status_problems(trial: Trial, own: list[Attempt]) -> Iterator[str]:
     last = own[-1].outcome if own else "none"
     if last not in _LAST_OUTCOMES[trial.status]:
         yield f"it is {trial.status}, but its last attempt is {last or 'open'}."

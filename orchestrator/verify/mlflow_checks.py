@@ -87,8 +87,7 @@ def _runs(client: MlflowClient, snapshot: Snapshot) -> dict[str, list[Run]]:
         )
         for run in page:
             found[run.data.tags.get("sweep.signature", "")].append(run)
-        token = page.token
-        if not token:
+        if not (token := page.token):
             break
     return found
 
@@ -118,11 +117,8 @@ def _run_problems(
             got = run.data.params.get(name)
             if got != str(value):
                 yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
-    if not is_live:
-        yield from _status_problems(snapshot, trial, run)
-
-
-def _status_problems(snapshot: Snapshot, trial: Trial, run: Run) -> Iterator[str]:
+    if is_live:
+        return
     status = _STATUS[trial.status]
     if is_open(snapshot.attempts[trial.signature]):
         status = "KILLED"  # no process runs it until the sweep is resumed
