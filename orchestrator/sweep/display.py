@@ -89,15 +89,13 @@ class Display:
             own = [trial for trial in trials if trial.variant == variant]
             is_searched = bool(self.plan.space.params_for(variant))
             count = Counter(trial.status for trial in own)
-            running = [t for t in own if t.status == "running"]
-            speed = sum(
-                rows[t.signature].metrics["images_per_s"] for t in running if t.signature in rows
-            )
+            latest = [rows.get(t.signature) for t in own if t.status == "running"]
+            speed = sum(row.metrics["images_per_s"] for row in latest if row)
             best = self._best(own, rows)
             table.add_row(
                 variant,
                 str(self.plan.trials + (self.plan.final_seeds if is_searched else 0)),
-                str(len(running)),
+                str(count["running"]),
                 str(count["complete"]),
                 str(count["stopped"]),
                 str(count["failed"] + count["diverged"]),
@@ -118,9 +116,8 @@ class Display:
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         count = Counter(trial.status for trial in trials)
-        total = self.plan.num_trials
         return (
-            f"{sum(count[s] for s in ENDED)} of {total} trials ended "
+            f"{sum(count[s] for s in ENDED)} of {self.plan.num_trials} trials ended "
             f"({count['complete']} complete, {count['stopped']} stopped early, "
             f"{count['diverged']} diverged, {count['failed']} failed), "
             f"{count['running']} running; {self._time_left(trials, self.ledger.latest_epochs())}"

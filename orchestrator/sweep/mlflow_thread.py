@@ -59,10 +59,9 @@ class MlflowThread:
             return 0.2
         if self._outcome is not None:
             return self._last_step(self._outcome)
-        is_up = self._sync() or self._error is None
-        self._pause_s = (
-            _PAUSE_S if is_up else min(max(_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
-        )
+        has_failed = not self._sync() and self._error is not None
+        longer_s = min(max(_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
+        self._pause_s = longer_s if has_failed else _PAUSE_S
         return self._pause_s
 
     def end(self, outcome: str) -> None:
@@ -107,8 +106,7 @@ class MlflowThread:
 
     def _problem(self) -> str | None:
         """Return why MLflow is behind, None unless that is worth reporting by now."""
-        now_s = self._clock.monotonic_s()
-        error = self._error
+        now_s, error = self._clock.monotonic_s(), self._error
         if error is not None and client.advice(error, self.tracker.uri) is not None:
             return self._reason()  # waiting does not help
         if now_s - self._up_to_date_s <= _REPORT_AFTER_S:
@@ -140,11 +138,8 @@ class MlflowThread:
         if self._first_by_s is None:
             self._first_by_s = now_s + _FIRST_AFTER_S
         with contextlib.suppress(Exception):  # a broken ledger is reported by the trials
-            if (
-                now_s < self._first_by_s
-                and self._outcome is None
-                and not self.tracker.ledger.latest_epochs()
-            ):
+            may_wait = now_s < self._first_by_s and self._outcome is None
+            if may_wait and not self.tracker.ledger.latest_epochs():
                 return False
         self._has_begun, self._up_to_date_s = True, now_s
         return True

@@ -13,8 +13,11 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
+from orchestrator.plan import disk
+from orchestrator.predict import find
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
+from orchestrator.report.render import write_report
 from orchestrator.storage.paths import MODEL, REPORT, SweepPaths
 from orchestrator.tracking.artifacts import Output
 from trainables import files
@@ -26,11 +29,7 @@ def make(
 ) -> list[Output]:
     """Bring the sweep's report and its best model up to date, and return those that exist.
 
-    Args:
-        ledger: the sweep's; stores what each folder was written from.
-        paths: the sweep's folder.
-        manifest: of the dataset.
-        say: prints what cannot be written, and why.
+    The ledger stores what each folder was written from. `say` prints what cannot be written.
     """
     made: list[Output] = []
     known = read_header(ledger).products
@@ -63,9 +62,6 @@ def _model_mark(ledger: Ledger) -> str:
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
-    from orchestrator.plan import disk
-    from orchestrator.report.render import write_report
-
     if read_header(ledger).forecast_whole and not paths.remote:  # the report compares them
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
@@ -86,8 +82,6 @@ def export_best(ledger: Ledger, paths: SweepPaths, manifest: Manifest, target: P
         UsageError: its checkpoint is missing or damaged.
         FileExistsError: the target exists.
     """
-    from orchestrator.predict import find
-
     trial = _best(ledger)
     if trial is not None:
         export_model(find.model_of_trial(ledger, paths, trial, manifest), target)

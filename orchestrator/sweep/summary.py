@@ -71,30 +71,24 @@ def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker
     _print_failures(console, trials, ledger.attempts())
     for variant in scheduler.given_up():
         console.print(f"{variant} was stopped: several of its trials failed with the same error.")
-    if context.config.budget_s or context.config.max_device_hours:
-        _print_left_out(console, scheduler.left_out())
+    has_budget = context.config.budget_s or context.config.max_device_hours
+    if has_budget and (left_out := scheduler.left_out()):
+        number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
+        console.print(
+            f"These trials did not fit the budget: {number}. To run them, give {resume_command()} "
+            "with a new --budget or a larger --max-device-hours.",
+            soft_wrap=True,
+        )
     _print_places(context, tracker)
 
 
 def _print_failures(console: Console, trials: Sequence[Trial], attempts: Sequence[Attempt]) -> None:
-    lines = failures(trials, attempts)
-    if not lines:
+    if not (lines := failures(trials, attempts)):
         return
     console.print("These trials failed or diverged:", style="bold")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"To retry the failed ones, run: {resume_command()}", soft_wrap=True)
-
-
-def _print_left_out(console: Console, left_out: Mapping[str, int]) -> None:
-    if not left_out:
-        return
-    number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
-    console.print(
-        f"These trials did not fit the budget: {number}. To run them, give {resume_command()} with "
-        "a new --budget or a larger --max-device-hours.",
-        soft_wrap=True,
-    )
 
 
 def _print_places(context: SweepContext, tracker: Tracker) -> None:
@@ -145,15 +139,15 @@ def resume_command() -> str:
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     """Return a table of the best trial of every variant's search, best variant first."""
     metric, mode = plan.space.metric, plan.space.mode
-    table = Table(title="Search results (validation split)")
-    for name in ("variant", f"best {metric_heading(metric)}", "best epoch", "trials"):
-        table.add_column(name, justify="left" if name == "variant" else "right")
+    table = Table("variant", title="Search results (validation split)")
+    for name in (f"best {metric_heading(metric)}", "best epoch", "trials"):
+        table.add_column(name, justify="right")
     for name in ("signature", "best hyperparameters"):
         table.add_column(name)
     searched = [trial for trial in trials if trial.stage == "search"]
     ended = Counter(trial.variant for trial in searched if trial.status in ENDED)
     own = ([trial for trial in searched if trial.variant == name] for name in plan.variants)
-    best = [found for found in (ranking.best_trial(each, mode) for each in own) if found]
+    best = [found for each in own if (found := ranking.best_trial(each, mode))]
     values = ranking.ranking_values(searched)
     best.sort(key=lambda trial: values[trial.signature] * (-1 if mode == "max" else 1))
     for trial in best:
@@ -172,9 +166,9 @@ def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table | None:
     """Return a table of each variant's evaluation on the test split, None without any."""
-    table = Table(title="Leaderboard (test split)")
-    for name in ("variant", "seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
-        table.add_column(name, justify="left" if name == "variant" else "right")
+    table = Table("variant", title="Leaderboard (test split)")
+    for name in ("seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
+        table.add_column(name, justify="right")
     for variant in plan.variants:
         own = ranking.final_trials_of(trials, variant, plan.space.mode)
         evaluated = [evaluations[t.signature] for t in own if t.signature in evaluations]

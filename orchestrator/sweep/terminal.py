@@ -7,20 +7,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from orchestrator.command import console_on
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @contextlib.contextmanager
 def redirected_output(log_path: Path | None) -> Iterator[Console]:
     """Yield a console on the user's terminal, while all other output goes to the log file.
 
-    Args:
-        log_path: the file; None leaves all output on the terminal.
+    Without a log file all output stays on the terminal.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     if log_path is None:
