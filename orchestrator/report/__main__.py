@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from orchestrator import command
 from orchestrator.ledger.snapshot import ledger_copy
-from orchestrator.report.render import write_report
 from orchestrator.storage.arguments import add_storage
 from orchestrator.storage.sweeps import find_sweep
 
@@ -18,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
+    from orchestrator.report.render import write_report
+
     paths = find_sweep(arguments.storage, arguments.name)
     with ledger_copy(paths) as ledger:
         command.say(str(write_report(ledger, paths.report, paths.name)))

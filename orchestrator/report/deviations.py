@@ -56,11 +56,9 @@ def _given(sweep: SweepData) -> list[str]:
         given, name = options.get(flag), f"--{flag.replace('_', '-')}"
         if given is None or given == own.get(flag):
             continue
-        lines.append(
-            f"{title}: {given} ({name}) instead of {own[flag]}."
-            if flag in own
-            else f"{title}: {given} ({name}); the space's own value was not recorded."
-        )
+        unknown = "; the space's own value was not recorded"
+        was = f" instead of {own[flag]}" if flag in own else unknown
+        lines.append(f"{title}: {given} ({name}){was}.")
     is_recipe = "validation_fraction" in sweep.plan.overrides
     has_finals = any(record.trial.stage == "final" for record in sweep.records)
     if options.get("final_on_all") and (is_recipe or has_finals):

@@ -59,10 +59,7 @@ class Record:
         """Return a metric at an epoch, NaN if there is none."""
         if metric.startswith("val_") and not self.has_validation:
             return math.nan
-        for row in self.rows:
-            if row.epoch == epoch:
-                return row.metrics[metric]
-        return math.nan
+        return next((row.metrics[metric] for row in self.rows if row.epoch == epoch), math.nan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,42 +98,28 @@ class SweepData:
 
     def of(self, variant: str, stage: str | None = None) -> list[Record]:
         """Return a variant's records in the order they were planned, of one stage or of both."""
-        return [
-            record
-            for record in self.records
-            if record.trial.variant == variant and stage in (None, record.trial.stage)
-        ]
+        own = [record for record in self.records if record.trial.variant == variant]
+        return [record for record in own if stage in (None, record.trial.stage)]
 
     def groups(self) -> list[tuple[bool, list[str]]]:
         """Return the variants trained from scratch and the pretrained ones, never compared."""
-        found: list[tuple[bool, list[str]]] = []
-        for is_pretrained in (False, True):
-            names = [
-                variant
-                for variant in self.variants
-                if any(r.is_pretrained == is_pretrained for r in self.of(variant))
-                or (not self.of(variant) and not is_pretrained)
-            ]
-            if names:
-                found.append((is_pretrained, names))
-        return found
+        found: dict[bool, list[str]] = {False: [], True: []}
+        for variant in self.variants:
+            # A variant without a trial is listed among those trained from scratch.
+            for is_pretrained in {r.is_pretrained for r in self.of(variant)} or {False}:
+                found[is_pretrained].append(variant)
+        return [(is_pretrained, names) for is_pretrained, names in found.items() if names]
 
     def seeds(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
         """Return the complete trials that train a variant's best configuration, one per seed.
 
         These are its final trials; for a variant with nothing to search, its search trials.
         """
-        current = ranking.final_trials_of(
-            [record.trial for record in self.records], variant, self.plan.space.mode
-        )
-        signatures = {trial.signature for trial in current}
-        return [
-            record
-            for record in self.of(variant)
-            if record.trial.signature in signatures
-            and record.trial.status == "complete"
-            and is_pretrained in (None, record.is_pretrained)
-        ]
+        trials = [record.trial for record in self.records]
+        current = ranking.final_trials_of(trials, variant, self.plan.space.mode)
+        signatures = {trial.signature for trial in current if trial.status == "complete"}
+        own = [r for r in self.of(variant) if r.trial.signature in signatures]
+        return [r for r in own if is_pretrained in (None, r.is_pretrained)]
 
     def evaluated(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
         """Return those of `seeds` that were evaluated on the test split."""
@@ -159,18 +142,12 @@ class SweepData:
 
 
 def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
-    """Return a ledger's whole sweep.
-
-    Args:
-        ledger: the sweep's ledger.
-        name: the sweep's name, by default that of its space.
-    """
+    """Return a ledger's whole sweep; its name is by default that of its space."""
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = collections.defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.signature].append(attempt)
-    evaluations = ledger.evaluations()
-    header = read_header(ledger)
+    evaluations, header = ledger.evaluations(), read_header(ledger)
     return SweepData(
         name=name or header.plan.space.name,
         header=header,

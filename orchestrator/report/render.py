@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.document.blocks import Section, tables_of, to_csv, to_markdown
+from orchestrator.report.document.page import to_html
+from orchestrator.report.facts import SweepData, read_sweep
+from orchestrator.report.sections.calibration import calibration
+from orchestrator.report.sections.classes import classes
+from orchestrator.report.sections.curves import curves
+from orchestrator.report.sections.failures import failures
+from orchestrator.report.sections.fronts import fronts
+from orchestrator.report.sections.leaderboard import leaderboard
+from orchestrator.report.sections.overview import overview
+from orchestrator.report.sections.pairs import pairs
+from orchestrator.report.sections.pictures import pictures
+from orchestrator.report.sections.published import published
+from orchestrator.report.sections.search import search
+from orchestrator.report.sections.time_spent import time_spent
+from orchestrator.report.sections.validation import validation
 from orchestrator.storage.paths import REPORT_PAGE
 from trainables import files
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.report.document.blocks import Section
-    from orchestrator.report.facts import SweepData
 
 
 def write_report(
@@ -25,32 +36,19 @@ def write_report(
 ) -> Path:
     """Write a sweep's report and return the path of its page.
 
-    The folder appears whole and in one step; an existing one is replaced.
-
-    Args:
-        ledger: the sweep's ledger, which is only read.
-        folder: where the report is written.
-        name: the sweep's name, by default that of its space.
-        clock: gives the time printed in the report, by default the machine's.
+    The folder appears whole and in one step; an existing one is replaced. The name is by default
+    that of the sweep's space, the time printed in the report that of the machine.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    from orchestrator.report.document.blocks import tables_of, to_csv, to_markdown
-    from orchestrator.report.document.page import to_html
-    from orchestrator.report.facts import read_sweep
-
     sweep = read_sweep(ledger, name)
     sections, images = _sections(sweep, (clock or Clock()).now_s())
     title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
     contents = {
         REPORT_PAGE: to_html(title, sections, images),
         "report.md": to_markdown(title, sections),
-        **{
-            f"{table.name}.csv": to_csv(table)
-            for section in sections
-            for table in tables_of(section.blocks)
-        },
+        **{f"{t.name}.csv": to_csv(t) for section in sections for t in tables_of(section.blocks)},
     }
     try:
         with files.temporary(folder) as new:
@@ -68,20 +66,6 @@ def write_report(
 
 def _sections(sweep: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
     """Return the report's sections in order, and the images that the page contains once."""
-    from orchestrator.report.sections.calibration import calibration
-    from orchestrator.report.sections.classes import classes
-    from orchestrator.report.sections.curves import curves
-    from orchestrator.report.sections.failures import failures
-    from orchestrator.report.sections.fronts import fronts
-    from orchestrator.report.sections.leaderboard import leaderboard
-    from orchestrator.report.sections.overview import overview
-    from orchestrator.report.sections.pairs import pairs
-    from orchestrator.report.sections.pictures import pictures
-    from orchestrator.report.sections.published import published
-    from orchestrator.report.sections.search import search
-    from orchestrator.report.sections.time_spent import time_spent
-    from orchestrator.report.sections.validation import validation
-
     makers: tuple[Callable[[SweepData], Section], ...] = (
         *(leaderboard, pairs, published, curves, search),
         *(fronts, validation, classes, calibration),

@@ -45,11 +45,7 @@ class Difference:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean, sample standard deviation and Student's t interval of the mean.
-
-    Args:
-        values: one per seed; NaN are ignored.
-    """
+    """Return mean, sample deviation and Student's t interval of the values that are not NaN."""
     kept = [value for value in values if not math.isnan(value)]
     if not kept:
         return Estimate(0, None, None, None, None)
@@ -123,49 +119,35 @@ def class_order(confusion: np.ndarray) -> list[int]:
     """Return the classes in an order in which often confused ones are next to each other.
 
     Average-linkage clustering of the symmetrized shares of confusion, with optimal leaf ordering.
-
-    Args:
-        confusion: counts, row = true class, column = predicted class, (k, k).
+    `confusion` are counts, (k, k): rows are true classes, columns predicted ones.
     """
     k = len(confusion)
-    if k < 3:
-        return list(range(k))
     shares = row_shares(confusion)
     similarity = (shares + shares.T) / 2
     np.fill_diagonal(similarity, 0)
-    top = similarity.max()
-    if top == 0:  # every prediction is correct
+    top = similarity.max(initial=0)
+    if k < 3 or top == 0:  # every prediction is correct
         return list(range(k))
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
     distance = 1 - similarity / top
     np.fill_diagonal(distance, 0)
-    tree = hierarchy.linkage(
-        squareform(distance, checks=False),
-        method="average",
-        optimal_ordering=k <= _MOST_CLASSES_ORDERED,
-    )
+    condensed, is_ordered = squareform(distance, checks=False), k <= _MOST_CLASSES_ORDERED
+    tree = hierarchy.linkage(condensed, method="average", optimal_ordering=is_ordered)
     return [int(leaf) for leaf in hierarchy.leaves_list(tree)]
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
     """Return each row divided by its sum, (k, k); a class without images has only zeros."""
-    sums = confusion.sum(axis=1, keepdims=True)
-    shares: np.ndarray = confusion / np.maximum(sums, 1)
+    shares: np.ndarray = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     return shares
 
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int, int]]:
-    """Return the pairs of classes that are confused most often.
+    """Return at most `limit` pairs of classes with the most confused images, most first.
 
-    Args:
-        confusion: counts, (k, k).
-        limit: largest number of pairs.
-
-    Returns:
-        For each pair: class a, class b, images of a predicted as b, images of b predicted as a.
-        The pair with the most images comes first.
+    Of each pair: class a, class b, images of a predicted as b, images of b predicted as a.
     """
     both = np.triu(confusion + confusion.T, 1)
     flat = np.argsort(-both, axis=None, kind="stable")[:limit]

@@ -9,22 +9,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+# An "estimate" is an `Estimate` of fractions.
 Kind = Literal[
-    "text",
-    "count",
-    "percent",
-    "points",
-    "estimate",  # an `Estimate` of fractions
-    "loss",
-    "number",
-    "mega",
-    "seconds",
-    "ms",
+    "text", "count", "percent", "points", "estimate", "loss", "number", "mega", "seconds", "ms"
 ]
-
 NONE = "–"  # noqa: RUF001, an en dash is intended
 
 
@@ -35,6 +26,11 @@ class Column:
     key: str
     title: str
     kind: Kind = "text"
+
+    @classmethod
+    def of(cls, kind: Kind = "text", **titles: str) -> tuple[Column, ...]:
+        """Return columns of one kind, from the title of each key."""
+        return tuple(cls(key, title, kind) for key, title in titles.items())
 
     @property
     def heading(self) -> str:
@@ -128,13 +124,18 @@ class Tabs:
 Block = Table | Figure | Text | Matrix | Pictures | Tabs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """One heading and its blocks."""
 
     name: str  # its anchor in the page
     title: str
-    blocks: tuple[Block, ...] = field(default_factory=tuple)
+    blocks: tuple[Block, ...] = ()
+
+    @classmethod
+    def not_evaluated(cls, name: str, title: str) -> Section:
+        """Return the section that stands for one that needs an evaluated trial."""
+        return cls(name, title, (text("No trial has been evaluated on the test split yet."),))
 
 
 def text(*lines: str, is_warning: bool = False) -> Text:
@@ -155,46 +156,35 @@ def printed(value: Any, kind: Kind) -> str:
         return "yes" if value else "no"
     if kind == "text" or isinstance(value, str):
         return str(value)
-    form = {
-        "count": "{:,.0f}",
-        "loss": "{:.4f}",
-        "number": "{:.4g}",
-        "seconds": "{:,.1f}",
-        "ms": "{:,.2f}",
-    }
-    if kind == "percent":
-        return f"{100 * value:.1f}"
-    if kind == "points":
-        return f"{100 * value:+.1f}"
+    if kind in ("percent", "points"):
+        return f"{100 * value:{'.1f' if kind == 'percent' else '+.1f'}}"
     if kind == "estimate":
         spread = "" if value.sd is None else f"± {100 * value.sd:.1f}, "
         return f"{100 * value.mean:.1f} ({spread}n = {value.n})"
     if kind == "mega":
         return f"{value / 1e6:,.2f}"
-    return form[kind].format(value)
+    form = {"count": ",.0f", "loss": ".4f", "number": ".4g", "seconds": ",.1f", "ms": ",.2f"}
+    return format(value, form[kind])
 
 
 def printed_table(table: Table) -> tuple[list[Column], list[list[str]]]:
     """Return the columns that have a value, and the printed rows."""
     kept = [
-        index
-        for index in range(len(table.columns))
+        (index, column)
+        for index, column in enumerate(table.columns)
         if not table.rows or any(row[index] not in (None, "") for row in table.rows)
     ]
-    columns = [table.columns[index] for index in kept]
-    rows = [[printed(row[i], table.columns[i].kind) for i in kept] for row in table.rows]
-    return columns, rows
+    rows = [[printed(row[index], column.kind) for index, column in kept] for row in table.rows]
+    return [column for _, column in kept], rows
 
 
 def tables_of(blocks: Sequence[Block]) -> list[Table]:
     """Return all tables, including those inside tabs."""
     found: list[Table] = []
     for block in blocks:
-        if isinstance(block, Table):
-            found.append(block)
-        elif isinstance(block, Tabs):
-            for _, inner in block.tabs:
-                found += tables_of(inner)
+        found += [block] if isinstance(block, Table) else []
+        for _, inner in block.tabs if isinstance(block, Tabs) else ():
+            found += tables_of(inner)
     return found
 
 
@@ -205,16 +195,12 @@ def to_csv(table: Table) -> str:
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([key for column in table.columns for key in _csv_keys(column)])
+    ends = {"estimate": ("", "_sd", "_seeds")}
+    writer.writerow([c.key + end for c in table.columns for end in ends.get(c.kind, ("",))])
     for row in table.rows:
         pairs = zip(row, table.columns, strict=True)
         writer.writerow([each for value, column in pairs for each in _csv_fields(value, column)])
     return file.getvalue()
-
-
-def _csv_keys(column: Column) -> list[str]:
-    key = column.key
-    return [key, f"{key}_sd", f"{key}_seeds"] if column.kind == "estimate" else [key]
 
 
 def _csv_fields(value: Any, column: Column) -> list[Any]:
@@ -243,28 +229,17 @@ def _markdown(block: Block) -> list[str]:
     if isinstance(block, Table):
         columns, rows = printed_table(block)
         rule = ["---" if column.kind == "text" else "---:" for column in columns]
-        escaped = [list(map(_escaped, row)) for row in rows]
-        return [
-            *(f"### {block.title}", ""),
-            *note,
-            *_markdown_rows([c.heading for c in columns], rule, escaped),
-        ]
-    if isinstance(block, Matrix):
+        head, rows = [c.heading for c in columns], [list(map(_escaped, row)) for row in rows]
+    elif isinstance(block, Matrix):
         rows = [
             [name, *(_escaped(cell.replace("|", " ")) for cell, _ in row)]
             for name, row in zip(block.names, block.cells, strict=True)
         ]
-        head = ["", *block.names]
-        return [
-            *(f"### {block.title}", ""),
-            *note,
-            *_markdown_rows(head, ["---"] * len(head), rows),
-        ]
-    return [f"_{block.title}: see report.html._", "", *note]
-
-
-def _markdown_rows(head: list[str], rule: list[str], rows: list[list[str]]) -> list[str]:
-    return [*("| " + " | ".join(row) + " |" for row in (head, rule, *rows)), ""]
+        head, rule = ["", *block.names], ["---"] * (1 + len(block.names))
+    else:
+        return [f"_{block.title}: see report.html._", "", *note]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+    return [f"### {block.title}", "", *note, *lines, ""]
 
 
 def _escaped(value: str) -> str:

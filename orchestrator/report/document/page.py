@@ -12,13 +12,7 @@ from orchestrator.report.document.blocks import Section, printed_table
 
 
 def to_html(title: str, sections: Sequence[Section], images: Mapping[str, str]) -> str:
-    """Return the page as HTML.
-
-    Args:
-        title: the page's title.
-        sections: the sections in order.
-        images: data URIs of the images that pictures refer to by key.
-    """
+    """Return the page as HTML; `images` are the data URIs that pictures refer to by key."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -34,14 +34,19 @@ def faint(colour: str, alpha: float) -> str:
     return f"rgba({r},{g},{b},{alpha})"
 
 
+def add_diagonal(drawn: go.Figure, ends: Sequence[float], name: str) -> None:
+    """Add the dotted line on which x and y are equal."""
+    line = {"color": "#999", "width": 1, "dash": "dot"}
+    drawn.add_scatter(x=ends, y=ends, mode="lines", line=line, name=name, hoverinfo="skip")
+
+
 def figure(
     name: str, title: str, drawn: go.Figure, *, height_px: int = 420, note: str = ""
 ) -> Figure:
     """Return a figure for the page, without plotly's template: the page has one for all figures."""
     content = drawn.to_plotly_json()
-    content["layout"].pop("template", None)
-    content["layout"].pop("title", None)  # the page prints the title above the figure
-    content["layout"].pop("height", None)
+    for name_in_page in ("template", "title", "height"):  # the page has its own
+        content["layout"].pop(name_in_page, None)
     # A script element ends at the first "</script", which a class name may contain.
     json = to_json_plotly(content).replace("<", "\\u003c")
     return Figure(name=name, title=title, json=json, height_px=height_px, note=note)

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from orchestrator.report.document.blocks import Column, Figure, Section, Table, text
-from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.document.plots import add_diagonal, colours, figure
 from orchestrator.report.facts import Record, SweepData
 
 _RANGE = (-2, 102)  # percent; markers at 0 % and 100 % are not clipped
@@ -19,8 +19,7 @@ def calibration(sweep: SweepData) -> Section:
     found = {variant: _bins(sweep.evaluated(variant)) for variant in sweep.variants}
     bins = {variant: values for variant, values in found.items() if values.size}
     if not bins:
-        only = text("No trial has been evaluated on the test split yet.")
-        return Section(name="calibration", title="Calibration", blocks=(only,))
+        return Section.not_evaluated("calibration", "Calibration")
     blocks = (
         text(
             "The predictions on the test split in 15 equal bins of confidence, all seeds of a "
@@ -31,19 +30,12 @@ def calibration(sweep: SweepData) -> Section:
         _figure(sweep, bins),
         _table(bins),
     )
-    return Section(name="calibration", title="Calibration", blocks=blocks)
+    return Section("calibration", "Calibration", blocks)
 
 
 def _figure(sweep: SweepData, bins: Mapping[str, np.ndarray]) -> Figure:
     drawn, colour = go.Figure(), colours(sweep.variants)
-    drawn.add_scatter(
-        x=[0, 100],
-        y=[0, 100],
-        mode="lines",
-        line={"color": "#999", "width": 1, "dash": "dot"},
-        name="perfect calibration",
-        hoverinfo="skip",
-    )
+    add_diagonal(drawn, [0, 100], "perfect calibration")
     for variant, values in bins.items():
         _, _, count, confidence, accuracy = values.T
         drawn.add_scatter(
@@ -66,12 +58,10 @@ def _table(bins: Mapping[str, np.ndarray]) -> Table:
         name="calibration",
         title="Calibration by bin",
         columns=(
-            Column("variant", "variant"),
-            Column("from", "confidence from", "percent"),
-            Column("to", "to", "percent"),
-            Column("predictions", "predictions", "count"),
-            Column("confidence", "mean confidence", "percent"),
-            Column("accuracy", "accuracy", "percent"),
+            *Column.of(variant="variant"),
+            *(Column("from", "confidence from", "percent"), Column("to", "to", "percent")),
+            *Column.of("count", predictions="predictions"),
+            *Column.of("percent", confidence="mean confidence", accuracy="accuracy"),
         ),
         rows=[
             [variant, low, high, int(count), confidence, accuracy]
@@ -83,11 +73,9 @@ def _table(bins: Mapping[str, np.ndarray]) -> Table:
 
 
 def _bins(records: Iterable[Record]) -> np.ndarray:
-    """Return the bins with predictions, summed over seeds.
+    """Return the bins with predictions, summed over seeds; none without an evaluation.
 
-    Returns:
-        (bins, 5): lower and upper end, predictions, mean confidence, accuracy. It is empty without
-        an evaluation.
+    (bins, 5): lower and upper end, predictions, mean confidence, accuracy.
     """
     found = [r.evaluation["calibration"] for r in records if r.evaluation]
     if not found:

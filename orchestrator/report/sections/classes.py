@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import (
-    Block,
-    Column,
-    Figure,
-    Section,
-    Table,
-    Tabs,
-    counted,
-    text,
-)
+from orchestrator.report.document.blocks import Column, Figure, Section, Table, Tabs, counted, text
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.statistics import class_order, most_confused, row_shares
@@ -42,32 +33,30 @@ _SCALE = (
 
 def classes(sweep: SweepData) -> Section:
     """Return each variant's confusion matrix, all in the same order, and metrics per class."""
-    evaluated = {variant: sweep.evaluated(variant) for variant in sweep.variants}
-    evaluated = {variant: records for variant, records in evaluated.items() if records}
-    title = "Classes"
+    evaluated = {v: records for v in sweep.variants if (records := sweep.evaluated(v))}
     if not evaluated:
-        only = text("No trial has been evaluated on the test split yet.")
-        return Section(name="classes", title=title, blocks=(only,))
+        return Section.not_evaluated("classes", "Classes")
     counts = {variant: _confusion(records) for variant, records in evaluated.items()}
     order = class_order(np.sum(list(counts.values()), axis=0))
-    tabs = []
-    for variant, confusion in counts.items():
-        blocks: tuple[Block, ...] = (
-            _matrix(sweep, variant, confusion, order, len(evaluated[variant])),
-            _pairs(sweep, variant, confusion),
-            _per_class(sweep, variant, evaluated[variant]),
+    tabs = tuple(
+        (
+            variant,
+            (
+                _matrix(sweep, variant, confusion, order, len(evaluated[variant])),
+                _pairs(sweep, variant, confusion),
+                _per_class(sweep, variant, evaluated[variant]),
+            ),
         )
-        tabs.append((variant, blocks))
+        for variant, confusion in counts.items()
+    )
     intro = text(
         "Counts are sums over the seeds of a variant, metrics per class are means over them. "
         "All matrices order the classes in the same way, so that classes that are often confused "
         "are next to each other (average-linkage clustering of the symmetrized confusion of all "
         "variants). Drag over a matrix to zoom in, double-click to zoom out. Click a column "
-        "heading of a table to sort it.",
+        "heading of a table to sort it."
     )
-    return Section(
-        name="classes", title=title, blocks=(intro, Tabs(name="classes", tabs=tuple(tabs)))
-    )
+    return Section("classes", "Classes", (intro, Tabs(name="classes", tabs=tabs)))
 
 
 def _confusion(records: Sequence[Record]) -> np.ndarray:
@@ -132,20 +121,17 @@ def _pairs(sweep: SweepData, variant: str, confusion: np.ndarray) -> Table:
     sums = confusion.sum(axis=1)
     rows = []
     for a, b, a_as_b, b_as_a in most_confused(confusion, _MOST_PAIRS):
-        shares = (a_as_b / max(int(sums[a]), 1), b_as_a / max(int(sums[b]), 1))
-        rows.append(
-            [sweep.class_name(a), sweep.class_name(b), a_as_b, shares[0], b_as_a, shares[1]]
-        )
+        a_share, b_share = a_as_b / max(int(sums[a]), 1), b_as_a / max(int(sums[b]), 1)
+        rows.append([*map(sweep.class_name, (a, b)), a_as_b, a_share, b_as_a, b_share])
     return Table(
         name=f"most_confused_{variant}",
         title=f"Most confused pairs of classes, {variant}",
         columns=(
-            Column("a", "class a"),
-            Column("b", "class b"),
-            Column("a_as_b", "a predicted as b", "count"),
-            Column("a_as_b_share", "share of a", "percent"),
-            Column("b_as_a", "b predicted as a", "count"),
-            Column("b_as_a_share", "share of b", "percent"),
+            *Column.of(a="class a", b="class b"),
+            *Column.of("count", a_as_b="a predicted as b"),
+            *Column.of("percent", a_as_b_share="share of a"),
+            *Column.of("count", b_as_a="b predicted as a"),
+            *Column.of("percent", b_as_a_share="share of b"),
         ),
         rows=rows,
         is_folded=len(rows) > 10,
@@ -154,39 +140,24 @@ def _pairs(sweep: SweepData, variant: str, confusion: np.ndarray) -> Table:
 
 def _per_class(sweep: SweepData, variant: str, records: Sequence[Record]) -> Table:
     evaluated = [r.evaluation for r in records if r.evaluation]
-
-    def means(key: str) -> list[float]:
-        values: list[float] = np.mean(
-            [each[key]["per_class"] for each in evaluated], axis=0
-        ).tolist()
-        return values
-
-    columns = [means(key) for key in ("precision", "recall", "f1")]
     support = evaluated[0]["support"]
-    rows: list[list[Any]] = [
-        [sweep.class_name(label), *(values[label] for values in columns), support[label]]
-        for label in range(len(support))
-    ]
-    averages = [
-        [
-            f"({how} mean)",
-            *(
-                float(np.mean([each[key][how] for each in evaluated]))
-                for key in ("precision", "recall", "f1")
-            ),
-            sum(support),
-        ]
-        for how in ("macro", "weighted")
+
+    def means(how: str) -> list[Any]:
+        metrics = ("precision", "recall", "f1")
+        return [np.mean([each[m][how] for each in evaluated], axis=0).tolist() for m in metrics]
+
+    averages = [[f"({how} mean)", *means(how), sum(support)] for how in ("macro", "weighted")]
+    rows = [
+        [sweep.class_name(label), *values]
+        for label, values in enumerate(zip(*means("per_class"), support, strict=True))
     ]
     return Table(
         name=f"classes_{variant}",
         title=f"Metrics per class, {variant}",
         columns=(
             Column("class", "class"),
-            Column("precision", "precision", "percent"),
-            Column("recall", "recall", "percent"),
-            Column("f1", "F1", "percent"),
-            Column("support", "images", "count"),
+            *Column.of("percent", precision="precision", recall="recall", f1="F1"),
+            *Column.of("count", support="images"),
         ),
         rows=[*averages, *rows],
         is_folded=len(rows) > 12,

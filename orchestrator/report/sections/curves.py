@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -46,7 +47,7 @@ def curves(sweep: SweepData) -> Section:
         blocks += [_all_trials(sweep, found, metric) for metric, found in having.items() if found]
         if without := sum(not record.has_validation for record in shown):
             blocks.append(text(f"Trained without a validation split: {counted(without, 'trial')}."))
-        if any(_mixes_images(record) for record in shown):
+        if any(r.trial.config.get(name) for r in shown for name in ("mixup_alpha", "cutmix_alpha")):
             blocks.append(
                 text(
                     "In trials with mixup or CutMix, a prediction for a training image counts as "
@@ -61,11 +62,7 @@ def curves(sweep: SweepData) -> Section:
     else:
         blocks.append(text("No trial has finished an epoch yet."))
     blocks.append(_trials(sweep))
-    return Section(name="curves", title="Learning curves", blocks=tuple(blocks))
-
-
-def _mixes_images(record: Record) -> bool:
-    return any(record.trial.config.get(name) for name in ("mixup_alpha", "cutmix_alpha"))
+    return Section("curves", "Learning curves", tuple(blocks))
 
 
 def _having(shown: Sequence[Record], metric: str) -> list[Record]:
@@ -85,18 +82,12 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
                 records = [
                     r
                     for r in shown
-                    if r.trial.status == status
-                    and (r.trial.variant, r.trial.stage) == (variant, stage)
+                    if (r.trial.status, r.trial.variant, r.trial.stage) == (status, variant, stage)
                 ]
                 if not records:
                     continue
                 name = f"{status}{', final' if stage == 'final' else ''}: {len(records)}"
                 x, y, numbers = _joined(records, metric, scale, most)
-                group = {
-                    "legendgroup": variant,
-                    "legendgrouptitle_text": None if variant in titled else variant,
-                }
-                titled.add(variant)
                 of = "final " if stage == "final" else "#"
                 drawn.add_scatter(
                     x=x,
@@ -112,12 +103,13 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
                     },
                     hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
                     "<br>epoch %{x}: %{y:.4g}<extra></extra>",
-                    **group,
+                    legendgroup=variant,
+                    legendgrouptitle_text=None if variant in titled else variant,
                 )
+                titled.add(variant)
                 if mark:
-                    _add_ends(
-                        drawn, records, metric, scale, mark, (colour[variant], 7 * width), variant
-                    )
+                    look = {"symbol": mark, "size": 7 * width, "color": colour[variant]}
+                    _add_ends(drawn, records, metric, scale, look, variant)
     drawn.update_xaxes(title_text="epoch")
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
     drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
@@ -136,21 +128,14 @@ def _joined(
 
     A trace for each of a thousand trials would take the browser many seconds.
     """
-    x: list[float] = []
-    y: list[float] = []
-    numbers: list[int] = []
+    points: list[tuple[float, float, int]] = []
     for record in records:
-        rows = list(record.rows)
-        step = math.ceil(len(rows) / most)
-        kept = sorted({*range(0, len(rows), step), len(rows) - 1})
-        x += [*(rows[i].epoch + 1 for i in kept), math.nan]
-        y += [*(scale * rows[i].metrics[metric] for i in kept), math.nan]
-        numbers += [record.trial.number] * (len(kept) + 1)
-    return (
-        np.array(x, np.float32),
-        np.array(y, np.float32),
-        np.array(numbers, np.int32),
-    )
+        rows, number = record.rows, record.trial.number
+        kept = sorted({*range(0, len(rows), math.ceil(len(rows) / most)), len(rows) - 1})
+        points += [(rows[i].epoch + 1, scale * rows[i].metrics[metric], number) for i in kept]
+        points.append((math.nan, math.nan, number))
+    x, y, numbers = zip(*points, strict=True)
+    return np.array(x, np.float32), np.array(y, np.float32), np.array(numbers, np.int32)
 
 
 def _add_ends(
@@ -158,8 +143,7 @@ def _add_ends(
     records: Sequence[Record],
     metric: str,
     scale: float,
-    mark: str,
-    look: tuple[str, float],  # colour, pixels
+    look: Mapping[str, Any],
     variant: str,
 ) -> None:
     """Mark the last finite value of each trial."""
@@ -172,7 +156,7 @@ def _add_ends(
         x=np.array([x for x, _ in ends], np.float32),
         y=np.array([y for _, y in ends], np.float32),
         mode="markers",
-        marker={"symbol": mark, "size": look[1], "color": look[0]},
+        marker=look,
         hoverinfo="skip",
         showlegend=False,
         legendgroup=variant,
@@ -181,12 +165,8 @@ def _add_ends(
 
 def _best(sweep: SweepData) -> list[Record]:
     """Return the best trial of each variant: among its seeds, otherwise in its search."""
-    found = []
-    for variant in sweep.variants:
-        best = sweep.best(sweep.seeds(variant)) or sweep.best(sweep.of(variant, "search"))
-        if best is not None:
-            found.append(best)
-    return found
+    best = [sweep.best(sweep.seeds(v)) or sweep.best(sweep.of(v, "search")) for v in sweep.variants]
+    return [record for record in best if record is not None]
 
 
 def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
@@ -242,16 +222,15 @@ def _trials(sweep: SweepData) -> Table:
         name="trials",
         title=f"All trials ({sum(r.trial.status in ENDED for r in sweep.records):,} have ended)",
         columns=(
-            *(Column("variant", "variant"), Column("stage", "stage")),
+            *Column.of(variant="variant", stage="stage"),
             *(Column("number", "trial", "count"), Column("signature", "signature")),
-            *(Column("status", "status"), Column("epochs", "epochs", "count")),
-            Column("best_epoch", "best epoch", "count"),
+            Column("status", "status"),
+            *Column.of("count", epochs="epochs", best_epoch="best epoch"),
             Column(f"best_{sweep.metric}", f"best {sweep.metric}", kind),
             Column("test_top1", "test top-1", "percent"),
-            Column("attempts", "attempts", "count"),
-            Column("micro_batch_size", "micro-batch size", "count"),
+            *Column.of("count", attempts="attempts", micro_batch_size="micro-batch size"),
             Column("device_s", "device time", "seconds"),
-            *(Column(name, name, "number") for name in params),
+            *Column.of("number", **{name: name for name in params}),
         ),
         rows=rows,
         is_folded=True,

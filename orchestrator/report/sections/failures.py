@@ -13,15 +13,10 @@ from orchestrator.search import retry_policy
 _TITLE = "Failures"
 _LONGEST_LINE = 300
 _COLUMNS = (
-    Column("outcome", "outcome"),
-    Column("class", "failure class"),
+    *(Column("outcome", "outcome"), Column("class", "failure class")),
     Column("reason", "last line of the error"),
-    Column("attempts", "attempts", "count"),
-    Column("trials", "trials", "count"),
-    Column("given_up", "trials given up", "count"),
-    Column("variants", "variants"),
-    Column("example", "first trial"),
-    Column("log", "its log"),
+    *Column.of("count", attempts="attempts", trials="trials", given_up="trials given up"),
+    *Column.of(variants="variants", example="first trial", log="its log"),
 )
 
 
@@ -35,8 +30,7 @@ def failures(sweep: SweepData) -> Section:
                 key = (attempt.outcome, attempt.failure_class or attempt.outcome, fingerprint)
                 groups[key].append((record, attempt))
     if not groups:
-        only = text("No attempt failed, diverged or was lost.")
-        return Section(name="failures", title=_TITLE, blocks=(only,))
+        return Section("failures", _TITLE, (text("No attempt failed, diverged or was lost."),))
     space = sweep.header.space or sweep.plan.space.name
     again = space if sweep.name == sweep.plan.space.name else f"{space} --name {sweep.name}"
     table = Table(
@@ -53,7 +47,7 @@ def failures(sweep: SweepData) -> Section:
         "not retried.",
     )
     retry = text(f"To retry failed trials: python -m orchestrator.sweep {again} --resume")
-    return Section(name="failures", title=_TITLE, blocks=(table, retry))
+    return Section("failures", _TITLE, (table, retry))
 
 
 def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:

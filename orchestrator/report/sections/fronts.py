@@ -8,7 +8,7 @@ from typing import Any
 
 from plotly.subplots import make_subplots
 
-from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, text
+from orchestrator.report.document.blocks import Column, Figure, Section, Table, text
 from orchestrator.report.document.plots import colours, figure
 from orchestrator.report.facts import SweepData, estimated, mean
 from orchestrator.report.sections import pairs
@@ -21,8 +21,8 @@ def fronts(sweep: SweepData) -> Section:
     points = {name: point for name in sweep.variants if (point := _point(sweep, name))}
     if not points:
         only = text("No variant has been evaluated on the test split yet.")
-        return Section(name="fronts", title="Accuracy and cost", blocks=(only,))
-    blocks: list[Block] = [
+        return Section("fronts", "Accuracy and cost", (only,))
+    blocks = (
         text(
             "Each point is one variant: its mean test top-1 over seeds, with the standard "
             "deviation if there are at least two seeds. A variant is on the front if no other has "
@@ -31,9 +31,9 @@ def fronts(sweep: SweepData) -> Section:
             "scratch and pretrained variants have separate fronts."
         ),
         _fronts_figure(sweep, points),
-        _fronts_table(sweep, points),
-    ]
-    return Section(name="fronts", title="Accuracy and cost", blocks=tuple(blocks))
+        _fronts_table(points),
+    )
+    return Section("fronts", "Accuracy and cost", blocks)
 
 
 # Key, axis title and d3's number format. Units of their own get no prefixes.
@@ -127,7 +127,7 @@ def _ticks(costs: Sequence[float]) -> list[float]:
     return [step * 10.0**power for power in range(low, high + 1) for step in steps]
 
 
-def _fronts_table(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Table:
+def _fronts_table(points: Mapping[str, dict[str, Any]]) -> Table:
     on = {
         cost: {n for names in _front(points, cost).values() for n in names} for cost, *_ in _COSTS
     }

@@ -39,7 +39,7 @@ def leaderboard(sweep: SweepData) -> Section:
     blocks: list[Block] = [text(*_INTRODUCTION)]
     for is_pretrained, variants in sweep.groups():
         blocks += _tables(sweep, variants, is_pretrained)
-    return Section(name="leaderboard", title="Leaderboard", blocks=tuple(blocks))
+    return Section("leaderboard", "Leaderboard", tuple(blocks))
 
 
 def _tables(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Table]:
@@ -76,15 +76,12 @@ def _columns(sweep: SweepData) -> tuple[Column, ...]:
         Column(f"best_{sweep.metric}", f"best {sweep.metric} of the search", kind),
         Column("seeds", "seeds", "count"),
         Column(f"seeds_{sweep.metric}", f"{sweep.metric} of the seeds", kind),
-        Column("test_top1_mean", "test top-1", "percent"),
-        Column("test_top1_sd", "sd", "percent"),
-        Column("test_top1_low", "CI low", "percent"),
-        Column("test_top1_high", "CI high", "percent"),
-        Column("test_top5_mean", "test top-5", "percent"),
-        Column("test_loss_mean", "test loss", "loss"),
-        Column("test_f1_macro_mean", "macro F1", "percent"),
-        Column("test_ece_mean", "ECE", "percent"),
-        Column("test_superclass_top1_mean", "superclass top-1", "percent"),
+        *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
+        *Column.of("percent", test_top1_low="CI low", test_top1_high="CI high"),
+        *Column.of("percent", test_top5_mean="test top-5"),
+        *Column.of("loss", test_loss_mean="test loss"),
+        *Column.of("percent", test_f1_macro_mean="macro F1", test_ece_mean="ECE"),
+        *Column.of("percent", test_superclass_top1_mean="superclass top-1"),
     )
 
 
@@ -99,23 +96,20 @@ def _row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
         len(evaluated) or len(seeds),
         mean([record.at(record.kept_epoch, sweep.metric) for record in seeds]),
         *(top1.mean, top1.sd, top1.low, top1.high),
-        estimated(evaluated, "top5").mean,
-        estimated(evaluated, "loss").mean,
-        estimated(evaluated, "f1", "macro").mean,
-        estimated(evaluated, "ece").mean,
-        estimated(evaluated, "superclass_top1").mean,
+        *(estimated(evaluated, *path).mean for path in _TEST_METRICS),
     ]
+
+
+_TEST_METRICS = (("top5",), ("loss",), ("f1", "macro"), ("ece",), ("superclass_top1",))
 
 
 def _search_columns(sweep: SweepData) -> tuple[Column, ...]:
     return (
         Column("variant", "variant"),
-        Column("trials", "trials", "count"),
-        *(Column(status, status, "count") for status in _ENDINGS),
+        *Column.of("count", trials="trials", **{status: status for status in _ENDINGS}),
         Column("left", "not ended", "count"),
         Column(f"best_{sweep.metric}", f"best {sweep.metric}", metric_kind(sweep.metric)),
-        Column("best_epoch", "best epoch", "count"),
-        Column("best_number", "best trial", "count"),
+        *Column.of("count", best_epoch="best epoch", best_number="best trial"),
         Column("params", "best hyperparameters"),
     )
 
@@ -128,14 +122,12 @@ def _search_row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any
     status = collections.Counter(record.trial.status for record in search)
     best = sweep.best(search)
     known = [status[each] for each in _ENDINGS]
-    found = best.trial if best else None
-    return [
-        *(variant, len(search), *known, len(search) - sum(known)),
-        found.best_value if found else None,
-        (found.best_epoch or 0) + 1 if found else None,
-        found.number if found else None,
-        ", ".join(f"{k} {_short(v)}" for k, v in found.params.items()) if found else None,
-    ]
+    counts = [variant, len(search), *known, len(search) - sum(known)]
+    if best is None:
+        return [*counts, None, None, None, None]
+    found = best.trial
+    params = ", ".join(f"{name} {_short(value)}" for name, value in found.params.items())
+    return [*counts, found.best_value, (found.best_epoch or 0) + 1, found.number, params]
 
 
 def _short(value: object) -> str:
@@ -153,9 +145,8 @@ def _rank(sweep: SweepData) -> Any:
 
 
 def _note(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
-    unevaluated = [v for v in variants if not sweep.evaluated(v, is_pretrained)]
     notes = [note for variant, note in _RECONSTRUCTED.items() if variant in variants]
-    if unevaluated:
+    if unevaluated := [v for v in variants if not sweep.evaluated(v, is_pretrained)]:
         notes.append(f"Not yet evaluated on the test split: {', '.join(unevaluated)}.")
     small = [
         record.name
@@ -168,8 +159,7 @@ def _note(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> str
             "Trained in micro-batches after running out of memory, so that batch norm used the "
             f"statistics of micro-batches: {', '.join(small)}."
         )
-    images = {int(r.evaluation["images"]) for r in sweep.records if r.evaluation}
-    if images:
+    if images := {int(r.evaluation["images"]) for r in sweep.records if r.evaluation}:
         notes.append(f"The test split has {max(images):,} images.")
         notes.append('ECE is the expected calibration error, see "Calibration".')
     return " ".join(notes)
@@ -177,17 +167,15 @@ def _note(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> str
 
 _COST_COLUMNS = (
     Column("variant", "variant"),
-    Column("image_size_px", "image size, px", "count"),
-    Column("parameters", "parameters", "count"),
-    Column("parameters_with_statistics", "with batch-norm statistics", "count"),
-    Column("multiply_accumulates", "multiply-accumulates", "mega"),
-    Column("flops", "FLOPs", "mega"),
-    Column("training_images_per_s", "training images/s", "count"),
-    Column("inference_ms", "inference", "ms"),
-    Column("inference_images_per_s", "inference images/s", "count"),
-    Column("inference_batch_size", "at batch size", "count"),
-    Column("device_s_per_seed", "device time per seed", "seconds"),
-    Column("device_s_search", "device time of the search", "seconds"),
+    *Column.of("count", image_size_px="image size, px", parameters="parameters"),
+    *Column.of("count", parameters_with_statistics="with batch-norm statistics"),
+    *Column.of("mega", multiply_accumulates="multiply-accumulates", flops="FLOPs"),
+    *Column.of("count", training_images_per_s="training images/s"),
+    *Column.of("ms", inference_ms="inference"),
+    *Column.of("count", inference_images_per_s="inference images/s"),
+    *Column.of("count", inference_batch_size="at batch size"),
+    *Column.of("seconds", device_s_per_seed="device time per seed"),
+    *Column.of("seconds", device_s_search="device time of the search"),
 )
 _COST_NOTE = (
     "Operations are those of one image's forward pass, in multiply-accumulates and in FLOPs (twice "

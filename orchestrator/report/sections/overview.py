@@ -11,20 +11,9 @@ from orchestrator.report.facts import SweepData
 
 
 def overview(sweep: SweepData, written_s: float) -> Section:
-    """Return the facts of the sweep and every deviation from the space's recipe.
-
-    Args:
-        sweep: the sweep.
-        written_s: Unix time at which this report is written.
-    """
-    blocks: list[Block] = [
-        Table(
-            name="sweep",
-            title="The sweep",
-            columns=(Column("fact", "fact"), Column("value", "value")),
-            rows=_rows(sweep, written_s),
-        )
-    ]
+    """Return the facts of the sweep, written at a Unix time, and its deviations from the recipe."""
+    names, rows = Column.of(fact="fact", value="value"), _rows(sweep, written_s)
+    blocks: list[Block] = [Table(name="sweep", title="The sweep", columns=names, rows=rows)]
     if lines := deviations(sweep):
         blocks.append(text("Deviations from the space's recipe:", is_warning=True))
         blocks.append(text(*lines))
@@ -32,7 +21,7 @@ def overview(sweep: SweepData, written_s: float) -> Section:
         blocks.append(text("The command line changed nothing in the space's recipe."))
     if not sweep.has_results():
         blocks.append(text("No trial of this sweep has finished yet.", is_warning=True))
-    return Section(name="sweep", title="Overview", blocks=tuple(blocks))
+    return Section("sweep", "Overview", tuple(blocks))
 
 
 def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
@@ -69,5 +58,4 @@ def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
 def _time(unix_s: float | None) -> str:
     if unix_s is None:
         return ""
-    moment = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{datetime.datetime.fromtimestamp(unix_s, datetime.UTC):%Y-%m-%d %H:%M:%S UTC}"

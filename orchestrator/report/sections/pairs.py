@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.records import ENDED
-from orchestrator.report.document.blocks import (
-    Block,
-    Column,
-    Matrix,
-    Section,
-    Table,
-    counted,
-    text,
-)
+from orchestrator.report.document.blocks import Block, Column, Matrix, Section, Table, counted, text
 from orchestrator.report.facts import Record, SweepData, ended, figures_of
 from orchestrator.report.statistics import Difference, holm, welch
 
@@ -74,7 +66,7 @@ def pairs(sweep: SweepData) -> Section:
         blocks.append(_table(found, f"pairs{suffix}", f"All pairs, {kind}"))
     if len(blocks) == 1:
         blocks.append(text("There are fewer than two variants to compare."))
-    return Section(name="pairs", title=TITLE, blocks=tuple(blocks))
+    return Section("pairs", TITLE, tuple(blocks))
 
 
 def compare(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Pair]:
@@ -163,9 +155,8 @@ def _matrix(variants: Sequence[str], found: Sequence[Pair], by: str, kind: str) 
                 cells[row, column] = ("too few seeds", "open")
                 continue
             mean = 100 * sign * pair.difference.mean
-            low, high = sorted(
-                100 * sign * end for end in (pair.difference.low, pair.difference.high)
-            )
+            ends = (pair.difference.low, pair.difference.high)
+            low, high = sorted(100 * sign * end for end in ends)
             interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
             style = {None: "open", row: "wins", column: "loses"}[pair.winner]
             cells[row, column] = (f"{_verdict(pair, pair.winner is not None)}|{interval}", style)
@@ -195,18 +186,14 @@ def _table(found: Sequence[Pair], name: str, title: str) -> Table:
         name=name,
         title=title,
         columns=(
-            Column("first", "first variant"),
-            Column("second", "second variant"),
-            Column("by", "compared at"),
-            Column("budget", "budget (trials or device-seconds)", "number"),
-            Column("first_seeds", "seeds of the first", "count"),
-            Column("second_seeds", "seeds of the second", "count"),
-            Column("difference", "difference", "points"),
-            Column("low", "CI low", "points"),
-            Column("high", "CI high", "points"),
-            Column("significant", "by itself"),
-            Column("significant_holm", "all pairs tested together"),
-            Column("reason", "why there is no interval"),
+            *Column.of(first="first variant", second="second variant", by="compared at"),
+            *Column.of("number", budget="budget (trials or device-seconds)"),
+            *Column.of(
+                "count", first_seeds="seeds of the first", second_seeds="seeds of the second"
+            ),
+            *Column.of("points", difference="difference", low="CI low", high="CI high"),
+            *Column.of(significant="by itself", significant_holm="all pairs tested together"),
+            *Column.of(reason="why there is no interval"),
         ),
         rows=[
             [

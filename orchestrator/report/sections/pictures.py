@@ -28,17 +28,13 @@ def pictures(sweep: SweepData) -> tuple[list[Section], dict[str, str]]:
     firsts = {v: found[0] for v in sweep.variants if (found := sweep.evaluated(v))}
     firsts = {v: r for v, r in firsts.items() if r.evaluation and r.evaluation["examples"]}
     if not firsts:
-        nothing = text("No trial has been evaluated on the test split yet.")
-        return [
-            Section(name="maps", title=_MAPS, blocks=(nothing,)),
-            Section(name="predictions", title=_GRID, blocks=(nothing,)),
-        ], {}
+        named = (("maps", _MAPS), ("predictions", _GRID))
+        return [Section.not_evaluated(name, title) for name, title in named], {}
     images: dict[str, str] = {}
     for record in firsts.values():
         for example in _examples(record).values():
             key = f"image-{example['row']}"
-            if key not in images:
-                images[key] = _png(_pixels(example), palette=False)
+            images[key] = images.get(key) or _png(_pixels(example))
     return [_maps(sweep, firsts), _grid(sweep, firsts)], images
 
 
@@ -66,7 +62,7 @@ def _maps(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
         ]
     if without:
         blocks.append(text(f"Models without a spatial feature map: {', '.join(without)}."))
-    return Section(name="maps", title=_MAPS, blocks=tuple(blocks))
+    return Section("maps", _MAPS, tuple(blocks))
 
 
 def _mistakes(sweep: SweepData, variant: str, record: Record) -> tuple[Block, ...]:
@@ -86,11 +82,10 @@ def _map_table(sweep: SweepData, firsts: Mapping[str, Record]) -> Pictures:
         label = next(each[row]["label"] for each in found.values() if row in each)
         line = [Picture(source=f"image-{row}", caption=sweep.class_name(label))]
         for examples in found.values():
-            example = examples.get(row)
-            if example is None or example["map"] is None:
+            if (example := examples.get(row)) and example["map"]:
+                line.append(_evaluated_picture(sweep, example, _overlay(example)))
+            else:
                 line.append(Picture(source="", caption="no map"))
-                continue
-            line.append(_evaluated_picture(sweep, example, _overlay(example)))
         rows.append(line)
     return Pictures(
         name="maps",
@@ -137,9 +132,7 @@ def _grid(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
         "its probability, and the true class if the prediction is wrong. Point at an image to see "
         "the five most probable classes."
     )
-    return Section(
-        name="predictions", title=_GRID, blocks=(intro, Tabs(name="predictions", tabs=tuple(tabs)))
-    )
+    return Section("predictions", _GRID, (intro, Tabs(name="predictions", tabs=tuple(tabs))))
 
 
 def _evaluated_picture(
@@ -186,12 +179,11 @@ def _overlay(example: Mapping[str, Any]) -> str:
     colour = matplotlib.colormaps["inferno"](strength)[..., :3]
     grey = image.mean(axis=-1, keepdims=True)  # so that colour comes only from the map
     mixed = 0.45 * grey + 0.55 * colour
-    return _png(Image.fromarray((255 * mixed).clip(0, 255).astype(np.uint8)), palette=True)
+    overlay = Image.fromarray((255 * mixed).clip(0, 255).astype(np.uint8))
+    return _png(overlay.quantize(_COLOURS_KEPT))
 
 
-def _png(image: Image.Image, *, palette: bool) -> str:
-    if palette:
-        image = image.quantize(_COLOURS_KEPT)
+def _png(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

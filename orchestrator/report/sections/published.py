@@ -20,7 +20,7 @@ def published(sweep: SweepData) -> Section:
     source, notes = str(study.get("source", "")), [str(n) for n in study.get("recipe_notes", ())]
     if not (rows or source or notes):
         only = text("This space reproduces no published study, so there is nothing to compare.")
-        return Section(name="published", title=_TITLE, blocks=(only,))
+        return Section("published", _TITLE, (only,))
     blocks: list[Block] = [text(f"Source: {source}.")] if source else []
     if lines := deviations(sweep):
         blocks.append(text("Deviations from the published recipe:", is_warning=True))
@@ -32,7 +32,7 @@ def published(sweep: SweepData) -> Section:
         blocks += _tables(sweep, rows)
     else:
         blocks.append(text("The source gives no figures to compare with."))
-    return Section(name="published", title=_TITLE, blocks=tuple(blocks))
+    return Section("published", _TITLE, tuple(blocks))
 
 
 def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -56,7 +56,7 @@ def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             Table(
                 name="published_notes",
                 title="Remarks on the published figures",
-                columns=(Column("label", "published as"), Column("note", "note")),
+                columns=Column.of(label="published as", note="note"),
                 rows=odd,
             )
         )
@@ -98,11 +98,8 @@ def _averages(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
         name="published_averages",
         title="Averages over classes, published and ours",
         columns=(
-            Column("label", "model"),
-            Column("top1", "top-1", "percent"),
-            Column("precision", "precision", "percent"),
-            Column("recall", "recall", "percent"),
-            Column("f1", "F1", "percent"),
+            *Column.of(label="model"),
+            *Column.of("percent", top1="top-1", precision="precision", recall="recall", f1="F1"),
         ),
         rows=[*published_rows, *our_rows],
         note="Our figures are unweighted means over the classes of the test split, and over seeds.",
@@ -115,18 +112,15 @@ def _top1(row: Mapping[str, Any]) -> float | None:
 
 
 _PUBLISHED_COLUMNS = (
-    Column("label", "published as"),
-    Column("variant", "variant"),
-    Column("ours_from", "our trials"),
-    Column("published_train_top1", "published train top-1", "percent"),
-    Column("ours_train_top1", "our train top-1", "percent"),
-    Column("published_val_top1", "published val top-1", "percent"),
-    Column("ours_val_top1", "our val top-1", "estimate"),
-    Column("published_test_top1", "published test top-1", "percent"),
-    Column("ours_test_top1", "our test top-1", "estimate"),
-    Column("difference_test_top1", "difference of test top-1", "points"),
-    Column("published_loss", "published loss", "loss"),
-    Column("ours_loss", "our loss", "loss"),
+    *Column.of(label="published as", variant="variant", ours_from="our trials"),
+    *Column.of("percent", published_train_top1="published train top-1"),
+    *Column.of("percent", ours_train_top1="our train top-1"),
+    *Column.of("percent", published_val_top1="published val top-1"),
+    *Column.of("estimate", ours_val_top1="our val top-1"),
+    *Column.of("percent", published_test_top1="published test top-1"),
+    *Column.of("estimate", ours_test_top1="our test top-1"),
+    *Column.of("points", difference_test_top1="difference of test top-1"),
+    *Column.of("loss", published_loss="published loss", ours_loss="our loss"),
 )
 
 
@@ -137,11 +131,8 @@ def _published_lines(sweep: SweepData, row: Mapping[str, Any]) -> list[list[Any]
     if variant in sweep.variants and number is not None:
         ours.append((f"trial {number}", enqueued_trial(sweep, variant, number)))
     elif variant in sweep.variants:
-        seeds = sweep.seeds(variant)
-        if seeds and sweep.is_searched(variant):
-            ours.append(("best configuration", seeds))
-        elif seeds:
-            ours.append(("recipe", seeds))
+        if seeds := sweep.seeds(variant):
+            ours.append(("best configuration" if sweep.is_searched(variant) else "recipe", seeds))
         if recipe := enqueued_trial(sweep, variant, 0):
             ours.append(("recipe (first trial)", recipe))
     return [_published_line(row, which, records) for which, records in ours or [("", ())]]
@@ -154,13 +145,8 @@ def enqueued_trial(sweep: SweepData, variant: str, number: int) -> list[Record]:
     """
     if not sweep.is_searched(variant):
         return []
-    return [
-        record
-        for record in sweep.of(variant, "search")
-        if record.trial.number == number
-        and record.evaluation is not None
-        and record.trial.status == "complete"
-    ]
+    found = [r for r in sweep.of(variant, "search") if r.trial.number == number]
+    return [r for r in found if r.evaluation is not None and r.trial.status == "complete"]
 
 
 def _published_line(row: Mapping[str, Any], which: str, records: Sequence[Record]) -> list[Any]:
@@ -203,14 +189,14 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 _SIZE_COLUMNS = (
-    Column("label", "published as"),
-    Column("variant", "variant"),
-    Column("published_parameters", "published parameters", "count"),
-    Column("ours_parameters", "our trainable parameters", "count"),
-    Column("ours_parameters_with_statistics", "with batch-norm statistics", "count"),
-    Column("published_flops", "published FLOPs", "mega"),
-    Column("ours_multiply_accumulates", "our multiply-accumulates", "mega"),
-    Column("ours_flops", "our FLOPs", "mega"),
+    *Column.of(label="published as", variant="variant"),
+    *Column.of("count", published_parameters="published parameters"),
+    *Column.of("count", ours_parameters="our trainable parameters"),
+    *Column.of("count", ours_parameters_with_statistics="with batch-norm statistics"),
+    *Column.of("mega", published_flops="published FLOPs"),
+    *Column.of(
+        "mega", ours_multiply_accumulates="our multiply-accumulates", ours_flops="our FLOPs"
+    ),
 )
 
 

@@ -23,8 +23,9 @@ def search(sweep: SweepData) -> Section:
     searched = [variant for variant in sweep.variants if sweep.is_searched(variant)]
     if not searched:
         only = text("Nothing was searched: the trials of a variant differ only in their seeds.")
-        return Section(name="search", title="Search", blocks=(only,))
+        return Section("search", "Search", (only,))
     kinds = {variant: suggested(sweep, variant) for variant in searched}
+    tabs = tuple((variant, tuple(_of_variant(sweep, variant))) for variant in searched)
     blocks = (
         text(
             f"{_adaptive(list(kinds.values()))} Only complete trials are shown: a stopped trial "
@@ -32,12 +33,9 @@ def search(sweep: SweepData) -> Section:
             is_warning=True,
         ),
         text(*(f"{variant}: {_counts(kind)}." for variant, kind in kinds.items())),
-        Tabs(
-            name="search",
-            tabs=tuple((variant, tuple(_of_variant(sweep, variant))) for variant in searched),
-        ),
+        Tabs(name="search", tabs=tabs),
     )
-    return Section(name="search", title="Search", blocks=blocks)
+    return Section("search", "Search", blocks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,8 +36,7 @@ def time_spent(sweep: SweepData) -> Section:
     """Return the time spent on each activity, by variant and in total, and the forecast's error."""
     spans = [record.span_s(attempt) for record in sweep.records for attempt in record.attempts]
     if not spans:
-        only = text("No attempt has started yet.")
-        return Section(name="time", title="Time", blocks=(only,))
+        return Section("time", "Time", (text("No attempt has started yet."),))
     slots, wall_s = _slots(spans), _wall_s(spans)
     by_variant = {variant: _spent_by(sweep.of(variant)) for variant in sweep.variants}
     total = _summed(by_variant.values())
@@ -55,7 +54,7 @@ def time_spent(sweep: SweepData) -> Section:
         *_forecast(sweep),
         *_whole_forecast(sweep, wall_s),
     )
-    return Section(name="time", title="Time", blocks=blocks)
+    return Section("time", "Time", blocks)
 
 
 def _activities(total: _Spent) -> Table:
@@ -80,15 +79,11 @@ def _table(by_variant: Mapping[str, _Spent], total: _Spent) -> Table:
         title="Time by variant and activity",
         columns=(
             Column("variant", "variant"),
-            *(Column(f"{name}_s", name, "seconds") for name in names),
-            Column("sum_s", "sum", "seconds"),
+            *Column.of("seconds", **{f"{name}_s": name for name in names}, sum_s="sum"),
         ),
         rows=[
-            *(
-                [variant, *(spent.get(name) for name in names), sum(spent.values())]
-                for variant, spent in by_variant.items()
-            ),
-            ["all", *(total[name] for name in names), sum(total.values())],
+            [label, *(spent.get(name) for name in names), sum(spent.values())]
+            for label, spent in [*by_variant.items(), ("all", total)]
         ],
     )
 
@@ -172,9 +167,8 @@ def _whole_forecast(sweep: SweepData, wall_s: float) -> tuple[Table, ...]:
             title="Forecast and measured, whole sweep",
             columns=(
                 Column("quantity", "quantity"),
-                Column("forecast", "forecast", "number"),
-                Column("measured", "measured", "number"),
-                Column("measured_over_forecast", "measured / forecast", "number"),
+                *Column.of("number", forecast="forecast", measured="measured"),
+                *Column.of("number", measured_over_forecast="measured / forecast"),
             ),
             rows=[[*row, row[2] / row[1] if row[1] else None] for row in rows],
             note=f"The forecast was made before the sweep started, for "

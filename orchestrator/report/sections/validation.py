@@ -8,7 +8,7 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 
 from orchestrator.report.document.blocks import Section, counted, text
-from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.document.plots import add_diagonal, colours, figure
 from orchestrator.report.facts import Record, SweepData, mean
 from orchestrator.report.statistics import correlation
 
@@ -21,12 +21,10 @@ def validation(sweep: SweepData) -> Section:
     points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in evaluated]
     points = [(record, value) for record, value in points if not math.isnan(value)]
     if not points:
-        only = text(
-            "The evaluated trials had no validation split."
-            if evaluated
-            else "No trial has been evaluated on the test split yet."
-        )
-        return Section(name="validation", title=_TITLE, blocks=(only,))
+        if not evaluated:
+            return Section.not_evaluated("validation", _TITLE)
+        only = text("The evaluated trials had no validation split.")
+        return Section("validation", _TITLE, (only,))
     colour = colours(sweep.variants)
     drawn = go.Figure()
     for variant in sweep.variants:
@@ -42,22 +40,14 @@ def validation(sweep: SweepData) -> Section:
                 hovertemplate="%{text}<br>validation %{x:.1f} %, test %{y:.1f} %<extra></extra>",
             )
     both = [value for r, value in points for value in (value, _test(r))]
-    ends = [min(both) - 1, max(both) + 1]
-    drawn.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": "#999", "width": 1, "dash": "dot"},
-        name="equal",
-        hoverinfo="skip",
-    )
+    add_diagonal(drawn, [min(both) - 1, max(both) + 1], "equal")
     drawn.update_xaxes(title_text="validation top-1 at the evaluated epoch, %")
     drawn.update_yaxes(title_text="test top-1, %")
     blocks = (
         text(*_correlations(sweep, points)),
         figure("validation", "Test top-1 against validation top-1", drawn, height_px=460),
     )
-    return Section(name="validation", title=_TITLE, blocks=blocks)
+    return Section("validation", _TITLE, blocks)
 
 
 def _test(record: Record) -> float:
