@@ -178,8 +178,7 @@ def figures_of(records: Iterable[Record], *path: str) -> list[float]:
         value: Any = record.evaluation
         for key in path:
             value = None if value is None else value[key]
-        if value is not None:
-            found.append(float(value))
+        found += [] if value is None else [float(value)]
     return found
 
 

@@ -16,8 +16,7 @@ _RANGE = (-2, 102)  # percent; markers at 0 % and 100 % are not clipped
 
 def calibration(sweep: SweepData) -> Section:
     """Return accuracy against confidence of each variant, as a figure and as a table."""
-    found = {variant: _bins(sweep.evaluated(variant)) for variant in sweep.variants}
-    bins = {variant: values for variant, values in found.items() if values.size}
+    bins = {v: values for v in sweep.variants if (values := _bins(sweep.evaluated(v))).size}
     if not bins:
         return Section.not_evaluated("calibration", "Calibration")
     blocks = (

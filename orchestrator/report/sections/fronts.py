@@ -36,12 +36,12 @@ def fronts(sweep: SweepData) -> Section:
     return Section("fronts", "Accuracy and cost", blocks)
 
 
-# Key, axis title and d3's number format. Units of their own get no prefixes.
-_COSTS: tuple[tuple[str, str, str], ...] = (
-    ("parameters", "parameters", "~s"),
-    ("multiply_accumulates", "multiply-accumulates", "~s"),
-    ("inference_ms", "inference, ms", "~g"),
-    ("device_s", "device time per seed, s", "~g"),
+# Column, axis title and d3's number format. Units of their own get no prefixes.
+_COSTS = (
+    (Column("parameters", "parameters", "count"), "parameters", "~s"),
+    (Column("multiply_accumulates", "multiply-accumulates", "mega"), "multiply-accumulates", "~s"),
+    (Column("inference_ms", "inference", "ms"), "inference, ms", "~g"),
+    (Column("device_s", "device time per seed", "seconds"), "device time per seed, s", "~g"),
 )
 
 
@@ -74,8 +74,8 @@ def _front(points: Mapping[str, dict[str, Any]], cost: str) -> dict[bool, list[s
 def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Figure:
     colour = colours(sweep.variants)
     drawn = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.09)
-    for index, (cost, title, number_format) in enumerate(_COSTS):
-        row, column = index // 2 + 1, index % 2 + 1
+    for index, (shown, title, number_format) in enumerate(_COSTS):
+        cost, place = shown.key, {"row": index // 2 + 1, "col": index % 2 + 1}
         for names in _front(points, cost).values():
             drawn.add_scatter(
                 x=[points[name][cost] for name in names],
@@ -84,27 +84,22 @@ def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Fi
                 line={"color": "#999", "width": 1, "shape": "hv"},
                 hoverinfo="skip",
                 showlegend=False,
-                row=row,
-                col=column,
+                **place,
             )
         for name, point in points.items():
+            symbol = "diamond" if point["is_pretrained"] else "circle"
             drawn.add_scatter(
                 x=[point[cost]],
                 y=[100 * point["top1"]],
                 error_y={"array": [100 * (point["sd"] or 0)], "visible": point["sd"] is not None},
                 mode="markers",
-                marker={
-                    "color": colour[name],
-                    "size": 9,
-                    "symbol": "diamond" if point["is_pretrained"] else "circle",
-                },
+                marker={"color": colour[name], "size": 9, "symbol": symbol},
                 name=name + (" (pretrained)" if point["is_pretrained"] else ""),
                 legendgroup=name,
                 showlegend=index == 0,
                 hovertemplate=f"{name}<br>{title}: %{{x:.4{number_format.removeprefix('~')}}}"
                 "<br>test top-1: %{y:.1f} %<extra></extra>",
-                row=row,
-                col=column,
+                **place,
             )
         costs = [point[cost] for point in points.values()]
         is_wide = min(costs) > 0 and max(costs) > 3 * min(costs)
@@ -112,8 +107,7 @@ def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Fi
         drawn.update_xaxes(
             title_text=title + (" (log scale)" if is_wide else ""),
             tickformat=number_format,
-            row=row,
-            col=column,
+            **place,
             **axis,
         )
     drawn.update_yaxes(title_text="test top-1, %")
@@ -128,30 +122,18 @@ def _ticks(costs: Sequence[float]) -> list[float]:
 
 
 def _fronts_table(points: Mapping[str, dict[str, Any]]) -> Table:
-    on = {
-        cost: {n for names in _front(points, cost).values() for n in names} for cost, *_ in _COSTS
-    }
+    costs = [column for column, *_ in _COSTS]
+    on = {c.key: {n for names in _front(points, c.key).values() for n in names} for c in costs}
     return Table(
         name="fronts",
         title="Variants on the Pareto fronts",
         columns=(
             Column("variant", "variant"),
             Column("test_top1", "test top-1", "percent"),
-            Column("parameters", "parameters", "count"),
-            Column("parameters_front", "on the front"),
-            Column("multiply_accumulates", "multiply-accumulates", "mega"),
-            Column("multiply_accumulates_front", "on the front"),
-            Column("inference_ms", "inference", "ms"),
-            Column("inference_ms_front", "on the front"),
-            Column("device_s", "device time per seed", "seconds"),
-            Column("device_s_front", "on the front"),
+            *(each for c in costs for each in (c, Column(f"{c.key}_front", "on the front"))),
         ),
         rows=[
-            [
-                name,
-                point["top1"],
-                *(v for cost, *_ in _COSTS for v in (point[cost], name in on[cost])),
-            ]
+            [name, point["top1"], *(v for c in costs for v in (point[c.key], name in on[c.key]))]
             for name, point in points.items()
         ],
     )

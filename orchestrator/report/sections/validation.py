@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import plotly.graph_objects as go
 
@@ -28,8 +27,7 @@ def validation(sweep: SweepData) -> Section:
     colour = colours(sweep.variants)
     drawn = go.Figure()
     for variant in sweep.variants:
-        own = [(r, value) for r, value in points if r.trial.variant == variant]
-        if own:
+        if own := [(r, value) for r, value in points if r.trial.variant == variant]:
             drawn.add_scatter(
                 x=[value for _, value in own],
                 y=[_test(r) for r, _ in own],
@@ -55,26 +53,21 @@ def _test(record: Record) -> float:
 
 
 def _correlations(sweep: SweepData, points: list[tuple[Record, float]]) -> list[str]:
-    def means(variant: str, value: Callable[[Record, float], float]) -> float | None:
-        return mean([value(r, v) for r, v in points if r.trial.variant == variant])
-
-    val = [means(variant, lambda _, v: v) for variant in sweep.variants]
-    test = [means(variant, lambda r, _: _test(r)) for variant in sweep.variants]
-    both = [(v, t) for v, t in zip(val, test, strict=True) if v is not None and t is not None]
+    means = []
+    for variant in sweep.variants:
+        own = [(value, _test(r)) for r, value in points if r.trial.variant == variant]
+        val, test = mean([v for v, _ in own]), mean([t for _, t in own])
+        if val is not None and test is not None:
+            means.append((val, test))
+    over_trials = "Over trials (the seeds of a variant are not independent)"
     return [
-        _correlation(
-            "Over trials (the seeds of a variant are not independent)",
-            [value for _, value in points],
-            [_test(r) for r, _ in points],
-            "trial",
-        ),
-        _correlation(
-            "Over the means of variants", [v for v, _ in both], [t for _, t in both], "variant"
-        ),
+        _correlation(over_trials, [(value, _test(r)) for r, value in points], "trial"),
+        _correlation("Over the means of variants", means, "variant"),
     ]
 
 
-def _correlation(over: str, x: list[float], y: list[float], unit: str) -> str:
+def _correlation(over: str, points: list[tuple[float, float]], unit: str) -> str:
+    x, y = [x for x, _ in points], [y for _, y in points]
     found, n = correlation(x, y), f"n = {counted(len(x), unit)}"
     if found is None:
         return f"{over}: no correlation, because there are too few values or all are equal ({n})."
