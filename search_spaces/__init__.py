@@ -1,4 +1,4 @@
-"""What to try: values only. One file per space; a user's own file works just as well."""
+"""Search spaces: one file each; a file of the user's own works just as well."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Return the built-in spaces by file name, importing none of them."""
+    """Return the names of the built-in spaces, without importing them."""
     files = Path(__file__).parent.glob("*.py")
     return sorted(p.stem for p in files if p.stem != "space" and not p.stem.startswith("_"))
 
 
 def load(name: str) -> SearchSpace:
-    """Return the checked space of a built-in name or of the file at a path.
+    """Return a built-in space, or the one in a file, after `check`.
 
     Raises:
-        ValueError: there is none, the file does not define `SPACE`, or its values are wrong.
+        ValueError: there is none, the file defines no `SPACE`, or its values are wrong.
     """
     from search_spaces.space import SearchSpace
 
@@ -48,27 +48,26 @@ def load(name: str) -> SearchSpace:
 
 
 def check(space: SearchSpace) -> None:
-    """Find every mistake in a space's values; no model is built.
+    """Check a space's values; no model is built.
 
     Raises:
         ValueError: one sentence for each mistake.
     """
     from search_spaces._check import problems_of
 
-    problems = problems_of(space)
-    if problems:
+    if problems := problems_of(space):
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"The search space {space.name!r} cannot be used:\n{listed}")
 
 
 def _load_file(path: Path) -> types.ModuleType:
-    """Run a user's file; whatever it does wrong is named with its line."""
+    """Run a user's file; an error names its line."""
     if not path.is_file():
         raise ValueError(f"There is no space file at {path}.")
     module = types.ModuleType(f"user_space_{path.stem}")
     module.__file__ = str(path)
     try:
-        # Not by an import: Python's cache takes a file changed within the same second for the old.
+        # Not imported: Python's cache misses a change within the same second.
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What can be wrong with a `SearchSpace`, one sentence each. Not a space itself; builds nothing."""
+"""Checks of a `SearchSpace`. Not a space itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search_spaces.space import Published, SearchSpace, ends, tried
 from trainables.config import field_names, unknown_field
 from trainables.metrics import METRIC_NAMES
 
-# What the orchestrator itself decides about each trial; a space may not.
+# Fields that the orchestrator sets for each trial.
 _DECIDED_ELSEWHERE = {
     "variant",
     "dataset",
@@ -23,19 +23,16 @@ _DECIDED_ELSEWHERE = {
     "micro_batch_size",
 }
 
-# Which way a quality gets better; the other metrics can be wanted either way.
+# Metrics with one sensible direction; the others can be optimized either way.
 _DIRECTION = {
-    "train_loss": "min",
-    "val_loss": "min",
-    "train_top1": "max",
-    "val_top1": "max",
-    "val_top5": "max",
+    **dict.fromkeys(("train_loss", "val_loss"), "min"),
+    **dict.fromkeys(("train_top1", "val_top1", "val_top5"), "max"),
 }
 
 
 def problems_of(space: SearchSpace) -> list[str]:
-    """Return one sentence for each mistake in a space's values; none when it can be used."""
-    problems = _shape_problems(space)
+    """Return one sentence for each mistake in a space's values."""
+    problems = _type_problems(space)
     if not problems:
         problems = [
             *_name_problems(space),
@@ -51,13 +48,16 @@ def problems_of(space: SearchSpace) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _shape_problems(space: SearchSpace) -> list[str]:
-    """Return what makes a closer look impossible: a field that is not even of its kind."""
+def _type_problems(space: SearchSpace) -> list[str]:
+    """Return the fields of a wrong type; only without them can the values be checked."""
     problems = []
-    for name in ("variants", "recipe_notes"):
+    for name, what, kind in (
+        ("variants", "names", str),
+        ("recipe_notes", "texts", str),
+        ("published", "`Published`", Published),
+    ):
         value = getattr(space, name)
-        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
-            what = "names" if name == "variants" else "texts"
+        if not isinstance(value, tuple | list) or not all(isinstance(item, kind) for item in value):
             problems.append(f"`{name}` must be a tuple of {what}; got {value!r}.")
     for name in ("name", "dataset", "metric", "mode", "source"):
         if not isinstance(getattr(space, name), str):
@@ -75,10 +75,6 @@ def _shape_problems(space: SearchSpace) -> list[str]:
     for name, value in mappings.items():
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             problems.append(f"`{name}` must be a dictionary with names as keys; got {value!r}.")
-    if not isinstance(space.published, tuple | list) or not all(
-        isinstance(row, Published) for row in space.published
-    ):
-        problems.append(f"`published` must be a tuple of `Published`; got {space.published!r}.")
     return problems
 
 
@@ -97,39 +93,35 @@ def _name_problems(space: SearchSpace) -> list[str]:
                 problems.append(
                     f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
                 )
-    strangers = sorted(
-        {*space.by_variant, *space.image_size_by_variant, *space.gpus_by_variant}
-        - set(space.variants)
-    )
-    if strangers:
-        problems.append(
-            f"Settings are given for {', '.join(strangers)}, which `variants` does not list."
-        )
+    named = {*space.by_variant, *space.image_size_by_variant, *space.gpus_by_variant}
+    if unlisted := ", ".join(sorted(named - set(space.variants))):
+        problems.append(f"Settings are given for {unlisted}, which `variants` does not list.")
     return problems
 
 
 def _range_problems(space: SearchSpace) -> list[str]:
-    problems = []
-    for name, value in space.params.items():
-        if not isinstance(value, BaseDistribution):
-            problems.append(
-                f"`params[{name!r}]` must be a FloatDistribution, IntDistribution or "
-                f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs "
-                "into `base`."
-            )
-    for name, value in space.base.items():
-        if isinstance(value, BaseDistribution):
-            problems.append(f"`base[{name!r}]` is a range; it belongs into `params`.")
-    both = sorted(set(space.base) & set(space.params))
-    if both:
+    problems = [
+        f"`params[{name!r}]` must be a FloatDistribution, IntDistribution or "
+        f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs into `base`."
+        for name, value in space.params.items()
+        if not isinstance(value, BaseDistribution)
+    ]
+    problems += [
+        f"`base[{name!r}]` is a range; it belongs into `params`."
+        for name, value in space.base.items()
+        if isinstance(value, BaseDistribution)
+    ]
+    if both := sorted(set(space.base) & set(space.params)):
         problems.append(f"In `base` and in `params` at once: {', '.join(both)}.")
     searched = {name for variant in space.variants for name in space.params_for(variant)}
     if "epochs" in searched | set(space.params):
-        problems.append("`epochs` cannot be searched; early stopping decides who gets more.")
+        problems.append(
+            "`epochs` cannot be searched; early stopping decides which trials train longer."
+        )
     elif not all("epochs" in space.fixed_for(variant) for variant in space.variants):
-        problems.append("`base` must say `epochs`.")
+        problems.append("`base` must set `epochs`.")
     if "threads" in searched:
-        problems.append("`threads` cannot be searched; a variant's trials share one shape.")
+        problems.append("`threads` cannot be searched; a variant's trials use the same resources.")
     return problems
 
 
@@ -181,18 +173,17 @@ def _choice_problems(space: SearchSpace) -> list[str]:
 
 
 def _end_problems(space: SearchSpace, variant: str) -> list[str]:
-    """Build the configuration at both ends of every range, one parameter at a time."""
+    """Check the configuration at both ends of every range, one parameter at a time."""
     ranges = space.params_for(variant)
-    middle = {name: ends(distribution)[0] for name, distribution in ranges.items()}
+    others = {name: ends(distribution)[0] for name, distribution in ranges.items()}
     problems = [] if ranges else _config_problems(space, variant, {})
     for name, distribution in ranges.items():
         for value in tried(distribution):
-            problems += _config_problems(space, variant, {**middle, name: value})
+            problems += _config_problems(space, variant, {**others, name: value})
     return problems
 
 
 def _config_problems(space: SearchSpace, variant: str, params: Mapping[str, Any]) -> list[str]:
-    """Return the sentence for a configuration that a training would refuse; else nothing."""
     try:
         space.train_config(
             variant,
@@ -239,13 +230,13 @@ def _published_problems(space: SearchSpace) -> list[str]:
 
 
 def _row_enqueued_problems(space: SearchSpace, where: str, row: Published) -> list[str]:
-    """Return what keeps a published row from naming the trial that is to stand beside it."""
+    """Return why a published row's `enqueued` names no trial to compare it with."""
     if row.enqueued is None:
         return []
     if row.variant is None:
         return [f"{where}: `enqueued` needs a `variant`, whose trial it names; give one."]
     if row.variant not in space.variants:
-        return []  # said already
+        return []  # reported by `_published_problems`
     count = len(space.enqueued) if space.params_for(row.variant) else 0
     if type(row.enqueued) is int and 0 <= row.enqueued < count:
         return []
@@ -259,7 +250,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _enqueued_problems(space: SearchSpace, variant: str) -> list[str]:
-    """Return what keeps a variant with ranges from being tried with the enqueued values first."""
+    """Return the enqueued configurations that a variant with ranges cannot be trained with."""
     problems = []
     ranges = space.params_for(variant)
     for number, values in enumerate(space.enqueued if ranges else ()):
@@ -276,18 +267,14 @@ def _enqueued_problems(space: SearchSpace, variant: str) -> list[str]:
             for name, value in values.items()
             if not _lies_in(ranges[name], value)
         ]
-        problems += outside
-        if not outside:
-            problems += [
-                f"{where}: {problem}" for problem in _config_problems(space, variant, values)
-            ]
+        problems += outside or [f"{where}: {p}" for p in _config_problems(space, variant, values)]
     return problems
 
 
 def _lies_in(distribution: BaseDistribution, value: Any) -> bool:
     try:
         return distribution._contains(distribution.to_internal_repr(value))
-    except (TypeError, ValueError):  # of another kind than the range
+    except (TypeError, ValueError):  # of another type
         return False
 
 

@@ -6,10 +6,7 @@ Measured there: best validation top-1 0.993 (`cnn2`, `cnn3`) and 0.972 (`efficie
     images; test top-1 0.983, 0.978 and 0.981 on 359 images, one seed each.
 """
 
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from search_spaces.space import SearchSpace
 

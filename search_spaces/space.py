@@ -1,7 +1,6 @@
 """`SearchSpace`: what to try, as values. `search_spaces.check` finds its mistakes.
 
-A space names a dataset, the variants of a family, fixed training parameters and searched ones.
-It holds no state and starts nothing.
+A space names a dataset, the variants of a family, and fixed and searched hyperparameters.
 """
 
 from __future__ import annotations
@@ -127,22 +126,18 @@ class SearchSpace:
     gpus_by_variant: Mapping[str, float] = field(default_factory=dict)
 
     def fixed_for(self, variant: str) -> dict[str, Any]:
-        """Return the fixed training parameters of a variant."""
-        own = self.by_variant.get(variant, {})
-        fixed = {**self.base, **own}
-        return {
-            name: value for name, value in fixed.items() if not isinstance(value, BaseDistribution)
-        }
+        """Return the fixed hyperparameters of a variant."""
+        values = {**self.base, **self.by_variant.get(variant, {})}
+        return {n: value for n, value in values.items() if not isinstance(value, BaseDistribution)}
 
     def params_for(self, variant: str) -> dict[str, BaseDistribution]:
-        """Return the searched parameters of a variant, by name."""
+        """Return the ranges of a variant's searched hyperparameters."""
         own = self.by_variant.get(variant, {})
-        searched = {name: value for name, value in self.params.items() if name not in own}
-        searched |= {n: value for n, value in own.items() if isinstance(value, BaseDistribution)}
-        return searched
+        values = {**{n: value for n, value in self.params.items() if n not in own}, **own}
+        return {n: value for n, value in values.items() if isinstance(value, BaseDistribution)}
 
     def gpus_for(self, variant: str) -> float:
-        """Return the share of a device that one worker of this variant's trials takes."""
+        """Return the GPUs, or the share of one, for each worker of a variant's trials."""
         return self.gpus_by_variant.get(variant, self.gpus_per_trial)
 
     def train_config(
@@ -156,22 +151,22 @@ class SearchSpace:
         seed: int,
         overrides: Mapping[str, Any],
     ) -> TrainConfig:
-        """Put a suggestion into the configuration it stands for.
+        """Return the configuration of a trial.
 
         Args:
             variant: the model.
-            params: the suggestion, by field.
+            params: the suggested hyperparameters.
             dataset: name of the prepared dataset.
-            fingerprint: its content's.
+            fingerprint: of the prepared dataset.
             image_size_px: the resolved image size.
-            seed: the trial's own.
-            overrides: what the command line decides (`epochs`, `workers`); a warm-up given in
-                epochs shrinks with a shortened training, and so do epochs with a frozen backbone
-                (rounded down). `weights` "imagenet" is for the variants that have such weights.
+            seed: of the trial.
+            overrides: what the command line decides (`epochs`, `workers`). In a shortened training
+                `warmup_epochs` and `freeze_epochs` (rounded down) are shortened too. `weights`
+                "imagenet" applies to the variants that have such weights.
         """
         values = {**self.fixed_for(variant), **params}
         if "epochs" not in values and "epochs" not in overrides:
-            raise ValueError(f"the space says no number of epochs for {variant}; give --epochs.")
+            raise ValueError(f"the space gives no number of epochs for {variant}; use --epochs.")
         of_recipe = values.get("epochs", overrides.get("epochs"))
         epochs = overrides.get("epochs", of_recipe)
         if epochs < of_recipe and values.get("warmup_epochs"):
@@ -191,10 +186,10 @@ class SearchSpace:
         )
 
     def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
-        """Return what the space says, JSON-ready, to compare it with a later one.
+        """Return the space's values, JSON-ready, to compare it with a later one.
 
         Args:
-            variants: models of which it says something beside its own, from the command line.
+            variants: further models, from the command line, whose values are included.
         """
         names = tuple(dict.fromkeys((*self.variants, *variants)))
         return {
@@ -219,10 +214,7 @@ class SearchSpace:
         }
 
     def published_to_dict(self) -> dict[str, Any]:
-        """Return what the study reports and how its recipe was read, JSON-ready, for the report.
-
-        `rows` holds the fields of each `Published`. Nothing of it decides what is computed.
-        """
+        """Return the study's figures (`rows`) and notes, JSON-ready; they affect no result."""
         return {
             "source": self.source,
             "rows": [asdict(row) for row in self.published],
@@ -240,13 +232,11 @@ def ends(distribution: BaseDistribution) -> list[Any]:
 
 
 def tried(distribution: BaseDistribution) -> list[Any]:
-    """Return the values that stand for a range when it is checked: its ends and all choices.
+    """Return the values that a range is checked with: its ends, or all choices.
 
-    Of whole numbers the second one too: what divides the first and the second divides all.
+    For integers also the second value: what divides the first and the second divides all.
     """
     values = ends(distribution)
-    if isinstance(distribution, IntDistribution) and not distribution.log:
+    if isinstance(distribution, IntDistribution):  # the step of a logarithmic range is 1
         values.append(min(distribution.low + distribution.step, distribution.high))
-    elif isinstance(distribution, IntDistribution):
-        values.append(min(distribution.low + 1, distribution.high))
     return values

@@ -13,11 +13,7 @@ Weights: `tf_efficientnet_b3.aa_in1k`, downloaded at first use; without a networ
 Published: 77.0 % on the official validation split, our test split.
 """
 
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.space import Published, SearchSpace
 
@@ -27,12 +23,7 @@ SPACE = SearchSpace(
     variants=("efficientnet_b3",),
     trials=20,
     image_size=256,
-    base={
-        "epochs": 10,
-        "weights": "imagenet",
-        "batch_size": 64,
-        "hflip": True,
-    },
+    base={"epochs": 10, "weights": "imagenet", "batch_size": 64, "hflip": True},
     params={
         "optimizer": CategoricalDistribution(["radam", "adamw", "lamb", "nesterov"]),
         "lr": FloatDistribution(1e-5, 1e-2, log=True),

@@ -15,11 +15,7 @@ Weights: timm's resnet50.tv_in1k, vgg16_bn.tv_in1k, inception_v3.tf_in1k and
 Published: 43.1 % for ResNet-50 at 64 px, on our test split.
 """
 
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import tinyimagenet_baselines as baselines
 from search_spaces.space import SearchSpace

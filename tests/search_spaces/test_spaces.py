@@ -101,14 +101,14 @@ def test_every_mistake_is_named_at_once() -> None:
             {"image_size_by_variant": {"cnn2": 0}},
             "An image size must be 'native', 'paper' or pixels; got 0.",
         ),
-        ({"base": {}}, "`base` must say `epochs`."),
+        ({"base": {}}, "`base` must set `epochs`."),
         (
             {"by_variant": {"cnn2": {"epochs": IntDistribution(1, 3)}}},
             "`epochs` cannot be searched",
         ),
         (
             {"params": {"threads": IntDistribution(1, 2)}},
-            "`threads` cannot be searched; a variant's trials share one shape.",
+            "`threads` cannot be searched; a variant's trials use the same resources.",
         ),
         ({"image_size_by_variant": {"cnn9": 64}}, "Settings are given for cnn9"),
         ({"gpus_by_variant": {"cnn9": 1}}, "Settings are given for cnn9"),

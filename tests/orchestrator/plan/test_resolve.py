@@ -180,7 +180,7 @@ def test_a_space_file_with_mistakes_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         resolve.load_space(str(path))
     assert "`trials` must be a whole number, 1 or more; got 0." in str(caught.value)
-    assert "`base` must say `epochs`." in str(caught.value)
+    assert "`base` must set `epochs`." in str(caught.value)
     with pytest.raises(UsageError, match="Did you mean 'digits'"):
         resolve.load_space("digit")
 
