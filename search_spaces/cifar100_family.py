@@ -13,7 +13,7 @@ by the same recipe.
 from search_spaces._family import EFFICIENTNETS
 from search_spaces.space import Published, SearchSpace
 
-# Without what belongs to one model alone.
+# Of all models.
 RECIPE = {
     "epochs": 200,
     "batch_size": 128,
@@ -29,7 +29,7 @@ RECIPE = {
     "crop_padding_px": 4,
 }
 
-# The paper's sides over 224, times CIFAR's 32 px; and the paper's dropout.
+# The paper's image sizes over 224, times CIFAR's 32 px; and the paper's dropout.
 _SIZES_PX = (32, 34, 37, 43, 54, 65, 75, 86)
 _DROPOUT = (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5)
 
@@ -91,7 +91,7 @@ SPACE = SearchSpace(
         "32 px; the stem has stride 1 here.",
         "Their test accuracy is 2.5 to 4.8 points above their validation accuracy for every "
         "model, which a random split of one kind of images would not give; how they split is not "
-        "said. Here 10 % of the training part, stratified.",
+        "said. Here 10 % of the training images, stratified.",
         "The ImageNet table is headed top-1/5, but holds top-1 alone.",
     ),
 )

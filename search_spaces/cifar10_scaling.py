@@ -126,7 +126,7 @@ SPACE = SearchSpace(
         "1e-5; dropout 0.2 and drop path 0.2, for every model, so that only the scaling differs.",
         "Not said: augmentation, here flips and crops with 4 px of padding.",
         "They do not say on which images the accuracy is measured; it is taken for the test split. "
-        "Here 10 % of the training part are held out, and the epoch best on them is evaluated.",
-        "B1 and B3 to B7 are the later work they name, at the paper's sides (240 to 600 px).",
+        "Here 10 % of the training images are held out, and the best epoch on them is evaluated.",
+        "B1 and B3 to B7 are their future work, at the paper's image sizes (240 to 600 px).",
     ),
 )

@@ -1,16 +1,16 @@
 """The grid over depth, width and resolution that compound scaling came from.
 
-alpha * beta^2 * gamma^2 is about 2 at each point: B0 at phi = 1, scaled in 14 ways of one price,
+alpha * beta^2 * gamma^2 is about 2 at each point: B0 at phi = 1, scaled in 14 ways of equal cost,
 the paper's own (1.2, 1.1, 1.15) and the three single dimensions among them, on CIFAR-100 by the
 recipe of `cifar100_family`.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep scaling_grid`
 In minutes: `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`, on a
-    sample. Not with `--image-size N`: one side for all takes the resolution out of the grid.
+    sample. Not with `--image-size N`, which removes the resolution from the grid.
 Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
 
-The price is the rule's, not the networks': blocks are rounded up, channels to multiples of 8, and
+The cost is the rule's, not the networks': blocks are rounded up, channels to multiples of 8, and
 a pixel is 3 % of 32. Counted, the networks take 1.9 to 3.8 times B0's multiply-accumulates, so
 compare them along that axis.
 """
@@ -62,7 +62,7 @@ SPACE = SearchSpace(
         "rule leaves, if that is 1 or more.",
         "alpha * beta^2 * gamma^2 is 1.92 at the paper's point and within 1 % of 2 at all others; "
         "the networks' counted multiply-accumulates are 1.9 to 3.8 times B0's, since blocks are "
-        "rounded up, channels to multiples of 8 and sides to whole pixels.",
+        "rounded up, channels to multiples of 8 and sizes to whole pixels.",
         "The recipe is that of the study `cifar100_family`, with B0's dropout at every point.",
     ),
 )

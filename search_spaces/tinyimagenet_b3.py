@@ -1,15 +1,14 @@
 """A published study: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and its tuning.
 
 The first trial is the published recipe. The others search what the study names as future work:
-hyperparameters and fine-tuning strategies (how long the backbone rests, and how much slower its
-early layers learn).
+hyperparameters and fine-tuning (how long the backbone is frozen, how much slower its early layers
+learn).
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_b3`
 The recipe alone: `--trials 1 --final-seeds 3`.
 In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
-Weights: `tf_efficientnet_b3.aa_in1k`, downloaded at first use; without a network the error says
-    which file to put where. `--weights none` trains from scratch instead.
+Weights: `tf_efficientnet_b3.aa_in1k`, downloaded; `--weights none` trains from scratch.
 Published: 77.0 % on the official validation split, our test split.
 """
 
@@ -46,7 +45,7 @@ SPACE = SearchSpace(
             "label_smoothing": 0.0,
         },
     ),
-    first_rung_epochs=3,  # when every backbone is awake
+    first_rung_epochs=3,  # every backbone is trained by then
     rung_factor=3,
     startup_trials=8,
     final_seeds=3,
@@ -93,9 +92,9 @@ SPACE = SearchSpace(
         "Not said: batch size, here 64; the learning rate's schedule, here none in trial 0; "
         "dropout, here B3's own 0.3 in trial 0; drop path, here none; whether biases and batch "
         "norm decay too, here they do not.",
-        "They train on the whole training part and report the official validation split; here 10 % "
-        "of the training part are held out for the search, and that part is the test.",
-        "The seed counts (3 x 1536 + 1) x 2304 parameters for one block of B3, which has no such "
+        "They train on all training images and report the official validation split; here 10 % of "
+        "the training images are held out for the search, and that split is the test split.",
+        "The study counts (3 x 1536 + 1) x 2304 parameters for one block of B3, which has no such "
         "block.",
     ),
 )

@@ -1,8 +1,7 @@
 """Future work of `tinyimagenet_baselines`: four backbones fine-tuned from ImageNet weights.
 
-Each starts from ImageNet weights. The first trial of each is the recipe of the study's model 5; the
-others search how long the backbone rests, how much slower its early layers learn, and how strongly
-it is regularised.
+The first trial of each is the recipe of the study's model 5; the others search how long the
+backbone is frozen, how much slower its early layers learn, and the regularization.
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_backbones`
@@ -10,8 +9,7 @@ In minutes: `--epochs 1 --trials 1 --final-seeds 0 --image-size 75 --weights non
     efficientnet_b0,inception_v3.tf_in1k`, on a sample (75 px are the least that Inception takes;
     the others take 32).
 Weights: timm's resnet50.tv_in1k, vgg16_bn.tv_in1k, inception_v3.tf_in1k and
-    tf_efficientnet_b0.aa_in1k, downloaded at first use; without a network the error says which file
-    to put where. `--weights none` trains from scratch instead.
+    tf_efficientnet_b0.aa_in1k, downloaded; `--weights none` trains from scratch.
 Published: 43.1 % for ResNet-50 at 64 px, on our test split.
 """
 
@@ -50,15 +48,15 @@ SPACE = SearchSpace(
             "mixup_alpha": 0.0,
         },
     ),
-    first_rung_epochs=4,  # when every backbone has been awake for two epochs
+    first_rung_epochs=4,  # every backbone is trained for two epochs or more
     rung_factor=3,
     startup_trials=6,
     final_seeds=3,
     source=baselines.SPACE.source,
     published=tuple(row for row in baselines.SPACE.published if row.variant == "resnet50_mlp1024"),
     recipe_notes=(
-        "The seed names VGG16, Inception, EfficientNet, more regularization and more fine-tuning "
-        "as later work and says no more: the search is this project's.",
+        "The study only names VGG16, Inception, EfficientNet, more regularization and more "
+        "fine-tuning as future work: the search is this project's.",
         "Trial 0 of each model is model 5's recipe as `tinyimagenet_baselines` reads it, but at "
         "128 px: Inception takes 75 and more, and weights from 224 or 299 px gain from it.",
         "VGG16 is the one with batch norm, as the other three have it. Inception v3 has "

@@ -3,14 +3,13 @@
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_baselines`
 In minutes: `--epochs 1 --trials 1 --variants cnn2,cnn3`, on a sample of the data.
-Weights: `resnet50.tv_in1k` for `resnet50_mlp1024`, downloaded at first use; without a network the
-    error says which file to put where. `--weights none` trains it from scratch instead.
+Weights: `resnet50.tv_in1k` for model 5, downloaded; `--weights none` trains from scratch.
 Measured on 12,000 of the training images: 12.2 and 12.4 % test top-1 for models 1 and 2 (2,000
     test images, one seed). Published, on all 100,000 (their validation split is our
     test split): 14.2, 22.7, 24.9, 38.6 and 43.1 % for models 1 to 5.
 
-Nothing is searched: the trials of a model are its seeds. The backbones that the study names for
-later work are in `tinyimagenet_backbones`.
+Nothing is searched: the trials of a model differ in their seeds. `tinyimagenet_backbones` has the
+backbones of the study's future work.
 """
 
 from search_spaces.space import Published, SearchSpace
@@ -99,7 +98,7 @@ SPACE = SearchSpace(
         "in 2 and 4; early stopping and learning-rate reduction for 2; the kinds of augmentation.",
         "Not said, Keras' defaults: Adam at 1e-3 (models 2 to 4), epsilon 1e-7, batch 32, factor "
         "0.1 of the reduction.",
-        "Not said: optimizer and epochs of model 5, here Adam at 1e-4, since it goes on from "
+        "Not said: optimizer and epochs of model 5, here Adam at 1e-4, since it starts from "
         "weights, and 15; patience of the reduction, here 3 epochs, and of early stopping, here 5.",
         "The strength of L2 is not said: here 0.001, as in TensorFlow's tutorial on "
         "regularization. Keras' default, 0.01, would begin with a penalty of 23 nats on a loss of "
@@ -107,7 +106,7 @@ SPACE = SearchSpace(
         "The ranges of the augmentation are not said: here rotation 20 degrees, zoom 0.2, "
         "brightness 0.8 to 1.2, and shear 0.2, which Keras takes for degrees, so next to nothing. "
         "Keras fills from the nearest pixel, this project with zeros.",
-        "They train on the whole training part and report the last epoch; here 10 % of it are held "
+        "They train on all training images and report the last epoch; here 10 % of them are held "
         "out, and the best epoch on those is evaluated on the test split.",
         "Images are normalised with the dataset's mean and deviation (ResNet-50: its weights' "
         "own), where they only rescale. Batch norm has torch's epsilon and momentum, not Keras'.",

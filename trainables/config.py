@@ -1,7 +1,6 @@
 """What defines one training: the frozen `TrainConfig` and its identity, `signature()`.
 
-Everything that can change a trial's result is a field here. It knows nothing of how trials are
-chosen, started or recorded, and imports neither torch nor ray. It holds no state.
+Everything that can change a trial's result is a field here.
 """
 
 from __future__ import annotations
@@ -165,8 +164,7 @@ class TrainConfig:
     """Images per forward pass, accumulated to `batch_size`; 0: the whole batch."""
 
     def __post_init__(self) -> None:
-        problems = _problems(self)
-        if problems:
+        if problems := _problems(self):
             raise ValueError(" ".join(problems))
         for name, hint in _hints().items():
             if hint is float:
@@ -283,8 +281,7 @@ def _problems(config: TrainConfig) -> list[str]:
     problems = []
     for name, hint in _hints().items():
         value = getattr(config, name)
-        allowed = get_args(hint)
-        if allowed:
+        if allowed := get_args(hint):
             # By type too: 2.0 and True equal integers, but not in the signature.
             if not any(type(value) is type(known) and value == known for known in allowed):
                 listed = ", ".join(map(repr, allowed))
@@ -313,15 +310,12 @@ def _contradictions(config: TrainConfig) -> list[str]:
         problems.append(
             f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` ({config.epochs})."
         )
-    if config.validation_fraction == 0:
-        problems += [
-            f"{what} needs a validation loss; set `validation_fraction` above 0."
-            for what, used in (
-                ("`schedule` 'plateau'", config.schedule == "plateau"),
-                ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
-            )
-            if used
-        ]
+    for what, is_used in (
+        ("`schedule` 'plateau'", config.schedule == "plateau"),
+        ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
+    ):
+        if is_used and config.validation_fraction == 0:
+            problems.append(f"{what} needs a validation loss; set `validation_fraction` above 0.")
     return problems
 
 

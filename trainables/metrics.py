@@ -1,4 +1,4 @@
-"""What is measured in an epoch. Imports no torch: the ledger's columns are these names."""
+"""The metrics of an epoch, without torch: the ledger's columns have these names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochMetrics:
-    """The figures of one epoch; the same names stand in ledger, study, MLflow and README.
+    """The metrics of one epoch, under the same names in ledger, study, MLflow and documentation.
 
     Losses are mean cross-entropies in nats per image; `top1` and `top5` are fractions 0 to 1.
-    With mixup or cutmix `train_top1` counts a hit on either image's label; without a validation
-    part the `val_` figures are 0. `lr` is the learning rate of the epoch's last step, `epoch_s` the
-    seconds of training and validation together, `images_per_s` training images per second,
-    `device_peak_gib` the device memory's high-water mark (on a CPU: the process's resident set),
-    `data_s` the seconds of preparing training batches (gathering, augmenting, normalising; on a GPU
-    those of issuing that) and `val_s` those of validation, both part of `epoch_s`, and
-    `checkpoint_s` those of writing the checkpoint, which are not.
+    With mixup or CutMix `train_top1` counts a hit on either image's label; without a validation
+    split the `val_` metrics are 0. `lr` is the learning rate of the epoch's last step, `epoch_s`
+    the seconds of training and validation together, `images_per_s` training images per second,
+    `device_peak_gib` the peak device memory (on a CPU: the process's peak resident set), `data_s`
+    the seconds of preparing training batches (gathering, augmenting, normalising; on a GPU of
+    issuing that) and `val_s` those of validation, both part of `epoch_s`, and `checkpoint_s` those
+    of writing the checkpoint, which are not.
     """
 
     train_loss: float
@@ -33,7 +33,7 @@ class EpochMetrics:
     checkpoint_s: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the figures by name."""
+        """Return the metrics by name."""
         return asdict(self)
 
 

@@ -1,8 +1,7 @@
-"""Augmentation of a whole batch on the device it lies on, with random draws per image.
+"""Augmentation of a whole batch on its device, with random draws per image.
 
-It knows nothing of datasets, models and the training loop. It holds no state: every draw comes
-from the generator passed in, and the host never waits for a value from the device (shapes and
-branches depend on the configuration alone), so a step with it can be captured as a CUDA graph.
+The host never waits for a value from the device: shapes and branches depend on the configuration
+alone, so a step with it can be captured as a CUDA graph.
 
 Legend: n batch, c channels, h height, w width, k classes.
 """
@@ -21,9 +20,9 @@ _GRID_STEPS = 5  # albumentations' GridDistortion: num_steps
 _GRID_LIMIT = 0.3  # albumentations' GridDistortion: distort_limit
 
 # Elastic: the default of albumentations (alpha 1, sigma 50) moves nothing visibly. The strength is
-# that of its example for 128 px images (alpha=120, sigma=120 * 0.05), kept relative to the side.
-_ELASTIC_SIGMA = 6 / 128  # of the side
-_ELASTIC_STD = 120 / math.sqrt(3) / (2 * math.sqrt(math.pi) * 6) / 128  # of the side: 2.5 %
+# that of its example for 128 px images (alpha=120, sigma=120 * 0.05), as fractions of the size.
+_ELASTIC_SIGMA = 6 / 128
+_ELASTIC_STD = 120 / math.sqrt(3) / (2 * math.sqrt(math.pi) * 6) / 128  # 2.5 %
 
 _ERASED_AREA = (0.02, 1 / 3)  # of the image; timm's RandomErasing
 _ERASED_RATIO = (0.3, 1 / 0.3)  # height over width, uniform in the logarithm; timm
@@ -31,14 +30,15 @@ _ERASE_ATTEMPTS = 10  # boxes tried until one fits; timm
 
 
 def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Return randomly changed images; the same tensor if the configuration asks for nothing.
+    """Return randomly changed images; the same tensor if the configuration has no augmentation.
 
     In order: RandAugment's photometric operations; all geometric changes in one sampling pass
     (flips, then the crop, then rotation with shear and zoom about the centre, then RandAugment's
     geometric operations, then grid distortion and elastic displacement, which are added);
     brightness; random erasing. Sampling is bilinear with zeros outside. Since it is one pass,
-    what the crop moved out of the frame can be turned back into it. With flips and the crop alone
-    pixels are copied, not interpolated.
+    pixels that the crop moves out of the frame can be rotated back into it. With flips and the crop
+    alone pixels are copied, not interpolated. Not inside `torch.autocast`: sampling positions need
+    float32.
 
     Args:
         images: (n, c, h, w) in 0 to 1, before normalisation; c is 1 or 3; not modified.
@@ -50,8 +50,6 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
 
     Raises:
         ValueError: `images` is not a float32 batch with 1 or 3 channels.
-
-    Call it outside `torch.autocast`: sampling positions need float32.
     """
     if images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -81,11 +79,8 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     return images
 
 
-# --- draws ---------------------------------------------------------------------------------------
-
-
 def _symmetric(images: Tensor, half_range: float, generator: torch.Generator) -> Tensor:
-    """Return (n,) uniform in +-half_range; zeros, without a draw, for 0."""
+    """Return (n,) uniform in +-half_range; zeros, without drawing, for 0."""
     if not half_range:
         return images.new_zeros(len(images))
     draws = torch.rand(len(images), generator=generator, device=images.device)
@@ -104,51 +99,34 @@ def _draw_flips_and_offsets(
 
     An offset is that of the crop in the unpadded image: -crop_padding_px to crop_padding_px.
     """
-    n, padding = len(images), config.crop_padding_px
-    hflip = vflip = torch.zeros(n, dtype=torch.bool, device=images.device)
+    n, padding, device = len(images), config.crop_padding_px, images.device
+    hflip = vflip = torch.zeros(n, dtype=torch.bool, device=device)
     if config.hflip:
         hflip = _happens(images, 0.5, generator)
     if config.vflip:
         vflip = _happens(images, 0.5, generator)
-    offsets = torch.zeros(2, n, dtype=torch.int64, device=images.device)
+    offsets = torch.zeros(2, n, dtype=torch.int64, device=device)
     if padding:
-        offsets = torch.randint(
-            -padding, padding + 1, (2, n), generator=generator, device=images.device
-        )
+        offsets = torch.randint(-padding, padding + 1, (2, n), generator=generator, device=device)
     return hflip, vflip, offsets
 
 
 def _changes(config: TrainConfig) -> bool:
-    """Return whether the configuration asks for any augmentation within an image."""
-    return bool(
-        config.hflip
-        or config.vflip
-        or config.crop_padding_px
-        or config.brightness
-        or config.random_erasing
-        or config.randaugment_ops
-        or _interpolates(config)
-    )
-
-
-# --- geometry ------------------------------------------------------------------------------------
+    """Return whether the configuration has any augmentation within an image."""
+    moves = config.hflip or config.vflip or config.crop_padding_px or _interpolates(config)
+    return bool(moves or config.brightness or config.random_erasing or config.randaugment_ops)
 
 
 def copies_pixels(config: TrainConfig) -> bool:
-    """Return whether flips and the crop are all that moves pixels, so that they can come first."""
+    """Return whether only flips and the crop move pixels, so that they can come first."""
     moves = config.hflip or config.vflip or config.crop_padding_px
     return bool(moves) and not config.randaugment_ops and not _interpolates(config)
 
 
 def _interpolates(config: TrainConfig) -> bool:
-    """Return whether a pixel can come to lie between pixels."""
-    return bool(
-        config.rotation_deg
-        or config.shear_deg
-        or config.zoom
-        or config.grid_distortion
-        or config.elastic
-    )
+    """Return whether pixels are moved by fractions of a pixel."""
+    affine = config.rotation_deg or config.shear_deg or config.zoom
+    return bool(affine or config.grid_distortion or config.elastic)
 
 
 def flip_and_crop(pixels: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -158,7 +136,7 @@ def flip_and_crop(pixels: Tensor, config: TrainConfig, generator: torch.Generato
     it is and mirrored, with zeros between the rows; only the runs' starts are drawn.
 
     Args:
-        pixels: (n, h, w, c) of any type; not modified. Stored bytes are a quarter of the work.
+        pixels: (n, h, w, c) of any type; not modified.
         config: `hflip`, `vflip` and `crop_padding_px` are used.
         generator: on the device of `pixels`.
 
@@ -248,19 +226,15 @@ def _compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def _sample(images: Tensor, matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample the images bilinearly at `matrix` @ (x, y), zero outside.
+    """Sample the images (n, c, h, w) bilinearly at `matrix` (n, 2, 3) @ (x, y), zero outside.
 
-    Args:
-        images: (n, c, h, w).
-        matrix: (n, 2, 3).
-        x: broadcastable to (n, h, w), in pixels from the centre, as y.
-        y: broadcastable to (n, h, w).
+    `x` and `y` are broadcastable to (n, h, w), in pixels from the centre.
     """
     _, _, height, width = images.shape
     a, b, tx = (matrix[:, 0] * (2 / width)).view(-1, 3, 1, 1).unbind(1)
     d, e, ty = (matrix[:, 1] * (2 / height)).view(-1, 3, 1, 1).unbind(1)
     grid = images.new_empty(len(images), height, width, 2)
-    # Written in place: on a CPU `torch.stack` takes four times as long as all the rest of the grid.
+    # In place: on a CPU `torch.stack` takes four times as long as the rest of the grid.
     torch.add(a * x, b * y + tx, out=grid[..., 0])
     torch.add(d * x, e * y + ty, out=grid[..., 1])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -269,8 +243,8 @@ def _sample(images: Tensor, matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _grid_displacement(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Return (n, size): by how many pixels grid distortion moves each column (or row).
 
-    The side's five equal cells show stretches of the input whose lengths are 1 +- 0.3, scaled to
-    fill the side again; linear between them. No position moves by more than 0.16 of the side.
+    The five equal cells show parts of the input whose lengths are 1 +- 0.3, scaled to fill the
+    image again; linear between them. No position moves by more than 0.16 of the size.
 
     Source: albumentations 2.0's GridDistortion with its defaults (`num_steps=5`,
     `distort_limit=0.3`, `normalized=True`).
@@ -285,16 +259,16 @@ def _grid_displacement(images: Tensor, size: int, generator: torch.Generator) ->
 
 
 def _elastic_displacement(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Return (n, h, w): the elastic displacement in pixels along the side of length `size`.
+    """Return (n, h, w): the elastic displacement in pixels along the dimension of length `size`.
 
     Uniform noise per pixel, smoothed by a Gaussian, with mean 0 and a standard deviation of 2.5 %
-    of the side at every pixel.
+    of the size at every pixel.
 
     Source: Simard et al., 2003, and albumentations' ElasticTransform, alpha=120 and sigma=6 at
-    128 px. Deviations: sigma is a share of the side and the strength is set by the standard
-    deviation after smoothing (alpha / sigma would keep it equal in pixels, not in shares of the
-    side); near the border the smoothing window is cut off and rescaled, not reflected; no affine
-    part, which has its own fields.
+    128 px. Deviations: sigma is a fraction of the size and the strength is the standard deviation
+    after smoothing (alpha / sigma would keep it equal in pixels, not in fractions of the size);
+    near the border the smoothing window is cut off and rescaled, not reflected; no affine part,
+    which has its own fields.
     """
     n, _, height, width = images.shape
     noise = 2 * torch.rand(n, height, width, generator=generator, device=images.device) - 1
@@ -311,18 +285,10 @@ def _smoothing(images: Tensor, size: int) -> Tensor:
     return weights / length
 
 
-# --- boxes ---------------------------------------------------------------------------------------
-
-
 def boxes(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return (n, 1, h, w) bool, true inside a box of each image.
+    """Return (n, 1, h, w) bool, true inside a box of each image (n, c, h, w).
 
-    Args:
-        images: (n, c, h, w).
-        top: (n,) in pixels, inside, as left.
-        bottom: (n,) the first row that is outside, as right the first column.
-        left: see top.
-        right: see bottom.
+    All limits are (n,), in pixels; `top` and `left` are inside, `bottom` and `right` outside.
     """
     _, _, height, width = images.shape
     y = torch.arange(height, device=images.device)

@@ -5,31 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from trainables.data.dataset import open_split
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-# The share of a device's memory that resident images may take; beyond it they are streamed.
+# Share of a device's memory that resident images may take; larger splits are streamed.
 RESIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
-    """A split's images and labels where batches are gathered from.
+    """A split's images and labels.
 
-    A resident store's `images` and `labels` are on the device (a CPU maps them into its memory).
-    A streamed one's are on the host, and `gather` copies each batch through pinned memory. Same
-    values either way.
+    A resident store's `images` and `labels` are on the device (a CPU maps them into its memory). A
+    streamed one's are on the host, and `gather` copies each batch through pinned memory.
     """
 
     images: Tensor  # (n, h, w, c) uint8
@@ -40,17 +35,13 @@ class ImageStore:
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (b, h, w, c) uint8 and labels (b,) of the given rows, on the device.
 
-        Args:
-            rows: (b,) row numbers, where `images` are: elsewhere they would have to be waited for.
+        `rows` (b,) must be on the device of `images`, or the host would have to wait for them.
         """
         if self.is_resident:
             return self.images.index_select(0, rows), self.labels.index_select(0, rows)
-        images, labels = (self._staged(column, rows) for column in (self.images, self.labels))
-        return images, labels
+        return self._staged(self.images, rows), self._staged(self.labels, rows)
 
     def _staged(self, column: Tensor, rows: Tensor) -> Tensor:
-        import torch
-
         staging = torch.empty(
             (len(rows), *column.shape[1:]),
             dtype=column.dtype,
@@ -66,12 +57,12 @@ def open_store(
 ) -> ImageStore:
     """Open a split for a device, resident where it fits into `resident_share` of its memory.
 
-    The result is kept for the process's life: the next trial on the same device gets the same one.
+    It is kept for the process's life, for the next trial on the same device.
     """
-    import torch
-
     pixels, classes = open_split(folder, split)
-    images, labels = _as_tensor(pixels), torch.from_numpy(classes)
+    with warnings.catch_warnings():  # the mapped memory is shared, and never written to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        images, labels = torch.from_numpy(pixels), torch.from_numpy(classes)
     is_resident = images.nbytes <= resident_share * _memory_bytes(device)
     if is_resident:
         images, labels = images.to(device), labels.to(device)
@@ -79,32 +70,15 @@ def open_store(
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """Return how much memory this process may take of a device."""
+    """Return how much of a device's memory this process may take."""
     if device.type == "cuda":
-        import torch
-
         whole = torch.cuda.get_device_properties(device).total_memory
         return int(whole * torch.cuda.get_per_process_memory_fraction(device))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Share the mapped memory with torch; nothing here ever writes to it."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(pixels)
-
-
 def derived_seed(seed: int, *purpose: int | str) -> int:
-    """Return a 63-bit seed that depends on `seed` and on what it is for.
-
-    Every random draw of training is a function of (trial seed, epoch, rank), so a restart needs no
-    generator state.
-    """
+    """Return a 63-bit seed that depends on `seed` and its purpose, so restarts need no state."""
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -120,13 +94,11 @@ def train_batches(
     Args:
         rows: (n,) row numbers of the training images.
         batch_size: images per step over all workers.
-        seed: the trial's.
+        seed: of the trial.
         epoch: counted from 0.
-        rank: this worker's number.
-        workers: how many there are; divides `batch_size`.
+        rank: number of this worker.
+        workers: number of workers; divides `batch_size`.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
     batch = min(batch_size, len(order) - len(order) % workers)

@@ -1,9 +1,7 @@
-"""Prepared datasets as training reads them: one zero-copy view per split, batches on the device.
+"""Reads prepared datasets without torch: the manifest, the splits, the validation split.
 
-`orchestrator.data` writes the folder this module reads: `manifest.json` and one uncompressed Arrow
-IPC file per split. Opened splits stay open for the life of the process, so that every further
-trial on a warm worker finds its data in place. Torch is imported by what trains alone: a command
-that reads a manifest starts without it.
+`orchestrator.data` writes the folder: `manifest.json` and one uncompressed Arrow IPC file per
+split. Opened splits stay open for the process's life, for its next trials.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a prepared dataset says of itself. `mean` and `std` are per channel, in 0 to 1.
+    """Description of a prepared dataset. `mean` and `std` are per channel, in 0 to 1.
 
-    `fine_to_coarse` is the superclass of every class, -1 for a class without images; empty where
-    the dataset has no superclasses (CIFAR-100 has 20).
+    `fine_to_coarse` is the superclass of every class, -1 for a class without images; empty if the
+    dataset has no superclasses (CIFAR-100 has 20).
     """
 
     name: str
@@ -50,7 +48,7 @@ class Manifest:
 
     @property
     def image_size_px(self) -> int:
-        """The longer side; every dataset here is square."""
+        """The larger of height and width, which are equal in every dataset here."""
         return max(self.height_px, self.width_px)
 
 
@@ -75,7 +73,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def manifest_from(raw: Mapping[str, Any]) -> Manifest:
-    """Return the manifest that the content of a `manifest.json` describes.
+    """Return the manifest from the content of a `manifest.json`.
 
     Raises:
         AttributeError, KeyError, TypeError: a value is missing or of a wrong type.
@@ -95,7 +93,7 @@ def manifest_from(raw: Mapping[str, Any]) -> Manifest:
 
 
 def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
-    """Check that a folder still holds the dataset a trial was made for.
+    """Check that a folder still holds a trial's dataset.
 
     Raises:
         DatasetError: it does not.
@@ -109,10 +107,7 @@ def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Map one split into memory.
-
-    Returns:
-        images, a zero-copy read-only view (n, h, w, c) of uint8, and labels (n,) of int64.
+    """Return a split's images (n, h, w, c) uint8, mapped into memory, and labels (n,) int64.
 
     Raises:
         DatasetError: the file is missing or not in the form `orchestrator.data` writes.
@@ -132,7 +127,7 @@ def open_split(folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDA
 
 
 def map_batch(path: Path) -> tuple[pa.RecordBatch, int]:
-    """Map the one record batch of an Arrow file into memory, and return the map's address as well.
+    """Return the one record batch of an Arrow file, mapped into memory, and the map's address.
 
     Raises:
         OSError, ValueError: the file is missing or not of this form.
@@ -151,15 +146,14 @@ def map_batch(path: Path) -> tuple[pa.RecordBatch, int]:
 def split_indices(
     labels: npt.NDArray[np.int64], fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split the training part into training and validation, stratified by label.
+    """Return sorted rows of training and of validation images, stratified by label.
+
+    The only image of a class is a training image.
 
     Args:
         labels: (n,) class numbers.
-        fraction: share of the images that validate, 0 to 0.5; 0 gives an empty validation split.
+        fraction: share of validation images, 0 to 0.5; 0 gives an empty validation split.
         seed: of the split, not of the trial.
-
-    Returns:
-        Sorted index arrays of training and validation images. The only image of a class trains.
 
     Raises:
         DatasetError: no class has two images, so there is nothing to split.
@@ -186,16 +180,10 @@ def split_indices(
 def training_and_validation_rows(
     folder: Path, fingerprint: str, fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return `split_indices` of a prepared dataset's training part, found once per machine.
+    """Return `split_indices` of a prepared dataset, computed once per machine.
 
-    It is kept beside the dataset, where that can be written: scikit-learn takes every new process
-    a second and 50 MB.
-
-    Args:
-        folder: of the prepared dataset.
-        fingerprint: the dataset's; a split of another one is not taken.
-        fraction: share of the images that validate, 0 to 0.5.
-        seed: of the split.
+    They are saved beside the dataset if possible: scikit-learn takes every new process a second and
+    50 MB. A saved split of another `fingerprint` is not used.
 
     Raises:
         DatasetError: as `open_split` and `split_indices`.
@@ -205,16 +193,16 @@ def training_and_validation_rows(
     labels = open_split(folder, "train")[1]
     if fraction == 0:
         return split_indices(labels, fraction, seed)
-    # Apart from the dataset's own files, which are all that is copied from host to host.
+    # In a folder of its own: the dataset's files alone are copied from host to host.
     name = f"{fraction}-{seed}-{fingerprint}-sklearn-{version('scikit-learn')}.npy"
     path = folder / "validation" / name
-    with contextlib.suppress(Exception):  # not there yet, or damaged, of which NumPy raises a lot
+    with contextlib.suppress(Exception):  # missing, or damaged, for which NumPy has many errors
         val = np.load(path, allow_pickle=False)
         is_split = val.dtype == np.int64 and val.ndim == 1 and bool((np.diff(val) > 0).all())
         if is_split and len(val) and val[0] >= 0 and val[-1] < len(labels):
             return np.setdiff1d(np.arange(len(labels)), val), val
     train, val = split_indices(labels, fraction, seed)
-    # Where the disk is read-only or full, the next process computes it again.
+    # If the disk is read-only or full, the next process computes it again.
     with contextlib.suppress(OSError), files.temporary(path) as new:
         with new.open("wb") as file:
             np.save(file, val)

@@ -1,7 +1,6 @@
-"""Mixup and CutMix of a whole batch on the device it lies on, with random draws per image.
+"""Mixup and CutMix of a whole batch on its device, with random draws per image.
 
-It holds no state: every draw comes from the generator passed in, and the host never waits for a
-value from the device, so a step with it can be captured as a CUDA graph.
+The host never waits for a value from the device, so a step with it can be captured as a CUDA graph.
 
 Legend: n batch, c channels, h height, w width, k classes.
 """
@@ -22,17 +21,17 @@ def mix(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Blend every image with the one before it in the batch: mixup, cutmix, or either at random.
+    """Blend every image with the previous one in the batch: mixup, CutMix, or either at random.
 
     The share of the image itself is drawn per image from Beta(alpha, alpha). With both alphas
-    above 0 each image takes one of the two with equal probability. Cutmix' share is that of the
-    box as it was cut. Batches are shuffled, so the neighbour is a random partner.
+    above 0 each image takes one of the two with equal probability. CutMix' share is that of the
+    box within the image. Batches are shuffled, so the previous image is a random one.
 
     Args:
         images: (n, c, h, w); not modified.
         labels: (n,) integers below `num_classes`.
         num_classes: k.
-        config: `mixup_alpha` and `cutmix_alpha` are used; label smoothing is the loss's affair.
+        config: `mixup_alpha` and `cutmix_alpha` are used; the loss applies label smoothing.
         generator: on the device of `images`.
 
     Returns:
@@ -59,7 +58,7 @@ def mix(
             weight = torch.where(cuts.view(-1, 1, 1, 1), weight, blend.view(-1, 1, 1, 1))
         else:
             share, weight = blend, blend.view(-1, 1, 1, 1)
-    # `lerp` returns its ends exactly at weights 0 and 1, so cutmix copies pixels.
+    # `lerp` is exact at weights 0 and 1, so CutMix copies pixels.
     mixed = torch.lerp(images.roll(1, 0), images, weight)
     one_hot = (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device)).float()
     targets = torch.lerp(one_hot.roll(1, 0), one_hot, share.unsqueeze(1))

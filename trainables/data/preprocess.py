@@ -1,4 +1,4 @@
-"""Turns raw batches into what a model takes: normalised, augmented, resized."""
+"""Prepares stored pixels for the model: augmented, resized, normalised."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def preparation(
     """Return the function from stored pixels to the network's input.
 
     It takes (n, h, w, c) uint8 and a generator (None: no augmentation) and returns
-    (n, c, side, side) float32, normalised, in the memory format the model has.
+    (n, c, image_size_px, image_size_px) float32, normalised, in the model's memory format.
     """
     mean, std = build.normalisation(config, manifest.mean, manifest.std)
-    # As long as a row of pixels: whole rows are worked on at once.
+    # As long as a row of pixels, so that whole rows are computed at once.
     shift = torch.tensor(mean, device=device).repeat(config.image_size_px)
     scale = torch.tensor(std, device=device).reciprocal().repeat(config.image_size_px)
     side = (config.image_size_px, config.image_size_px)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    # Flips and the crop are a quarter of the work on bytes, and the same.
+    # On bytes, flips and the crop take a quarter of the time, with the same result.
     is_early = augment.copies_pixels(config)
     late = replace(config, hflip=False, vflip=False, crop_padding_px=0) if is_early else config
 

@@ -1,12 +1,12 @@
 """RandAugment for a whole batch: random operations per image, each computed only where it is used.
 
-It knows nothing of configurations and datasets and holds no state. The geometric operations are
-returned as matrices, so that `augment` can sample once for everything.
+The geometric operations are returned as matrices, so that `augment` samples only once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ PHOTOMETRIC = (
 )
 OPERATIONS = ("identity", *GEOMETRIC, *PHOTOMETRIC)  # the 14 of arXiv 1909.13719, figure 2
 _UNSIGNED = ("autocontrast", "equalize", "solarize", "posterize")
-_SIGNS = (1, -1)  # every operation has two cells of the deck, one for either direction
+_SIGNS = (1, -1)  # every operation has two groups of rows, one for each direction
 
 
 def randaugment(
@@ -34,12 +34,11 @@ def randaugment(
 ) -> tuple[Tensor, list[Tensor]]:
     """Apply the photometric operations, and return the geometric ones as matrices.
 
-    For each of the `num_ops` slots the images are dealt at random over a deck of 14 operations x
-    2 directions with equally many places each, so the groups have fixed sizes: every operation is
-    computed on its own images only, and the host need not learn how many those are. One slot so
-    costs one pass over the batch instead of one per operation. Every image draws every operation
-    and direction with the same probability; unlike with independent draws, none is used more than
-    ceil(n / 28) times in one slot and direction of a batch.
+    For each of the `num_ops` slots the images are distributed at random over 14 operations x 2
+    directions, in groups of one fixed size: every operation is computed on its own images only,
+    without the host waiting for their number, so one slot costs one pass over the batch. Every
+    image gets every operation and direction with the same probability; unlike with independent
+    draws, none is used more than ceil(n / 28) times in one slot of a batch.
 
     Args:
         images: (n, c, h, w), 0 to 1, c is 1 or 3; not modified.
@@ -66,7 +65,7 @@ def randaugment(
     row_of_image = torch.arange(n, device=images.device)
     matrices = []
     for _ in range(num_ops):
-        # A random permutation of images and spare rows. The spare ones compute for nothing.
+        # A random permutation of images and spare rows, whose results are not used.
         dealt = torch.rand(num_rows, generator=generator, device=images.device)
         image_of_row = dealt.argsort(stable=True)
         images = images.index_select(0, row_of_image[image_of_row.clamp_max(n - 1)])
@@ -78,13 +77,13 @@ def randaugment(
 
 
 def _cells(name: str, places: int) -> tuple[slice, slice]:
-    """Return the rows of an operation's positive and negative direction; they adjoin."""
+    """Return the adjacent groups of rows of an operation's positive and negative direction."""
     first = OPERATIONS.index(name) * len(_SIGNS) * places
     return slice(first, first + places), slice(first + places, first + 2 * places)
 
 
 def _apply_photometric(images: Tensor, places: int, magnitude: float) -> None:
-    """Change the rows of every photometric operation in place."""
+    """Apply every photometric operation to its rows, in place."""
     for name in PHOTOMETRIC:
         cells = _cells(name, places)
         if name in _UNSIGNED:
@@ -106,6 +105,8 @@ def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Te
     """
     level = magnitude / 10
     factor = max(0.1, 1 + sign * 0.9 * level)  # _enhance_increasing_level_to_arg
+    if name in _ADJUSTMENTS:
+        return _ADJUSTMENTS[name](images, factor)
     result: Tensor
     match name:
         case "autocontrast":
@@ -113,19 +114,11 @@ def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Te
         case "equalize":
             result = tv.equalize(images)
         case "solarize":  # _solarize_increasing_level_to_arg: 256 is none, 0 inverts everything
-            # Half a grey level lower, so that rounding cannot decide about a pixel at the limit.
+            # Half a grey level lower, so that rounding has no effect on a pixel at the limit.
             threshold = (256 - int(level * 256) - 0.5) / 255
             result = torch.where(images >= threshold, 1 - images, images)
         case "posterize":  # _posterize_increasing_level_to_arg
             result = tv.posterize(images, max(1, 4 - int(level * 4)))
-        case "color":
-            result = tv.adjust_saturation(images, factor)
-        case "contrast":
-            result = tv.adjust_contrast(images, factor)
-        case "brightness":
-            result = tv.adjust_brightness(images, factor)
-        case "sharpness":
-            result = _adjust_sharpness(images, factor)
         case _:
             raise ValueError(
                 f"Unknown photometric operation {name!r}. Known: {', '.join(sorted(PHOTOMETRIC))}."
@@ -133,8 +126,8 @@ def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Te
     return result
 
 
-# The next two are torchvision's `autocontrast` and `adjust_sharpness` without the values that those
-# bring from the host, for which it would wait.
+# The next two are torchvision's `autocontrast` and `adjust_sharpness` without their copies from the
+# host, for which it would wait.
 
 
 def _autocontrast(images: Tensor) -> Tensor:
@@ -157,14 +150,22 @@ def _adjust_sharpness(images: Tensor, factor: float) -> Tensor:
     return result.clamp_(0, 1)
 
 
+_ADJUSTMENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "color": tv.adjust_saturation,
+    "contrast": tv.adjust_contrast,
+    "brightness": tv.adjust_brightness,
+    "sharpness": _adjust_sharpness,
+}
+
+
 def _geometric_matrices(images: Tensor, places: int, magnitude: float) -> Tensor:
     """Return (rows, 2, 3): output to input positions in pixels from the image's centre."""
     rows, _, height, width = images.shape
     level = magnitude / 10
     matrix = images.new_zeros(rows, 2, 3)
     matrix.diagonal(dim1=1, dim2=2).fill_(1)
-    # Entries with a sign that depends on the direction. Shears hold the top and left edge, as
-    # Pillow's do: hence the offset by half a side.
+    # Entries with a sign that depends on the direction. Shears keep the top and left edge in place,
+    # as Pillow's do: hence the offset by half the height or width.
     shear = 0.3 * level
     sine = math.sin(math.radians(30 * level))
     signed = {

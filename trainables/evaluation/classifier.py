@@ -1,7 +1,6 @@
-"""A trained model that answers: from stored pixels to probabilities and activation maps.
+"""A trained model: from stored pixels to probabilities and activation maps.
 
-It sees pixels exactly as validation does, and knows neither files of images nor names of classes.
-It holds no state but the model.
+Pixels are prepared exactly as in validation.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ from trainables.models import build
 from trainables.training.checkpoint import CheckpointError
 from trainables.training.device import autocast, default_device
 
-# Pixels of a batch that reach the network: 64 images of 181 px, or 5 of B7's 600 px, whose widest
-# feature maps take about 70 MB an image.
-_BATCH_PIXELS = 2**21
-_MOST_AT_ONCE = 64
+# Limits of a batch. 2**21 pixels are 64 images of 181 px, or 5 of B7's 600 px, whose widest feature
+# maps take about 70 MB an image.
+_BATCH_PIXELS, _BATCH_IMAGES = 2**21, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A model in evaluation mode, with what it takes to prepare images for it."""
+    """A model in evaluation mode, which prepares images itself."""
 
     model: nn.Module
     config: TrainConfig
@@ -57,7 +55,7 @@ class Classifier:
     def activation_maps(
         self, pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32] | None:
-        """Return where in each image the model saw a class, None if it has no map of features.
+        """Return where in each image the model saw a class; None if it has no feature map.
 
         Args:
             pixels: (n, h, w, c), as for `probabilities`; n is 1 or more.
@@ -67,12 +65,10 @@ class Classifier:
             (n, h', w') in 0 to 1.
         """
         found = []
-        for start, images in zip(
-            range(0, len(pixels), self.batch_size), self._prepared(pixels), strict=True
-        ):
-            wanted = torch.from_numpy(classes[start : start + self.batch_size]).to(self.device)
+        wanted = torch.from_numpy(classes).to(self.device).split(self.batch_size)
+        for images, chunk in zip(self._prepared(pixels), wanted, strict=True):
             with autocast(self.config, self.device):
-                maps = grad_cam.activation_maps(self.model, images, wanted)
+                maps = grad_cam.activation_maps(self.model, images, chunk)
             if maps is None:
                 return None
             found.append(maps.float().cpu().numpy())
@@ -80,14 +76,14 @@ class Classifier:
 
     @property
     def batch_size(self) -> int:
-        """How many images are looked at together, so that a large model's memory stays bounded."""
-        return max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self.config.image_size_px**2))
+        """Images per forward pass; fewer of larger ones, so that memory stays bounded."""
+        return max(1, min(_BATCH_IMAGES, _BATCH_PIXELS // self.config.image_size_px**2))
 
     def _prepared(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         """Yield the network's input, batch by batch."""
         prepare = preprocess.preparation(self.config, self.manifest, self.device)
         for start in range(0, len(pixels), self.batch_size):
-            # Copied, because what comes from a mapped file cannot be written to.
+            # Copied, because torch takes no memory that is read-only, such as a mapped file.
             chunk = torch.from_numpy(pixels[start : start + self.batch_size].copy())
             yield prepare(chunk.to(self.device), None)
 
@@ -95,11 +91,11 @@ class Classifier:
 def load_classifier(
     weights: Path, config: TrainConfig, manifest: Manifest, device: torch.device | None = None
 ) -> Classifier:
-    """Build the model of a configuration with trained weights, ready to answer.
+    """Return the classifier with trained weights.
 
     Args:
-        weights: safetensors file, as a checkpoint has it: the averaged weights where there are any.
-        config: what was trained.
+        weights: a checkpoint's safetensors file: the averaged weights where there are any.
+        config: of the training.
         manifest: of the dataset that it was trained on.
         device: None chooses.
 

@@ -1,4 +1,4 @@
-"""Where in an image a network saw what it takes it for: class activation maps; holds no state.
+"""Class activation maps: where in an image a network saw a class.
 
 Legend: n images, c channels, h and w of the feature map, k classes.
 """
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 
 def activation_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
-    """Return how much each place of the last feature map speaks for a class (Grad-CAM).
+    """Return how much each place of the last feature map contributes to a class (Grad-CAM).
 
-    Each channel is weighted by the mean gradient of the class' logit with respect to it; what is
-    below 0 in their sum is cut off, and each map is scaled to a highest value of 1. Under global
-    average pooling and one linear layer this is CAM (Zhou et al., arXiv 1512.04150) without its
-    negative part. Only the head is differentiated, and the model keeps no gradient.
+    Each channel is weighted by the mean gradient of the class' logit with respect to it; negative
+    sums are cut off, and each map is scaled to a highest value of 1. With global average pooling
+    and one linear layer this is CAM (Zhou et al., arXiv 1512.04150) without its negative part.
+    Only the head is differentiated, and the model keeps no gradient.
 
     Args:
         model: in evaluation mode; a timm model or one of ours.
-        images: (n, channels, side, side), as the network takes them.
+        images: (n, channels, height, width), prepared for the network.
         classes: (n,) class numbers.
 
     Returns:
-        (n, h, w) float32 in 0 to 1, all 0 where nothing speaks for the class. None where the last
-        features have no place in the image: a transformer's tokens, or a map of a single pixel.
+        (n, h, w) float32 in 0 to 1, all 0 where nothing contributes. None where the last features
+        have no place in the image: a transformer's tokens, or a map of a single pixel.
 
     Source:
         Selvaraju et al., Grad-CAM, arXiv 1610.02391, equations 1 and 2.

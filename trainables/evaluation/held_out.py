@@ -1,8 +1,4 @@
-"""The test split, evaluated once with a trained checkpoint: `evaluate_test`, and what it finds.
-
-It knows nothing of how trials are chosen or recorded. Whoever calls it decides which trial may see
-the test split, and when. It holds no state.
-"""
+"""Evaluates a trained checkpoint on the test split; the caller decides which, and when."""
 
 from __future__ import annotations
 
@@ -16,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.config import TrainConfig
 from trainables.data import batches, preprocess
 from trainables.data.dataset import Manifest, check_fingerprint, load_manifest
 from trainables.evaluation import grad_cam, scoring, speed
-from trainables.evaluation.classifier import load_classifier
+from trainables.evaluation.classifier import Classifier, load_classifier
 from trainables.evaluation.scoring import Calibration, ClassFigures
 from trainables.models import cost
 from trainables.training import checkpoint
@@ -30,7 +26,7 @@ from trainables.training.device import autocast, default_device, set_up_numerics
 
 MOST_EXAMPLES, MOST_MISTAKES = 36, 6
 NO_CHOICE = 1e4  # a logit beyond all others
-LARGEST_EXAMPLE_PX = 128  # a side; every trial that is evaluated brings its copy into the ledger
+LARGEST_EXAMPLE_PX = 128  # height or width; every evaluated trial stores its copy in the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +40,10 @@ class ActivationMap:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One test image with what the network took it for.
+    """One test image with its prediction.
 
     `row` is its row in the test split, `top5` the likeliest classes with their probabilities,
-    `image_png` base64 of the stored image, of at most `LARGEST_EXAMPLE_PX` a side.
+    `image_png` base64 of the stored image, of at most `LARGEST_EXAMPLE_PX` in height and width.
     """
 
     row: int
@@ -59,7 +55,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What one checkpoint does on the test split; fractions 0 to 1, losses in nats per image.
+    """The results of one checkpoint on the test split; fractions 0 to 1, losses in nats per image.
 
     `epoch` is the checkpoint's, counted from 0. `superclass_top1` counts a prediction whose
     superclass is right. `ece` is the expected calibration error over 15 bins of the confidence.
@@ -96,7 +92,7 @@ class Evaluation:
     mistakes: list[Example]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures by name, JSON-ready."""
+        """Return the fields, JSON-ready."""
         values = asdict(self)
         for example in (*values["examples"], *values["mistakes"]):
             example["top5"] = [list(pair) for pair in example["top5"]]
@@ -112,16 +108,16 @@ def evaluate_test(
     on_step: Callable[[], None] | None = None,
     resident_share: float = batches.RESIDENT_SHARE,
 ) -> Evaluation:
-    """Judge a checkpoint on every image of the dataset's test split.
+    """Evaluate a checkpoint on every image of the dataset's test split.
 
-    Only one of several data-parallel workers needs to call it; it waits for none of the others.
+    One of several data-parallel workers calls it; it waits for none of the others.
 
     Args:
-        config: of the trial the checkpoint is of.
+        config: of the checkpoint's trial.
         dataset: folder of the prepared dataset.
         checkpoint_folder: usually the best epoch's.
-        device: where to compute; None chooses.
-        on_step: called after every batch, and between the parts that follow.
+        device: None chooses.
+        on_step: called after every batch and every later measurement.
         resident_share: of a device's memory that images may take before they are streamed.
 
     Raises:
@@ -133,14 +129,22 @@ def evaluate_test(
     manifest = load_manifest(dataset)
     check_fingerprint(manifest, dataset, config.dataset_fingerprint)
     store = batches.open_store(dataset, "test", device, resident_share)
-    alive = on_step or _nothing
-    model, state = _load(config, manifest, checkpoint_folder, device)
+    alive = on_step or (lambda: None)
+    place, state = checkpoint.read_state(checkpoint_folder)
+    if state.get("signature") != config.signature():
+        raise checkpoint.CheckpointError(
+            f"{checkpoint_folder} belongs to trial {state.get('signature')}, "
+            f"not {config.signature()}."
+        )
+    weights = place / f"{'average' if config.ema_decay else 'model'}.safetensors"
+    classifier = load_classifier(weights, config, manifest, device)
+    model = classifier.model
     prepare = preprocess.preparation(config, manifest, device)
     batch = min(config.micro_batch_size or max(config.batch_size, 256), len(store.images))
 
     # float64 on the host, so that the sums over many images lose nothing.
-    logits = _logits(config, model, store, prepare, batch, alive).double().numpy()
-    # What is not a number is the last choice. The test split ends no trial: the search would know.
+    logits = _logits(classifier, store, prepare, batch, alive).double().numpy()
+    # NaN ranks last. The test split ends no trial: the search would learn from it.
     logits = np.nan_to_num(logits, nan=-NO_CHOICE, posinf=NO_CHOICE, neginf=-NO_CHOICE)
     labels = store.labels.cpu().numpy()
     macs = cost.count_multiply_accumulates(
@@ -148,7 +152,7 @@ def evaluate_test(
     )
     chosen = example_rows(labels, config.split_seed)
     wrong = mistaken_rows(labels, scoring.ranking(logits)[:, 0], config.split_seed, chosen)
-    shown = _examples(config, model, store, prepare, logits, chosen + wrong)
+    shown = _examples(classifier, store, prepare, logits, chosen + wrong)
     alive()
     image = prepare(store.gather(_rows(store, [0]))[0], None)
     single_ms, images_per_s, size = speed.inference_time(config, model, image, batch)
@@ -172,11 +176,9 @@ def evaluate_test(
 
 
 def example_rows(labels: scoring.Ints, seed: int) -> list[int]:
-    """Return up to 36 rows, spread over the classes: no class twice before each was there once.
+    """Return up to 36 rows, spread over the classes: no class twice before each has one.
 
-    Args:
-        labels: (n,) of the test split.
-        seed: the split's; the rows depend on it and on the labels alone.
+    They depend on the labels (n,) and the seed of the split alone.
     """
     order = np.random.RandomState(seed).permutation(len(labels))  # a stream numpy keeps (NEP 19)
     seen: Counter[int] = Counter()
@@ -193,33 +195,15 @@ def mistaken_rows(
 ) -> list[int]:
     """Return up to 6 rows whose prediction is wrong, in an order that depends on the seed alone.
 
-    Args:
-        labels: (n,) of the test split.
-        predicted: (n,) classes.
-        seed: the split's.
-        shown: rows that come last, because they are shown anyway.
+    Rows in `shown` come last. `labels` and `predicted` are (n,), `seed` is that of the split.
     """
     order = np.random.RandomState(seed).permutation(len(labels))
     rows: list[int] = order[predicted[order] != labels[order]].tolist()
     return sorted(rows, key=lambda row: row in shown)[:MOST_MISTAKES]
 
 
-def _load(
-    config: TrainConfig, manifest: Manifest, folder: Path, device: torch.device
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network in evaluation mode, and the checkpoint's state."""
-    place, state = checkpoint.read_state(folder)
-    if state.get("signature") != config.signature():
-        raise checkpoint.CheckpointError(
-            f"{folder} belongs to trial {state.get('signature')}, not {config.signature()}."
-        )
-    weights = place / f"{'average' if config.ema_decay else 'model'}.safetensors"
-    return load_classifier(weights, config, manifest, device).model, state
-
-
 def _logits(
-    config: TrainConfig,
-    model: nn.Module,
+    classifier: Classifier,
     store: batches.ImageStore,
     prepare: Callable[[Tensor, torch.Generator | None], Tensor],
     batch: int,
@@ -227,16 +211,16 @@ def _logits(
 ) -> Tensor:
     """Return the logits of all images, (n, k) float32 on the host."""
     parts = []
-    with torch.inference_mode(), autocast(config, store.device):
+    with torch.inference_mode(), autocast(classifier.config, store.device):
         for rows in _rows(store, range(len(store.images))).split(batch):
             pixels, _ = store.gather(rows)
-            parts.append(model(prepare(pixels, None)).float().cpu())
+            parts.append(classifier.model(prepare(pixels, None)).float().cpu())
             alive()
     return torch.cat(parts)
 
 
 def _figures(logits: scoring.Floats, labels: scoring.Ints, manifest: Manifest) -> dict[str, Any]:
-    """Return the fields of `Evaluation` that follow from logits and labels."""
+    """Return the fields of `Evaluation` that logits and labels determine."""
     num_classes = len(manifest.class_names)
     ranked = scoring.ranking(logits)
     hits = ranked == labels[:, None]
@@ -260,22 +244,22 @@ def _figures(logits: scoring.Floats, labels: scoring.Ints, manifest: Manifest) -
 
 
 def _examples(
-    config: TrainConfig,
-    model: nn.Module,
+    classifier: Classifier,
     store: batches.ImageStore,
     prepare: Callable[[Tensor, torch.Generator | None], Tensor],
     logits: scoring.Floats,
     rows: list[int],
 ) -> list[Example]:
-    """Return the test images of these rows, each with the map of the class it was taken for."""
+    """Return the test images of these rows, each with the map of its predicted class."""
     ranked = scoring.ranking(logits[rows])
     shares = scoring.probabilities(logits[rows])
     maps: list[Tensor | None] = []
-    for part in torch.arange(len(rows)).split(config.micro_batch_size or MOST_EXAMPLES):
+    most = classifier.config.micro_batch_size or MOST_EXAMPLES
+    for part in torch.arange(len(rows)).split(most):
         pixels, _ = store.gather(_rows(store, [rows[number] for number in part.tolist()]))
         predicted = torch.from_numpy(ranked[part.numpy(), 0]).to(store.device)
-        with autocast(config, store.device):
-            found = grad_cam.activation_maps(model, prepare(pixels, None), predicted)
+        with autocast(classifier.config, store.device):
+            found = grad_cam.activation_maps(classifier.model, prepare(pixels, None), predicted)
         maps += [None] * len(part) if found is None else list(found.cpu())
     return [
         Example(
@@ -311,7 +295,3 @@ def _png(pixels: Tensor) -> str:
     packed = io.BytesIO()
     image.save(packed, "PNG")
     return base64.b64encode(packed.getvalue()).decode()
-
-
-def _nothing() -> None:
-    pass

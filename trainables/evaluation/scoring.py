@@ -1,6 +1,6 @@
-"""Figures of a classifier from its logits on a set of images; numpy and scikit-learn, no torch.
+"""Metrics of a classifier from its logits, with numpy and scikit-learn.
 
-Legend: n images, k classes. Fractions are 0 to 1. It holds no state.
+Legend: n images, k classes. Fractions are 0 to 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """One figure per class, its plain mean over the classes, and its mean weighted by support."""
+    """One metric per class, its mean over the classes, and its mean weighted by support."""
 
     per_class: list[float]
     macro: float
@@ -28,7 +28,7 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Images by the confidence of their prediction, in 15 bins of equal width; 0.0 where empty."""
+    """Images in 15 equal bins of the confidence of their prediction; 0.0 where empty."""
 
     count: list[int]
     confidence: list[float]  # mean of the bin
@@ -52,8 +52,9 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
 def ranking(logits: Floats, depth: int = 5) -> Ints:
     """Return the most likely classes, best first, (n, min(depth, k)).
 
-    Of equal logits, which bfloat16 often gives, the lower class number goes first. One order for
-    all figures: scikit-learn's top-k score breaks ties otherwise, and top-5 could fall below top-1.
+    Of equal logits, which are frequent in bfloat16, the lower class number comes first. All metrics
+    use this order: scikit-learn's top-k score breaks ties differently, so top-5 could fall below
+    top-1.
     """
     order: Ints = np.argsort(-logits, axis=1, kind="stable")[:, :depth]
     return order
@@ -64,7 +65,7 @@ def class_figures(
 ) -> tuple[ClassFigures, ClassFigures, ClassFigures, list[int]]:
     """Return precision, recall, F1, and the number of images per class.
 
-    Computed by scikit-learn over all k classes; what would be a division by zero counts 0.
+    Over all k classes, by scikit-learn; a division by zero counts as 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -82,13 +83,11 @@ def class_figures(
 
 
 def confusion(labels: Ints, predicted: Ints, num_classes: int) -> list[list[int]]:
-    """Return how often each class (row) was taken for each class (column), (k, k)."""
+    """Return the confusion matrix (k, k): row true class, column predicted class."""
     from sklearn.metrics import confusion_matrix
 
-    matrix: list[list[int]] = confusion_matrix(
-        labels, predicted, labels=range(num_classes)
-    ).tolist()
-    return matrix
+    matrix = confusion_matrix(labels, predicted, labels=range(num_classes))
+    return matrix.tolist()  # type: ignore[no-any-return]
 
 
 def calibration(confidence: Floats, hits: npt.NDArray[np.bool_]) -> tuple[Calibration, float]:
@@ -117,12 +116,9 @@ def calibration(confidence: Floats, hits: npt.NDArray[np.bool_]) -> tuple[Calibr
 
 
 def superclass_top1(labels: Ints, predicted: Ints, fine_to_coarse: tuple[int, ...]) -> float | None:
-    """Return how often the predicted class is of the right superclass; None without superclasses.
+    """Return the share of predictions of the right superclass; None without superclasses.
 
-    Args:
-        labels: (n,).
-        predicted: (n,).
-        fine_to_coarse: the superclass of each class, as in `data.Manifest`.
+    `fine_to_coarse` is the superclass of each class, as in `dataset.Manifest`.
     """
     if not fine_to_coarse:
         return None

@@ -24,15 +24,15 @@ _LONGEST_BATCH_S = 0.3
 def inference_time(
     config: TrainConfig, model: nn.Module, image: Tensor, largest_batch: int
 ) -> tuple[float, float, int]:
-    """Return the milliseconds for one image alone, the images/s in batches, and their size.
+    """Return milliseconds for one image alone, images/s in batches, and the batch size.
 
     Medians of the network's forward pass, from a prepared image on the device to its logits, in
-    the precision of the training; neither reading nor preparing the image is part of it.
+    the precision of the training.
 
     Args:
-        config: its precision is used.
+        config: of the training.
         model: in evaluation mode.
-        image: (1, c, side, side), normalised, on the device.
+        image: (1, c, h, w), prepared, on the device.
         largest_batch: images that fit into the memory. On a CPU it is halved until a batch should
             take no more than 0.3 s.
     """

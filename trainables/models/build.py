@@ -1,14 +1,15 @@
-"""The variants: their names, their image sizes, and how each is built; holds no state.
+"""The variants: their names and image sizes, and how each is built.
 
 Built in: EfficientNet B0 to B7 and ResNet-50 through timm, the CNNs of `cnns.py`, the scaled
-B0s of `scaling.py`. Beside them every timm model name, with or without a tag, is a variant. To add
-one of ours: a row in `_PAPER_SIZES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
+B0s of `scaling.py`. Every timm model name, with or without a tag, is a variant too. To add one of
+ours: a row in `_PAPER_SIZES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
 
-torch and timm are imported inside the functions that build, so that names can be checked quickly.
+torch and timm are imported inside the functions that need them: names are checked without them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 ImageSizeChoice = Literal["native", "paper"] | int
 
 # One recipe for B0 to B7, so that pretrained variants are comparable. In timm 1.0.31 the tags
-# that exist for all eight are aa_in1k, ap_in1k and ns_jft_in1k, all on `tf_efficientnet_bN`;
-# timm has no weights of its own for b6 and b7, and plain in1k ends at b5. aa_in1k is the paper's
-# own recipe (AutoAugment, ImageNet alone); ap adds adversarial examples, and ns the 300 million
-# images of JFT, which would not be a comparison with the published numbers.
+# that exist for all eight are aa_in1k, ap_in1k and ns_jft_in1k, all on `tf_efficientnet_bN`.
+# aa_in1k is the paper's own recipe (AutoAugment, ImageNet alone); ap adds adversarial examples,
+# and ns the 300 million images of JFT, so neither compares with the published numbers.
 _FAMILY_TAG = "aa_in1k"
 
 # torchvision's first weights: the plain recipe, nearest to the Keras weights of the study that
@@ -83,7 +83,7 @@ def variant_names() -> tuple[str, ...]:
 
 
 def is_variant(name: str) -> bool:
-    """Return whether `name` is built in, a scaled B0 in range, or a timm model."""
+    """Return whether `name` is a built-in variant, a scaled B0 in range, or a timm model."""
     return not _name_problems(name)
 
 
@@ -95,9 +95,9 @@ def check_variant(
     drop_path: float = 0.0,
     weights: str = "none",
 ) -> None:
-    """Check that a variant exists and can be built with these choices, before it is trained.
+    """Check that a variant exists and can be built with these hyperparameters.
 
-    A timm model that is not built in is built without memory and run once at `image_size_px`.
+    A timm model that is not built in is run once, without memory, at `image_size_px`.
 
     Raises:
         ValueError: one sentence or more for every mistake.
@@ -112,18 +112,17 @@ def check_variant(
 
 
 def has_plain_convolutions(variant: str) -> bool:
-    """Return whether a network is known to have no depthwise convolution; timm's are not known."""
+    """Return whether a network is known to have no depthwise convolution."""
     return _is_cnn(variant) or variant in _RESNETS
 
 
 def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) -> int:
-    """Return the side of the images that reach the network, in pixels.
+    """Return height and width of the images that reach the network, in pixels.
 
-    - "native": the dataset's side; for a scaled B0 times its resolution multiplier, because
+    - "native": the dataset's; for a scaled B0 times its resolution multiplier, because
       `cifar10_scaling` scales relative to the base it trains on.
     - "paper": 224 to 600 for B0 to B7, 224 for ResNet-50, 224 times the multiplier for a scaled
-      B0, timm's own for other timm models. The CNNs have no other resolution than that of the
-      seed they are from: 64, and 32 for cnn9.
+      B0, that of their study for the CNNs (64, and 32 for cnn9), timm's for other timm models.
     - a number: that number, for scaled B0s too, which then differ in depth and width alone.
 
     Raises:
@@ -152,7 +151,7 @@ def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) ->
 
 
 def weights_name(variant: str) -> str | None:
-    """Return timm's name, with tag, of a variant's ImageNet weights; None where there are none."""
+    """Return timm's name, with tag, of a variant's ImageNet weights; None if there are none."""
     if variant in _FAMILY:
         return f"tf_{variant}.{_FAMILY_TAG}"
     if variant in _RESNETS:
@@ -168,17 +167,12 @@ def weights_name(variant: str) -> str | None:
 def normalisation(
     config: TrainConfig, dataset_mean: Sequence[float], dataset_std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation per channel that images are normalised with.
+    """Return the mean and standard deviation per channel to normalise images with, in 0 to 1.
 
-    From scratch they are the dataset's; pretrained weights expect those they were trained with.
-    Those are for RGB: one channel gets their average, other numbers of channels repeat them, as
-    the first convolution's weights are. Weights of a variant without published ones (the CNNs, a
-    scaled B0) keep the dataset's.
-
-    Args:
-        config: its variant and weights decide.
-        dataset_mean: of the training part, one per channel, images in 0 to 1.
-        dataset_std: likewise.
+    From scratch they are those of the training images; pretrained weights expect those of their own
+    training. Those are for RGB: one channel gets their average, other numbers of channels repeat
+    them, as the first convolution's weights are. Weights of a variant without published ones (the
+    CNNs, a scaled B0) use the dataset's.
     """
     published = None if config.weights == "none" else weights_name(config.variant)
     if published is None:
@@ -198,23 +192,23 @@ def build_model(
 ) -> nn.Module:
     """Build a variant for images (n, in_channels, image_size_px, image_size_px), logits (n, k).
 
-    Weights start from torch's global generator: seed it before. On torch's default device; inside
-    `with torch.device("meta")` it costs no memory and suffices for counting.
+    Weights are drawn from torch's global generator, on torch's default device; inside
+    `with torch.device("meta")` the model takes no memory.
 
     From scratch, B0 to B7 are timm's `efficientnet_bN`. With weights, they are the TensorFlow
-    twin `tf_efficientnet_bN` ("same" padding, batch-norm epsilon 1e-3) that the pinned weights
-    were trained in, also when `config.weights` is a path. `efficientnet_b0.<tag>` picks others.
+    variants `tf_efficientnet_bN` ("same" padding, batch-norm epsilon 1e-3) that the weights were
+    trained in, also when `config.weights` is a path. `efficientnet_b0.<tag>` picks others.
 
     Args:
-        config: variant, weights, dropout, drop_path and stem_stride decide.
+        config: variant, weights, dropout, drop_path and stem_stride are used.
         num_classes: k.
         in_channels: 1 for grey images, 3 for RGB.
-        image_size_px: the side that reaches the network, after upscaling.
-        read_weights: False builds what `config.weights` asks for without reading them, for a
-            caller who restores a checkpoint into it or only counts.
+        image_size_px: after upscaling.
+        read_weights: False builds the model for `config.weights` without reading them, to restore
+            a checkpoint into it or to count.
 
     Raises:
-        ValueError: the variant is unknown, or does not take these choices.
+        ValueError: the variant is unknown, or cannot be built with these values.
         WeightsError: pretrained weights are missing or do not fit.
     """
     problems = _problems(
@@ -222,7 +216,7 @@ def build_model(
     )
     if problems:
         raise ValueError(" ".join(problems))
-    weights_path = _weights_path(config) if read_weights else None  # may fail: before the building
+    weights_path = _weights_path(config) if read_weights else None  # before building: it may fail
     model = _build(config, num_classes, in_channels, image_size_px)
     if config.stem_stride == 1:
         model.conv_stem.stride = (1, 1)  # type: ignore[assignment]
@@ -274,7 +268,7 @@ def _build_resnet50_mlp(options: dict[str, Any], *, hidden_units: int) -> nn.Mod
     from torch import nn
 
     dropout = options["drop_rate"]
-    # Dropout sits before the classifier, as in the CNNs, and not before the hidden layer.
+    # Dropout is before the classifier, as in the CNNs, not before the hidden layer.
     model = _build_timm("resnet50", {**options, "drop_rate": 0.0})
     inputs: int = model.num_features  # type: ignore[assignment]
     model.fc = nn.Sequential(
@@ -287,10 +281,10 @@ def _build_resnet50_mlp(options: dict[str, Any], *, hidden_units: int) -> nn.Mod
 
 
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
-    """Build a timm model; an option it does not know is left out when it asks for nothing.
+    """Build a timm model, without the rates of dropout and drop path that are 0 and unknown to it.
 
     Raises:
-        ValueError: the model has no dropout or no drop-path, and a rate over 0 was asked for.
+        ValueError: the model has no dropout or no drop path, and its rate is above 0.
     """
     import timm
 
@@ -300,13 +294,13 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
             model: nn.Module = timm.create_model(name, pretrained=False, **wanted)
             return model
         except TypeError as error:
-            refused = next((key for key in wanted if f"argument '{key}'" in str(error)), None)
-            if refused not in ("drop_rate", "drop_path_rate"):
+            fields = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}
+            refused = next((key for key in wanted if f"argument '{key}'" in str(error)), "")
+            if refused not in fields:
                 raise
-            if wanted.pop(refused):
-                field = "dropout" if refused == "drop_rate" else "drop_path"
+            if rate := wanted.pop(refused):
                 raise ValueError(
-                    f"The timm model {name!r} takes no `{field}`; got {options[refused]}. "
+                    f"The timm model {name!r} takes no `{fields[refused]}`; got {rate}. "
                     "Set it to 0 for this variant."
                 ) from error
 
@@ -324,9 +318,8 @@ def _weights_path(config: TrainConfig) -> Path | None:
 def _problems(
     name: str, image_size_px: int, stem_stride: int, drop_path: float, weights: str
 ) -> list[str]:
-    """Return one sentence per mistake that can be told without building the network."""
-    problems = _name_problems(name)
-    if problems:
+    """Return one sentence per mistake that shows without building the network."""
+    if problems := _name_problems(name):
         return problems
     if _is_cnn(name):
         from trainables.models.cnns import CNN_SPECS, too_small
@@ -340,8 +333,8 @@ def _problems(
             )
     if stem_stride != 2 and not _is_efficientnet(name):
         problems.append(
-            f"`stem_stride` is a choice of the EfficientNets alone; got {stem_stride} for "
-            f"{name!r}. Set it to 2 for this variant."
+            f"Only EfficientNets take `stem_stride`; got {stem_stride} for {name!r}. Set it to 2 "
+            "for this variant."
         )
     if weights == "imagenet":
         if weights_name(name) is None:
@@ -355,7 +348,7 @@ def _problems(
 
 
 def _name_problems(name: str) -> list[str]:
-    """Return the sentences for a name that is no variant; none when it is one."""
+    """Return the sentence for a name that is no variant."""
     try:
         if name in _BUILT_IN or scaling.scaling_of(name):
             return []
@@ -366,11 +359,9 @@ def _name_problems(name: str) -> list[str]:
     from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
 
     if is_model(name) and name not in get_deprecated_models():
-        try:
+        with contextlib.suppress(RuntimeError):  # the model exists, the tag after the dot does not
             get_pretrained_cfg(name)
             return []
-        except RuntimeError:  # the model exists, the tag after the dot does not
-            pass
     known = [*_BUILT_IN, *timm.list_models(), *timm.list_models(include_tags=True)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -380,7 +371,7 @@ def _name_problems(name: str) -> list[str]:
 
 
 def _timm_problems(name: str, image_size_px: int, drop_path: float) -> list[str]:
-    """Return what timm says against building and running a model of its own at this side."""
+    """Return why a timm model cannot be built or run at this image size."""
     import torch
 
     published = _published(name)
@@ -392,8 +383,7 @@ def _timm_problems(name: str, image_size_px: int, drop_path: float) -> list[str]
     try:
         with torch.device("meta"):
             model = _build_timm(name, options).eval()
-        error = _refusal(model, channels, image_size_px)
-        if error is None:
+        if (error := _refusal(model, channels, image_size_px)) is None:
             return []
         if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
             least_px = _smallest_size_px(model, channels, image_size_px, own_px)
@@ -408,7 +398,7 @@ def _timm_problems(name: str, image_size_px: int, drop_path: float) -> list[str]
 
 
 def _refusal(model: nn.Module, channels: int, image_size_px: int) -> Exception | None:
-    """Return what a model on the meta device says against images of this side."""
+    """Return the error of a model on the meta device for images of this size."""
     import torch
 
     try:
@@ -420,7 +410,7 @@ def _refusal(model: nn.Module, channels: int, image_size_px: int) -> Exception |
 
 
 def _smallest_size_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
-    """Return the smallest side that a model takes, between one that it refuses and one it takes."""
+    """Return the smallest image size that a model takes, between these two."""
     while taken_px - refused_px > 1:
         middle_px = (taken_px + refused_px) // 2
         if _refusal(model, channels, middle_px) is None:
@@ -447,7 +437,7 @@ def _is_efficientnet(name: str) -> bool:
 
 
 def _published(timm_name: str) -> Any:
-    """Return timm's record of a model's weights: their source, input size and statistics."""
+    """Return timm's record of a model's weights: source, input size, mean and deviation."""
     from timm.models import get_pretrained_cfg
 
     return get_pretrained_cfg(timm_name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CnnSpec:
-    """Layers of one CNN: stacks of 3x3 convolutions, each stack max-pooled by 2, then dense ones.
+    """Layers of one CNN: stacks of 3x3 convolutions, each max-pooled by 2, then dense layers.
 
-    `stack_dropout` and `hidden_dropout` say after which stack and which hidden layer the network
-    drops out, as multiples of the configuration's `dropout`; 0 is none.
+    `stack_dropout` and `hidden_dropout` are the rates after each stack and each hidden layer, as
+    multiples of the configuration's `dropout`.
     """
 
     stacks: tuple[tuple[int, ...], ...]  # channels of the convolutions between two poolings
@@ -37,11 +37,8 @@ class CnnSpec:
         return image_size_px
 
     def smallest_size_px(self) -> int:
-        """Return the smallest image side of which at least one pixel reaches the dense layers."""
-        image_size_px = 1
-        while self.map_size_px(image_size_px) == 0:
-            image_size_px += 1
-        return image_size_px
+        """Return the smallest image size of which at least one pixel reaches the dense layers."""
+        return next(size_px for size_px in count(1) if self.map_size_px(size_px))
 
 
 CNN_SPECS = {
@@ -151,14 +148,14 @@ class PlainCnn(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def get_classifier(self) -> nn.Module:
-        """Return the last layer, which has one output per class; timm asks its models so."""
+        """Return the last layer, as timm's models do."""
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
-        """Return what tells a parameter's layer by its name, the first one's least.
+        """Return the function from a parameter's name to the number of its layer, for timm.
 
-        A layer is a convolution or a dense layer with its batch norm; timm's `layer_decay` asks
-        for it. `coarse` is part of timm's signature and changes nothing.
+        A layer is a convolution or a dense layer with its batch norm. `coarse` is part of timm's
+        interface and has no effect.
         """
         depths, depth = {}, -1
         for name, module in self.named_modules():  # in the order of the forward pass
@@ -176,18 +173,18 @@ def build_cnn(
 ) -> PlainCnn:
     """Build one of `CNN_SPECS` for images of `in_channels` x `image_size_px` x `image_size_px`.
 
-    Weights start as in Keras, where the seeds trained: Glorot uniform, zero biases. Batch norm has
-    torch's epsilon 1e-5 and momentum 0.1 (Keras: 1e-3 and the equivalent of 0.01), because with
-    the latter the running statistics of a run of few epochs lag behind.
+    Weights are initialised as in Keras, which the studies used: Glorot uniform, zero biases. Batch
+    norm has torch's epsilon 1e-5 and momentum 0.1 (Keras: 1e-3 and the equivalent of 0.01), because
+    with the latter the running statistics lag behind in a training of few epochs.
 
     Raises:
-        ValueError: the images are smaller than the network's smallest side.
+        ValueError: the images are too small for the network.
     """
     spec = CNN_SPECS[name]
     if spec.map_size_px(image_size_px) == 0:
         raise ValueError(too_small(name, image_size_px))
     device = torch.get_default_device()
-    # Built without memory first, so that torch's own initialisation is not computed in vain.
+    # Built without memory first, so that torch's own initialisation is not computed.
     with torch.device("meta"):
         model = PlainCnn(
             spec,
@@ -208,7 +205,7 @@ def build_cnn(
 
 
 def _give_memory(model: nn.Module, device: torch.device) -> None:
-    """Do what `model.to_empty(device=device)` does, which imports sympy (0.4 s) on the way."""
+    """Do what `model.to_empty(device=device)` does, without its import of sympy (0.4 s)."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
@@ -219,7 +216,7 @@ def _give_memory(model: nn.Module, device: torch.device) -> None:
 
 
 def too_small(name: str, image_size_px: int) -> str:
-    """Return the sentence for images too small for a CNN: the rule, what was got, the way out."""
+    """Return the sentence for images that are too small for a CNN."""
     smallest_px = CNN_SPECS[name].smallest_size_px()
     return (
         f"{name!r} needs images of at least {smallest_px} x {smallest_px} px, because its "

@@ -1,4 +1,4 @@
-"""What a configuration's model costs, counted without building it in memory."""
+"""Parameters and multiply-accumulates of models, counted without memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_published(model: nn.Module) -> int:
-    """Return the parameters plus batch-norm running means and variances, as Keras totals count."""
+    """Return all parameters and batch-norm running means and variances, as Keras counts."""
     statistics = sum(
         item.numel()
         for name, item in model.named_buffers()
@@ -54,12 +54,7 @@ def count_multiply_accumulates(model: nn.Module, *, image_size_px: int, in_chann
     """Return the multiply-accumulates of one image's forward pass; FLOPs are twice as many.
 
     Convolutions, linear layers and attention count, as in torch's `FlopCounterMode`; norms,
-    activations and pooling do not. Nothing is computed: shapes alone are propagated.
-
-    Args:
-        model: on any device, in any mode; left as it was.
-        image_size_px: of the image that reaches the network.
-        in_channels: of the image.
+    activations and pooling do not. Only shapes are propagated, and the model is not changed.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,7 +1,6 @@
-"""Pretrained weights: where their file is, and a strict load of it; holds no state.
+"""Finds and loads pretrained weights by timm's names; `build.py` has each variant's.
 
-Only safetensors files are read: loading a pickle can run any code. It knows timm's names and
-models, not our variants; `build.py` says which name a variant's weights have.
+Only safetensors files are read: loading a pickle can run any code.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +22,19 @@ _KEYS_SHOWN = 8
 
 
 class WeightsError(ValueError):
-    """Pretrained weights are missing or do not fit; the text says what to fetch or to change."""
+    """Pretrained weights are missing or do not fit."""
 
 
 def weights_dir() -> Path:
-    """Return the folder that is looked into first for `<timm name>.safetensors`."""
+    """Return the user's folder for `<timm name>.safetensors`, which comes before the hub."""
     return Path(os.environ.get(WEIGHTS_DIR_VARIABLE) or DEFAULT_WEIGHTS_DIR).expanduser()
 
 
 def find_weights(timm_name: str) -> Path:
-    """Return the safetensors file of a timm model: own folder, hub cache, then a download.
+    """Return the safetensors file of a timm model, such as "tf_efficientnet_b0.aa_in1k".
 
-    Without a network it fails at once, where the hub's own client would retry for 23 s.
-
-    Args:
-        timm_name: with its tag, such as "tf_efficientnet_b0.aa_in1k".
+    From `weights_dir`, the hub's cache, or a download. Without a network it fails at once, where
+    the hub's own client would retry for 23 s.
 
     Raises:
         WeightsError: timm publishes none, or there is no file and the hub cannot be reached.
@@ -59,10 +55,10 @@ def find_weights(timm_name: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # Unlike the download, this asks once: what cannot be reached is known in milliseconds.
+        # Unlike the download, this does not retry.
         get_hf_file_metadata(hf_hub_url(hub_id, file_name), timeout=_CONNECT_TIMEOUT_S)
         return Path(hf_hub_download(hub_id, file_name))
-    except Exception as error:  # the client's own, its HTTP library's or the system's
+    except Exception as error:  # of the client, its HTTP library or the system
         raise WeightsError(
             f"The ImageNet weights {timm_name!r} are not on this machine and could not be "
             f"downloaded ({type(error).__name__}: {error}). Fetch the file {file_name!r} of "
@@ -76,7 +72,7 @@ def hub_location(timm_name: str) -> tuple[str, str]:
     """Return the hub id and the name of the safetensors file of a timm model's weights.
 
     Raises:
-        WeightsError: timm publishes none, or only in a format that we do not read.
+        WeightsError: timm publishes none, or none as safetensors.
     """
     from timm.models import get_pretrained_cfg
 
@@ -98,9 +94,9 @@ def hub_location(timm_name: str) -> tuple[str, str]:
 
 
 def not_safetensors(path: str) -> str | None:
-    """Return the sentence for a path that names no safetensors file; None when it does.
+    """Return the sentence for a path of no whole safetensors file; None for one.
 
-    A file that is not on this machine is not looked into: it may be on those that train.
+    A file that is not on this machine may be on those that train.
     """
     if not path.endswith(".safetensors"):
         return (
@@ -126,12 +122,12 @@ def not_safetensors(path: str) -> str | None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy a safetensors file's weights into `model`, strictly.
+    """Copy a safetensors file's weights into `model`.
 
-    The classifier stays as it is when the file's has another shape; everything else must match.
-    The first convolution is adapted to the model's channels as timm does: summed for 1 channel,
-    else repeated and rescaled. timm's own conversion of the file's keys is applied where it has
-    one (such as position embeddings for another side).
+    A classifier of another shape is left out; everything else must match. The first convolution is
+    adapted to the model's channels as timm does: summed for 1 channel, else repeated and rescaled.
+    timm's own conversion of the file's keys is applied where it has one (such as position
+    embeddings for another image size).
 
     Raises:
         WeightsError: the file is missing or damaged, or its tensors are not the model's; the
@@ -145,7 +141,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if name in wanted and wanted[name].shape == tensor.shape
     }
     misfits = [name for name in state if name not in fitting]
-    heads = tuple(f"{name}." for name in _names(_published(model, "classifier")) or ("classifier",))
+    heads = tuple(f"{name}." for name in _published_names(model, "classifier") or ("classifier",))
     replaced = heads if any(name.startswith(heads) for name in misfits) else ()
 
     absent = model.load_state_dict(fitting, strict=False).missing_keys
@@ -177,14 +173,14 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` with timm's conversion of keys, and RGB kernels fitted to the channels."""
+    """Return `state` with timm's conversion of keys, and RGB kernels adapted to the channels."""
     from timm.models import adapt_input_conv
 
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         takes_model = len(inspect.signature(convert).parameters) > 1
         state = dict(convert(state, model) if takes_model else convert(state))
-    for name in (f"{name}.weight" for name in _names(_published(model, "first_conv"))):
+    for name in (f"{name}.weight" for name in _published_names(model, "first_conv")):
         kernel = state.get(name)
         if kernel is None or kernel.ndim != 4 or kernel.shape[1] != 3:
             continue
@@ -194,16 +190,10 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _published(model: nn.Module, key: str) -> str | Iterable[str] | None:
-    """Return an entry of the record that timm keeps on its models; None on models of ours."""
+def _published_names(model: nn.Module, key: str) -> tuple[str, ...]:
+    """Return names of layers from the record that timm keeps on its models; none on ours."""
     record: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    value: str | Iterable[str] | None = record.get(key)
-    return value
-
-
-def _names(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if not value:
-        return ()
+    value = record.get(key) or ()
     return (value,) if isinstance(value, str) else tuple(value)
 
 

@@ -1,6 +1,6 @@
-"""The compound-scaling rule of EfficientNet and the B0s it makes; holds no state.
+"""EfficientNet's compound scaling, and B0s scaled by it.
 
-Names it understands, beside the three of `SINGLE_DIMENSION`:
+Names of variants, beside the three of `SINGLE_DIMENSION`:
 
     efficientnet_b0_phi<NUMBER>                         d = 1.2^phi, w = 1.1^phi, r = 1.15^phi
     efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>       any triple, such as d1.4_w1.2_r1.3
@@ -88,10 +88,10 @@ def compound_scaling(
 
 
 def scaling_of(variant: str) -> Scaling | None:
-    """Return the scaling that a variant's name asks for; None when it names no scaled B0.
+    """Return the scaling in a variant's name; None if it names no scaled B0.
 
     Raises:
-        ValueError: the name has the right form, but a multiplier is out of range.
+        ValueError: a multiplier is out of range.
     """
     if variant in SINGLE_DIMENSION:
         return SINGLE_DIMENSION[variant]
@@ -111,10 +111,9 @@ def scaled_size_px(scaling: Scaling, image_size_px: int) -> int:
 def build_scaled_b0(
     scaling: Scaling, *, num_classes: int, in_channels: int, dropout: float, drop_path: float
 ) -> nn.Module:
-    """Build B0 with scaled depth and width through timm's own generator.
+    """Build B0 with scaled depth and width; `scaled_size_px` applies the resolution.
 
-    Channels are rounded to multiples of 8 and blocks rounded up, as in the published family. The
-    resolution multiplier is not a property of the network: see `scaled_size_px`.
+    Channels are rounded to multiples of 8 and blocks rounded up, as in the published family.
     """
     from timm.models.efficientnet import _gen_efficientnet
 

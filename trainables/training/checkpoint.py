@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent, and never unpickled.
 
 A checkpoint is a folder: safetensors for weights, `optimizer.pt` (read with `weights_only`), JSON
-for the rest, and last of all `manifest.json` with the SHA-256 of every file. It is written under a
-temporary name, flushed to the disk, then renamed; loading verifies every byte.
+for the rest, and `manifest.json` with the SHA-256 of every file. It is written under a temporary
+name, flushed to the disk, then renamed; loading verifies every byte.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def save(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint durably; at every instant `load` finds all of it or what was there before.
+    """Write a checkpoint durably; at any time `load` finds the whole of it or the previous one.
 
     Args:
-        folder: where it goes; one that is there already is replaced.
+        folder: is replaced if it exists.
         weights: state dicts by name, each written as `<name>.safetensors`.
         optimizer: the optimizer's state dict (tensors, numbers, lists and dicts only).
         state: JSON-ready values: epoch, metrics, configuration.
@@ -50,7 +50,7 @@ def save(
     """
     with files.temporary(folder) as temporary:
         temporary.mkdir()
-        # By way of memory, because written by the libraries a full disk is no OSError.
+        # Through memory, because the libraries' own writers raise no OSError on a full disk.
         for name, tensors in weights.items():
             (temporary / f"{name}.safetensors").write_bytes(to_bytes(_owned(tensors)))
         packed = io.BytesIO()
@@ -69,10 +69,10 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
         weights by name, the optimizer's state dict, and the state.
 
     Raises:
-        CheckpointError: a file is missing, not what the manifest says, or not what `save` writes.
+        CheckpointError: a file is missing, damaged, or not of the form that `save` writes.
         MemoryError: there is too little memory for it.
     """
-    place, names = _verified(folder)
+    place, names = verify(folder)
     try:
         weights = {
             name.removesuffix(".safetensors"): load_file(place / name)
@@ -82,8 +82,8 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
         state = _state(place)
     except MemoryError:
         raise
-    except Exception as error:  # whoever can write a file can write its digest too
-        if "allocate memory" in str(error):  # of torch's map of the file: a RuntimeError
+    except Exception as error:  # a foreign file can have the right digest
+        if "allocate memory" in str(error):  # torch's RuntimeError when it maps the file
             raise MemoryError(f"{place} could not be read: {error}.") from error
         raise CheckpointError(f"{place} is not a checkpoint of ours: {error}.") from error
     try:
@@ -103,7 +103,7 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing, not what the manifest says, or not what `save` writes.
     """
-    place, _ = _verified(folder)
+    place, _ = verify(folder)
     try:
         return place, _state(place)
     except (OSError, ValueError, TypeError) as error:
@@ -117,19 +117,14 @@ def _state(place: Path) -> dict[str, Any]:
     return state
 
 
-def verify(folder: Path) -> None:
-    """Compare every file with the manifest.
+def verify(folder: Path) -> tuple[Path, list[str]]:
+    """Compare every file with the manifest; return the checkpoint's place and its files' names.
 
     Raises:
-        CheckpointError: naming the file that is missing or damaged.
+        CheckpointError: a file is missing or damaged; the text names it.
     """
-    _verified(folder)
-
-
-def _verified(folder: Path) -> tuple[Path, list[str]]:
-    """Return where the checkpoint lies and the names of its files, all of which are intact."""
     replaced = files.replaced(folder)
-    # Only a process that died while it replaced a checkpoint leaves this.
+    # Left by a process that died while it replaced a checkpoint.
     place = replaced if replaced.exists() and not folder.exists() else folder
     try:
         digests: dict[str, str] = json.loads((place / MANIFEST).read_text())["sha256"]
@@ -146,14 +141,13 @@ def _verified(folder: Path) -> tuple[Path, list[str]]:
 
 
 def newest_valid(folders: Iterable[Path]) -> Path | None:
-    """Return the first folder that can be loaded; give them newest first. None when none can."""
+    """Return the first of the folders, newest first, that can be loaded; None if none can."""
     for folder in folders:
         try:
-            load(folder)  # not only its digests: a file can be whole and still not ours
+            load(folder)  # not only `verify`: an intact file can still be of another form
+            return folder
         except CheckpointError as error:
             log.warning("A checkpoint is passed over: %s", error)
-            continue
-        return folder
     return None
 
 

@@ -1,9 +1,8 @@
-"""`torch.compile` for trainings that are long enough to repay it; holds no state of its own.
+"""`torch.compile` for trainings that are long enough to gain from it.
 
-Compiled is what comes before a network's head. Of what trials usually differ in, `drop_path`
-alone is part of it: dropout is in the head, learning rate, weight decay and label smoothing are in
-the optimizer and the loss. A process compiles once for all its trials of one network and batch
-size, and torch keeps the result on disk for the next process.
+The part of a network before its head is compiled. Of the usual hyperparameters only `drop_path` is
+in that part, so a process compiles once for all its trials of one network and batch size, and
+torch keeps the result on disk for the next process.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from torch import Tensor, nn
 
 from trainables.config import TrainConfig
 
-# EfficientNet-B0 at 64 px, batch 128, on an H200: its first step came after 81 s, 27 s where the
-# cache on disk had it and 22 s uncompiled; a step, replayed as a CUDA graph, took 4.0 ms instead of
-# 5.9 ms. That is repaid after 31,000 and 2,600 steps. Larger networks take longer to compile and
-# save more per step.
+# EfficientNet-B0 at 64 px, batch 128, on an H200: its first step came after 81 s, 27 s from the
+# cache on disk and 22 s uncompiled; a step, replayed as a CUDA graph, took 4.0 ms instead of
+# 5.9 ms. So compiling saves time after 31,000 steps, or 2,600 with the cache. Larger networks take
+# longer to compile and save more per step.
 REPAID_AFTER_STEPS = 30_000
 
-# Networks and batch sizes that one process may compile, and one network frozen and thawed.
+# Graphs that one process may compile: one per network, batch size, and frozen or unfrozen backbone.
 _MOST_GRAPHS = 64
 
 log = logging.getLogger(__name__)
 
 
 def is_repaid(config: TrainConfig, steps: int, can_replay: bool) -> bool:
-    """Return whether a training of `steps` steps per epoch is to be compiled.
+    """Return whether to compile a training of `steps` steps per epoch.
 
-    "auto" compiles long trainings whose steps are replayed as CUDA graphs, with exceptions. Those
-    that must be deterministic: how a compiled sum is split is chosen by timing. Those with
-    `drop_path`: its rate is part of the graph, so that every rate would be compiled anew. Those
-    with mixup or CutMix: their images come in another memory format, which is another graph.
+    "auto" compiles long trainings whose steps are replayed as CUDA graphs, except deterministic
+    ones (compiled sums are split by timing), those with `drop_path` (every rate is another graph)
+    and those with mixup or CutMix (their images have another memory format, which is another
+    graph).
     """
     if config.compile == "auto":
         is_long = config.epochs * steps >= REPAID_AFTER_STEPS
@@ -53,8 +52,8 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "sweep-orchestrator/compiled"))
     import torch._dynamo
 
-    # Shapes are fixed and a warm process compiles for many models. Left to itself torch would
-    # make shapes dynamic and then stop compiling, so results would depend on earlier trials.
+    # A warm process compiles many models of fixed shapes. By default torch would make shapes
+    # dynamic and then stop compiling, so results would depend on earlier trials.
     torch._dynamo.config.recompile_limit = _MOST_GRAPHS
     forward_features: Callable[[Tensor], Tensor] | None = getattr(model, "forward_features", None)
     head: Callable[[Tensor], Tensor] | None = getattr(model, "forward_head", None)
@@ -67,12 +66,12 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def compiled_if_possible(
     model: nn.Module, forward: Callable[[Callable[[Tensor], Tensor]], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Return the model's forward pass, compiled already, or as it is where that fails.
+    """Return the model's forward pass, compiled, or uncompiled where that fails.
 
     Args:
-        model: it and its gradients stay as they are.
-        forward: runs what it is given on a batch as training does and returns a loss; it may use
-            up random numbers.
+        model: not changed, nor are its gradients.
+        forward: runs a forward pass on a batch as in training and returns a loss; it may draw
+            random numbers.
 
     Raises:
         torch.OutOfMemoryError: a batch is too large.
@@ -82,8 +81,8 @@ def compiled_if_possible(
         forward(compiled(copy.deepcopy(model))).backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no compiler, a network torch cannot compile: hundreds of causes
-        log.warning("This training goes on without being compiled: %s", error)
+    except Exception as error:  # no compiler, a network that torch cannot compile, and others
+        log.warning("This training continues uncompiled: %s", error)
         return model
     log.info("Compiled in %.0f s.", time.perf_counter() - began_s)
     return compiled(model)

@@ -1,8 +1,7 @@
-"""A training step as one CUDA graph: the host launches one thing where it launched a thousand.
+"""A training step as one CUDA graph, which the host launches at once.
 
-A small network's step at 64 px is some hundred short kernels, and a processor takes longer to
-launch them than a GPU to run them. Kernels, their order and the random numbers are the same with
-and without a graph.
+A small network's step at 64 px is hundreds of short kernels, and the host takes longer to launch
+them than the GPU to run them. Kernels, order and random numbers are the same without a graph.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from torch import Tensor
 
 from trainables.config import TrainConfig
 
-# Real steps before the graph is captured: they choose cuDNN's kernels, compile, and make the
-# optimizer's state. torch's notes on CUDA graphs ask for three.
+# Steps before the capture: they choose cuDNN's kernels, compile, and create the optimizer's state.
+# torch's notes on CUDA graphs require three.
 _WARM_UP_STEPS = 3
 
 log = logging.getLogger(__name__)
 
 
 def can_replay(config: TrainConfig, device: torch.device, is_resident: bool) -> bool:
-    """Return whether a step has nothing in it that the host must do or know.
+    """Return whether a step runs on the device alone.
 
-    timm's LAMB counts its steps on the host; data-parallel workers talk to each other; images that
-    do not fit into the device's memory come from the host.
+    timm's LAMB counts its steps on the host, data-parallel workers communicate, and images that do
+    not fit into the device's memory come from the host.
     """
     return (
         device.type == "cuda" and is_resident and config.workers == 1 and config.optimizer != "lamb"
@@ -35,10 +34,10 @@ def can_replay(config: TrainConfig, device: torch.device, is_resident: bool) -> 
 
 
 class Replayed:
-    """Calls `work(rows)`: the first times as it is, then as a graph of one of these calls.
+    """Calls `work(rows)`: the first times directly, then as a CUDA graph.
 
-    All calls must be for as many rows. What `work` reads besides, it must find in the same memory
-    every time, and its random numbers come from `draws` and the device's default generator.
+    All calls must have the same number of rows. Everything else that `work` reads must stay in the
+    same memory, and its random numbers come from `draws` and the device's default generator.
     """
 
     def __init__(self, work: Callable[[Tensor], None], draws: torch.Generator) -> None:
@@ -49,7 +48,7 @@ class Replayed:
         self._rows: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> None:
-        """Do the work for some rows, as many as at every other call."""
+        """Do the work for these rows."""
         if self._graph is None and self._left == 0:
             self._capture(rows)
         if self._graph is not None and self._rows is not None:
@@ -57,7 +56,7 @@ class Replayed:
             self._graph.replay()
             return
         self._left -= 1
-        # On the stream that captures: what autograd keeps between steps belongs to one stream.
+        # On the capturing stream, to which autograd's state between steps belongs.
         current = torch.cuda.current_stream(rows.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -68,12 +67,12 @@ class Replayed:
         graph, kept = torch.cuda.CUDAGraph(), rows.clone()
         graph.register_generator_state(self._draws)
         try:
-            # Another thread of this process may use the device meanwhile.
+            # thread_local: another thread of this process may use the device.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._work(kept)
         except RuntimeError as error:
-            log.warning("This training goes on without a CUDA graph: %s", error)
-            # Torch leaves them in the state of a capture, in which nothing can be drawn.
+            log.warning("This training continues without a CUDA graph: %s", error)
+            # torch leaves them in the state of a capture, in which nothing can be drawn.
             for generator in (self._draws, torch.cuda.default_generators[self._draws.device.index]):
                 generator.graphsafe_set_state(generator.clone_state())
             return
@@ -82,5 +81,5 @@ class Replayed:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream of this process that captures: cuBLAS keeps memory for every stream."""
+    """Return the process's only capturing stream: cuBLAS keeps memory for every stream."""
     return torch.cuda.Stream(device)

@@ -1,8 +1,4 @@
-"""What every forward pass has in common: in training, in judging and in prediction.
-
-Settings of the process, the way from stored pixels to the network's input, and the precision. It
-holds no state of its own.
-"""
+"""Device, precision and process settings, the same in training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ import torch
 from trainables.config import TrainConfig
 from trainables.models import build
 
-# Of glibc's malloc.h and its largest threshold for blocks that go back to the system at once.
+# From glibc's malloc.h, with its largest threshold for blocks that are returned at once.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MAX_MMAP_BYTES = -1, -3, 32 * 2**20
 _KEPT_BYTES = 512 * 2**20
 
@@ -29,17 +25,12 @@ def default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def num_gpus() -> int:
-    """Return how many CUDA devices this machine has."""
-    return torch.cuda.device_count()
-
-
 def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
-    """Set this process's threads and determinism as the configuration says."""
+    """Set this process's threads and determinism from the configuration."""
     _keep_freed_memory()
     torch.set_num_threads(config.threads)
-    # A reused process must not keep the previous trial's choice. Only a change is said: saying it
-    # imports torch's compiler, which takes 2 s and 180 MB where timm has not done so already.
+    # A reused process must not keep the previous trial's choice. Set only when it changes: setting
+    # it imports torch's compiler, which takes 2 s and 180 MB where timm has not done so already.
     wanted = config.deterministic and device.type == "cuda"
     if torch.are_deterministic_algorithms_enabled() != wanted:
         torch.use_deterministic_algorithms(wanted)
@@ -50,11 +41,11 @@ def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Let the C library keep up to half a GiB of what was freed, for the next step to take.
+    """Let the C library keep up to half a GiB of freed memory for the next step.
 
-    Otherwise every step gives most of its memory back to the system and has each page cleared for
-    it again. Measured on 1 core of an AMD EPYC at 64 px: 1.2 to 1.3 times as fast for
-    EfficientNet-B0 (batch 64), 1.1 to 1.4 for `cnn3` (batch 256).
+    Otherwise every step returns most of its memory to the system, which clears each page again.
+    Measured on 1 core of an AMD EPYC at 64 px: 1.2 to 1.3 times as fast for EfficientNet-B0
+    (batch 64), 1.1 to 1.4 for `cnn3` (batch 256).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         library = ctypes.CDLL(None)
@@ -63,13 +54,13 @@ def _keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return to the system what was freed, for other processes on this host."""
+    """Return freed memory to the system."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass in the precision the configuration asks for."""
+    """Return the context of a forward pass in the configuration's precision."""
     use = config.precision == "bfloat16" or (
         config.precision == "auto" and is_faster_in_bfloat16(config.variant, device)
     )

@@ -1,32 +1,26 @@
-"""The moving average of weights that `ema_decay` asks for; it is kept in a second model."""
+"""The moving average of weights (`ema_decay`), kept in a second model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 
 import torch
 from torch import nn
 
 
 def averaging(average: nn.Module, model: nn.Module, decay: float) -> Callable[[int], None]:
-    """Return what moves the average, with its batch norms' statistics, towards the model.
+    """Return the function that updates `average`, with its batch norms' statistics, from `model`.
 
-    It takes the number of updates that came before: the decay warms up, or short trainings would
-    be evaluated with weights close to the initial ones. torch's `AveragedModel` makes the
-    host wait for a CUDA device at every step.
+    It takes the number of earlier updates: the decay warms up, or short trainings would be
+    evaluated with weights close to the initial ones. torch's `AveragedModel` makes the host wait
+    for a CUDA device at every step.
 
     Source: `tf.train.ExponentialMovingAverage` with `num_updates`, as in EfficientNet's reference
     code.
     """
-    pairs = [
-        (ours.detach(), theirs.detach())
-        for ours, theirs in zip(
-            chain(average.parameters(), average.buffers()),
-            chain(model.parameters(), model.buffers()),
-            strict=True,
-        )
-    ]
+    ours = [tensor.detach() for tensor in (*average.parameters(), *average.buffers())]
+    theirs = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    pairs = list(zip(ours, theirs, strict=True))
     averaged = [ours for ours, _ in pairs if ours.is_floating_point()]
     followed = [theirs for _, theirs in pairs if theirs.is_floating_point()]
     counts = [ours for ours, _ in pairs if not ours.is_floating_point()]

@@ -1,8 +1,8 @@
-"""Which weights stay fixed while the classifier alone is trained.
+"""Freezes the backbone while the classifier alone is trained.
 
-The backbone is everything but the classifier that a model's own `get_classifier` names; for
-`resnet50_mlp1024` that is its whole new head. Frozen weights get no gradient, so no optimizer
-changes them: momentum and weight decay begin only when they are trained.
+The backbone is everything but what a model's `get_classifier` returns; for `resnet50_mlp1024` that
+is its whole new head. Frozen weights get no gradient, so momentum and weight decay begin only when
+they are trained.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from torch import nn
 
 
 def classifier_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of the classifier and all that they contain.
+    """Return the layers of the classifier and all modules in them.
 
     Raises:
-        ValueError: the model does not say which of its layers that is.
+        ValueError: the model does not name its classifier.
     """
-    ask: Any = getattr(model, "get_classifier", lambda: None)
-    named = ask()
+    named: Any = getattr(model, "get_classifier", lambda: None)()
     heads = named if isinstance(named, tuple | list) else (named,)
     modules = [part for head in heads if isinstance(head, nn.Module) for part in head.modules()]
     if not any(True for part in modules for _ in part.parameters()):
         raise ValueError(
-            "`freeze_epochs` trains the classifier alone at first, and the network "
-            f"{type(model).__name__} does not say which of its layers that is. Set it to 0 for "
-            "this variant."
+            f"`freeze_epochs` trains the classifier alone at first, but {type(model).__name__} "
+            "does not name its classifier. Set it to 0 for this variant."
         )
     return modules
 
@@ -35,14 +33,14 @@ def backbone(model: nn.Module) -> list[nn.Parameter]:
     """Return the trainable parameters that are not the classifier's.
 
     Raises:
-        ValueError: the model does not say which of its layers is the classifier.
+        ValueError: the model does not name its classifier.
     """
     kept = {id(item) for part in classifier_modules(model) for item in part.parameters()}
     return [item for item in model.parameters() if item.requires_grad and id(item) not in kept]
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Keep the backbone's batch norms as in evaluation until the next `model.train()`."""
+    """Keep the backbone's batch norms in evaluation mode until the next `model.train()`."""
     kept = {id(part) for part in classifier_modules(model)}
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in kept:

@@ -1,8 +1,8 @@
 """The training loop: plain PyTorch, readable top to bottom, without Ray, Optuna or MLflow.
 
 `fit` trains one configuration and yields once per epoch, after the epoch's checkpoint is durable.
-All randomness is a function of (trial seed, epoch, rank), so a restarted training goes on exactly
-as an unbroken one would.
+All randomness is a function of (trial seed, epoch, rank), so a restarted training continues exactly
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from trainables.training.tally import Tally
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer finite; the trial ends at once."""
+    """The loss is not finite, which ends the trial. `epoch` is counted from 0."""
 
     def __init__(self, epoch: int, part: str, lr: float) -> None:
-        super().__init__(epoch, part, lr)  # the arguments, so that it survives pickling
+        super().__init__(epoch, part, lr)  # the arguments, so that it can be pickled
         self.epoch, self.part, self.lr = epoch, part, lr
 
     def __str__(self) -> str:
@@ -56,9 +56,9 @@ class DivergedError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """What `fit` yields: the epoch, counted from 0, its figures and its checkpoint's folder name.
+    """The end of an epoch, counted from 0: its metrics and the name of its checkpoint's folder.
 
-    `best_epoch` is the best one so far by `config.select_by`; `is_last` says that training ends.
+    `best_epoch` is the best so far by `config.select_by`; after `is_last` the training has ended.
     """
 
     epoch: int
@@ -86,10 +86,10 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         dataset: folder of the prepared dataset.
         checkpoints: folder for this attempt's checkpoints; None writes none. The last and the best
             epoch's are kept.
-        resume_from: a checkpoint of the same signature to go on from.
-        device: where to train; None chooses.
+        resume_from: a checkpoint of the same signature.
+        device: None chooses.
         resident_share: of a device's memory that images may take before they are streamed.
-        keep_all: whether every epoch's checkpoint stays.
+        keep_all: keep every epoch's checkpoint.
         on_step: called after every step of training and evaluation.
 
     Raises:
@@ -99,7 +99,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         checkpoint.CheckpointError: `resume_from` is damaged or of another signature.
     """
     device = device or default_device()
-    rank, workers = _rank(), _workers()
+    rank, workers = 0, 1
+    if torch.distributed.is_initialized():
+        rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if workers != config.workers:
         raise ValueError(f"`workers` is {config.workers}, but {workers} processes train together.")
     set_up_numerics(config, device)
@@ -146,13 +148,13 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         optim.restore(optimizer, optimizer_state)
         plateau = optim.Plateau(**state["plateau"])
         best_epoch, best_value = state["best_epoch"], state["best_value"]
-        # What early stopping had ended is not continued.
+        # A training that early stopping has ended is not continued.
         first_epoch = config.epochs if plateau.is_exhausted(config) else state["epoch"] + 1
     evaluated = model
     if average is not None:
         evaluated, update_average = average, averaging(average, model, config.ema_decay)
 
-    # What a step reads and writes stays where it is, so that a graph of the step finds it there.
+    # A step's inputs and outputs stay in the same memory, as a CUDA graph of it needs.
     draws, tally, data_s = torch.Generator(device), Tally(device), 0.0
     stepped: Callable[[Tensor], Tensor] = model
 
@@ -160,7 +162,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         nonlocal data_s
         data_started = time.perf_counter()
         pixels, labels = store.gather(rows)
-        images = prepare(pixels, draws)  # (n, c, side, side), normalised
+        images = prepare(pixels, draws)  # (n, c, h, w), normalised
         images, targets = mixing.mix(images, labels, num_classes, config, draws)
         data_s += time.perf_counter() - data_started
         _optimize(config, model, stepped, optimizer, tally, images, targets)
@@ -170,7 +172,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     take_step: Callable[[Tensor], None] = step
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
-        _reset_peak(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         is_frozen = epoch < config.freeze_epochs
         model.train()
         if is_frozen:
@@ -215,8 +218,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
 
         # Validate.
         val_started = time.perf_counter()
-        if workers > 1:
-            _share_buffers(model, evaluated)
+        if workers > 1:  # all workers evaluate what rank 0 saves
+            for buffer in (*model.buffers(), *evaluated.buffers()):
+                torch.distributed.broadcast(buffer, src=0)
         val_loss, val_top1, val_top5 = evaluate(
             config, evaluated, store, val_rows[rank::workers], prepare, on_step
         )
@@ -239,7 +243,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             device_peak_gib=_peak_gib(device),
             data_s=data_s,
             val_s=val_s,
-            checkpoint_s=0.0,  # not known yet, and no part of what is kept
+            checkpoint_s=0.0,  # not known yet, and not part of the checkpoint
         )
 
         # Keep.
@@ -270,7 +274,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         is_last = epoch + 1 == config.epochs or plateau.is_exhausted(config)
         yield EpochEnd(epoch, metrics, name, best_epoch, is_last)
         if checkpoints is not None and rank == 0 and not keep_all:
-            # The one before stays until the next is known to whoever keeps the books.
+            # The previous one stays until the caller has recorded this one.
             _keep_only(checkpoints, {epoch, epoch - 1, best_epoch})
         if is_last:
             return
@@ -289,7 +293,7 @@ def evaluate(
     model.eval()
     usual = max(config.batch_size, 256)
     rows = rows[: usual * config.steps_per_epoch] if config.steps_per_epoch else rows
-    # Where a whole batch was too much for the memory, so may be more of them without gradients.
+    # Where a whole batch exceeds the memory, a larger one without gradients may exceed it too.
     chunks = rows.split(config.micro_batch_size or usual) if len(rows) else ()
     with torch.inference_mode(), autocast(config, store.device):
         for chunk in chunks:
@@ -311,13 +315,13 @@ def _optimize(
     images: Tensor,
     targets: Tensor,
 ) -> None:
-    """One optimizer step on the whole batch, in micro-batches where the attempt asks for them."""
+    """Do one optimizer step on the whole batch, in micro-batches if the configuration has them."""
     optimizer.zero_grad(set_to_none=True)
-    # Parts of nearly equal size: batch norm cannot train on a single image that is left over.
+    # Parts of nearly equal size: batch norm cannot train on a single remaining image.
     num_parts = _num_parts(config, len(images))
     parts = zip(images.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True)
     for number, (part, wanted) in enumerate(parts, start=1):
-        # Data-parallel workers add up their gradients once, with the last part.
+        # Data-parallel workers exchange their gradients once, with the last part.
         quiet = getattr(stepped, "no_sync", nullcontext) if number < num_parts else nullcontext
         with quiet():
             with autocast(config, images.device):
@@ -348,28 +352,13 @@ def _keep_only(folder: Path, epochs: set[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _share_buffers(*modules: nn.Module) -> None:
-    """Give all workers the first one's buffers: what it saves is what they judge."""
-    for module in modules:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def _workers() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
 def _ready(
     config: TrainConfig, model: nn.Module, device: torch.device, is_compiled: bool, channels: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return what is called in a training step: the model, its workers joined, compiled if asked.
+    """Return the forward pass of a training step: data-parallel and compiled where configured.
 
-    Anew after the backbone thaws, because joined workers exchange the gradients of those weights
-    alone that were trainable when they were joined.
+    Made again when the backbone is unfrozen: `DistributedDataParallel` exchanges the gradients only
+    of weights that were trainable when it was made.
     """
     if config.workers > 1:
         devices = [device] if device.type == "cuda" else None
@@ -389,11 +378,6 @@ def _ready(
             return stepped(images).float().sum()
 
     return compiling.compiled_if_possible(model, loss_of)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak_gib(device: torch.device) -> float:

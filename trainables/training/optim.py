@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainables.config import TrainConfig
 from trainables.training import freezing
 
-# How a group is stepped, not what it has learned.
+# Settings of a group that depend on the device, not state.
 _OF_THE_DEVICE = ("lr", "fused", "foreach", "capturable")
 
 
@@ -31,12 +31,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     has groups of its own.
 
     Raises:
-        ValueError: the model's layers have no order that a layer-wise rate could follow, or it does
-            not say which of them is the classifier.
+        ValueError: the order of the model's layers, or its classifier, is not known.
     """
-    groups = (
-        _layer_groups(model, config) if config.layer_decay < 1 else _plain_groups(model, config)
-    )
+    make_groups = _layer_groups if config.layer_decay < 1 else _plain_groups
+    groups = make_groups(model, config)
     if config.freeze_epochs:
         groups = _split_off(groups, freezing.backbone(model))
     optimizer = _over(groups, config)
@@ -50,7 +48,6 @@ def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
     fused = True if groups[0]["params"][0].is_cuda else None
     match config.optimizer:
         case "sgd" | "nesterov":
-            # timm's `sgd` is Nesterov's and its `momentum` is not: torch's own says which is which.
             nesterov = config.optimizer == "nesterov" and config.momentum > 0
             return _uncompiled(torch.optim.SGD)(
                 groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=fused
@@ -69,8 +66,8 @@ def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
             from timm.optim.lamb import Lamb
 
             # timm adapts a layer's step only where weight decay is on, which would make LAMB
-            # without it plain Adam; and it clips the gradient to norm 1 unless told otherwise,
-            # which here is `clip_grad_norm`'s affair.
+            # without it plain Adam; and by default it clips the gradient to norm 1, which here
+            # `clip_grad_norm` decides.
             for group in groups:
                 group["always_adapt"] = group["params"][0].ndim > 1
             return _uncompiled(Lamb)(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
@@ -78,21 +75,20 @@ def _over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
 
 @functools.cache
 def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Return an optimizer's class without what its methods have for torch's compiler.
+    """Return an optimizer's class without the wrappers that exclude its methods from compiling.
 
-    Their first call otherwise imports that compiler, only to be left out of what it compiles: 2 s
-    and 180 MB of a process that trains a plain CNN (timm imports it too). Nothing here compiles an
-    optimizer.
+    Their first call imports torch's compiler, which takes 2 s and 180 MB of a process that trains a
+    plain CNN (timm imports it too). No optimizer is compiled here.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     bare = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    # What is left of its decoration, as no optimizer here is differentiable.
+    # The only part of its wrapper that is needed, as no optimizer here is differentiable.
     bare["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (kind,), bare)
 
 
 def _keep_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Let a step read from the device what changes between steps, so that a graph can repeat it."""
+    """Keep learning rates and step counts on the device, where a CUDA graph reads them."""
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
@@ -101,19 +97,19 @@ def _keep_on_device(optimizer: torch.optim.Optimizer) -> None:
 
 
 def state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what a checkpoint keeps of the optimizer; `restore` is the inverse."""
+    """Return the optimizer's state for a checkpoint; `restore` is the inverse."""
     kept = optimizer.state_dict()
     kept["param_groups"] = [{**group, "lr": float(group["lr"])} for group in kept["param_groups"]]
     return kept
 
 
 def restore(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
-    """Give an optimizer the state of another one, which may have been of another device."""
+    """Load a `state`, which may be from another device."""
     own = [
         {name: group[name] for name in _OF_THE_DEVICE if name in group}
         for group in optimizer.param_groups
     ]
-    # Before too, because where a step count goes depends on them.
+    # Before loading too, because they decide on which device a step count lies.
     groups = [{**group, **mine} for group, mine in zip(kept["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**kept, "param_groups": groups})
     for group, mine in zip(optimizer.param_groups, own, strict=True):
@@ -122,14 +118,10 @@ def restore(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
 
 def _plain_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return the weights that decay and those that do not, as two groups."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -137,7 +129,7 @@ def _plain_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]
 def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return timm's groups per layer, each with `lr_scale` = layer_decay^(layers above it).
 
-    The model's own `group_matcher` says what one layer is: a block of an EfficientNet or a ResNet;
+    The model's `group_matcher` defines the layers: a block of an EfficientNet or a ResNet is one;
     in timm's VGGs with batch norm the norms count too. Source: BEiT, arXiv 2106.08254.
     """
     from timm.optim._param_groups import param_groups_layer_decay
@@ -155,15 +147,16 @@ def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]
 
 def _no_layers(model: nn.Module) -> str:
     return (
-        "`layer_decay` needs to know the order of a network's layers, and "
-        f"{type(model).__name__} does not say it. Set it to 1 for this variant."
+        f"`layer_decay` needs the order of a network's layers, which {type(model).__name__} does "
+        "not define. Set it to 1 for this variant."
     )
 
 
 def _split_off(groups: list[dict[str, Any]], backbone: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Return the groups with the backbone's weights and the classifier's in different ones.
+    """Return the groups with the backbone's and the classifier's weights in different ones.
 
-    torch's fused SGD and timm's LAMB take all weights of a group to be equally many steps old.
+    torch's fused SGD and timm's LAMB assume that all weights of a group had the same number of
+    steps.
     """
     frozen = {id(weight) for weight in backbone}
     parts = [
@@ -175,10 +168,10 @@ def _split_off(groups: list[dict[str, Any]], backbone: list[nn.Parameter]) -> li
 
 
 def forget_idle_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Start the step count of groups that were never stepped at 0.
+    """Reset the step count of groups whose weights were never updated.
 
-    timm's LAMB counts a group's steps also while its weights are frozen, and would correct the
-    bias of their momentum as if it were as old.
+    timm's LAMB counts a group's steps also while its weights are frozen, and would then correct the
+    bias of their momentum too little.
     """
     for group in optimizer.param_groups:
         if not any(weight in optimizer.state for weight in group["params"]):
@@ -211,7 +204,7 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate, times its `lr_scale` where it has one."""
+    """Set every group's learning rate, times its `lr_scale` if it has one."""
     for group in optimizer.param_groups:
         scaled = lr * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -222,7 +215,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @dataclass(slots=True)
 class Plateau:
-    """What reduce-on-plateau and early stopping remember between epochs."""
+    """State of reduce-on-plateau and early stopping."""
 
     best_val_loss: float = math.inf
     epochs_since_best: int = 0  # for early stopping
@@ -230,7 +223,7 @@ class Plateau:
     scale: float = 1.0  # factor on the learning rate
 
     def update(self, config: TrainConfig, val_loss: float) -> None:
-        """Take one epoch's validation loss and reduce the scale when patience is used up.
+        """Add an epoch's validation loss, and reduce the scale when the patience is used up.
 
         Keras' ReduceLROnPlateau without its `min_delta`: a strictly lower loss counts as better,
         and `plateau_patience_epochs` epochs without one reduce the rate (torch's scheduler waits
@@ -247,6 +240,6 @@ class Plateau:
             self.epochs_since_cut = 0
 
     def is_exhausted(self, config: TrainConfig) -> bool:
-        """Return whether early stopping on validation loss ends the training now."""
+        """Return whether early stopping ends the training now."""
         patience = config.early_stop_patience_epochs
         return patience > 0 and self.epochs_since_best >= patience

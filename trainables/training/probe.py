@@ -1,4 +1,4 @@
-"""How fast a network trains, and answers once it is trained, on this device; holds no state."""
+"""Measures how fast a network trains on this device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STEPS = 8  # of each of two epochs, of which the first warms up and may compile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingTime:
-    """What training one configuration takes: of a step, of an epoch with its checkpoint, memory."""
+    """Time of a step, of an epoch with its checkpoint, and peak memory."""
 
     step_s: float
     epoch_s: float
@@ -30,14 +30,10 @@ class TrainingTime:
 
 
 def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
-    """Train a few steps of a configuration, judge as many batches, twice, and foresee an epoch.
+    """Return the time of a configuration, from two epochs of a few training and evaluation steps.
 
-    Args:
-        config: of any length; several workers are measured as one with the whole batch.
-        dataset: folder of the prepared dataset.
-
-    Raises:
-        Exception: whatever training raises; it cannot be trained here.
+    `dataset` is the folder of the prepared dataset. Several workers are measured as one with the
+    whole batch. Raises any error of the training.
     """
     from trainables.training import loop
 
@@ -50,7 +46,7 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     steps_in_all = config.epochs * min(steps, config.steps_per_epoch or steps)
     short = replace(
         config,
-        # Of as many steps in all, so that it is compiled where the whole training is.
+        # As many steps in total, so that it is compiled where the whole training is.
         epochs=max(config.epochs, math.ceil(steps_in_all / trained), 2),
         steps_per_epoch=_STEPS,
         workers=1,
@@ -67,9 +63,8 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
         training = loop.fit(short, dataset, checkpoints=Path(folder), on_step=on_step)
         _, epoch = itertools.islice(training, 2)
     gaps = [after - before for before, after in itertools.pairwise(ends[trained : 2 * trained])]
-    # With one step there is nothing but the epoch's own figure to go by.
-    alone_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
-    step_s = statistics.median(gaps) if gaps else alone_s
+    mean_s = (epoch.metrics.epoch_s - epoch.metrics.val_s) / trained
+    step_s = statistics.median(gaps) if gaps else mean_s  # one step has no gap
     evaluated = min(len(val), max(config.batch_size, 256) * _STEPS)  # as `loop.evaluate` does
     image_s = epoch.metrics.val_s / evaluated if evaluated else 0.0
     if config.steps_per_epoch:

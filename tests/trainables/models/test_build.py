@@ -296,7 +296,7 @@ def test_all_mistakes_are_named_at_once():
     text = str(caught.value)
     assert "Set the image size to 10 or more." in text
     assert "`drop_path` skips residual blocks, and 'cnn2' has none" in text
-    assert "`stem_stride` is a choice of the EfficientNets alone" in text
+    assert "Only EfficientNets take `stem_stride`" in text
     assert "There are no ImageNet weights for 'cnn2'" in text
 
 

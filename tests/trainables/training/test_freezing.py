@@ -190,5 +190,7 @@ def test_a_layer_decay_of_1_is_none(digits_dir):
 
 def test_layer_decay_is_refused_where_layers_have_no_order(digits_dir):
     config = digits_config(digits_dir, layer_decay=0.5)
-    with pytest.raises(ValueError, match=r"`layer_decay` needs to know .* Linear does not say it"):
+    with pytest.raises(
+        ValueError, match=r"`layer_decay` needs the order .* Linear does not define"
+    ):
         optim.build_optimizer(nn.Linear(2, 3), config)
