@@ -166,7 +166,7 @@ def test_a_step_of_every_kind_of_network_can_be_captured(digits_dir, captures, c
 def test_a_long_training_is_compiled_and_learns_as_one_that_is_not(
     digits_dir, monkeypatch, captures, caplog
 ):
-    monkeypatch.setattr(compiling, "REPAID_AFTER_STEPS", 16)
+    monkeypatch.setattr(compiling, "COMPILE_FROM_STEPS", 16)
     options = {"variant": "test_efficientnet", "steps_per_epoch": 8, "optimizer": "adamw"}
     with caplog.at_level(logging.INFO, "trainables"):
         compiled, plain = (
@@ -186,9 +186,9 @@ def test_what_cannot_be_captured_goes_on_step_by_step(
     whole = train(config, digits_dir, tmp_path / "whole")
     original = loop._optimize
 
-    def waits(config, model, stepped, optimizer, tally, images, targets):
-        original(config, model, stepped, optimizer, tally, images, targets)
-        tally.sums.sum().item()
+    def waits(config, model, stepped, optimizer, meter, images, targets):
+        original(config, model, stepped, optimizer, meter, images, targets)
+        meter.sums.sum().item()
 
     monkeypatch.setattr(loop, "_optimize", waits)
     rest = train(config, digits_dir, tmp_path / "rest")

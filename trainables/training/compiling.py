@@ -23,7 +23,7 @@ from trainables.config import TrainConfig
 # cache on disk and 22 s uncompiled; a step, replayed as a CUDA graph, took 4.0 ms instead of
 # 5.9 ms. So compiling saves time after 31,000 steps, or 2,600 with the cache. Larger networks take
 # longer to compile and save more per step.
-REPAID_AFTER_STEPS = 30_000
+COMPILE_FROM_STEPS = 30_000
 
 # Graphs that one process may compile: one per network, batch size, and frozen or unfrozen backbone.
 _MOST_GRAPHS = 64
@@ -31,7 +31,7 @@ _MOST_GRAPHS = 64
 log = logging.getLogger(__name__)
 
 
-def is_repaid(config: TrainConfig, steps: int, can_replay: bool) -> bool:
+def should_compile(config: TrainConfig, steps: int, can_replay: bool) -> bool:
     """Return whether to compile a training of `steps` steps per epoch.
 
     "auto" compiles long trainings whose steps are replayed as CUDA graphs, except deterministic
@@ -40,7 +40,7 @@ def is_repaid(config: TrainConfig, steps: int, can_replay: bool) -> bool:
     graph).
     """
     if config.compile == "auto":
-        is_long = config.epochs * steps >= REPAID_AFTER_STEPS
+        is_long = config.epochs * steps >= COMPILE_FROM_STEPS
         has_one_graph = not (config.drop_path or config.mixup_alpha or config.cutmix_alpha)
         return can_replay and is_long and has_one_graph and not config.deterministic
     return config.compile

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def averaging(average: nn.Module, model: nn.Module, decay: float) -> Callable[[int], None]:
+def make_updater(average: nn.Module, model: nn.Module, decay: float) -> Callable[[int], None]:
     """Return the function that updates `average`, with its batch norms' statistics, from `model`.
 
     It takes the number of earlier updates: the decay warms up, or short trainings would be

@@ -22,22 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.config import TrainConfig
-from trainables.data import mixing, preprocess
-from trainables.data.batches import (
-    RESIDENT_SHARE,
-    ImageStore,
-    derived_seed,
-    open_store,
-    steps_in_epoch,
-    train_batches,
-)
+from trainables.data import batches, mixing, preprocess
+from trainables.data.batches import derived_seed
 from trainables.data.dataset import check_fingerprint, load_manifest, training_and_validation_rows
 from trainables.metrics import EpochMetrics
 from trainables.models import build
 from trainables.training import checkpoint, compiling, cuda_graph, freezing, optim
 from trainables.training.device import autocast, default_device, set_up_numerics
-from trainables.training.ema import averaging
-from trainables.training.tally import Tally
+from trainables.training.ema import make_updater
+from trainables.training.meter import EpochMeter
 
 
 class DivergedError(ArithmeticError):
@@ -49,7 +42,7 @@ class DivergedError(ArithmeticError):
 
     def __str__(self) -> str:
         return (
-            f"The {self.part} loss of epoch {self.epoch} is not finite (learning rate "
+            f"The {self.part} loss of epoch {self.epoch + 1} is not finite (learning rate "
             f"{self.lr:.3g}). A smaller learning rate, a warm-up or `clip_grad_norm` may help."
         )
 
@@ -75,7 +68,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     checkpoints: Path | None = None,
     resume_from: Path | None = None,
     device: torch.device | None = None,
-    resident_share: float = RESIDENT_SHARE,
+    resident_share: float = batches.RESIDENT_SHARE,
     keep_all: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[EpochEnd]:
@@ -110,7 +103,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     # Data: resident on the device, split once, the same for every trial of a sweep.
     manifest = load_manifest(dataset)
     check_fingerprint(manifest, dataset, config.dataset_fingerprint)
-    store = open_store(dataset, "train", device, resident_share)
+    store = batches.open_store(dataset, "train", device, resident_share)
     train_rows, val_rows = (
         torch.from_numpy(rows).to(store.images.device)
         for rows in training_and_validation_rows(
@@ -152,10 +145,10 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         first_epoch = config.epochs if plateau.is_exhausted(config) else state["epoch"] + 1
     evaluated = model
     if average is not None:
-        evaluated, update_average = average, averaging(average, model, config.ema_decay)
+        evaluated, update_average = average, make_updater(average, model, config.ema_decay)
 
     # A step's inputs and outputs stay in the same memory, as a CUDA graph of it needs.
-    draws, tally, data_s = torch.Generator(device), Tally(device), 0.0
+    draws, meter, data_s = torch.Generator(device), EpochMeter(device), 0.0
     stepped: Callable[[Tensor], Tensor] = model
 
     def step(rows: Tensor) -> None:
@@ -165,9 +158,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         images = prepare(pixels, draws)  # (n, c, h, w), normalised
         images, targets = mixing.mix(images, labels, num_classes, config, draws)
         data_s += time.perf_counter() - data_started
-        _optimize(config, model, stepped, optimizer, tally, images, targets)
+        _optimize(config, model, stepped, optimizer, meter, images, targets)
 
-    steps = steps_in_epoch(len(train_rows), config.batch_size)
+    steps = batches.steps_in_epoch(len(train_rows), config.batch_size)
     steps = min(steps, config.steps_per_epoch or steps)
     take_step: Callable[[Tensor], None] = step
     for epoch in range(first_epoch, config.epochs):
@@ -185,7 +178,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                 optim.forget_idle_steps(optimizer)
             can_replay = cuda_graph.can_replay(config, device, store.is_resident)
             take_step = step  # a graph of the frozen network would keep its memory
-            is_compiled = compiling.is_repaid(config, steps, can_replay)
+            is_compiled = compiling.should_compile(config, steps, can_replay)
             stepped = _ready(config, model, device, is_compiled, manifest.channels)
             if can_replay:
                 take_step = cuda_graph.Replayed(step, draws)
@@ -193,9 +186,9 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         # Train.
         torch.manual_seed(derived_seed(config.seed, "layers", epoch, rank))
         draws.manual_seed(derived_seed(config.seed, "augment", epoch, rank))
-        tally.reset()
+        meter.reset()
         lr, data_s = config.lr, 0.0
-        batches = train_batches(
+        rows_of_steps = batches.train_batches(
             train_rows,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -203,7 +196,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             rank=rank,
             workers=workers,
         )
-        for number, rows in zip(range(steps), batches, strict=False):
+        for number, rows in zip(range(steps), rows_of_steps, strict=False):
             lr = optim.learning_rate(config, epoch + (number + 0.5) / steps) * plateau.scale
             optim.set_learning_rate(optimizer, lr)
             take_step(rows)
@@ -211,7 +204,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                 update_average(epoch * steps + number)
             if on_step is not None:
                 on_step()
-        train_loss, train_top1, _, seen = tally.read()
+        train_loss, train_top1, _, seen = meter.read()
         train_s = time.perf_counter() - started
         if not math.isfinite(train_loss):
             raise DivergedError(epoch, "training", lr)
@@ -283,13 +276,13 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
 def evaluate(
     config: TrainConfig,
     model: nn.Module,
-    store: ImageStore,
+    store: batches.ImageStore,
     rows: Tensor,
     prepare: Callable[[Tensor, torch.Generator | None], Tensor],
     on_step: Callable[[], None] | None = None,
 ) -> tuple[float, float, float]:
     """Return mean cross-entropy, top-1 and top-5 over the given rows, without augmentation."""
-    tally = Tally(store.device)
+    meter = EpochMeter(store.device)
     model.eval()
     usual = max(config.batch_size, 256)
     rows = rows[: usual * config.steps_per_epoch] if config.steps_per_epoch else rows
@@ -299,10 +292,10 @@ def evaluate(
         for chunk in chunks:
             pixels, labels = store.gather(chunk)
             logits = model(prepare(pixels, None)).float()
-            tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            meter.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
             if on_step is not None:
                 on_step()
-    loss, top1, top5, _ = tally.read()
+    loss, top1, top5, _ = meter.read()
     return loss, top1, top5
 
 
@@ -311,7 +304,7 @@ def _optimize(
     model: nn.Module,
     stepped: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
-    tally: Tally,
+    meter: EpochMeter,
     images: Tensor,
     targets: Tensor,
 ) -> None:
@@ -335,7 +328,7 @@ def _optimize(
                 penalty = sum(w.square().sum() for w in model.parameters() if w.ndim > 1)
                 loss = loss + config.l2 * penalty * (len(part) / len(images))
             loss.backward()
-        tally.add(loss_sum, logits, wanted)
+        meter.add(loss_sum, logits, wanted)
     if config.clip_grad_norm:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
     optimizer.step()

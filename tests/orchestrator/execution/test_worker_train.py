@@ -153,7 +153,7 @@ def test_divergence_is_reported_and_not_raised(digits_dir, tmp_path):
             "outcome": "diverged",
         }
     ]
-    assert "diverged: The training loss of epoch 0" in (tmp_path / made.log).read_text()
+    assert "diverged: The training loss of epoch 1" in (tmp_path / made.log).read_text()
 
 
 def failure_of(made: Job) -> tuple[list[dict[str, Any]], dict[str, Any]]:

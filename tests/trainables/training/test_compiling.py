@@ -32,7 +32,7 @@ def test_long_trainings_that_can_be_replayed_are_compiled(
     digits_dir, options, can_replay, expected
 ):
     config = digits_config(digits_dir, **options)
-    assert compiling.is_repaid(config, 300, can_replay) is expected
+    assert compiling.should_compile(config, 300, can_replay) is expected
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_compiled_network_gives_the_logits_of_the_plain_one(digits_dir, graphs
 @pytest.fixture
 def as_if_replayed(monkeypatch) -> None:
     """Make "auto" compile, as for a long training on a CUDA device."""
-    monkeypatch.setattr(compiling, "REPAID_AFTER_STEPS", 1)
+    monkeypatch.setattr(compiling, "COMPILE_FROM_STEPS", 1)
     monkeypatch.setattr(cuda_graph, "can_replay", lambda *_: True)
     monkeypatch.setattr(cuda_graph, "Replayed", lambda work, _draws: work)
 

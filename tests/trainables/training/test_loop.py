@@ -34,7 +34,7 @@ from trainables.models import build
 from trainables.training import checkpoint, device, loop, optim
 from trainables.training.checkpoint import CheckpointError
 from trainables.training.loop import DivergedError
-from trainables.training.tally import Tally
+from trainables.training.meter import EpochMeter
 
 # Everything that draws random numbers or keeps state between epochs.
 EVERYTHING = {**EVERY_DRAW, "epochs": 4, "schedule": "plateau", "plateau_patience_epochs": 1}
@@ -251,7 +251,7 @@ def test_a_wrong_number_of_workers_is_refused(digits_dir):
 
 def test_a_loss_that_is_not_finite_ends_the_trial(digits_dir, tmp_path):
     config = digits_config(digits_dir, lr=1e9, schedule="constant", steps_per_epoch=4)
-    with pytest.raises(DivergedError, match="training loss of epoch 0 is not finite") as caught:
+    with pytest.raises(DivergedError, match="training loss of epoch 1 is not finite") as caught:
         train(config, digits_dir, tmp_path)
     assert list(tmp_path.iterdir()) == []
     error = pickle.loads(pickle.dumps(caught.value))
@@ -263,14 +263,16 @@ def test_a_loss_that_is_not_finite_ends_the_trial(digits_dir, tmp_path):
 def test_a_validation_loss_that_is_not_finite_ends_the_trial(digits_dir):
     # The only step's loss is that of the first weights; what the step makes of them comes next.
     config = digits_config(digits_dir, lr=1e30, schedule="constant", steps_per_epoch=1)
-    with pytest.raises(DivergedError, match="validation loss of epoch 0 is not finite"):
+    with pytest.raises(DivergedError, match="validation loss of epoch 1 is not finite"):
         train(config, digits_dir)
 
 
 # --- one step, by hand ---------------------------------------------------------------------------
 
 
-def one_step(images: Tensor, targets: Tensor, **values: Any) -> tuple[nn.Linear, nn.Linear, Tally]:
+def one_step(
+    images: Tensor, targets: Tensor, **values: Any
+) -> tuple[nn.Linear, nn.Linear, EpochMeter]:
     """A linear model before and after one step of plain gradient descent at rate 0.1."""
     torch.manual_seed(3)
     before, after = nn.Linear(2, 3), nn.Linear(2, 3)
@@ -287,10 +289,10 @@ def one_step(images: Tensor, targets: Tensor, **values: Any) -> tuple[nn.Linear,
         precision="float32",
         **values,
     )
-    tally = Tally(CPU)
+    meter = EpochMeter(CPU)
     optimizer = optim.build_optimizer(after, config)
-    loop._optimize(config, after, after, optimizer, tally, images, targets)
-    return before, after, tally
+    loop._optimize(config, after, after, optimizer, meter, images, targets)
+    return before, after, meter
 
 
 IMAGES = torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, 0.0], [-1.0, 1.0], [0.0, 1.0]])
@@ -306,27 +308,27 @@ def cross_entropy_by_hand(model: nn.Linear, targets: Tensor) -> tuple[float, Ten
 
 
 def test_label_smoothing_moves_its_share_evenly_to_all_classes():
-    before, after, tally = one_step(IMAGES, LABELS, label_smoothing=0.3)
+    before, after, meter = one_step(IMAGES, LABELS, label_smoothing=0.3)
     smooth = F.one_hot(LABELS, 3) * 0.7 + 0.1
     loss, weight, bias = cross_entropy_by_hand(before, smooth)
-    assert tally.read()[0] == pytest.approx(loss / 5, rel=1e-6)
+    assert meter.read()[0] == pytest.approx(loss / 5, rel=1e-6)
     assert torch.allclose(after.weight, before.weight - 0.1 * weight, atol=1e-6)
     assert torch.allclose(after.bias, before.bias - 0.1 * bias, atol=1e-6)
 
 
 def test_soft_targets_of_mixed_images_are_learned_in_their_shares():
     soft = torch.lerp(F.one_hot(LABELS, 3).float(), F.one_hot(LABELS.roll(1), 3).float(), 0.25)
-    before, after, tally = one_step(IMAGES, soft)
+    before, after, meter = one_step(IMAGES, soft)
     loss, weight, _ = cross_entropy_by_hand(before, soft)
-    assert tally.read()[0] == pytest.approx(loss / 5, rel=1e-6)
+    assert meter.read()[0] == pytest.approx(loss / 5, rel=1e-6)
     assert torch.allclose(after.weight, before.weight - 0.1 * weight, atol=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
 def test_the_l2_penalty_pulls_weights_and_no_biases(micro_batch_size):
-    before, after, tally = one_step(IMAGES, LABELS, l2=0.05, micro_batch_size=micro_batch_size)
+    before, after, meter = one_step(IMAGES, LABELS, l2=0.05, micro_batch_size=micro_batch_size)
     loss, weight, bias = cross_entropy_by_hand(before, F.one_hot(LABELS, 3))
-    assert tally.read()[0] == pytest.approx(loss / 5, rel=1e-6)  # the penalty is not reported
+    assert meter.read()[0] == pytest.approx(loss / 5, rel=1e-6)  # the penalty is not reported
     pulled = weight + 2 * 0.05 * before.weight
     assert torch.allclose(after.weight, before.weight - 0.1 * pulled, atol=1e-6)
     assert torch.allclose(after.bias, before.bias - 0.1 * bias, atol=1e-6)

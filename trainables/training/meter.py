@@ -1,4 +1,4 @@
-"""Sums of an epoch, accumulated on the device without host synchronisation."""
+"""Mean loss and accuracy of an epoch, summed on the device."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-class Tally:
-    """Sums of loss and hits over an epoch, kept on the device until `read`."""
+class EpochMeter:
+    """Sums of loss and hits over an epoch; the host does not wait for them until `read`."""
 
     def __init__(self, device: torch.device) -> None:
         # loss, top-1 hits, top-5 hits, images; float64 so that 100,000 images lose nothing.
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     def reset(self) -> None:
-        """Begin anew, in the same memory."""
+        """Set the sums to 0, in the same memory."""
         self.sums.zero_()
 
     def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -37,10 +37,7 @@ class Tally:
         )
 
     def read(self) -> tuple[float, float, float, int]:
-        """Return mean loss, top-1, top-5 and the number of images: the one synchronisation.
-
-        With data-parallel workers the sums of all of them are added first.
-        """
+        """Return mean loss, top-1, top-5 and number of images, over all data-parallel workers."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.sums)
         loss, top1, top5, images = self.sums.tolist()

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from trainables.training.tally import Tally
+from trainables.training.meter import EpochMeter
 
 CPU = torch.device("cpu")
 
 
 def read(logits, labels, loss=0.0):
-    tally = Tally(CPU)
-    tally.add(torch.tensor(loss), torch.tensor(logits), torch.tensor(labels))
-    return tally.read()
+    meter = EpochMeter(CPU)
+    meter.add(torch.tensor(loss), torch.tensor(logits), torch.tensor(labels))
+    return meter.read()
 
 
 def test_top1_and_top5_count_what_is_among_the_first_one_and_five():
@@ -39,24 +39,24 @@ def test_soft_targets_hit_with_either_label():
 
 
 def test_batches_of_different_sizes_are_weighted_by_their_images():
-    tally = Tally(CPU)
-    tally.add(torch.tensor(3.0), torch.eye(6)[:3], torch.tensor([0, 1, 2]))
-    tally.add(torch.tensor(5.0), torch.eye(6)[:1], torch.tensor([5]))
-    loss, top1, _, images = tally.read()
+    meter = EpochMeter(CPU)
+    meter.add(torch.tensor(3.0), torch.eye(6)[:3], torch.tensor([0, 1, 2]))
+    meter.add(torch.tensor(5.0), torch.eye(6)[:1], torch.tensor([5]))
+    loss, top1, _, images = meter.read()
     assert (loss, top1, images) == (2.0, 0.75, 4)
 
 
 def test_many_small_losses_are_summed_without_loss():
-    tally = Tally(CPU)
+    meter = EpochMeter(CPU)
     logits, labels = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
-    tally.add(torch.tensor(1e8), logits, labels)
+    meter.add(torch.tensor(1e8), logits, labels)
     for _ in range(1000):  # each is below float32's resolution at 1e8
-        tally.add(torch.tensor(0.5), logits, labels)
-    assert tally.read()[0] * 1001 == pytest.approx(1e8 + 500, abs=1e-3)
+        meter.add(torch.tensor(0.5), logits, labels)
+    assert meter.read()[0] * 1001 == pytest.approx(1e8 + 500, abs=1e-3)
 
 
 def test_an_empty_tally_reads_zeros():
-    assert Tally(CPU).read() == (0.0, 0.0, 0.0, 0)
+    assert EpochMeter(CPU).read() == (0.0, 0.0, 0.0, 0)
 
 
 def test_a_loss_that_is_not_finite_stays_visible():
@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_stays_visible():
 
 
 def test_gradients_are_not_kept():
-    tally = Tally(CPU)
+    meter = EpochMeter(CPU)
     logits = torch.zeros(2, 3, requires_grad=True)
-    tally.add(logits.sum(), logits, torch.tensor([0, 1]))
-    assert not tally.sums.requires_grad
+    meter.add(logits.sum(), logits, torch.tensor([0, 1]))
+    assert not meter.sums.requires_grad
