@@ -17,7 +17,6 @@ from orchestrator.plan import disk
 from orchestrator.predict import find
 from orchestrator.predict.mlflow_model import export_model
 from orchestrator.redaction import redacted
-from orchestrator.report.render import write_report
 from orchestrator.storage.paths import MODEL, REPORT, SweepPaths
 from orchestrator.tracking.artifacts import Output
 from trainables import files
@@ -62,6 +61,8 @@ def _model_mark(ledger: Ledger) -> str:
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
+    from orchestrator.report.render import write_report  # imports plotly, only needed here
+
     if read_header(ledger).forecast_whole and not paths.remote:  # the report compares them
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
