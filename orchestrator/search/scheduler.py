@@ -57,9 +57,9 @@ class TrialScheduler:
         ledger: Ledger,
         plan: Plan,
         *,
-        is_loadable: Callable[[str], bool] | None = None,
-        has_room: Callable[[str], bool] | None = None,
-        fits_budget: Callable[[str, int], bool] | None = None,
+        is_loadable: Callable[[str], bool] = lambda path: True,
+        has_room: Callable[[str], bool] = lambda variant: True,
+        fits_budget: Callable[[str, int], bool] = lambda variant, epochs: True,
         retry_failed: bool = True,
         from_scratch: bool = False,
         clock: Clock | None = None,
@@ -69,18 +69,15 @@ class TrialScheduler:
         Args:
             ledger: open for writing.
             plan: of this command.
-            is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded;
-                None: all can.
-            has_room: whether the disk has room for one more trial of a variant; None: always.
-            fits_budget: whether the budget allows this many more epochs of a variant; None: always.
+            is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded.
+            has_room: whether the disk has room for one more trial of a variant.
+            fits_budget: whether the budget allows this many more epochs of a variant.
             retry_failed: whether trials that failed in an earlier command are retried.
             from_scratch: whether those start from scratch instead of from their last checkpoint.
             clock: for pauses; None: the real one.
         """
         self.ledger, self.plan = ledger, plan
-        self._is_loadable = is_loadable or (lambda path: True)
-        self._has_room = has_room or (lambda variant: True)
-        self._fits_budget = fits_budget or (lambda variant, epochs: True)
+        self._is_loadable, self._has_room, self._fits_budget = is_loadable, has_room, fits_budget
         self._retry_failed, self._from_scratch = retry_failed, from_scratch
         self._restarting: set[str] = set()  # signatures whose next attempt starts from scratch
         self._disk = retry_policy.DiskPauses(clock or Clock())

@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return command.run(
-        _parser(),
-        _run,
-        argv,
-        interrupted="Interrupted before the sweep started.",
-        failed=command.FAILED,
-    )
+    interrupted = "Interrupted before the sweep started."
+    return command.run(_parser(), _run, argv, interrupted=interrupted, failed=command.FAILED)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -133,7 +133,7 @@ def _new_scheduler(
         fits_budget=(
             budget.allowance(limits, context.ledger, plan, operations, epoch_s, context.clock)
             if limits
-            else None
+            else lambda variant, epochs: True
         ),
         retry_failed=config.retry_failed,
         from_scratch=config.from_scratch,
