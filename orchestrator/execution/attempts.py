@@ -31,11 +31,12 @@ class AttemptRunner:
         new_job: Callable[..., Job],  # from the fields that differ between attempts
         capacity: Capacity,
         watchdog: Watchdog,
+        block_if_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         self.scheduler, self.capacity, self.watchdog = scheduler, capacity, watchdog
         self.processes = TrialProcesses()
         self.error: BaseException | None = None
-        self._new_job = new_job
+        self._new_job, self._block_if_stopping = new_job, block_if_stopping
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher and scheduler at the start, but nothing reads that."""
@@ -55,6 +56,7 @@ class AttemptRunner:
 
     def next_config(self) -> dict[str, Any] | str | None:
         """Return the next attempt as a Tune configuration, "finished", or None to ask later."""
+        self._block_if_stopping()
         if self.error is not None:
             return "finished"
         # The limit counts Tune's trials, because a trial frees its resources only when Tune is done
@@ -134,6 +136,7 @@ class AttemptRunner:
 
     def check(self) -> None:
         """Process what no report announces: failed resets, a changed cluster, hanging trials."""
+        self._block_if_stopping()
         # When Tune cannot reuse an actor for a trial, it ends the trial without calling any hook.
         for tune_id in self.processes.with_status("ERROR"):
             self.on_removal(

@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def run(
     options: ExecutionOptions,
     is_local: bool,
     clock: Clock,
+    block_if_stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Run attempts on the cluster that this process joined until the scheduler has none left.
 
@@ -61,6 +63,8 @@ def run(
         options: how attempts run.
         is_local: whether this process started Ray, so that Ray's processes have its environment.
         clock: the sweep's.
+        block_if_stopping: called in each pass of Tune's loop; blocks for good once the caller is
+            about to leave the cluster.
     """
     set_trial_environment(is_local)
     accept_every_actor_death()
@@ -85,6 +89,7 @@ def run(
             clock=clock,
         ),
         watchdog=Watchdog(options.hang_timeout_s, by_step=workers == 1, clock=clock),
+        block_if_stopping=block_if_stopping,
     )
     _fit(runner, workers)
     if runner.error is not None:

@@ -168,12 +168,27 @@ def _connect(context: SweepContext) -> clusters.Cluster:
 
 
 class _TrialsThread(threading.Thread):
-    """Runs the trials on Ray; `error` is what ended them early, None if nothing did."""
+    """Runs the trials on Ray; `error` is what ended them early, None if nothing did.
+
+    It must not use Ray while another thread leaves the cluster: Ray would end this process with
+    status 1. Tune cannot be told to stop, so `stop` blocks its loop for good.
+    """
 
     def __init__(self, context: SweepContext, scheduler: TrialScheduler, *, is_local: bool) -> None:
         super().__init__(name="trials", daemon=True)
         self._context, self._scheduler, self._is_local = context, scheduler, is_local
         self.error: BaseException | None = None
+        self._is_stopping, self._has_stopped = threading.Event(), threading.Event()
+
+    def stop(self) -> None:
+        """Wait, 5 s at most, until the trials' loop no longer uses Ray."""
+        self._is_stopping.set()
+        self._has_stopped.wait(timeout=5)
+
+    def _block_if_stopping(self) -> None:
+        if self._is_stopping.is_set():
+            self._has_stopped.set()
+            threading.Event().wait()
 
     def run(self) -> None:
         context, config, options = self._context, self._context.config, self._context.options
@@ -191,9 +206,12 @@ class _TrialsThread(threading.Thread):
                 ),
                 is_local=self._is_local,
                 clock=context.clock,
+                block_if_stopping=self._block_if_stopping,
             )
         except BaseException as error:
             self.error = error
+        finally:
+            self._has_stopped.set()
 
 
 def _run_trials(
@@ -212,6 +230,8 @@ def _run_trials(
         scheduler.interrupt()  # changes nothing when all trials have ended
     except LedgerError as error:  # `--resume` closes the attempts that stay open
         return trials.error or error
+    finally:
+        trials.stop()
     return trials.error
 
 

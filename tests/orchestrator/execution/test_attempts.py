@@ -152,3 +152,17 @@ def test_an_exception_in_a_hook_of_tune_ends_the_sweep_with_it() -> None:
         raise error
     assert runner.error is error
     assert runner.next_config() == "finished"
+
+
+def test_every_pass_of_tune_s_loop_can_be_blocked() -> None:
+    passes: list[str] = []
+    runner = AttemptRunner(
+        Mock(next_start=Mock(return_value=None), is_paused=Mock(return_value=False)),
+        new_job=Mock(),
+        capacity=Mock(limit=1),
+        watchdog=Mock(hanging=Mock(return_value={})),
+        block_if_stopping=lambda: passes.append("pass"),
+    )
+    assert runner.next_config() == "finished"
+    runner.check()
+    assert passes == ["pass", "pass"]
