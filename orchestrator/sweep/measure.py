@@ -105,9 +105,9 @@ def forecast_sweep(
 
 def _concurrent(config: SweepConfig, plan: Plan, options: Mapping[str, Any]) -> int:
     """Return how many trials run on this machine at a time."""
-    import torch
+    from trainables.training import device
 
-    here = (float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+    here = (float(os.cpu_count() or 1), float(device.num_gpus()))
     fits = machines.check_fit(plan, [here], options.get("gpus_per_trial"))
     return min(config.max_concurrent or fits, fits)
 

@@ -130,14 +130,7 @@ def evaluate_test(
     check_fingerprint(manifest, dataset, config.dataset_fingerprint)
     store = batches.open_store(dataset, "test", device, resident_share)
     alive = on_step or (lambda: None)
-    place, state = checkpoint.read_state(checkpoint_folder)
-    if state.get("signature") != config.signature():
-        raise checkpoint.CheckpointError(
-            f"{checkpoint_folder} belongs to trial {state.get('signature')}, "
-            f"not {config.signature()}."
-        )
-    weights = place / f"{'average' if config.ema_decay else 'model'}.safetensors"
-    classifier = load_classifier(weights, config, manifest, device)
+    classifier, epoch = _load(config, manifest, checkpoint_folder, device)
     model = classifier.model
     prepare = preprocess.preparation(config, manifest, device)
     batch = min(config.micro_batch_size or max(config.batch_size, 256), len(store.images))
@@ -160,7 +153,7 @@ def evaluate_test(
     return Evaluation(
         split="test",
         images=len(labels),
-        epoch=state["epoch"],
+        epoch=epoch,
         **_figures(logits, labels, manifest),
         parameters=cost.count_parameters(model),
         parameters_with_statistics=cost.count_published(model),
@@ -173,6 +166,19 @@ def evaluate_test(
         examples=shown[: len(chosen)],
         mistakes=shown[len(chosen) :],
     )
+
+
+def _load(
+    config: TrainConfig, manifest: Manifest, folder: Path, device: torch.device
+) -> tuple[Classifier, int]:
+    """Return the model of a checkpoint, and the checkpoint's epoch, counted from 0."""
+    place, state = checkpoint.read_state(folder)
+    if state.get("signature") != config.signature():
+        raise checkpoint.CheckpointError(
+            f"{folder} belongs to trial {state.get('signature')}, not {config.signature()}."
+        )
+    weights = place / f"{'average' if config.ema_decay else 'model'}.safetensors"
+    return load_classifier(weights, config, manifest, device), int(state["epoch"])
 
 
 def example_rows(labels: scoring.Ints, seed: int) -> list[int]:

@@ -25,6 +25,11 @@ def default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def num_gpus() -> int:
+    """Return the number of CUDA devices of this machine."""
+    return torch.cuda.device_count()
+
+
 def set_up_numerics(config: TrainConfig, device: torch.device) -> None:
     """Set this process's threads and determinism from the configuration."""
     _keep_freed_memory()
