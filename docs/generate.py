@@ -83,7 +83,8 @@ def hyperparameters() -> str:
             rows = groups.setdefault(heading[1], [])
         name = ast.unparse(item.target)
         default = "set by the sweep" if name in DECIDED_ELSEWHERE else defaults[name]
-        rows.append((f"`{name}`", following.value.value, *_values(name), default))
+        meaning = " ".join(following.value.value.split())
+        rows.append((f"`{name}`", meaning, *_values(name), default))
     heads = ("name", "meaning", "values", "unit", "default")
     return "\n\n".join(f"## {name}\n\n{_table(heads, rows)}" for name, rows in groups.items())
 

@@ -42,8 +42,8 @@ class Published:
         parameters: total number, as the study counts.
         flops: operations, as the study counts; `note` explains how.
         note: a contradiction or another peculiarity of the row.
-        val_is_test: the study's validation images are our test split, so `val_top1` is compared
-            with our test accuracy.
+        val_is_test: True if the images that the study calls validation images are our test split,
+            such as Tiny ImageNet's `val`. `val_top1` is then compared with our test accuracy.
         enqueued: number of the enqueued trial that it is compared with, in a space with several
             published settings of one model; None: the variant's final trials or first trial.
     """
@@ -71,7 +71,8 @@ class SearchSpace:
     Attributes:
         name: name of the space, and by default of the sweep.
         dataset: name of a prepared dataset; `--dataset` replaces it.
-        variants: names of models. They run smallest first.
+        variants: names of models. Those that request equal CPUs and GPUs run together, among them
+            the one with the fewest multiply-accumulates first.
         trials: search trials per variant.
         base: hyperparameters that stay fixed, by field of `TrainConfig`; `epochs` is required.
         params: hyperparameters to search, by field of `TrainConfig`. If empty, the trials of a
@@ -94,8 +95,8 @@ class SearchSpace:
         enqueued: configurations to try first, such as a published recipe, each with a value for
             every searched hyperparameter. They are never stopped early. Variants with nothing to
             search ignore them.
-        source: title and number of the study whose recipe this is.
-        published: the figures that the study reports.
+        source: authors and title of the study whose recipe this is.
+        published: the results that the study reports.
         recipe_notes: what the study leaves open and what was chosen here, and what differs.
         gpus_per_trial: GPUs, or the share of one, for each worker of a trial.
         gpus_by_variant: exceptions from `gpus_per_trial`.

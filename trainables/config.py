@@ -59,7 +59,8 @@ class TrainConfig:
     dropout: float = 0.0
     """Dropout before the classifier."""
     drop_path: float = 0.0
-    """Chance to drop the last residual branch; it grows linearly from the first."""
+    """Stochastic depth: probability of skipping a residual branch in training. It rises linearly
+    from 0 at the first block to this value at the last."""
 
     # Optimization.
     batch_size: int = 128
@@ -85,7 +86,7 @@ class TrainConfig:
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     label_smoothing: float = 0.0
-    """Weight of the uniform distribution in the targets."""
+    """Share of the target that is spread evenly over all classes; the rest is on the true class."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights; 0: none."""
     schedule: Schedule = "cosine"
@@ -93,11 +94,11 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """Linear rise of the learning rate from 0 to `lr`."""
     final_lr_fraction: float = 0.0
-    """Cosine: last learning rate as a fraction of `lr`."""
+    """Cosine: learning rate at the end of the training, as a fraction of `lr`."""
     decay_rate: float = 0.97
-    """Exponential: factor per `decay_epochs`."""
+    """Exponential: factor on the learning rate after every `decay_epochs` epochs."""
     decay_epochs: float = 2.4
-    """Exponential: epochs per factor `decay_rate`."""
+    """Exponential: epochs in which the learning rate falls by the factor `decay_rate`."""
     plateau_patience_epochs: int = 5
     """Plateau: epochs without a better validation loss before the learning rate falls."""
     plateau_factor: float = 0.5
@@ -109,7 +110,8 @@ class TrainConfig:
     freeze_epochs: int = 0
     """First epochs in which the classifier alone is trained."""
     layer_decay: float = 1.0
-    """Factor on the learning rate per layer, from the classifier towards the input."""
+    """Each layer's learning rate is this factor times that of the layer after it, nearer to the
+    classifier; 1: equal learning rates."""
     select_by: SelectBy = "val_top1"
     """Metric that chooses the best epoch."""
 

@@ -1,11 +1,11 @@
 """`python -m orchestrator.data`: converts datasets to Arrow files, verifies and lists them.
 
-    prepare NAME [--source PATH|URL] [--data-dir PLACE] [--image-size N] [--as NAME]
+    prepare NAME [--source PATH|URL] [--data-dir FOLDER|URL] [--image-size N] [--as NAME]
     verify NAME
     list
 
-If `--data-dir` is an address, a dataset is prepared in this machine's cache and copied to the
-address, from which each host of a cluster fetches it once. A prepared dataset is a folder
+If `--data-dir` is a URL, a dataset is prepared in this machine's cache and copied to the URL,
+from which each host of a cluster fetches it once. A prepared dataset is a folder
 `<data-dir>/<name>` with `manifest.json` and one Arrow file per split. The folder appears in one
 step, whole; its presence is the only state.
 """
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--source",
         metavar="PATH|URL",
-        help="archive, extracted folder or address (default: the official archive in the data "
+        help="archive, extracted folder or URL (default: the official archive in the data "
         "folder, else a download)",
     )
     make.add_argument(
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--as", dest="name", metavar="NAME", help="name of the result (default: the dataset's)"
     )
     check = commands.add_parser("verify", help="compare a prepared dataset with its manifest")
-    check.add_argument("name", metavar="NAME")
+    check.add_argument("name", metavar="NAME", help="name of the prepared dataset")
     show = commands.add_parser("list", help="show prepared and known datasets")
     for each in (make, check, show):
         add_data_dir(each.add_argument)

@@ -13,26 +13,27 @@ from orchestrator.storage.paths import default_data_dir, path_or_address
 
 
 def add_storage(add: Callable[..., Any]) -> None:
-    """Add `--storage`, a path or the text of an address."""
+    """Add `--storage`, a path or the text of a URL."""
     add(
         "--storage",
         type=path_or_address,
         default=path_or_address(os.environ.get("SWEEP_STORAGE") or "results"),
-        metavar="PLACE",
-        help="where sweeps are stored: a folder, s3://bucket/prefix or file:///folder (default: "
-        "SWEEP_STORAGE, else results)",
+        metavar="FOLDER|URL",
+        help="where sweeps are stored: a folder or a URL (s3://bucket/prefix or file:///folder) "
+        "(default: SWEEP_STORAGE, else results)",
     )
 
 
 def add_data_dir(add: Callable[..., Any]) -> None:
-    """Add `--data-dir`, a path or the text of an address."""
+    """Add `--data-dir`, a path or the text of a URL."""
     add(
         "--data-dir",
         type=path_or_address,
         default=default_data_dir(),
-        metavar="PLACE",
-        help="where datasets are stored: a folder, or s3://bucket/prefix or file:///folder, from "
-        "which each host fetches them once (default: SWEEP_DATA_DIR, else data)",
+        metavar="FOLDER|URL",
+        help="where prepared datasets are stored: a folder, or a URL (s3://bucket/prefix or "
+        "file:///folder), from which each host fetches them once (default: SWEEP_DATA_DIR, else "
+        "data)",
     )
 
 

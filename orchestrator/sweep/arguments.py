@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     for title, add_all in (
         ("trials", _add_trials),
         ("evaluation on the test split", _add_evaluation),
-        ("places", _add_places),
+        ("locations", _add_locations),
         ("resources and limits", _add_resources),
         ("planning, resuming and checking", _add_modes),
     ):
@@ -78,7 +78,8 @@ def _add_trials(add: Callable[..., Any]) -> None:
     add(
         "--variants",
         metavar="A,B",
-        help=f"models to train; also any model name of timm {space_default}",
+        help="variants to train, separated by commas: built-in ones or any model name of timm "
+        f"{space_default}",
     )
     add("--dataset", metavar="NAME", help=f"a prepared dataset {space_default}")
     add(
@@ -107,13 +108,16 @@ def _add_evaluation(add: Callable[..., Any]) -> None:
         "--final-on-all",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train the trials that are evaluated on the test split on the validation split as "
-        "well (default: no)",
+        help="train the final trials on the train and validation splits together (default: no)",
     )
 
 
-def _add_places(add: Callable[..., Any]) -> None:
-    add("--name", metavar="NAME", help="the sweep's name (default: the space's)")
+def _add_locations(add: Callable[..., Any]) -> None:
+    add(
+        "--name",
+        metavar="NAME",
+        help="the sweep's name (default: the space's, or the space file's without .py)",
+    )
     add_storage(add)
     add_data_dir(add)
     add_tracking_uri(add)
@@ -136,7 +140,7 @@ def _add_resources(add: Callable[..., Any]) -> None:
         "--gpus-per-trial",
         type=float,
         metavar="F",
-        help="GPUs of each trial, also a share such as 0.25 (default: the space's)",
+        help="GPUs of each worker of a trial, also a share such as 0.25 (default: the space's)",
     )
     add(
         "--workers-per-trial",
@@ -149,15 +153,16 @@ def _add_resources(add: Callable[..., Any]) -> None:
         dest="budget_s",
         type=_duration_s,
         metavar="TIME",
-        help="do not start a trial that is not expected to end within this time from now, such as "
-        "90m, 2h or 1h30m (default: no limit)",
+        help="start a trial only if it is expected to end within this time from now, such as 90m, "
+        "2h or 1h30m; before the first epoch and without --measure, any trial starts until the "
+        "time is over (default: no limit)",
     )
     add(
         "--max-device-hours",
         type=float,
         metavar="H",
-        help="do not start a trial that would exceed this many device-hours in total (default: no "
-        "limit)",
+        help="start a trial only if all trials together are expected to use at most this many "
+        "device-hours; before the first epoch, as for --budget (default: no limit)",
     )
     add(
         "--hang-timeout",
@@ -176,14 +181,24 @@ def _add_resources(add: Callable[..., Any]) -> None:
 
 
 def _add_modes(add: Callable[..., Any]) -> None:
-    add("--resume", action="store_true", help="continue the sweep with this name")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the sweep with this name; flags of trials and evaluation, "
+        "--gpus-per-trial, --workers-per-trial, --keep and --tracking-uri default to their "
+        "earlier values",
+    )
     add(
         "--retry-failed",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="with --resume, retry failed trials from their last checkpoint (default: yes)",
     )
-    add("--from-scratch", action="store_true", help="retry failed trials from their first epoch")
+    add(
+        "--from-scratch",
+        action="store_true",
+        help="with --resume, retry failed trials from their first epoch",
+    )
     add(
         "--force",
         action="store_true",
@@ -194,14 +209,15 @@ def _add_modes(add: Callable[..., Any]) -> None:
     add(
         "--measure",
         action="store_true",
-        help="first train a few steps of each variant on this machine and print a forecast of time "
-        "and memory; with --dry-run, only that",
+        help="first train a few steps of each variant on this machine and print a forecast of "
+        "time, device-hours, memory and disk space; needs the prepared dataset; with --dry-run, "
+        "only that",
     )
     add(
         "--verify",
         action="store_true",
-        help="check the ledger, the checkpoints and the MLflow runs of the sweep with this name, "
-        "and change nothing",
+        help="check the ledger, the checkpoints, the decisions and the MLflow runs of the sweep "
+        "with this name, and change nothing",
     )
     add("--verbose", action="store_true", help="show tracebacks and the output of libraries")
 

@@ -243,7 +243,7 @@ def test_help_has_short_lines_groups_and_defaults(
         "options:",
         "trials:",
         "evaluation on the test split:",
-        "places:",
+        "locations:",
         "resources and limits:",
         "planning, resuming and checking:",
     ]
