@@ -141,7 +141,7 @@ def test_ray_up_launches_the_head_as_the_file_says(tmp_path: Path, account: dict
     for _ in range(2):  # the second time all is there
         made = make(file, account)
         assert made.returncode == 0, made.stdout + made.stderr
-    assert "stays as it is" in made.stdout
+    assert "exists and matches the file" in made.stdout
     said = up_until_it_dials(file, account)
     found = machines(ec2)
     assert len(found) == 1, said
