@@ -335,9 +335,9 @@ def test_a_locked_ledger_is_waited_for(tmp_path: Path, digits_data_dir: Path) ->
 
 _DIE_INSIDE = """
 import contextlib, itertools, os, signal, sys
-from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.database import Database
 from orchestrator.sweep.__main__ import main
-change, count = Ledger._change, itertools.count(1)
+change, count = Database.change, itertools.count(1)
 
 @contextlib.contextmanager
 def dying(self):
@@ -346,7 +346,7 @@ def dying(self):
         if next(count) == int(os.environ["DIE_AT"]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-Ledger._change = dying
+Database.change = dying
 sys.exit(main(sys.argv[1:]))
 """
 

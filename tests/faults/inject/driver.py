@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 from points import point_of
 
-from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.database import Database
 from orchestrator.sweep.__main__ import main
 
 point = point_of(os.environ["FAULTS_ARM_LEDGER"])
-original = Ledger._change
+original = Database.change
 
 
 @contextmanager
-def change(self: Ledger) -> Iterator[sqlite3.Connection]:
+def change(self: Database) -> Iterator[sqlite3.Connection]:
     with original(self) as connection:
         point()  # the transaction has begun and nothing is written
         yield connection
@@ -27,5 +27,5 @@ def change(self: Ledger) -> Iterator[sqlite3.Connection]:
 
 
 if __name__ == "__main__":
-    Ledger._change = change
+    Database.change = change
     sys.exit(main())
