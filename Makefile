@@ -1,5 +1,5 @@
 # make sweep [SPACE=digits] [ARGS="--trials 8"]    search; resumes where an earlier one stopped
-# make test                                        everything; what needs a GPU is skipped without
+# make test                                        unit tests, Ray and browser tests; faults and cluster apart
 # make test-faults                                 kills, freezes and fills things; long
 # make test-cluster                                three hosts, brought up by `ray up` over SSH; long
 # make soak [KILLS=100]                            kills a sweep that often; half an hour or more
