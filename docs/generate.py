@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.data.known import KNOWN  # noqa: E402
+from orchestrator.data.known_datasets import KNOWN  # noqa: E402
 from search_spaces._check import _DECIDED_ELSEWHERE as DECIDED_ELSEWHERE  # noqa: E402
 from search_spaces.space import Published, SearchSpace  # noqa: E402
 from trainables import config as train_config  # noqa: E402

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator import command
-from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, KNOWN
+from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, KNOWN
 from orchestrator.data.prepare import fetched, prepare, publish
 from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
 from orchestrator.redaction import redacted

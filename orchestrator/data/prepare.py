@@ -14,7 +14,7 @@ import urllib.parse
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.data.known import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, KnownDataset
+from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, KnownDataset
 from orchestrator.data.prepared import (
     PreparedDataset,
     prepared_names,

@@ -6,7 +6,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.data.known import published_dataset
+from orchestrator.data.known_datasets import published_dataset
 from orchestrator.ledger.header import RecordedSpace
 from orchestrator.report.facts import SweepData
 

@@ -65,12 +65,12 @@ def dry_run(config: SweepConfig) -> int:
 
 def _manifest_or_expected(config: SweepConfig, dataset: str) -> Manifest:
     """Return the prepared dataset's manifest, or a known dataset's expected one."""
-    from orchestrator.data import known
+    from orchestrator.data.known_datasets import expected_manifest
     from trainables.data.dataset import load_manifest
 
     if (config.data.folder / dataset / DATASET_MANIFEST).is_file():
         return load_manifest(config.data.folder / dataset)
-    return known.expected_manifest(dataset)
+    return expected_manifest(dataset)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.data import __main__ as data
 from orchestrator.data import download, prepare
-from orchestrator.data.known import KNOWN
+from orchestrator.data.known_datasets import KNOWN
 from orchestrator.errors import UsageError
 from tests.orchestrator.data import archive_files as sources
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator.data.known import expected_manifest
+from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.errors import UsageError
 from orchestrator.plan import options, resolve
 from orchestrator.plan.options import SweepConfig
