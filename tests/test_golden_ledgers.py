@@ -59,7 +59,7 @@ def read(ledger: Ledger) -> dict[str, Any]:
                 "epochs": len(ledger.epochs(trial.signature)),
             }
         )
-    mode = ledger.get("plan")["space"]["mode"]
+    mode = ledger.facts()["plan"]["space"]["mode"]
     best = {}
     for variant in {trial.variant for trial in trials}:
         chosen = best_trial([trial for trial in trials if trial.variant == variant], mode)
@@ -83,7 +83,7 @@ def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
     page = write_report(ledger, tmp_path / name / "report", name)
     assert "</html>" in page.read_text()
     assert name in page.with_name("report.md").read_text()
-    metric = ledger.get("plan")["space"]["metric"]
+    metric = ledger.facts()["plan"]["space"]["metric"]
     with page.with_name("trials.csv").open() as file:
         values = {row["signature"]: row[f"best_{metric}"] for row in csv.DictReader(file)}
     assert len(values) == len(EXPECTED[name]["trials"])
@@ -94,7 +94,7 @@ def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
 def test_resuming_or_verifying_a_recorded_ledger_is_refused_in_one_sentence(
     name: str, ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    space = json.loads(json.dumps(ledger.get("plan")))["space"]["name"]
+    space = json.loads(json.dumps(ledger.facts()["plan"]))["space"]["name"]
     ledger.close()
     source = LEDGERS / "spaces" / f"{space}.py"
     words = [str(source) if source.exists() else space, "--name", name, "--storage", str(tmp_path)]

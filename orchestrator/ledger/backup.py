@@ -19,7 +19,6 @@ from pathlib import Path
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
@@ -129,7 +128,7 @@ class LedgerBackup:
         Raises:
             UsageError: the first copy cannot be written.
         """
-        ledger.put("drivers", [*read_header(ledger).drivers, self.lease.token])
+        ledger.put("drivers", [*ledger.header().drivers, self.lease.token])
         self._ledger = ledger
         try:
             self._copy(keep_trying_s=None)
@@ -257,7 +256,7 @@ def _trailer(content: bytes) -> bytes:
 def _identity(ledger: Ledger) -> tuple[str, list[str], int]:
     """Return a ledger's sweep id, its drivers and the number of its last change, and close it."""
     with contextlib.closing(ledger):
-        header = read_header(ledger)
+        header = ledger.header()
         return header.sweep_id, list(header.drivers), ledger.seq
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 
 
@@ -136,6 +135,17 @@ class SweepHeader:
     forecast_whole: Mapping[str, Any] | None = None
     disk_used_bytes: int | None = None
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> SweepHeader:
+        """Return the header from the ledger's facts; unknown facts are left out."""
+        values = {each.name: facts[each.name] for each in fields(cls) if each.name in facts}
+        values["plan"] = RecordedPlan.from_dict(facts["plan"])
+        values["former_plans"] = [
+            FormerPlan(until_seq=former["until_seq"], plan=RecordedPlan.from_dict(former["plan"]))
+            for former in facts.get("former_plans", ())
+        ]
+        return cls(**values)
+
     @property
     def num_best(self) -> int:
         """How many trials of each variant keep their best weights."""
@@ -145,15 +155,3 @@ class SweepHeader:
     def plan_at(self, seq: int) -> RecordedPlan:
         """Return the plan that was in force when the change with this number was made."""
         return next((f.plan for f in self.former_plans if seq <= f.until_seq), self.plan)
-
-
-def read_header(ledger: Ledger) -> SweepHeader:
-    """Return the facts of a sweep, as they are now."""
-    known = {each.name for each in fields(SweepHeader)}
-    facts = {key: value for key, value in ledger.facts().items() if key in known}
-    facts["plan"] = RecordedPlan.from_dict(facts["plan"])
-    facts["former_plans"] = [
-        FormerPlan(until_seq=former["until_seq"], plan=RecordedPlan.from_dict(former["plan"]))
-        for former in facts.get("former_plans", ())
-    ]
-    return SweepHeader(**facts)

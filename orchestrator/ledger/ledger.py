@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator.clock import Clock
 from orchestrator.ledger import database
 from orchestrator.ledger.database import Database, encode
+from orchestrator.ledger.header import SweepHeader
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Stage, Trial, TrialStatus
 from orchestrator.storage.paths import attempt_log
 from trainables.metrics import METRIC_NAMES
@@ -45,15 +46,14 @@ class Ledger:
 
     # Facts of the sweep.
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return one fact of the sweep."""
-        row = self.database.one("SELECT value FROM sweep WHERE key = ?", key)
-        return default if row is None else self.database.decode(row["value"])
-
     def facts(self) -> dict[str, Any]:
-        """Return all facts of the sweep, by key; `header.read_header` gives them types."""
+        """Return all facts of the sweep, by key."""
         rows = self.database.all("SELECT key, value FROM sweep")
         return {row["key"]: self.database.decode(row["value"]) for row in rows}
+
+    def header(self) -> SweepHeader:
+        """Return the facts of the sweep, as they are now, with their types."""
+        return SweepHeader.from_facts(self.facts())
 
     def put(self, key: str, value: Any) -> None:
         """Store one fact of the sweep."""

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import best_row, top_k
 from orchestrator.ledger.records import Trial
@@ -46,7 +45,7 @@ def collect(
     latest attempt. So does what the ledger's backup refers to, up to the change `copied_seq`; None:
     there is no backup. Each call adds to `done` what needs no further look.
     """
-    header = read_header(ledger)
+    header = ledger.header()
     keep_option = header.options.get("keep")
     if keep_option == "all":
         return

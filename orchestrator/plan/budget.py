@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.clock import Clock
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import forecast, machines
 from orchestrator.plan.options import SweepConfig
@@ -52,7 +51,7 @@ def budget_from_options(
     return Budget(
         until_s=None if config.budget_s is None else now_s + config.budget_s,
         device_s=None if hours is None else 3600 * hours,
-        shares=shares(plan, read_header(ledger).options.get("gpus_per_trial")),
+        shares=shares(plan, ledger.header().options.get("gpus_per_trial")),
     )
 
 

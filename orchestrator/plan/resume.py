@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.header import FormerPlan, read_header
+from orchestrator.ledger.header import FormerPlan
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan, VariantCost
 
@@ -27,7 +27,7 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
     Raises:
         UsageError: the plan differs, and `force` is False.
     """
-    header, new = read_header(ledger), plan.identity()
+    header, new = ledger.header(), plan.identity()
     old = header.plan.to_dict()
     lines = difference(_comparable(old, new), _comparable(new, old))
     if not lines:
@@ -48,7 +48,7 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
 
 def add_variants(ledger: Ledger, plan: Plan, costs: dict[str, VariantCost]) -> None:
     """Store the plan's values of variants that earlier commands left out."""
-    header, new = read_header(ledger), plan.identity()
+    header, new = ledger.header(), plan.identity()
     old = header.plan.to_dict()
     space = {part: {**old["space"][part], **new["space"][part]} for part in ("fixed", "params")}
     merged = {

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import SweepNotFoundError, UsageError, unknown_name
 from orchestrator.ledger import ranking, retention
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.ledger.snapshot import ledger_copy
@@ -52,7 +51,7 @@ def model_of_trial(
             f"{paths.trial(trial.signature)}. It may have been deleted. Choose another --variant, "
             "or give the id of the trial's MLflow run instead of the sweep."
         )
-    header = read_header(ledger)
+    header = ledger.header()
     about = {
         "sweep": paths.name,
         "sweep_id": header.sweep_id,
@@ -121,7 +120,7 @@ def _of_sweep(config: PredictConfig, paths: SweepPaths, ledger: Ledger) -> Train
         if config.variant not in variants:
             raise UsageError(unknown_name("variant of this sweep", config.variant, variants))
         trials = [trial for trial in trials if trial.variant == config.variant]
-    header = read_header(ledger)
+    header = ledger.header()
     trial = ranking.best_trial(trials, header.plan.space.mode)
     if trial is None:
         raise UsageError(

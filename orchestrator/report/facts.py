@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ledger import ranking
-from orchestrator.ledger.header import RecordedPlan, SweepHeader, read_header
+from orchestrator.ledger.header import RecordedPlan, SweepHeader
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
@@ -147,7 +147,7 @@ def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
     attempts: dict[str, list[Attempt]] = collections.defaultdict(list)
     for attempt in ledger.attempts():
         attempts[attempt.signature].append(attempt)
-    evaluations, header = ledger.evaluations(), read_header(ledger)
+    evaluations, header = ledger.evaluations(), ledger.header()
     return SweepData(
         name=name or header.plan.space.name,
         header=header,

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.backup import LedgerBackup
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan, VariantCost
@@ -41,7 +40,7 @@ class SweepContext:
     @property
     def options(self) -> Mapping[str, Any]:
         """The options in force, of this command and of earlier ones, by name."""
-        return read_header(self.ledger).options
+        return self.ledger.header().options
 
     @property
     def copied_seq(self) -> Callable[[], int] | None:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.clock import Clock
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
@@ -35,7 +34,7 @@ class Display:
         # The ends that are not printed again, by signature: those from before this command. A
         # failed trial that is retried has a new end.
         self._printed = {t.signature: t.ended_seq for t in self._trials() if t.status in ENDED}
-        costs = read_header(ledger).variants
+        costs = ledger.header().variants
         self._operations = {name: each["multiply_accumulates"] for name, each in costs.items()}
         # Not redirected, because output of libraries belongs in the log, not above the table.
         self._live = (

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import budget, disk, forecast, machines
 from orchestrator.plan.options import SweepConfig, given_options
@@ -57,7 +56,7 @@ def measure(
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
     """
-    options = read_header(ledger).options if ledger else given_options(config)
+    options = ledger.header().options if ledger else given_options(config)
     concurrent = _concurrent(config, plan, options)
     measured = _measure_variants(config, plan, console)
     epoch_s = {variant: _trial_epoch_s(plan, times) for variant, times in measured.items()}
@@ -154,7 +153,7 @@ def _store(
 ) -> None:
     """Store the first measurement of each variant, and the forecast from before the first trial."""
     own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
-    ledger.put("forecast", {**own, **read_header(ledger).forecast})
+    ledger.put("forecast", {**own, **ledger.header().forecast})
     if not ledger.attempts():
         ledger.put("forecast_whole", asdict(sweep))
 

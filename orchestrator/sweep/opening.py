@@ -13,7 +13,6 @@ from orchestrator.data import prepare
 from orchestrator.errors import SweepExistsError, UsageError
 from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
 from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
@@ -50,7 +49,7 @@ def open_sweep(
     """
     space = resolve.load_space(config.space)
     ledger = _open_existing(config, clock)
-    header = None if ledger is None else read_header(ledger)
+    header = None if ledger is None else ledger.header()
     if header is not None and header.plan.space.name != space.name:
         raise UsageError(
             f"The sweep {config.name!r} searches the space {header.plan.space.name!r}, not "
@@ -77,7 +76,7 @@ def open_sweep(
 def choose_tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     """Return MLflow's URI: from this command, an earlier one, or the default; remember it."""
     default = config.paths.default_tracking_uri
-    uri = config.tracking_uri or read_header(ledger).tracking_uri or default
+    uri = config.tracking_uri or ledger.header().tracking_uri or default
     # The default moves with the storage. A URI with a password is not stored.
     if config.tracking_uri is not None and redacted(uri) == uri:
         ledger.put("tracking_uri", None if uri == default else uri)

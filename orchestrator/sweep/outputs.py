@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.ledger import ranking
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Trial
 from orchestrator.plan import disk
@@ -31,7 +30,7 @@ def make(
     The ledger stores what each folder was written from. `say` prints what cannot be written.
     """
     made: list[Output] = []
-    known = read_header(ledger).products
+    known = ledger.header().products
     for name, mark, write in (
         (REPORT, str(ledger.seq), _write_report),
         (MODEL, _model_mark(ledger), _write_model),
@@ -52,7 +51,7 @@ def make(
 
 
 def _best(ledger: Ledger) -> Trial | None:
-    return ranking.best_trial(ledger.trials(), read_header(ledger).plan.space.mode)
+    return ranking.best_trial(ledger.trials(), ledger.header().plan.space.mode)
 
 
 def _model_mark(ledger: Ledger) -> str:
@@ -63,7 +62,7 @@ def _model_mark(ledger: Ledger) -> str:
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:
     from orchestrator.report.render import write_report  # imports plotly, only needed here
 
-    if read_header(ledger).forecast_whole and not paths.remote:  # the report compares them
+    if ledger.header().forecast_whole and not paths.remote:  # the report compares them
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
     write_report(ledger, folder, paths.name)
 

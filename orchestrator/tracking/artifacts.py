@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import retention
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Attempt, Trial
 from orchestrator.storage import sweeps
@@ -83,7 +82,7 @@ def delete_weights(runs: SweepRuns, run: TrialRun) -> None:
 def _rebuild_recipe(ledger: Ledger, trial: Trial) -> dict[str, Any]:
     """Return what is needed to build a trial's model and load its weights; epochs from 1."""
     assert trial.best_epoch is not None
-    header = read_header(ledger)
+    header = ledger.header()
     return {
         "config": trial.config,
         "dataset": header.dataset,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.clock import Clock
 from orchestrator.ledger import ranking
-from orchestrator.ledger.header import read_header
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.redaction import redacted
@@ -59,7 +58,7 @@ class Tracker:
         ones are not written yet. None: all are written.
         """
         self.ledger, self.paths, self.uri, self.copied_seq = ledger, paths, uri, copied_seq
-        self.header, self.clock = read_header(ledger), clock or Clock()
+        self.header, self.clock = ledger.header(), clock or Clock()
         self.rejected: dict[str, RejectedTrial] = {}  # by signature
         self.answered_s: float | None = None  # monotonic time of MLflow's last reply
         self.experiment = ""  # its id, once known
@@ -90,7 +89,7 @@ class Tracker:
                 self._update_weights(runs, last)
                 self._checks_weights = False
             note = {signature: trial.reason for signature, trial in sorted(self.rejected.items())}
-            if note != read_header(self.ledger).tracking_behind:
+            if note != self.ledger.header().tracking_behind:
                 self.ledger.put("tracking_behind", note)
         except Exception:
             # A reply may have been lost after the server acted: read all runs again.

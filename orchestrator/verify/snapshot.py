@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.ledger.header import SweepHeader, read_header
+from orchestrator.ledger.header import SweepHeader
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
 from orchestrator.storage.paths import SweepPaths
@@ -45,7 +45,7 @@ def read_snapshot(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snap
         paths=paths,
         ledger=ledger,
         driver=driver,
-        header=read_header(ledger),
+        header=ledger.header(),
         trials=trials,
         attempts=attempts,
         rows={s: ledger.epochs(s) for s in {*attempts, *ledger.latest_epochs()}},

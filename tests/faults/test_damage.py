@@ -295,7 +295,7 @@ def test_a_sweep_of_other_package_versions_goes_on_and_says_so(
 ) -> None:
     """Case 40: an upgrade between two runs."""
     ledger = open_ledger(paths.ledger)
-    ledger.put("versions", {**ledger.get("versions"), "torch": "2.0.0", "optuna": "4.9.9"})
+    ledger.put("versions", {**ledger.facts()["versions"], "torch": "2.0.0", "optuna": "4.9.9"})
     ledger.close()
     said = _ended_well(paths, digits_data_dir)
     assert "This sweep was started with torch 2.0.0, optuna 4.9.9; it resumes with torch" in said

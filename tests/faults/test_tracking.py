@@ -208,7 +208,7 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     threads.finish(console, "failed", EndLimit(Interruption(), Clock()))
     assert f"it rejects trial {rejected}: " in printed.getvalue()
     assert "--resume writes the rest" in printed.getvalue()
-    assert set(sweep.ledger.get("tracking_behind")) == {rejected}
+    assert set(sweep.ledger.facts().get("tracking_behind")) == {rejected}
     runs = sweep.runs()
     assert set(runs) == {"sweep", *(t.signature for t in sweep.ledger.trials())} - {rejected}
     assert runs["sweep"].info.status == "FAILED"
@@ -217,7 +217,7 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     proxy.rule = lambda request: None
     sweep.tracker = sweep.new_tracker()
     drain(sweep)
-    assert sweep.ledger.get("tracking_behind") == {}
+    assert sweep.ledger.facts().get("tracking_behind") == {}
     assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
 
 

@@ -40,7 +40,7 @@ def test_what_a_budget_leaves_out_is_trained_by_resume_and_the_report_has_the_fo
     assert "These trials did not fit the budget: 2 of cnn3." in short.stdout
     ledger = ledger_of(paths)
     assert ledger.trials() == []
-    forecast = ledger.get("forecast")["cnn3"]
+    forecast = ledger.facts()["forecast"]["cnn3"]
     ledger.close()
     done = sweep(tmp_path, *OPTIONS, *where, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr

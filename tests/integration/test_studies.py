@@ -127,7 +127,7 @@ def test_a_study_runs_from_its_one_command_and_its_report_says_what_was_differen
     paths = SweepPaths(tmp_path / "results", study)
     ledger = ledger_of(paths)
     space = search_spaces.load(study)
-    assert ledger.get("plan")["dataset"] == dataset
+    assert ledger.facts()["plan"]["dataset"] == dataset
     evaluated = ledger.evaluations()
     by_variant = {t.variant for t in ledger.trials() if t.signature in evaluated}
     assert by_variant == set(variants)

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger.header import FormerPlan, RecordedPlan, read_header
+from orchestrator.ledger.header import FormerPlan, RecordedPlan
 from tests.orchestrator.sweeps import new_ledger, plan, space
 
 
 def test_a_header_has_the_stored_facts_and_defaults_for_the_rest(tmp_path: Path) -> None:
     of_plan = plan(space(), seed=3)
     ledger = new_ledger(tmp_path / "ledger.sqlite", of_plan, asked={"cnn2": 4})
-    header = read_header(ledger)
+    header = ledger.header()
     assert header.plan.to_dict() == of_plan.identity()
     assert (header.plan.seed, header.plan.space.mode, header.asked) == (3, "max", {"cnn2": 4})
     assert (header.tracking_uri, header.former_plans, header.products) == (None, [], {})
     ledger.put("tracking_uri", "sqlite:///x")
     ledger.put("a fact of a later version", 1)
-    assert read_header(ledger).tracking_uri == "sqlite:///x"
+    assert ledger.header().tracking_uri == "sqlite:///x"
 
 
 @pytest.mark.parametrize(("keep", "number"), [(None, 1), ("all", 1), ("last", 1), ("best-3", 3)])
@@ -28,7 +28,7 @@ def test_the_number_of_kept_trials_is_the_options_or_the_spaces(
     tmp_path: Path, keep: str | None, number: int
 ) -> None:
     ledger = new_ledger(tmp_path / "ledger.sqlite", plan(space()), options={"keep": keep})
-    assert read_header(ledger).num_best == number
+    assert ledger.header().num_best == number
 
 
 def test_the_plan_at_a_change_is_the_one_that_was_in_force(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_plan_at_a_change_is_the_one_that_was_in_force(tmp_path: Path) -> No
         plan(space(), seed=3),
         former_plans=[asdict(each) for each in former],
     )
-    header = read_header(ledger)
+    header = ledger.header()
     assert [header.plan_at(seq) for seq in (0, 5, 6, 9, 10)] == [
         *(first, first),
         *(second, second),

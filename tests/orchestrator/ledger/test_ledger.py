@@ -239,8 +239,12 @@ def test_facts_are_stored_and_replaced(ledger: Ledger, path: Path) -> None:
     ledger.put("options", {"trials": 5, "variants": ["a"]})
     ledger.close()
     again = open_ledger(path)
-    assert again.get("options") == {"trials": 5, "variants": ["a"]}
-    assert (again.get("sweep_id"), again.get("none"), again.get("none", 7)) == ("s", None, 7)
+    assert again.facts()["options"] == {"trials": 5, "variants": ["a"]}
+    assert (again.facts()["sweep_id"], again.facts().get("none"), again.facts().get("none", 7)) == (
+        "s",
+        None,
+        7,
+    )
 
 
 def test_an_unknown_trial_is_a_key_error(ledger: Ledger) -> None:
@@ -373,7 +377,7 @@ def test_a_read_only_ledger_refuses_to_write(ledger: Ledger, path: Path) -> None
     assert [trial.signature for trial in reader.trials()] == ["a"]
     with pytest.raises(LedgerError, match="readonly"):
         reader.put("x", 1)
-    assert ledger.get("x") is None
+    assert ledger.facts().get("x") is None
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_ledger_unchanged(ledger: Ledger) -> None:
@@ -383,7 +387,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_ledger_unchanged(ledger: Ledger)
     ledger.database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(LedgerError, match="full"):
         ledger.put("long", "x" * 100_000)
-    assert (ledger.trials(), ledger.seq, ledger.get("long")) == (before, seq, None)
+    assert (ledger.trials(), ledger.seq, ledger.facts().get("long")) == (before, seq, None)
     ledger.database.connection.execute("PRAGMA max_page_count = 1000000")
     ledger.put("long", "x" * 100_000)
 
@@ -462,7 +466,7 @@ def test_an_existing_ledger_is_never_created_over(ledger: Ledger, path: Path) ->
     plan(ledger, "a")
     with pytest.raises(FileExistsError):
         create_ledger(path, {"sweep_id": "other"})
-    assert ledger.get("sweep_id") == "s"
+    assert ledger.facts()["sweep_id"] == "s"
     assert len(ledger.trials()) == 1
 
 
@@ -486,4 +490,4 @@ def test_a_journal_left_behind_is_not_played_into_a_new_ledger(ledger: Ledger, p
     path.unlink()  # and nothing else, as a hurried user does
     fresh = create_ledger(path, {"sweep_id": "fresh"})
     assert fresh.trials() == []
-    assert fresh.get("sweep_id") == "fresh"
+    assert fresh.facts()["sweep_id"] == "fresh"

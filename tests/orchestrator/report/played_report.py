@@ -261,7 +261,7 @@ def _play(
         ledger.record_epoch(signature, attempt, epoch, _metrics(trial, value), None)
     if evaluated:
         now.now += 0.5  # seconds of the test evaluation
-        result = _evaluated(trial, value, ledger.get("variants")[trial.variant], *evaluated)
+        result = _evaluated(trial, value, ledger.facts()["variants"][trial.variant], *evaluated)
         ledger.record_evaluation(signature, attempt, result | {"epoch": epochs - 1})
     ledger.end_attempt(
         signature,

@@ -200,7 +200,7 @@ def test_hostile_class_names_are_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     ledger = build(tmp_path / "demo" / "ledger.sqlite", variants=("cnn2",), trials=6)
     names = [evil, 'a "b" | c', *(f"class {n}" for n in range(8))]
-    ledger.put("manifest", {**ledger.get("manifest"), "class_names": names})
+    ledger.put("manifest", {**ledger.facts()["manifest"], "class_names": names})
     write_report(ledger, tmp_path / "report")
     ledger.close()
     page = (tmp_path / "report" / "report.html").read_text()

@@ -238,7 +238,7 @@ def test_the_search_has_figures_by_optuna_and_is_called_adaptive(sweep: SweepDat
 
 def test_a_search_of_enqueued_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=6, variants=("cnn2",))
-    plan = ledger.get("plan")
+    plan = ledger.facts()["plan"]
     space = {**plan["space"], "enqueued": [{}] * 4, "startup_trials": 10}
     ledger.put("plan", {**plan, "space": space})
     sweep = read_sweep(ledger)

@@ -74,7 +74,7 @@ def test_the_ledger_keeps_the_first_forecast_and_a_resume_prints_one_for_the_res
     config, ledger, monkeypatch
 ):
     measure(config, of_plan(), ledger, 100.0, monkeypatch)
-    first = ledger.get("forecast"), ledger.get("forecast_whole")
+    first = ledger.facts()["forecast"], ledger.facts().get("forecast_whole")
     assert first[0]["cnn2"] == {"step_s": 0.5, "epoch_s": 100.0, "peak_gib": 1.0}
     assert (first[1]["wall_s"], first[1]["device_s"], first[1]["epochs"]) == (2400.0, 2400.0, 24)
     scheduler = TrialScheduler(ledger, of_plan())
@@ -83,4 +83,4 @@ def test_the_ledger_keeps_the_first_forecast_and_a_resume_prints_one_for_the_res
     epoch_s, printed = measure(config, of_plan(), ledger, 50.0, monkeypatch)
     assert epoch_s == {"cnn2": 50.0, "cnn3": 50.0}
     assert "about 0:10:00" in printed
-    assert (ledger.get("forecast"), ledger.get("forecast_whole")) == first
+    assert (ledger.facts()["forecast"], ledger.facts().get("forecast_whole")) == first

@@ -50,7 +50,7 @@ def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) ->
     for number, key in enumerate((first, second)):
         run = runs[key]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["sweep.id"] == sweep.ledger.get("sweep_id")
+        assert run.data.tags["sweep.id"] == sweep.ledger.facts()["sweep_id"]
         assert run.info.run_name == f"cnn2-{number:03d}"
         config = sweep.config(number)
         assert run.data.params == {name: str(v) for name, v in config.to_dict().items()}
@@ -274,7 +274,7 @@ def test_a_store_that_fails_at_any_call_has_everything_once(
         sweep.tracker.sync(last=True)
         sweep.tracker.sync(last=True)
         assert flaky.failed, at
-        assert sweep.ledger.get("tracking_behind", {}) == {}
+        assert sweep.ledger.facts().get("tracking_behind", {}) == {}
         assert without_identity(sweep.content()) == expected, (at, flaky.failed)
         failed |= set(flaky.failed)
     assert failed >= {"create_run", "log_batch", "log_dict", "log_artifact", "set_terminated"}

@@ -169,7 +169,7 @@ def without_identity(content: dict[str, Any]) -> dict[str, Any]:
 def assert_all_there_once(client: Any, name: str, ledger: Ledger) -> None:
     """Check for one run per trial, one value per metric and epoch, and no status RUNNING."""
     experiment = client.get_experiment_by_name(name).experiment_id
-    own = f"tags.`sweep.id` = '{ledger.get('sweep_id')}'"
+    own = f"tags.`sweep.id` = '{ledger.facts()['sweep_id']}'"
     runs = client.search_runs([experiment], own, max_results=1000)
     trials = {trial.signature: trial for trial in ledger.trials()}
     found = [run.data.tags.get("sweep.signature", "") for run in runs]

@@ -439,7 +439,7 @@ def test_trials_of_a_replaced_plan_are_checked_against_that_plan(
 ) -> None:
     """With --force a sweep resumes with another plan; earlier trials keep theirs."""
     with closing(open_ledger(paths.ledger)) as ledger:
-        old = ledger.get("plan")
+        old = ledger.facts()["plan"]
         ledger.put("former_plans", [{"until_seq": ledger.seq, "plan": old}])
         space = {**old["space"], "first_rung_epochs": 2, "params": {"cnn2": {}, "cnn3": {}}}
         ledger.put("plan", {**old, "seed": 99, "space": space})
