@@ -97,13 +97,13 @@ def trial(epoch_s: float) -> Callable[[dict[str, Any]], None]:
 def run(plan: Plan, folder: Path, *, epoch_s: float, concurrent: int, address: str) -> Ledger:
     """Run a plan under Ray as the sweep command does, and return its ledger."""
     from orchestrator.clock import Clock
-    from orchestrator.execution import cluster, tune_adapter
+    from orchestrator.execution import cluster, tune_adapter, worker
     from orchestrator.search.scheduler import TrialScheduler
     from orchestrator.storage.paths import DataLocation, SweepPaths
 
     ledger = new_ledger(folder, plan)
     scheduler = TrialScheduler(ledger, plan)
-    tune_adapter.run_trial = trial(epoch_s)  # type: ignore[attr-defined, assignment]
+    worker.run_trial = trial(epoch_s)  # type: ignore[assignment]
     joined = cluster.connect(address, needs_state_api=False)
     tune_adapter.run(
         scheduler,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+from orchestrator.execution import ray_internals
 from orchestrator.execution.capacity import Capacity
 from orchestrator.execution.failure_class import classify_death
 from orchestrator.execution.job import Job, Report
-from orchestrator.execution.processes import TrialProcesses
 from orchestrator.execution.watchdog import Watchdog
 from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from orchestrator.storage.paths import attempt_log
@@ -95,7 +95,8 @@ class AttemptRunner:
                 result = json.loads(report["result"])
                 return self.scheduler.on_evaluation(report["signature"], report["attempt"], result)
             case "end":
-                self._on_end(report)
+                failure = report.get("failure_class"), report.get("failure_text")
+                self._on_end(report, report["outcome"], *failure)
                 # Stopping a complete trial saves a round trip before the next may use the process.
                 # A diverged trial still has to upload its log, and a failed one may raise to have
                 # its process replaced. A worker group ends by itself.
@@ -108,21 +109,24 @@ class AttemptRunner:
         epoch: Any = report.get("epoch")  # the scheduler rejects an unusable one
         if self.scheduler.on_epoch(*address, epoch, report, report.get("checkpoint")):
             return True
-        if report.get("outcome") == "complete":
-            self.scheduler.on_end(*address, outcome="complete")
-            return True
-        return False
+        is_complete = report.get("outcome") == "complete"
+        if is_complete:
+            self._on_end(report, "complete")
+        return is_complete
 
-    def _on_end(self, report: Report) -> None:
-        failure_class = report.get("failure_class")
-        if "death" in report:
-            failure_class = classify_death(report["death"])
+    def _on_end(
+        self,
+        address: Mapping[str, Any],  # with the attempt's `signature` and `attempt`
+        outcome: Literal["complete", "diverged", "failed"],
+        failure_class: str | None = None,
+        failure_text: str | None = None,
+    ) -> None:
         self.scheduler.on_end(
-            report["signature"],
-            report["attempt"],
-            outcome=report["outcome"],
+            address["signature"],
+            address["attempt"],
+            outcome=outcome,
             failure_class=failure_class,
-            failure_text=report.get("failure_text"),
+            failure_text=failure_text,
         )
 
     def on_removal(self, trial: Any, text: str) -> None:
@@ -132,48 +136,35 @@ class AttemptRunner:
         """
         self.watchdog.forget(trial.trial_id)
         self.processes.remove(trial.trial_id)
-        self._fail(trial.config, classify_death(text), text)
+        self._on_end(trial.config, "failed", classify_death(text), text)
 
     def check(self) -> None:
         """Process what no report announces: failed resets, a changed cluster, hanging trials."""
         self._block_if_stopping()
         # When Tune cannot reuse an actor for a trial, it ends the trial without calling any hook.
-        for tune_id in self.processes.with_status("ERROR"):
-            self.on_removal(
-                self.processes.trials[tune_id], "A worker could not be reused for this trial."
-            )
+        trials = list(self.processes.trials.values())
+        for trial in trials:
+            if trial.status == "ERROR":
+                self.on_removal(trial, "A worker could not be reused for this trial.")
         self.capacity.refresh()
-        running = self.processes.with_status("RUNNING")
+        running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
         for tune_id, silent_s in self.watchdog.hanging(running).items():
-            self._kill(
-                tune_id,
-                "hung",
+            text = (
                 f"The trial did not report for {silent_s:.0f} s, so its process was ended. "
-                "If its steps or epochs take that long, raise --hang-timeout.",
+                "If its steps or epochs take that long, raise --hang-timeout."
             )
+            self._kill(tune_id, "hung", text)
 
     def _leave_draining(self, tune_id: str) -> None:
         """End an attempt whose node will stop soon; its next attempt resumes on another node."""
-        leaving = self.capacity.draining & self.processes.nodes(tune_id)
+        leaving = self.capacity.draining & self.processes.nodes[tune_id]
         if leaving and tune_id in self.processes.trials:
-            self._kill(
-                tune_id,
-                "preempted",
-                f"Its node {min(leaving)} will stop soon, so the attempt ended early.",
-            )
+            text = f"Its node {min(leaving)} will stop soon, so the attempt ended early."
+            self._kill(tune_id, "preempted", text)
 
     def _kill(self, tune_id: str, failure_class: str, text: str) -> None:
-        self._fail(self.processes.trials[tune_id].config, failure_class, text)
+        self._on_end(self.processes.trials[tune_id].config, "failed", failure_class, text)
         self.processes.kill(tune_id)
-
-    def _fail(self, config: Mapping[str, Any], failure_class: str, text: str) -> None:
-        self.scheduler.on_end(
-            config["signature"],
-            config["attempt"],
-            outcome="failed",
-            failure_class=failure_class,
-            failure_text=text,
-        )
 
     def _job(self, start: AttemptStart) -> Job:
         cpus, gpus = self.capacity.shapes[start.variant]
@@ -188,3 +179,41 @@ class AttemptRunner:
             cpus=cpus,
             gpus=gpus,
         )
+
+
+class TrialProcesses:
+    """Tune's live trials with their nodes and placement groups, by Tune's trial id."""
+
+    def __init__(self) -> None:
+        self.trials: dict[str, Any] = {}
+        self.nodes: dict[str, set[str]] = {}  # ids of the Ray nodes of each located trial
+        self._groups: dict[str, str] = {}  # placement groups of worker groups: their ids in hex
+
+    def add(self, trial: Any) -> None:
+        """Add a trial that Tune has accepted."""
+        self.trials[trial.trial_id] = trial
+
+    def remove(self, tune_id: str) -> None:
+        """Remove a trial that is over."""
+        self.trials.pop(tune_id, None)
+        self.nodes.pop(tune_id, None)
+        self._remove_group(tune_id)
+
+    def locate(self, tune_id: str, report: Report) -> bool:
+        """Note from a report where its trial runs; return whether this was unknown before."""
+        is_new = tune_id not in self.nodes
+        if report["kind"] == "start":
+            self._groups[tune_id] = report["placement_group"]
+            self.nodes[tune_id] = ray_internals.nodes_of_group(report["placement_group"])
+        elif is_new:
+            self.nodes[tune_id] = {report.get("node", "")}
+        return is_new
+
+    def kill(self, tune_id: str) -> None:
+        """Kill a trial's processes; Tune notices when they are gone."""
+        self._remove_group(tune_id)
+        ray_internals.kill_process(self.trials[tune_id])
+
+    def _remove_group(self, tune_id: str) -> None:
+        if group_id := self._groups.pop(tune_id, None):
+            ray_internals.remove_group(group_id)

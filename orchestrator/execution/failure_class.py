@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from orchestrator.search.retry_policy import FailureClass
+from orchestrator.storage.store import StorageError
 
 # Full, over a quota or limit, read-only, broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -17,23 +15,18 @@ def classify(error: BaseException) -> str:
     """Return the failure class of an exception, which decides whether and how to retry."""
     import torch
 
-    from orchestrator.storage.store import StorageError
     from trainables.data.dataset import DatasetError
     from trainables.training.checkpoint import CheckpointError
 
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text
-        for words in ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemory")
-    ):
+    words = r"out of memory|not enough memory|can't allocate memory|OutOfMemory"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(words, text):
         return "out_of_memory"
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return "disk"
     if isinstance(error, DatasetError):
         return "data"
-    if isinstance(error, CheckpointError | StorageError):
-        return "disk"
-    return "bug"
+    return "disk" if isinstance(error, CheckpointError | StorageError) else "bug"
 
 
 def is_process_unusable(error: BaseException) -> bool:
@@ -49,19 +42,14 @@ def is_process_unusable(error: BaseException) -> bool:
     return classify(error) == "out_of_memory" and not is_on_device
 
 
-def classify_death(text: str) -> FailureClass:
+def classify_death(text: str) -> str:
     """Return the failure class of a worker process that died, from Ray's message about it.
 
     Ray adds a list of common causes to every such message, out of memory and preemption among
     them. The list is ignored, because it is the same for every death.
     """
-    text = re.sub(
-        r"(Some common causes include|There are some potential root causes"
-        r"|This can happen if).*",
-        "",
-        text,
-        flags=re.DOTALL,
-    )
+    causes = r"Some common causes include|There are some potential root causes|This can happen if"
+    text = re.split(causes, text)[0]
     if re.search(r"OutOfMemory|out of memory|low on memory|memory pressure", text):
         return "out_of_memory"
     if re.search(r"preempt", text, re.IGNORECASE):

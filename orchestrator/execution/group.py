@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution import ray_internals
-from orchestrator.execution.failure_class import classify
-from orchestrator.execution.job import Job, Send, failure_report, make_report
+from orchestrator.execution.failure_class import classify, classify_death
+from orchestrator.execution.job import Job, failure_report, make_report
 from orchestrator.execution.worker import train
 
 if TYPE_CHECKING:
     import torch
-
-
-def group_trial(workers: int, storage: str) -> Callable[[dict[str, Any]], None]:
-    """Return the function of a Tune trial that runs its attempt on a worker group.
-
-    Args:
-        workers: number of workers.
-        storage: folder for Ray Train's own state, which nothing here reads.
-    """
-    return functools.partial(_run_group_trial, workers=workers, storage=storage)
-
-
-def _run_group_trial(config: dict[str, Any], *, workers: int, storage: str) -> None:
-    from ray import tune
-
-    run_attempt_on_group(
-        Job.from_json(config["job"]), tune.report, workers=workers, storage=storage
-    )
 
 
 def group_resources(config: dict[str, Any]) -> Any:
@@ -51,19 +32,17 @@ def group_resources(config: dict[str, Any]) -> Any:
     return tune.PlacementGroupFactory([{ray_internals.HEAD_NODE_RESOURCE: 0.001}])
 
 
-def run_attempt_on_group(job: Job, send: Send, *, workers: int, storage: str) -> None:
-    """Run one attempt on several devices.
+def run_group_trial(config: dict[str, Any], *, workers: int, storage: str) -> None:
+    """Run one attempt on `workers` devices; the function of a Tune trial.
 
-    Args:
-        job: the attempt.
-        send: sends the report of a failure, which the group itself cannot.
-        workers: number of workers, with `job.cpus` and `job.gpus` each.
-        storage: folder for Ray Train's own state, which nothing here reads.
+    `storage` is a folder for Ray Train's own state, which nothing here reads.
     """
     import ray
+    from ray import tune
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    job = Job.from_json(config["job"])
     ray_internals.give_group_ray_address()
     trainer = ray_internals.group_trainer()(
         functools.partial(_train_as_rank, job.to_json()),
@@ -82,15 +61,13 @@ def run_attempt_on_group(job: Job, send: Send, *, workers: int, storage: str) ->
     )
     try:
         trainer.fit()
-    except Exception as error:
+    except Exception as error:  # the group itself cannot report it
         causes = ray_internals.root_causes(error)
         died = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
-        if died:  # the errors of the other workers follow from this one
-            send({**failure_report(job, error), "failure_class": None, "death": str(died[0])})
-            return
-        # If one worker fails, the others fail too because they lose their connection to it.
-        classes = [kind for kind in map(classify, causes) if kind != "bug"]
-        send({**failure_report(job, error), "failure_class": next(iter(classes), "bug")})
+        # If one worker dies or fails, the others fail too: they lose their connection to it.
+        classes = [classify_death(str(cause)) for cause in died]
+        classes += [found for found in map(classify, causes) if found != "bug"]
+        tune.report({**failure_report(job, error), "failure_class": (*classes, "bug")[0]})
 
 
 def _train_as_rank(job_text: str) -> None:
@@ -98,17 +75,15 @@ def _train_as_rank(job_text: str) -> None:
     import ray
     import ray.train
 
-    def send(report: dict[str, Any]) -> None:
-        ray.train.report(report)
-
     job = Job.from_json(job_text)
     # So that the driver can remove the placement group at once, however the group ends.
     place = ray.util.get_current_placement_group()
-    send(make_report(job, "start", placement_group=place.id.hex() if place else ""))
+    group_id = place.id.hex() if place else ""
+    ray.train.report(make_report(job, "start", placement_group=group_id))
     rank = ray.train.get_context().get_world_rank()
     if rank:
         job = replace(job, log=f"{job.log}.rank{rank}")
-    train(job, send, is_first=not rank, device=_join())
+    train(job, ray.train.report, is_first=not rank, device=_join())
 
 
 def _join() -> torch.device:
@@ -126,18 +101,13 @@ def _join() -> torch.device:
     rank, workers = context.get_world_rank(), context.get_world_size()
     listener = socket.create_server((ray.util.get_node_ip_address(), 0)) if rank == 0 else None
     host, port = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
+    descriptor = listener.detach() if listener else None
     store = distributed.TCPStore(  # type: ignore[attr-defined]
-        host,
-        port,
-        workers,
-        is_master=rank == 0,
-        master_listen_fd=listener.detach() if listener else None,
+        host, port, workers, is_master=rank == 0, master_listen_fd=descriptor
     )
-    device = torch.device("cpu")
+    device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
-        # Each worker sees only its own device.
-        device = torch.device("cuda", 0)
+        device, backend = torch.device("cuda", 0), "nccl"  # each worker sees only its own device
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
     return device

@@ -11,8 +11,7 @@ Ray node that sent it; and its `kind` with further fields:
                 follows.
     evaluation  A trial was evaluated on the test split. `result`: JSON.
     end         `outcome`: "complete", "diverged" or "failed". If failed, `failure_text` and
-                `failure_class`. If a process died, `failure_class` is None and `death` is Ray's
-                message about it.
+                `failure_class`.
 """
 
 from __future__ import annotations
@@ -63,24 +62,15 @@ def make_report(
     job: Job, kind: Literal["alive", "start", "epoch", "evaluation", "end"], **values: Any
 ) -> Report:
     """Return a report of a job's attempt."""
-    return {
-        "signature": job.signature,
-        "attempt": job.attempt,
-        "node": _node(),
-        "kind": kind,
-        **values,
-    }
+    address = {"signature": job.signature, "attempt": job.attempt, "node": _node()}
+    return {**address, "kind": kind, **values}
 
 
 def failure_report(job: Job, error: BaseException) -> Report:
     """Return the report of a failed attempt, with the failure's class and traceback."""
-    return make_report(
-        job,
-        "end",
-        outcome="failed",
-        failure_class=classify(error),
-        failure_text="".join(traceback.format_exception(error)),
-    )
+    text = "".join(traceback.format_exception(error))
+    failure_class = classify(error)
+    return make_report(job, "end", outcome="failed", failure_class=failure_class, failure_text=text)
 
 
 @functools.cache

@@ -203,7 +203,7 @@ def kill_process(trial: Any) -> None:
 def group_trainer() -> Any:
     """Return Ray Train's data-parallel trainer, without the process that frees placement groups.
 
-    The driver frees a group's placement group itself (`processes`): at once, and also where that
+    The driver frees a group's placement group itself (`attempts`): at once, and also where that
     process would ask another Ray. `TorchTrainer` is this trainer with a rendezvous that imports
     torch in every process; here only the workers do (`group`).
     `ray/train/v2/api/data_parallel_trainer.py`.

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.clock import Clock
+from orchestrator.execution import group, ray_internals, worker
 from orchestrator.execution.attempts import AttemptRunner
 from orchestrator.execution.capacity import Capacity
-from orchestrator.execution.group import group_resources, group_trial
 from orchestrator.execution.job import Job
-from orchestrator.execution.ray_internals import (
-    accept_every_actor_death,
-    death_message,
-    set_trial_environment,
-)
 from orchestrator.execution.watchdog import Watchdog
-from orchestrator.execution.worker import resources, run_trial
 from orchestrator.plan.machines import workers_per_trial
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import sweeps
@@ -66,8 +58,8 @@ def run(
         block_if_stopping: called in each pass of Tune's loop; blocks for good once the caller is
             about to leave the cluster.
     """
-    set_trial_environment(is_local)
-    accept_every_actor_death()
+    ray_internals.set_trial_environment(is_local)
+    ray_internals.accept_every_actor_death()
     # `Capacity` limits the concurrent trials; Tune's own limit would not grow with the cluster.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"
     workers = workers_per_trial(scheduler.plan)
@@ -100,11 +92,14 @@ def _fit(runner: AttemptRunner, workers: int) -> None:
     """Run Tune until its searcher has no trial left."""
     from ray import tune
 
-    temporary = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
-    trial = run_trial if workers == 1 else group_trial(workers, str(temporary / "train"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="sweep-tune-", ignore_cleanup_errors=True) as folder:
+        trial, resources = worker.run_trial, worker.resources
+        if workers > 1:
+            storage = f"{folder}/train"
+            trial = functools.partial(group.run_group_trial, workers=workers, storage=storage)
+            resources = group.group_resources
         tune.Tuner(
-            tune.with_resources(trial, resources if workers == 1 else group_resources),
+            tune.with_resources(trial, resources),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(runner),
                 scheduler=_scheduler(runner),
@@ -116,13 +111,11 @@ def _fit(runner: AttemptRunner, workers: int) -> None:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(temporary),
+                storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         ).fit()
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _searcher(runner: AttemptRunner) -> Any:
@@ -170,7 +163,7 @@ def _scheduler(runner: AttemptRunner) -> Any:
             self._remove(trial, "The trial was removed before it ended.")
 
         def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
-            self._remove(trial, death_message(trial))
+            self._remove(trial, ray_internals.death_message(trial))
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             with runner.keeping_error():

@@ -7,12 +7,10 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from orchestrator.storage.paths import LEDGER
-
-if TYPE_CHECKING:
-    from orchestrator.execution.job import Job
+from orchestrator.execution.job import Job
+from orchestrator.storage.paths import LEDGER, attempt_path
+from orchestrator.storage.store import open_storage
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +23,9 @@ class Uploads:
     The local files are then copies. Where no driver deletes them, the attempt does so at its end.
     """
 
-    def __init__(self, job: Job, folder: Path) -> None:
-        from orchestrator.storage.store import open_storage
-
+    def __init__(self, job: Job) -> None:
         assert job.storage is not None
-        self.job, self.folder, self.storage = job, folder, open_storage(job.storage)
+        self.job, self.root, self.storage = job, Path(job.sweep_dir), open_storage(job.storage)
         self._log_s = time.monotonic()
 
     def __enter__(self) -> None:
@@ -38,30 +34,29 @@ class Uploads:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Store the log, however the attempt ended."""
         self._log()
-        is_on_driver = (Path(self.job.sweep_dir) / LEDGER).exists()
+        is_on_driver = (self.root / LEDGER).exists()
         if not is_on_driver and (kind is None or not issubclass(kind, Exception)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            folder = self.root / attempt_path(self.job.signature, self.job.attempt)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def checkpoint(self, name: str, alive: Callable[[], None] | None) -> None:
         """Store a checkpoint; once this returns, any machine can resume from it.
 
-        Args:
-            name: the checkpoint's folder, relative to the sweep's.
-            alive: called now and then during the upload, so that a slow one is not ended as
-                hanging.
+        `name` is its folder, relative to the sweep's. `alive` is called now and then during the
+        upload, so that a slow one is not ended as hanging.
 
         Raises:
             StorageError: the checkpoint could not be stored.
         """
         from trainables.training.checkpoint import MANIFEST
 
-        self.storage.put_folder(Path(self.job.sweep_dir) / name, name, last=MANIFEST, alive=alive)
+        self.storage.put_folder(self.root / name, name, last=MANIFEST, alive=alive)
         if time.monotonic() - self._log_s > LOG_EVERY_S:
             self._log()
 
     def _log(self) -> None:
         self._log_s = time.monotonic()
-        path = Path(self.job.sweep_dir) / self.job.log
+        path = self.root / self.job.log
         try:
             if path.exists():
                 self.storage.put(self.job.log, path, keep_trying_s=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -12,18 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.failure_class import is_process_unusable
-from orchestrator.execution.job import Job, failure_report, make_report
+from orchestrator.execution.job import Job, Report, Send, failure_report, make_report
 from orchestrator.execution.uploads import Uploads
 from orchestrator.redaction import RedactingFormatter
 from orchestrator.storage.checkpoints import fetch_checkpoint
 from orchestrator.storage.paths import attempt_path, checkpoint_path
 from orchestrator.storage.store import open_storage
+from trainables.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from orchestrator.execution.job import Report, Send
-    from trainables.config import TrainConfig
     from trainables.training.loop import EpochEnd
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,6 @@ _CONTEXT_BYTES = 3 * 2**28
 # does not import the driver's modules.
 
 
-def run_trial(config: dict[str, Any]) -> None:
-    """Run one attempt inside a reused Tune actor."""
-    from ray import tune
-
-    run_attempt(Job.from_json(config["job"]), tune.report)
-
-
 def resources(config: dict[str, Any]) -> Any:
     """Return the resources of a single-device trial."""
     from ray import tune
@@ -57,19 +50,22 @@ def resources(config: dict[str, Any]) -> Any:
     return tune.PlacementGroupFactory([bundle])
 
 
-def run_attempt(job: Job, send: Send) -> None:
-    """Run one attempt on one device, in this process, in Ray Train's local mode.
+def run_trial(config: dict[str, Any]) -> None:
+    """Run one attempt on one device, inside a reused Tune actor, in Ray Train's local mode.
 
     Failures are reported rather than raised, so that the warm process can run the next attempt.
     """
+    from ray import tune
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    job = Job.from_json(config["job"])
+
     def loop() -> None:
         try:
-            train(job, send, reports_between_epochs=True)
+            train(job, tune.report, reports_between_epochs=True)
         except Exception as error:
-            send(failure_report(job, error))
+            tune.report(failure_report(job, error))
             if is_process_unusable(error):
                 raise  # so that Ray replaces the process
         else:
@@ -89,18 +85,13 @@ def train(
 ) -> None:
     """Train one attempt to its end and report every epoch once its checkpoint is durable.
 
-    Args:
-        job: the attempt.
-        send: sends a report to the driver.
-        reports_between_epochs: whether to report between epochs that training continues. Not in
-            a worker group, whose workers must report together or wait for each other forever.
-        is_first: whether this is the worker of a group whose checkpoints count.
-        device: this worker's device; None: the process's own.
+    With `reports_between_epochs` it also reports now and then that training continues. The workers
+    of a group must not: they must report together or wait for each other forever. `is_first` is
+    True for the worker of a group whose checkpoints count. Without `device` it uses the process's.
 
     Raises:
         Exception: any error that ended the training, except divergence, which is reported.
     """
-    from trainables.config import TrainConfig
     from trainables.training.loop import DivergedError
 
     config = TrainConfig.from_dict(job.config)
@@ -110,12 +101,11 @@ def train(
 
         ensure(job.data_address, Path(job.dataset_dir), config.dataset_fingerprint, on_step)
     _limit_memory(job.gpus)
-    uploads = Uploads(job, _checkpoints(job)) if job.storage else None
+    uploads = Uploads(job) if job.storage else None
     attempt = _Attempt(job, config, is_first, device, on_step, uploads)
     with uploads or nullcontext(), _log_file(Path(job.sweep_dir) / job.log):
-        log.info(
-            "%s attempt %d: %s, %s", job.signature, job.attempt, config.variant, config.dataset
-        )
+        what = job.signature, job.attempt, config.variant, config.dataset
+        log.info("%s attempt %d: %s, %s", *what)
         try:
             best_epoch = attempt.train(send)
             if job.is_evaluated:
@@ -150,7 +140,9 @@ class _Attempt:
         for end in loop.fit(
             self.config,
             Path(self.job.dataset_dir),
-            checkpoints=_checkpoints(self.job),
+            checkpoints=Path(
+                self.job.sweep_dir, attempt_path(self.job.signature, self.job.attempt)
+            ),
             resume_from=_resume_point(self.job),
             device=self.device,
             keep_all=self.job.keep_all,
@@ -172,12 +164,8 @@ class _Attempt:
         """
         job = self.job
         values = end.metrics.to_dict()
-        log.info(
-            "epoch %d/%d  %s",
-            end.epoch + 1,
-            self.config.epochs,
-            "  ".join(f"{name} {value:.5g}" for name, value in values.items()),
-        )
+        shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
+        log.info("epoch %d/%d  %s", end.epoch + 1, self.config.epochs, shown)
         is_end = end.is_last and self.on_step and not (job.is_evaluated or self.uploads)
         outcome = {"outcome": "complete"} if is_end else {}
         path = checkpoint_path(job.signature, job.attempt, end.epoch) if end.checkpoint else None
@@ -200,22 +188,14 @@ class _Attempt:
         for number in range(job.attempt, 0, -1):
             folder = _fetched(job, checkpoint_path(job.signature, number, best_epoch))
             if folder is not None:
-                return held_out.evaluate_test(
-                    self.config,
-                    Path(job.dataset_dir),
-                    folder,
-                    device=self.device,
-                    on_step=self.on_step,
-                ).to_dict()
+                place = self.config, Path(job.dataset_dir), folder
+                result = held_out.evaluate_test(*place, device=self.device, on_step=self.on_step)
+                return result.to_dict()
         raise RuntimeError(
             f"The checkpoint of the best epoch, {best_epoch + 1}, is missing or damaged, so it "
             "cannot be evaluated on the test split. Train the trial again with "
             "--resume --from-scratch."
         )
-
-
-def _checkpoints(job: Job) -> Path:
-    return Path(job.sweep_dir) / attempt_path(job.signature, job.attempt)
 
 
 def _resume_point(job: Job) -> Path | None:
@@ -227,9 +207,8 @@ def _resume_point(job: Job) -> Path | None:
 
 
 def _fetched(job: Job, name: str) -> Path | None:
-    return fetch_checkpoint(
-        Path(job.sweep_dir), open_storage(job.storage) if job.storage else None, name
-    )
+    storage = open_storage(job.storage) if job.storage else None
+    return fetch_checkpoint(Path(job.sweep_dir), storage, name)
 
 
 def _limit_memory(gpus: float) -> None:
@@ -273,8 +252,6 @@ def _release_memory() -> None:
 
     A cycle of frames and traceback keeps the model, and torch's own cache keeps CUDA's memory.
     """
-    import gc
-
     import torch
 
     from trainables.training.device import give_back_memory
