@@ -7,17 +7,22 @@ from collections.abc import Callable
 
 
 class StepThread(threading.Thread):
-    """A daemon thread that calls `step`, which returns the pause in seconds, None to end."""
+    """A daemon thread that calls `step`, which returns the pause in seconds, None to end.
 
-    def __init__(self, name: str, step: Callable[[], float | None]) -> None:
+    `pause_s` is the pause before the first step.
+    """
+
+    def __init__(self, name: str, step: Callable[[], float | None], pause_s: float = 0.0) -> None:
         super().__init__(name=name, daemon=True)
-        self._step, self._wake = step, threading.Event()
+        self._step, self._pause_s, self._wake = step, pause_s, threading.Event()
 
     def run(self) -> None:
         """Call the steps; `start` does so in the thread."""
-        while (pause_s := self._step()) is not None:
+        pause_s: float | None = self._pause_s
+        while pause_s is not None:
             self._wake.wait(pause_s)
             self._wake.clear()
+            pause_s = self._step()
 
     def wake(self) -> None:
         """Start the next step now instead of waiting for the end of the pause."""

@@ -37,7 +37,6 @@ _ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "TUNE_DISABLE_AUTO_INIT": "1",
 }
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +72,8 @@ class Cluster:
 def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     """Join the given cluster, `RAY_ADDRESS`'s or this host's; else start a local Ray.
 
-    Args:
-        address: host:port, "auto", "local", or None to choose as above.
-        needs_state_api: whether to start Ray's dashboard. Without it the placement groups of
-            worker groups are never freed.
+    `address` is host:port, "auto", "local", or None to choose as above. `needs_state_api` starts
+    Ray's dashboard: without it the placement groups of worker groups are never freed.
 
     Raises:
         UsageError: there is no cluster at the address, or it rejects the token.
@@ -87,12 +84,15 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
 
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
     found = _find(wanted)
+    arguments: dict[str, Any] = {"address": found}
+    if found is None:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray_internals.stay_on_loopback()
+        arguments = {"address": "local", "num_cpus": os.cpu_count(), "dashboard_host": "127.0.0.1"}
+        arguments["include_dashboard"] = needs_state_api
     ray_internals.keep_sigterm_handler()
     try:
-        if found is None:
-            _start_local(needs_state_api)
-        else:
-            ray.init(address=found, **_QUIET)
+        ray.init(**arguments, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
         # Ray's message does not name the token as the cause.
         token = (
@@ -122,25 +122,11 @@ def _find(wanted: str) -> str | None:
     if wanted == "auto":
         # The cluster of `ray start` or `ray up`. Ray's own "auto" would also join the private Ray
         # of another sweep on this host, wait for its CPUs and end with it.
-        found = ray_internals.bootstrap_address()
+        found, _ = ray_internals.this_node()
         return found if found and _answers(found) else None
     if not _answers(wanted):
         raise _cannot_join(wanted, "nothing answers there.")
     return wanted
-
-
-def _start_local(needs_state_api: bool) -> None:
-    import ray
-
-    os.environ.pop("RAY_ADDRESS", None)
-    ray_internals.stay_on_loopback()
-    ray.init(
-        address="local",
-        num_cpus=os.cpu_count(),
-        include_dashboard=needs_state_api,
-        dashboard_host="127.0.0.1",
-        **_QUIET,
-    )
 
 
 def _cannot_join(wanted: str, why: str, way_out: str = "") -> UsageError:
@@ -188,7 +174,6 @@ def leaving() -> Iterator[None]:
         yield
         return
     gc.collect()
-    was_enabled = gc.isenabled()
     gc.disable()
 
     def leave() -> None:
@@ -196,8 +181,7 @@ def leaving() -> Iterator[None]:
             ray_internals.end_autoscaler()
             ray.shutdown()
         finally:
-            if was_enabled:
-                gc.enable()
+            gc.enable()
 
     thread = threading.Thread(target=leave, name="leaving")
     thread.start()
@@ -219,7 +203,11 @@ def ensure_token() -> None:
         if path.exists() and not path.read_text().strip():
             path.unlink()  # its writer was killed before Ray could use it
         if not path.exists():
-            _write_token(path)
+            with temporary(path) as new:
+                new.touch(0o600, exist_ok=False)
+                new.write_text(secrets.token_hex(32))
+                with contextlib.suppress(FileExistsError):  # another driver wrote it first
+                    os.link(new, path)
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
     except OSError as error:
@@ -227,16 +215,6 @@ def ensure_token() -> None:
             f"Ray's token must be in {path}, readable and writable by its owner only: {error}. Set "
             "the file's owner and mode (chmod 600), or set RAY_AUTH_TOKEN_PATH to such a file."
         ) from error
-
-
-def _write_token(path: Path) -> None:
-    """Create the file with a new token atomically; an existing file is kept."""
-    with temporary(path) as new:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        with contextlib.suppress(FileExistsError):  # another driver wrote it first
-            os.link(new, path)
 
 
 def _answers(address: str) -> bool:

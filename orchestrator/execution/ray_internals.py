@@ -26,21 +26,16 @@ AUTOSCALER_CONFIG = "ray_bootstrap_config.yaml"
 # Start and end of Ray.
 
 
-def bootstrap_address() -> str | None:
-    """Return the address of the cluster that this host last joined by `ray start` or `ray up`.
+def this_node() -> tuple[str | None, str]:
+    """Return the address of the cluster that this host joined, if any, and the host's own.
 
-    The cluster may have ended since. `ray/_private/services.py`.
+    It joined by `ray start` or `ray up`; the cluster may have ended since.
+    `ray/_private/services.py`.
     """
     from ray._private.services import find_bootstrap_address
-
-    return cast("str | None", find_bootstrap_address(None))
-
-
-def this_node() -> tuple[str | None, str]:
-    """Return the address of the cluster that this host joined, if any, and the host's own."""
     from ray.util import get_node_ip_address
 
-    return bootstrap_address(), get_node_ip_address()
+    return find_bootstrap_address(None), get_node_ip_address()
 
 
 def keep_sigterm_handler() -> None:
@@ -93,18 +88,10 @@ def draining_nodes() -> set[str]:
 
 
 def drain(address: str, node_ip: str, left_s: float, reason: str) -> str:
-    """Tell Ray that a node will stop soon, as the hidden command `ray drain-node` does.
+    """Tell Ray that a node will stop in `left_s` seconds, 0 or more, and return the node's id.
 
-    `ray/_raylet.so` (`GcsClient`) and `ray/core/generated/`.
-
-    Args:
-        address: host:port of the cluster.
-        node_ip: address of the node.
-        left_s: seconds until the node stops, 0 or more.
-        reason: text for Ray's log.
-
-    Returns:
-        The node's id.
+    The hidden command `ray drain-node` does the same. `ray/_raylet.so` (`GcsClient`) and
+    `ray/core/generated/`. `address` is the cluster's host:port; `reason` is for Ray's log.
 
     Raises:
         OrchestratorError: the cluster has no such node, or Ray rejects the request.
@@ -160,16 +147,14 @@ def accept_every_actor_death() -> None:
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
+    handled = RayActorError | RayTaskError
     original = RayActorManager._actor_task_failed
     if getattr(original, "accepts_every_death", False):
         return
 
     def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(
-            exception, RayActorError | RayTaskError
-        ):
-            text = f"{type(exception).__name__}: {exception}"
-            exception = RayActorError(error_msg=text)
+        if isinstance(exception, RayError) and not isinstance(exception, handled):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
         original(self, tracked_actor_task, exception)
 
     failed.accepts_every_death = True  # type: ignore[attr-defined]

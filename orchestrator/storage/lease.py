@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.storage.paths import LEASE
 from orchestrator.storage.store import Storage, StorageError
+from orchestrator.threads import StepThread
 
 RENEW_S = 5.0  # between two renewals
 STALE_S = 60.0  # without a renewal; then another driver may take the lease
@@ -33,18 +33,17 @@ class LeaseLostError(OrchestratorError):
 
 
 class Lease:
-    """A lease that is held, and renewed by a thread of its own until it is released."""
+    """A lease that is held, and renewed by a thread of its own until it is released.
+
+    Attributes:
+        lost: the reason to stop once another driver holds the lease; None until then.
+    """
 
     def __init__(self, storage: Storage, token: str, clock: Clock) -> None:
         self.storage, self.token, self.clock = storage, token, clock
-        self._lost: str | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="lease", daemon=True)
-
-    @property
-    def lost(self) -> str | None:
-        """The reason to stop once another driver holds the lease; None until then."""
-        return self._lost
+        self.lost: str | None = None
+        self._is_stopped = False
+        self._thread = StepThread("lease", self.step, RENEW_S)
 
     def check(self) -> None:
         """Compare the lease in the storage with this driver's.
@@ -55,13 +54,13 @@ class Lease:
         """
         text = self.storage.get(LEASE, keep_trying_s=0)
         if text is not None and _facts(text).get("token") != self.token:
-            self._lost = (
+            self.lost = (
                 f"The sweep in {self.storage.shown} was taken over by {_holder(_facts(text))}, "
                 f"because this driver could not renew its lease for {STALE_S:.0f} s. This driver "
                 "stops and writes nothing there; the other one resumes from the stored ledger."
             )
-        if self._lost is not None:
-            raise LeaseLostError(self._lost)
+        if self.lost is not None:
+            raise LeaseLostError(self.lost)
 
     def start(self) -> None:
         """Start renewing it."""
@@ -69,44 +68,33 @@ class Lease:
 
     def stop(self) -> None:
         """Stop renewing it; it becomes stale."""
-        self._stop.set()
+        self._is_stopped = True
+        self._thread.wake()
 
     def release(self) -> None:
         """Stop renewing it and delete it, so that the next driver starts at once."""
         self.stop()
         if self._thread.is_alive():
             self._thread.join(RENEW_S)
-        try:
+        # If another driver holds it, it stays; if the storage does not answer, it becomes stale.
+        with contextlib.suppress(LeaseLostError, StorageError):
             self.check()
             self.storage.delete(LEASE)
-        except (LeaseLostError, StorageError):
-            pass  # another driver holds it, or it becomes stale
 
-    def step(self) -> float:
-        """Renew the lease once; return the seconds until the next renewal.
-
-        Raises:
-            LeaseLostError: another driver holds it.
-        """
-        with contextlib.suppress(StorageError):  # the next step tries again
+    def step(self) -> float | None:
+        """Renew the lease; return the seconds until the next time, None if it is not held."""
+        if self._is_stopped:
+            return None
+        with contextlib.suppress(StorageError, LeaseLostError):  # the next step tries again
             self.check()
             self.storage.put(LEASE, _own(self.token, self.clock), keep_trying_s=0)
-        return RENEW_S
-
-    def _loop(self) -> None:
-        pause_s = RENEW_S
-        with contextlib.suppress(LeaseLostError):  # `lost` has the reason
-            while not self._stop.wait(pause_s):
-                pause_s = self.step()
+        return None if self.lost else RENEW_S
 
 
 def take(storage: Storage, say: Callable[[str], None], *, clock: Clock | None = None) -> Lease:
     """Return the sweep's lease, which nobody else holds or which is stale.
 
-    Args:
-        storage: the sweep's.
-        say: prints why it takes long.
-        clock: gives time and pauses.
+    `say` prints why it takes long.
 
     Raises:
         UsageError: another driver holds it.
@@ -136,7 +124,7 @@ def holder(storage: Storage) -> str | None:
     found = storage.get(LEASE)
     if found is None or _is_gone(_facts(found)):
         return None
-    age_s = storage.age_s(LEASE, f".now-{uuid.uuid4().hex[:8]}")
+    age_s = storage.age_s(LEASE)
     return None if age_s is None or age_s > STALE_S else _holder(_facts(found))
 
 
@@ -144,7 +132,7 @@ def _wait_until_stale(
     storage: Storage, found: bytes, say: Callable[[str], None], clock: Clock
 ) -> None:
     """Return when a lease has not been renewed for `STALE_S`; raise as soon as it is renewed."""
-    age_s = storage.age_s(LEASE, f".now-{uuid.uuid4().hex[:8]}")
+    age_s = storage.age_s(LEASE)
     until_s = clock.monotonic_s() + STALE_S - (age_s or 0.0)
     if age_s is not None and until_s > clock.monotonic_s() + RENEW_S:
         say(
@@ -169,25 +157,16 @@ def _taken(storage: Storage, text: bytes) -> UsageError:
 
 def _own(token: str, clock: Clock) -> bytes:
     pid = os.getpid()
-    return json.dumps(
-        {
-            "host": socket.gethostname(),
-            "pid": pid,
-            "boot": _boot(),
-            "began": _began(pid),
-            "token": token,
-            "renewed_s": clock.now_s(),
-        },
-        sort_keys=True,
-    ).encode()
+    process = {"host": socket.gethostname(), "pid": pid, "boot": _boot(), "began": _began(pid)}
+    own = {**process, "token": token, "renewed_s": clock.now_s()}
+    return json.dumps(own, sort_keys=True).encode()
 
 
 def _facts(text: bytes) -> dict[str, Any]:
-    try:
-        facts = json.loads(text)
-    except ValueError:
-        facts = None
-    return facts if isinstance(facts, dict) else {}
+    with contextlib.suppress(ValueError):
+        if isinstance(facts := json.loads(text), dict):
+            return facts
+    return {}
 
 
 def _holder(facts: dict[str, Any]) -> str:

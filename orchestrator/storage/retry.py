@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from orchestrator.clock import Clock
@@ -27,25 +28,16 @@ _FINAL_ERRNOS = (
 Result = TypeVar("Result")
 
 
-class GaveUpError(Exception):
-    """A call failed for good, or for too long."""
-
-    def __init__(self, error: OSError, tries: int, passed_s: float) -> None:
-        super().__init__(str(error))
-        self.error, self.tries, self.passed_s = error, tries, passed_s
+class GaveUpError(OSError):
+    """A call failed for good, or for too long; has the last error's text and number."""
 
 
 def retried(
     call: Callable[[], Result], size: int, keep_trying_s: float | None, clock: Clock
 ) -> Result:
-    """Return the result of a call, repeated while it fails.
+    """Return the result of a call that transfers `size` bytes, repeated while it raises OSErrors.
 
-    Args:
-        call: raises an OSError when it fails.
-        size: bytes that it transfers.
-        keep_trying_s: seconds after the first try during which further ones begin; None: as
-            `KEEP_TRYING_S` says.
-        clock: gives time, pauses and their random part.
+    Further tries begin within `keep_trying_s` seconds after the first, `KEEP_TRYING_S` if None.
 
     Raises:
         GaveUpError: it failed for good, or for too long.
@@ -59,7 +51,10 @@ def retried(
         except OSError as error:
             now_s = clock.monotonic_s()
             if now_s + pause_s > until_s or _is_final(error):
-                raise GaveUpError(error, tries, now_s - began_s) from error
+                counted = f"{tries} {'try' if tries == 1 else 'tries'} in {now_s - began_s:.0f} s"
+                failure = GaveUpError(f"{error} ({counted})")
+                failure.errno = error.errno
+                raise failure from error
         clock.sleep(pause_s * clock.random.uniform(0.7, 1.3))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -70,23 +65,18 @@ def _within(limit_s: float, call: Callable[[], Result]) -> Result:
     pyarrow's calls cannot be cancelled. A call that takes too long keeps running in its thread and
     ends by the timeouts of its connection.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            future.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="storage", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if results:
-        return results[0]
-    if errors:
-        raise errors[0]
-    raise TimeoutError(f"no end after {limit_s:.0f} s")
+    threading.Thread(target=run, name="storage", daemon=True).start()
+    if future not in wait([future], limit_s).done:
+        raise TimeoutError(f"no end after {limit_s:.0f} s")
+    return future.result()
 
 
 def _is_final(error: OSError) -> bool:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import shutil
 import urllib.parse
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError
 from orchestrator.redaction import redacted
-from orchestrator.storage.retry import GaveUpError, retried
+from orchestrator.storage.retry import GaveUpError, Result, retried
 from trainables import files
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ ALIVE_EVERY_S = 5.0  # seconds between signs of life while files are transferred
 AT_ONCE = 4  # files of a folder that are transferred at the same time
 
 _OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-Result = TypeVar("Result")
 
 
 class StorageError(OrchestratorError, OSError):
@@ -70,7 +71,7 @@ class Storage:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
 
         def write() -> None:
-            if self._is_object_store:
+            if self.uri.startswith("s3://"):  # an object is whole or absent
                 self._write(f"{self.prefix}/{name}", source)
                 return
             place = Path(self.prefix, name)
@@ -88,11 +89,12 @@ class Storage:
         """
 
         def read() -> bytes | None:
-            try:
-                with self.filesystem.open_input_stream(f"{self.prefix}/{name}") as file:
-                    return bytes(file.read())
-            except FileNotFoundError:
-                return None
+            with (
+                contextlib.suppress(FileNotFoundError),
+                self.filesystem.open_input_stream(f"{self.prefix}/{name}") as file,
+            ):
+                return bytes(file.read())
+            return None
 
         return self._try(f"read {name}", read, keep_trying_s=keep_trying_s)
 
@@ -120,20 +122,11 @@ class Storage:
         return True
 
     def put_folder(
-        self,
-        folder: Path,
-        name: str,
-        *,
-        last: str,
-        alive: Callable[[], None] | None = None,
+        self, folder: Path, name: str, *, last: str, alive: Callable[[], None] | None = None
     ) -> None:
-        """Copy the files of a folder to the storage; the last one marks it as whole.
+        """Copy the files of a local folder to the storage; the `last` one marks it as whole.
 
-        Args:
-            folder: on the local disk.
-            name: the folder's name in the storage.
-            last: name of the last file.
-            alive: called every few seconds while files are transferred.
+        `alive` is called every few seconds while files are transferred.
 
         Raises:
             StorageError: they could not be written in time.
@@ -146,16 +139,9 @@ class Storage:
     def get_folder(
         self, name: str, folder: Path, *, mark: str, alive: Callable[[], None] | None = None
     ) -> bool:
-        """Copy a folder to the local disk, whole, replacing an old one.
+        """Replace a local folder by the storage's, if that is whole; return whether it is.
 
-        Args:
-            name: the folder's name in the storage.
-            folder: on the local disk.
-            mark: name of the file that marks the folder as whole.
-            alive: called every few seconds while files are transferred.
-
-        Returns:
-            Whether the storage has a whole folder of that name.
+        `mark` is the file that marks a folder as whole; `alive` is called as by `put_folder`.
 
         Raises:
             StorageError: they could not be read in time.
@@ -208,13 +194,12 @@ class Storage:
 
         self._try(f"delete {name}", delete)
 
-    def age_s(self, name: str, probe: str) -> float | None:
+    def age_s(self, name: str) -> float | None:
         """Return a file's age in seconds by the store's own clock; None if there is no such file.
 
-        Args:
-            name: the file.
-            probe: an unused name; a file is written there to read the store's clock.
+        A file is written for a moment to read the store's clock.
         """
+        probe = f".now-{uuid.uuid4().hex[:8]}"
         self.put(probe, b"")
         try:
             old, now = (self._info(each) for each in (name, probe))
@@ -224,28 +209,20 @@ class Storage:
             return None
         return float(now.mtime_ns - old.mtime_ns) / 1e9
 
-    @property
-    def _is_object_store(self) -> bool:
-        return self.uri.startswith("s3://")
-
     def _write(self, path: str, source: Path | bytes) -> None:
         # Small sources are read first: closing the stream creates the object, and an error in
         # between would close it too.
-        if isinstance(source, bytes) or source.stat().st_size <= 2**26:
-            content = source if isinstance(source, bytes) else source.read_bytes()
-            with self.filesystem.open_output_stream(path) as file:
-                file.write(content)
-            return
-        with source.open("rb") as local, self.filesystem.open_output_stream(path) as file:
+        if isinstance(source, Path) and source.stat().st_size <= 2**26:
+            source = source.read_bytes()
+        local = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with local, self.filesystem.open_output_stream(path) as file:
             shutil.copyfileobj(local, file, 2**23)
 
     def _info(self, name: str) -> Any:
         from pyarrow.fs import FileType
 
-        info = self._try(
-            f"look for {name}",
-            lambda: self.filesystem.get_file_info(f"{self.prefix}/{name}"),
-        )
+        path = f"{self.prefix}/{name}"
+        info = self._try(f"look for {name}", lambda: self.filesystem.get_file_info(path))
         return info if info.type == FileType.File else None
 
     def size(self, name: str) -> int | None:
@@ -257,12 +234,9 @@ class Storage:
         from pyarrow.fs import FileSelector
 
         folder = f"{self.prefix}/{name}".rstrip("/")
-        found = self._try(
-            f"list {name or 'its content'}",
-            lambda: self.filesystem.get_file_info(
-                FileSelector(folder, allow_not_found=True, recursive=recursive)
-            ),
-        )
+        selector = FileSelector(folder, allow_not_found=True, recursive=recursive)
+        what = f"list {name or 'its content'}"
+        found = self._try(what, lambda: self.filesystem.get_file_info(selector))
         return sorted(each.path[len(folder) + 1 :] for each in found if each.type.name == kind)
 
     def _try(
@@ -277,15 +251,13 @@ class Storage:
         try:
             return retried(call, size, keep_trying_s, self.clock)
         except GaveUpError as failure:
-            tries = f"{failure.tries} {'try' if failure.tries == 1 else 'tries'}"
             error = StorageError(
                 f"The storage at {self.shown} must be reachable and writable, but could not "
-                f"{what}: {redacted(str(failure.error))} ({tries} in {failure.passed_s:.0f} s). "
-                "Check the address, the credentials and the network, or the space that is left "
-                "there; then run the same command with --resume."
+                f"{what}: {redacted(str(failure))}. Check the address, the credentials and the "
+                "network, or the space that is left there; then run the same command with --resume."
             )
-            error.errno = failure.error.errno
-            raise error from failure.error
+            error.errno = failure.errno
+            raise error from failure
 
 
 def _all(under_way: set[Future[Result]], alive: Callable[[], None] | None) -> list[Result]:
@@ -301,13 +273,11 @@ def _all(under_way: set[Future[Result]], alive: Callable[[], None] | None) -> li
 
 @functools.lru_cache(maxsize=32)
 def open_storage(uri: str) -> Storage:
-    """Return the storage at an address, without connecting to it.
+    """Return the storage at `s3://bucket/prefix` or `file:///folder`, without connecting to it.
 
-    Args:
-        uri: `s3://bucket/prefix` or `file:///folder`. pyarrow's options `endpoint_override`,
-            `scheme`, `region` and `tls_ca_file_path` follow a "?". The default endpoint is
-            `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`. Credentials are AWS's usual ones:
-            environment variables, files, the machine's role.
+    pyarrow's options `endpoint_override`, `scheme`, `region` and `tls_ca_file_path` follow a "?".
+    The default endpoint is `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`. Credentials are AWS's usual
+    ones: environment variables, files, the machine's role.
 
     Raises:
         StorageError: the address has another form.
@@ -351,14 +321,13 @@ def is_uri(text: str) -> bool:
 def _s3(parts: urllib.parse.SplitResult, options: dict[str, str]) -> FileSystem:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    given: dict[str, Any] = dict(options)
+    given, environment = dict(options), os.environ
     if parts.username and parts.password:
         given["access_key"] = urllib.parse.unquote(parts.username)
         given["secret_key"] = urllib.parse.unquote(parts.password)
     if "region" not in given and "endpoint_override" in given:
-        given["region"] = os.environ.get("AWS_REGION") or os.environ.get(
-            "AWS_DEFAULT_REGION", "us-east-1"
-        )
+        region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+        given["region"] = region or "us-east-1"
     return S3FileSystem(
         **given,
         connect_timeout=CONNECT_S,
