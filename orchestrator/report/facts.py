@@ -5,24 +5,24 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.ledger import ranking
 from orchestrator.ledger.header import RecordedPlan, SweepHeader
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial
+from orchestrator.ledger.records import Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One trial with its epochs, its attempts and, if it was evaluated, its test evaluation."""
+    """One trial with its epochs, its attempts and its evaluation on the test split."""
 
     trial: Trial
     rows: tuple[EpochRow, ...]
     attempts: tuple[Attempt, ...]
-    evaluation: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any]  # empty if it was not evaluated
 
     @property
     def name(self) -> str:
@@ -39,11 +39,12 @@ class Record:
     def device_s(self) -> float:
         """Duration of its attempts times its workers; a shared device counts as a whole one."""
         workers = int(self.trial.config.get("workers", 1))
-        return workers * sum(end - start for start, end in map(self.span_s, self.attempts))
+        return workers * sum(end - start for start, end in self.spans_s)
 
-    def span_s(self, attempt: Attempt) -> tuple[float, float]:
-        """Return when an attempt started and ended, as Unix times."""
-        return attempt.span_s(self.rows)
+    @property
+    def spans_s(self) -> list[tuple[float, float]]:
+        """When each attempt started and ended, as Unix times."""
+        return [attempt.span_s(self.rows) for attempt in self.attempts]
 
     @property
     def has_validation(self) -> bool:
@@ -64,12 +65,13 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepData:
-    """A whole sweep. `variants` are ordered by their number of operations."""
+    """A whole sweep, or one of its `groups`. `variants` are ordered by their operations."""
 
     name: str
     header: SweepHeader
     variants: tuple[str, ...]
     records: tuple[Record, ...]
+    is_pretrained: bool | None = None  # methods return only records like this; None: all
 
     @property
     def plan(self) -> RecordedPlan:
@@ -99,18 +101,30 @@ class SweepData:
     def of(self, variant: str, stage: str | None = None) -> list[Record]:
         """Return a variant's records in the order they were planned, of one stage or of both."""
         own = [record for record in self.records if record.trial.variant == variant]
+        own = [record for record in own if self.is_pretrained in (None, record.is_pretrained)]
         return [record for record in own if stage in (None, record.trial.stage)]
 
-    def groups(self) -> list[tuple[bool, list[str]]]:
+    def groups(self) -> list[SweepData]:
         """Return the variants trained from scratch and the pretrained ones, never compared."""
         found: dict[bool, list[str]] = {False: [], True: []}
         for variant in self.variants:
             # A variant without a trial is listed among those trained from scratch.
             for is_pretrained in {r.is_pretrained for r in self.of(variant)} or {False}:
                 found[is_pretrained].append(variant)
-        return [(is_pretrained, names) for is_pretrained, names in found.items() if names]
+        kinds = [(is_pretrained, tuple(names)) for is_pretrained, names in found.items() if names]
+        return [replace(self, variants=names, is_pretrained=which) for which, names in kinds]
 
-    def seeds(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
+    @property
+    def kind(self) -> str:
+        """How the variants of one of the `groups` were trained."""
+        return "pretrained" if self.is_pretrained else "from scratch"
+
+    @property
+    def suffix(self) -> str:
+        """The end of the names of a group's tables."""
+        return "_pretrained" if self.is_pretrained else ""
+
+    def seeds(self, variant: str) -> list[Record]:
         """Return the complete trials that train a variant's best configuration, one per seed.
 
         These are its final trials; for a variant with nothing to search, its search trials.
@@ -118,12 +132,11 @@ class SweepData:
         trials = [record.trial for record in self.records]
         current = ranking.final_trials_of(trials, variant, self.plan.space.mode)
         signatures = {trial.signature for trial in current if trial.status == "complete"}
-        own = [r for r in self.of(variant) if r.trial.signature in signatures]
-        return [r for r in own if is_pretrained in (None, r.is_pretrained)]
+        return [r for r in self.of(variant) if r.trial.signature in signatures]
 
-    def evaluated(self, variant: str, is_pretrained: bool | None = None) -> list[Record]:
+    def evaluated(self, variant: str) -> list[Record]:
         """Return those of `seeds` that were evaluated on the test split."""
-        return [r for r in self.seeds(variant, is_pretrained) if r.evaluation is not None]
+        return [record for record in self.seeds(variant) if record.evaluation]
 
     def best(self, records: Iterable[Record]) -> Record | None:
         """Return the best complete record by the search's metric, None if none is complete."""
@@ -135,10 +148,6 @@ class SweepData:
     def class_name(self, label: int) -> str:
         """Return the name of a class, its number if the ledger has no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
-
-    def has_results(self) -> bool:
-        """Return whether any trial is complete or was stopped early."""
-        return any(record.trial.status in ("complete", "stopped") for record in self.records)
 
 
 def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
@@ -157,7 +166,7 @@ def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
                 trial=trial,
                 rows=tuple(ledger.epochs(trial.signature)),
                 attempts=tuple(attempts[trial.signature]),
-                evaluation=evaluations.get(trial.signature),
+                evaluation=evaluations.get(trial.signature, {}),
             )
             for trial in trials
         ),
@@ -173,13 +182,10 @@ def _ordered(header: SweepHeader, trials: Sequence[Trial]) -> tuple[str, ...]:
 
 def figures_of(records: Iterable[Record], *path: str) -> list[float]:
     """Return one figure of each evaluation: `figures_of(records, "f1", "macro")`."""
-    found = []
-    for record in records:
-        value: Any = record.evaluation
-        for key in path:
-            value = None if value is None else value[key]
-        found += [] if value is None else [float(value)]
-    return found
+    found: list[Any] = [record.evaluation for record in records if record.evaluation]
+    for key in path:
+        found = [value[key] for value in found if value[key] is not None]
+    return [float(value) for value in found]
 
 
 def estimated(records: Iterable[Record], *path: str) -> Estimate:
@@ -191,9 +197,3 @@ def mean(values: Sequence[float]) -> float | None:
     """Return the mean of the values that are not NaN, None if there are none."""
     kept = [value for value in values if not math.isnan(value)]
     return sum(kept) / len(kept) if kept else None
-
-
-def ended(records: Iterable[Record]) -> list[Record]:
-    """Return the records whose trials have ended, in the order in which they ended."""
-    done = [record for record in records if record.trial.status in ENDED]
-    return sorted(done, key=lambda record: record.trial.ended_seq or 0)

@@ -5,14 +5,17 @@ Everything is read from the ledger; the sweep may be running.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jinja2
+from plotly.offline import get_plotlyjs
 
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.report.document.blocks import Section, tables_of, to_csv, to_markdown
-from orchestrator.report.document.page import to_html
+from orchestrator.report.document import blocks
+from orchestrator.report.document.blocks import Section
 from orchestrator.report.facts import SweepData, read_sweep
 from orchestrator.report.sections.calibration import calibration
 from orchestrator.report.sections.classes import classes
@@ -45,11 +48,10 @@ def write_report(
     sweep = read_sweep(ledger, name)
     sections, images = _sections(sweep, (clock or Clock()).now_s())
     title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
-    contents = {
-        REPORT_PAGE: to_html(title, sections, images),
-        "report.md": to_markdown(title, sections),
-        **{f"{t.name}.csv": to_csv(t) for section in sections for t in tables_of(section.blocks)},
-    }
+    tables = [table for section in sections for table in blocks.tables_of(section.blocks)]
+    contents = {f"{table.name}.csv": blocks.to_csv(table) for table in tables}
+    contents[REPORT_PAGE] = _to_html(title, sections, images)
+    contents["report.md"] = blocks.to_markdown(title, sections)
     try:
         with files.temporary(folder) as new:
             new.mkdir()
@@ -66,10 +68,24 @@ def write_report(
 
 def _sections(sweep: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
     """Return the report's sections in order, and the images that the page contains once."""
-    makers: tuple[Callable[[SweepData], Section], ...] = (
-        *(leaderboard, pairs, published, curves, search),
-        *(fronts, validation, classes, calibration),
-    )
+    makers = (leaderboard, pairs, published, curves, search)
+    more = (fronts, validation, classes, calibration)
     with_images, images = pictures(sweep)
-    sections = [overview(sweep, written_s), *(make(sweep) for make in makers), *with_images]
-    return [*sections, failures(sweep), time_spent(sweep)], images
+    sections = [overview(sweep, written_s), *(make(sweep) for make in (*makers, *more))]
+    return [*sections, *with_images, failures(sweep), time_spent(sweep)], images
+
+
+def _to_html(title: str, sections: Sequence[Section], images: Mapping[str, str]) -> str:
+    """Return the page as HTML; `images` are the data URIs that pictures refer to by key."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(blocks.__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["printed_table"] = blocks.printed_table
+    # The template does not escape the script and the figures: neither contains "</script".
+    script = get_plotlyjs().replace("</script", "<\\/script")
+    page = environment.get_template("page.html")
+    return page.render(title=title, sections=sections, images=images, plotly=script)

@@ -1,1 +1,1 @@
-"""The parts of a report: `blocks`, `plots` and the HTML `page`."""
+"""The parts of a report: `blocks`, `plots` and the template of the HTML page."""

@@ -50,7 +50,6 @@ class Table:
     rows: Sequence[Sequence[Any]]
     note: str = ""
     is_folded: bool = False
-    block: str = "table"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +61,14 @@ class Figure:
     json: str
     height_px: int
     note: str = ""
-    block: str = "figure"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Text:
     """A paragraph, or a list if there are several lines."""
 
-    lines: tuple[str, ...]
+    lines: Sequence[str]
     is_warning: bool = False
-    block: str = "text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +84,9 @@ class Matrix:
     names: tuple[str, ...]
     cells: Sequence[Sequence[tuple[str, str]]]
     note: str = ""
-    block: str = "matrix"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A small image. `source` is a data URI, or the key of an image that the page holds once."""
 
@@ -109,16 +105,14 @@ class Pictures:
     rows: Sequence[Sequence[Picture]]
     headings: tuple[str, ...] = ()
     note: str = ""
-    block: str = "pictures"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Tabs:
     """Sets of blocks, of which the page shows one at a time."""
 
     name: str
-    tabs: tuple[tuple[str, tuple[Block, ...]], ...]
-    block: str = "tabs"
+    tabs: Sequence[tuple[str, Sequence[Block]]]
 
 
 Block = Table | Figure | Text | Matrix | Pictures | Tabs
@@ -133,14 +127,12 @@ class Section:
     blocks: tuple[Block, ...] = ()
 
     @classmethod
-    def not_evaluated(cls, name: str, title: str) -> Section:
-        """Return the section that stands for one that needs an evaluated trial."""
-        return cls(name, title, (text("No trial has been evaluated on the test split yet."),))
+    def of(cls, name: str, title: str, *blocks: Block | str) -> Section:
+        """Return a section; a string is a paragraph."""
+        return cls(name, title, tuple(Text((b,)) if isinstance(b, str) else b for b in blocks))
 
 
-def text(*lines: str, is_warning: bool = False) -> Text:
-    """Return a paragraph, or a list if there are several lines."""
-    return Text(lines=lines, is_warning=is_warning)
+NOT_EVALUATED = "No trial has been evaluated on the test split yet."
 
 
 def counted(count: int, noun: str) -> str:
@@ -180,12 +172,9 @@ def printed_table(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 def tables_of(blocks: Sequence[Block]) -> list[Table]:
     """Return all tables, including those inside tabs."""
-    found: list[Table] = []
-    for block in blocks:
-        found += [block] if isinstance(block, Table) else []
-        for _, inner in block.tabs if isinstance(block, Tabs) else ():
-            found += tables_of(inner)
-    return found
+    inner = [each for block in blocks if isinstance(block, Tabs) for _, each in block.tabs]
+    found = [block for block in blocks if isinstance(block, Table)]
+    return found + [table for each in inner for table in tables_of(each)]
 
 
 def to_csv(table: Table) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import Column, Figure, Section, Table, text
+from orchestrator.report.document.blocks import NOT_EVALUATED, Column, Figure, Section, Table
 from orchestrator.report.document.plots import add_diagonal, colours, figure
 from orchestrator.report.facts import Record, SweepData
 
@@ -17,19 +17,14 @@ _RANGE = (-2, 102)  # percent; markers at 0 % and 100 % are not clipped
 def calibration(sweep: SweepData) -> Section:
     """Return accuracy against confidence of each variant, as a figure and as a table."""
     bins = {v: values for v in sweep.variants if (values := _bins(sweep.evaluated(v))).size}
-    if not bins:
-        return Section.not_evaluated("calibration", "Calibration")
-    blocks = (
-        text(
-            "The predictions on the test split in 15 equal bins of confidence, all seeds of a "
-            "variant together. Below the dotted line a model is overconfident. The expected "
-            "calibration error (ECE) of the leaderboard is the mean distance from that line, "
-            "weighted by the number of predictions, computed for each seed and averaged."
-        ),
-        _figure(sweep, bins),
-        _table(bins),
+    intro = (
+        "The predictions on the test split in 15 equal bins of confidence, all seeds of a variant "
+        "together. Below the dotted line a model is overconfident. The expected calibration error "
+        "(ECE) of the leaderboard is the mean distance from that line, weighted by the number of "
+        "predictions, computed for each seed and averaged."
     )
-    return Section("calibration", "Calibration", blocks)
+    blocks = (intro, _figure(sweep, bins), _table(bins)) if bins else (NOT_EVALUATED,)
+    return Section.of("calibration", "Calibration", *blocks)
 
 
 def _figure(sweep: SweepData, bins: Mapping[str, np.ndarray]) -> Figure:
@@ -76,7 +71,7 @@ def _bins(records: Iterable[Record]) -> np.ndarray:
 
     (bins, 5): lower and upper end, predictions, mean confidence, accuracy.
     """
-    found = [r.evaluation["calibration"] for r in records if r.evaluation]
+    found = [record.evaluation["calibration"] for record in records]
     if not found:
         return np.empty((0, 5))
     counts = np.array([each["count"] for each in found], float)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import Column, Figure, Section, Table, Tabs, counted, text
+from orchestrator.report.document import blocks
+from orchestrator.report.document.blocks import Column, Figure, Section, Table
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.statistics import class_order, most_confused, row_shares
@@ -35,36 +35,26 @@ def classes(sweep: SweepData) -> Section:
     """Return each variant's confusion matrix, all in the same order, and metrics per class."""
     evaluated = {v: records for v in sweep.variants if (records := sweep.evaluated(v))}
     if not evaluated:
-        return Section.not_evaluated("classes", "Classes")
-    counts = {variant: _confusion(records) for variant, records in evaluated.items()}
+        return Section.of("classes", "Classes", blocks.NOT_EVALUATED)
+    counts: dict[str, np.ndarray] = {  # (k, k), summed over seeds
+        variant: np.sum([np.asarray(r.evaluation["confusion"], np.int64) for r in records], axis=0)
+        for variant, records in evaluated.items()
+    }
     order = class_order(np.sum(list(counts.values()), axis=0))
-    tabs = tuple(
-        (
-            variant,
-            (
-                _matrix(sweep, variant, confusion, order, len(evaluated[variant])),
-                _pairs(sweep, variant, confusion),
-                _per_class(sweep, variant, evaluated[variant]),
-            ),
-        )
-        for variant, confusion in counts.items()
-    )
-    intro = text(
+    tabs = []
+    for variant, confusion in counts.items():
+        own = evaluated[variant]
+        matrix = _matrix(sweep, variant, confusion, order, len(own))
+        tables = _pairs(sweep, variant, confusion), _per_class(sweep, variant, own)
+        tabs.append((variant, (matrix, *tables)))
+    intro = (
         "Counts are sums over the seeds of a variant, metrics per class are means over them. "
         "All matrices order the classes in the same way, so that classes that are often confused "
         "are next to each other (average-linkage clustering of the symmetrized confusion of all "
         "variants). Drag over a matrix to zoom in, double-click to zoom out. Click a column "
         "heading of a table to sort it."
     )
-    return Section("classes", "Classes", (intro, Tabs(name="classes", tabs=tabs)))
-
-
-def _confusion(records: Sequence[Record]) -> np.ndarray:
-    """Return the counts summed over seeds, (k, k)."""
-    found: np.ndarray = np.sum(
-        [np.asarray(r.evaluation["confusion"], np.int64) for r in records if r.evaluation], axis=0
-    )
-    return found
+    return Section.of("classes", "Classes", intro, blocks.Tabs("classes", tabs))
 
 
 def _matrix(
@@ -95,26 +85,22 @@ def _matrix(
     drawn.update_yaxes(title_text="true", autorange="reversed", nticks=60, **axis)
     if is_few:
         drawn.update_traces(text=ordered.tolist(), texttemplate="%{text}", textfont={"size": 11})
-    images = int(confusion.sum())
+    images, of = int(confusion.sum()), blocks.counted(seeds, "seed")
     return figure(
         f"confusion-{variant}",
         f"Confusion matrix, {variant}",
         drawn,
         height_px=560 if is_few else 900,
-        note=f"{counted(images, 'prediction')} of {counted(seeds, 'seed')}. Each row is a true "
-        "class. Blue: share of correct predictions. Orange to red: share of wrong predictions, on "
-        "a scale on which 2.0 % is visible.",
+        note=f"{blocks.counted(images, 'prediction')} of {of}. Each row is a true class. Blue: "
+        "share of correct predictions. Orange to red: share of wrong predictions, on a scale on "
+        "which 2.0 % is visible.",
     )
 
 
 def _unique(names: Sequence[str]) -> list[str]:
     """Return the names with numbers added to repeated ones, which an axis would merge."""
-    seen: collections.Counter[str] = collections.Counter()
-    found = []
-    for name in names:
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
+    counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    return [n if k == 1 else f"{n} ({k})" for n, k in zip(names, counts, strict=True)]
 
 
 def _pairs(sweep: SweepData, variant: str, confusion: np.ndarray) -> Table:
@@ -139,12 +125,11 @@ def _pairs(sweep: SweepData, variant: str, confusion: np.ndarray) -> Table:
 
 
 def _per_class(sweep: SweepData, variant: str, records: Sequence[Record]) -> Table:
-    evaluated = [r.evaluation for r in records if r.evaluation]
-    support = evaluated[0]["support"]
+    support = records[0].evaluation["support"]
 
     def means(how: str) -> list[Any]:
-        metrics = ("precision", "recall", "f1")
-        return [np.mean([each[m][how] for each in evaluated], axis=0).tolist() for m in metrics]
+        every = ([r.evaluation[m][how] for r in records] for m in ("precision", "recall", "f1"))
+        return [np.mean(values, axis=0).tolist() for values in every]
 
     averages = [[f"({how} mean)", *means(how), sum(support)] for how in ("macro", "weighted")]
     rows = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.ledger.records import ENDED, TrialStatus
-from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted, text
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted
 from orchestrator.report.document.plots import colours, faint, figure
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.sections.leaderboard import metric_kind
@@ -32,37 +34,35 @@ _MOST_POINTS = 60_000
 def curves(sweep: SweepData) -> Section:
     """Return the curves of all trials, of the best of each variant, and the table of trials."""
     shown = [record for record in sweep.records if record.rows]
-    blocks: list[Block] = []
-    if shown:
+    blocks = _figures(sweep, shown) if shown else ["No trial has finished an epoch yet."]
+    return Section.of("curves", "Learning curves", *blocks, _trials(sweep))
+
+
+def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
+    blocks: list[Block | str] = [
+        "Each line is one trial. Solid: complete, or still running if it ends in a circle. "
+        "Dotted, ending in a dash: stopped early. Dashed, ending in a cross: diverged. "
+        "Dashed, ending in a square: failed. Click a legend entry to hide or show it; "
+        "double-click it to hide all others. Non-finite values are not drawn."
+    ]
+    for metric in dict.fromkeys((sweep.metric, "val_loss", "train_loss")):
+        if found := _having(shown, metric):
+            blocks.append(_all_trials(sweep, found, metric))
+    if without := sum(not record.has_validation for record in shown):
+        blocks.append(f"Trained without a validation split: {counted(without, 'trial')}.")
+    if any(r.trial.config.get(name) for r in shown for name in ("mixup_alpha", "cutmix_alpha")):
         blocks.append(
-            text(
-                "Each line is one trial. Solid: complete, or still running if it ends in a circle. "
-                "Dotted, ending in a dash: stopped early. Dashed, ending in a cross: diverged. "
-                "Dashed, ending in a square: failed. Click a legend entry to hide or show it; "
-                "double-click it to hide all others. Non-finite values are not drawn."
-            )
+            "In trials with mixup or CutMix, a prediction for a training image counts as correct "
+            "if it is either of the two mixed classes. Their training top-1 is therefore not "
+            "comparable with that of other trials."
         )
-        metrics = dict.fromkeys((sweep.metric, "val_loss", "train_loss"))
-        having = {metric: _having(shown, metric) for metric in metrics}
-        blocks += [_all_trials(sweep, found, metric) for metric, found in having.items() if found]
-        if without := sum(not record.has_validation for record in shown):
-            blocks.append(text(f"Trained without a validation split: {counted(without, 'trial')}."))
-        if any(r.trial.config.get(name) for r in shown for name in ("mixup_alpha", "cutmix_alpha")):
-            blocks.append(
-                text(
-                    "In trials with mixup or CutMix, a prediction for a training image counts as "
-                    "correct if it is either of the two mixed classes. Their training top-1 is "
-                    "therefore not comparable with that of other trials."
-                )
-            )
-        if best := _best(sweep):
-            blocks.append(_train_and_validation(sweep, best))
-        if silent := len(sweep.records) - len(shown):
-            blocks.append(text(f"Without a finished epoch: {counted(silent, 'trial')}."))
-    else:
-        blocks.append(text("No trial has finished an epoch yet."))
-    blocks.append(_trials(sweep))
-    return Section("curves", "Learning curves", tuple(blocks))
+    # The best trial of each variant: among its seeds, otherwise in its search.
+    best = [sweep.best(sweep.seeds(v)) or sweep.best(sweep.of(v, "search")) for v in sweep.variants]
+    if any(best):
+        blocks.append(_train_and_validation(sweep, list(filter(None, best))))
+    if silent := len(sweep.records) - len(shown):
+        blocks.append(f"Without a finished epoch: {counted(silent, 'trial')}.")
+    return blocks
 
 
 def _having(shown: Sequence[Record], metric: str) -> list[Record]:
@@ -76,40 +76,33 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
     most = max(2, _MOST_POINTS // len(shown))
     titled: set[str] = set()
     width = 1.0 if len(shown) < 100 else 0.5
-    for stage in ("search", "final"):  # curves of final trials are drawn on top
-        for variant in sweep.variants:
-            for status, (dash, opacity, mark) in _LOOKS.items():
-                records = [
-                    r
-                    for r in shown
-                    if (r.trial.status, r.trial.variant, r.trial.stage) == (status, variant, stage)
-                ]
-                if not records:
-                    continue
-                name = f"{status}{', final' if stage == 'final' else ''}: {len(records)}"
-                x, y, numbers = _joined(records, metric, scale, most)
-                of = "final " if stage == "final" else "#"
-                drawn.add_scatter(
-                    x=x,
-                    y=y,
-                    customdata=numbers,
-                    mode="lines" if mark else _mode(records),
-                    marker={"size": 5},
-                    name=name,
-                    line={
-                        "color": faint(colour[variant], opacity),
-                        "dash": dash,
-                        "width": 2 * width if stage == "final" else width,
-                    },
-                    hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
-                    "<br>epoch %{x}: %{y:.4g}<extra></extra>",
-                    legendgroup=variant,
-                    legendgrouptitle_text=None if variant in titled else variant,
-                )
-                titled.add(variant)
-                if mark:
-                    look = {"symbol": mark, "size": 7 * width, "color": colour[variant]}
-                    _add_ends(drawn, records, metric, scale, look, variant)
+    groups: dict[tuple[str, str, TrialStatus], list[Record]] = collections.defaultdict(list)
+    for r in shown:
+        groups[r.trial.stage, r.trial.variant, r.trial.status].append(r)
+    # Curves of final trials are drawn on top.
+    for stage, variant, status in itertools.product(("search", "final"), sweep.variants, _LOOKS):
+        records, (dash, opacity, mark) = groups[stage, variant, status], _LOOKS[status]
+        if not records:
+            continue
+        x, y, numbers = _joined(records, metric, scale, most)
+        of, final, times = ("final ", ", final", 2) if stage == "final" else ("#", "", 1)
+        drawn.add_scatter(
+            x=x,
+            y=y,
+            customdata=numbers,
+            mode="lines" if mark else _mode(records),
+            marker={"size": 5},
+            name=f"{status}{final}: {len(records)}",
+            line={"color": faint(colour[variant], opacity), "dash": dash, "width": times * width},
+            hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
+            "<br>epoch %{x}: %{y:.4g}<extra></extra>",
+            legendgroup=variant,
+            legendgrouptitle_text=None if variant in titled else variant,
+        )
+        titled.add(variant)
+        if mark:
+            look = {"symbol": mark, "size": 7 * width, "color": colour[variant]}
+            _add_ends(drawn, records, metric, scale, look, variant)
     drawn.update_xaxes(title_text="epoch")
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
     drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
@@ -139,34 +132,20 @@ def _joined(
 
 
 def _add_ends(
-    drawn: go.Figure,
-    records: Sequence[Record],
-    metric: str,
-    scale: float,
-    look: Mapping[str, Any],
-    variant: str,
+    drawn: go.Figure, records: Sequence[Record], metric: str, scale: float, look: Any, variant: str
 ) -> None:
     """Mark the last finite value of each trial."""
-    ends = []
-    for record in records:
-        finite = [row for row in record.rows if math.isfinite(row.metrics[metric])]
-        if finite:
-            ends.append((finite[-1].epoch + 1, scale * finite[-1].metrics[metric]))
+    finite = [[row for row in r.rows if math.isfinite(row.metrics[metric])] for r in records]
+    last = [rows[-1] for rows in finite if rows]
     drawn.add_scatter(
-        x=np.array([x for x, _ in ends], np.float32),
-        y=np.array([y for _, y in ends], np.float32),
+        x=np.array([row.epoch + 1 for row in last], np.float32),
+        y=np.array([scale * row.metrics[metric] for row in last], np.float32),
         mode="markers",
         marker=look,
         hoverinfo="skip",
         showlegend=False,
         legendgroup=variant,
     )
-
-
-def _best(sweep: SweepData) -> list[Record]:
-    """Return the best trial of each variant: among its seeds, otherwise in its search."""
-    best = [sweep.best(sweep.seeds(v)) or sweep.best(sweep.of(v, "search")) for v in sweep.variants]
-    return [record for record in best if record is not None]
 
 
 def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
@@ -205,17 +184,17 @@ def _trials(sweep: SweepData) -> Table:
     kind = metric_kind(sweep.metric)
     rows = []
     for record in sweep.records:
-        trial, evaluated = record.trial, record.evaluation
+        trial = record.trial
         micro = {a.micro_batch_size for a in record.attempts} - {0}
+        searched = map(trial.params.get, params)
         rows.append(
             [
                 *(trial.variant, trial.stage, trial.number, trial.signature),
                 *(trial.status, len(record.rows)),
                 None if trial.best_epoch is None else trial.best_epoch + 1,
-                trial.best_value,
-                evaluated["top1"] if evaluated else None,
+                *(trial.best_value, record.evaluation.get("top1")),
                 *(len(record.attempts), min(micro, default=None), record.device_s),
-                *(_short(trial.params.get(name)) for name in params),
+                *(str(value) if isinstance(value, bool) else value for value in searched),
             ]
         )
     return Table(
@@ -235,7 +214,3 @@ def _trials(sweep: SweepData) -> Table:
         rows=rows,
         is_folded=True,
     )
-
-
-def _short(value: object) -> object:
-    return str(value) if isinstance(value, bool) else value

@@ -6,18 +6,11 @@ import collections
 from typing import Any
 
 from orchestrator.ledger.records import Attempt
-from orchestrator.report.document.blocks import Column, Section, Table, text
+from orchestrator.report.document.blocks import Column, Section, Table
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.search import retry_policy
 
-_TITLE = "Failures"
 _LONGEST_LINE = 300
-_COLUMNS = (
-    *(Column("outcome", "outcome"), Column("class", "failure class")),
-    Column("reason", "last line of the error"),
-    *Column.of("count", attempts="attempts", trials="trials", given_up="trials given up"),
-    *Column.of(variants="variants", example="first trial", log="its log"),
-)
 
 
 def failures(sweep: SweepData) -> Section:
@@ -30,13 +23,18 @@ def failures(sweep: SweepData) -> Section:
                 key = (attempt.outcome, attempt.failure_class or attempt.outcome, fingerprint)
                 groups[key].append((record, attempt))
     if not groups:
-        return Section("failures", _TITLE, (text("No attempt failed, diverged or was lost."),))
+        return Section.of("failures", "Failures", "No attempt failed, diverged or was lost.")
     space = sweep.header.space or sweep.plan.space.name
     again = space if sweep.name == sweep.plan.space.name else f"{space} --name {sweep.name}"
     table = Table(
         name="failures",
         title="Unsuccessful attempts by error",
-        columns=_COLUMNS,
+        columns=(
+            *(Column("outcome", "outcome"), Column("class", "failure class")),
+            Column("reason", "last line of the error"),
+            *Column.of("count", attempts="attempts", trials="trials", given_up="trials given up"),
+            *Column.of(variants="variants", example="first trial", log="its log"),
+        ),
         rows=[
             [outcome, kind, *_row(found)]
             for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1]))
@@ -46,8 +44,8 @@ def failures(sweep: SweepData) -> Section:
         "diverged trial had a non-finite loss: that is a result and not an error, and the trial is "
         "not retried.",
     )
-    retry = text(f"To retry failed trials: python -m orchestrator.sweep {again} --resume")
-    return Section("failures", _TITLE, (table, retry))
+    retry = f"To retry failed trials: python -m orchestrator.sweep {again} --resume"
+    return Section.of("failures", "Failures", table, retry)
 
 
 def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:
@@ -65,9 +63,7 @@ def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:
 
 
 def _reason(attempt: Attempt) -> str:
-    line = retry_policy.last_line(attempt.failure_text or "").strip()
-    if line:
+    if line := retry_policy.last_line(attempt.failure_text or "").strip():
         return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
-    return {"diverged": "the loss was not finite", "lost": "the driver stopped"}.get(
-        attempt.outcome or "", "no error message"
-    )
+    known = {"diverged": "the loss was not finite", "lost": "the driver stopped"}
+    return known.get(attempt.outcome or "", "no error message")

@@ -8,7 +8,7 @@ from typing import Any
 
 from plotly.subplots import make_subplots
 
-from orchestrator.report.document.blocks import Column, Figure, Section, Table, text
+from orchestrator.report.document.blocks import Column, Figure, Section, Table
 from orchestrator.report.document.plots import colours, figure
 from orchestrator.report.facts import SweepData, estimated, mean
 from orchestrator.report.sections import pairs
@@ -20,28 +20,25 @@ def fronts(sweep: SweepData) -> Section:
     """Return Pareto fronts of test top-1 over each cost, from scratch and pretrained separately."""
     points = {name: point for name in sweep.variants if (point := _point(sweep, name))}
     if not points:
-        only = text("No variant has been evaluated on the test split yet.")
-        return Section("fronts", "Accuracy and cost", (only,))
-    blocks = (
-        text(
-            "Each point is one variant: its mean test top-1 over seeds, with the standard "
-            "deviation if there are at least two seeds. A variant is on the front if no other has "
-            "at least its accuracy at a lower cost, or a higher accuracy at the same cost. Whether "
-            f'a difference is significant is shown in "{pairs.TITLE}". Variants trained from '
-            "scratch and pretrained variants have separate fronts."
-        ),
-        _fronts_figure(sweep, points),
-        _fronts_table(points),
+        only = "No variant has been evaluated on the test split yet."
+        return Section.of("fronts", "Accuracy and cost", only)
+    intro = (
+        "Each point is one variant: its mean test top-1 over seeds, with the standard deviation if "
+        "there are at least two seeds. A variant is on the front if no other has at least its "
+        "accuracy at a lower cost, or a higher accuracy at the same cost. Whether a difference is "
+        f'significant is shown in "{pairs.TITLE}". Variants trained from scratch and pretrained '
+        "variants have separate fronts."
     )
-    return Section("fronts", "Accuracy and cost", blocks)
+    shown = _fronts_figure(sweep, points), _fronts_table(points)
+    return Section.of("fronts", "Accuracy and cost", intro, *shown)
 
 
-# Column, axis title and d3's number format. Units of their own get no prefixes.
+# With d3's number format: "s" has prefixes for thousands and millions, "g" has none.
 _COSTS = (
-    (Column("parameters", "parameters", "count"), "parameters", "~s"),
-    (Column("multiply_accumulates", "multiply-accumulates", "mega"), "multiply-accumulates", "~s"),
-    (Column("inference_ms", "inference", "ms"), "inference, ms", "~g"),
-    (Column("device_s", "device time per seed", "seconds"), "device time per seed, s", "~g"),
+    (Column("parameters", "parameters", "count"), "s"),
+    (Column("multiply_accumulates", "multiply-accumulates", "mega"), "s"),
+    (Column("inference_ms", "inference", "ms"), "g"),
+    (Column("device_s", "device time per seed", "seconds"), "g"),
 )
 
 
@@ -49,7 +46,7 @@ def _point(sweep: SweepData, variant: str) -> dict[str, Any] | None:
     evaluated = sweep.evaluated(variant)
     if not evaluated:
         return None
-    top1, some = estimated(evaluated, "top1"), evaluated[0].evaluation or {}
+    top1, some = estimated(evaluated, "top1"), evaluated[0].evaluation
     return {
         "top1": top1.mean,
         "sd": top1.sd,
@@ -74,8 +71,9 @@ def _front(points: Mapping[str, dict[str, Any]], cost: str) -> dict[bool, list[s
 def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Figure:
     colour = colours(sweep.variants)
     drawn = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.09)
-    for index, (shown, title, number_format) in enumerate(_COSTS):
+    for index, (shown, form) in enumerate(_COSTS):
         cost, place = shown.key, {"row": index // 2 + 1, "col": index % 2 + 1}
+        title = shown.heading if form == "g" else shown.title
         for names in _front(points, cost).values():
             drawn.add_scatter(
                 x=[points[name][cost] for name in names],
@@ -97,19 +95,15 @@ def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Fi
                 name=name + (" (pretrained)" if point["is_pretrained"] else ""),
                 legendgroup=name,
                 showlegend=index == 0,
-                hovertemplate=f"{name}<br>{title}: %{{x:.4{number_format.removeprefix('~')}}}"
+                hovertemplate=f"{name}<br>{title}: %{{x:.4{form}}}"
                 "<br>test top-1: %{y:.1f} %<extra></extra>",
                 **place,
             )
         costs = [point[cost] for point in points.values()]
         is_wide = min(costs) > 0 and max(costs) > 3 * min(costs)
         axis = {"type": "log", "tickvals": _ticks(costs)} if is_wide else {"rangemode": "tozero"}
-        drawn.update_xaxes(
-            title_text=title + (" (log scale)" if is_wide else ""),
-            tickformat=number_format,
-            **place,
-            **axis,
-        )
+        title += " (log scale)" if is_wide else ""
+        drawn.update_xaxes(title_text=title, tickformat=f"~{form}", **place, **axis)
     drawn.update_yaxes(title_text="test top-1, %")
     return figure("fronts", "Pareto fronts", drawn, height_px=600, note=SHARED)
 
@@ -122,7 +116,7 @@ def _ticks(costs: Sequence[float]) -> list[float]:
 
 
 def _fronts_table(points: Mapping[str, dict[str, Any]]) -> Table:
-    costs = [column for column, *_ in _COSTS]
+    costs = [column for column, _ in _COSTS]
     on = {c.key: {n for names in _front(points, c.key).values() for n in names} for c in costs}
     return Table(
         name="fronts",

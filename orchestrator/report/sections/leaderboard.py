@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger.records import TrialStatus
-from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, text
+from orchestrator.report.document.blocks import Column, Kind, Section, Table, Text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
 from trainables.metrics import is_fraction
 
@@ -36,59 +36,39 @@ def leaderboard(sweep: SweepData) -> Section:
 
     Variants are ranked by their mean test top-1; those without one follow, by validation.
     """
-    blocks: list[Block] = [text(*_INTRODUCTION)]
-    for is_pretrained, variants in sweep.groups():
-        blocks += _tables(sweep, variants, is_pretrained)
-    return Section("leaderboard", "Leaderboard", tuple(blocks))
+    groups = sweep.groups()
+    tables = [make(group) for group in groups for make in (_leaderboard, _searches, _costs)]
+    return Section.of("leaderboard", "Leaderboard", Text(_INTRODUCTION), *tables)
 
 
-def _tables(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Table]:
-    kind = "pretrained" if is_pretrained else "from scratch"
-    suffix = "_pretrained" if is_pretrained else ""
-    return [
-        Table(
-            name=f"leaderboard{suffix}",
-            title=f"Leaderboard, {kind}",
-            columns=_columns(sweep),
-            rows=sorted((_row(sweep, v, is_pretrained) for v in variants), key=_rank(sweep)),
-            note=_note(sweep, variants, is_pretrained),
+_TEST_METRICS = (("top5",), ("loss",), ("f1", "macro"), ("ece",), ("superclass_top1",))
+
+
+def _leaderboard(sweep: SweepData) -> Table:
+    kind, rows = metric_kind(sweep.metric), [_row(sweep, variant) for variant in sweep.variants]
+    return Table(
+        name=f"leaderboard{sweep.suffix}",
+        title=f"Leaderboard, {sweep.kind}",
+        columns=(
+            Column("variant", "variant"),
+            Column(f"best_{sweep.metric}", f"best {sweep.metric} of the search", kind),
+            Column("seeds", "seeds", "count"),
+            Column(f"seeds_{sweep.metric}", f"{sweep.metric} of the seeds", kind),
+            *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
+            *Column.of("percent", test_top1_low="CI low", test_top1_high="CI high"),
+            *Column.of("percent", test_top5_mean="test top-5"),
+            *Column.of("loss", test_loss_mean="test loss"),
+            *Column.of("percent", test_f1_macro_mean="macro F1", test_ece_mean="ECE"),
+            *Column.of("percent", test_superclass_top1_mean="superclass top-1"),
         ),
-        Table(
-            name=f"searches{suffix}",
-            title=f"Search results, {kind}",
-            columns=_search_columns(sweep),
-            rows=[_search_row(sweep, variant, is_pretrained) for variant in variants],
-        ),
-        Table(
-            name=f"cost{suffix}",
-            title=f"Cost, {kind}",
-            columns=_COST_COLUMNS,
-            rows=[_cost(sweep, variant, is_pretrained) for variant in variants],
-            note=_COST_NOTE,
-        ),
-    ]
-
-
-def _columns(sweep: SweepData) -> tuple[Column, ...]:
-    kind = metric_kind(sweep.metric)
-    return (
-        Column("variant", "variant"),
-        Column(f"best_{sweep.metric}", f"best {sweep.metric} of the search", kind),
-        Column("seeds", "seeds", "count"),
-        Column(f"seeds_{sweep.metric}", f"{sweep.metric} of the seeds", kind),
-        *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
-        *Column.of("percent", test_top1_low="CI low", test_top1_high="CI high"),
-        *Column.of("percent", test_top5_mean="test top-5"),
-        *Column.of("loss", test_loss_mean="test loss"),
-        *Column.of("percent", test_f1_macro_mean="macro F1", test_ece_mean="ECE"),
-        *Column.of("percent", test_superclass_top1_mean="superclass top-1"),
+        rows=sorted(rows, key=lambda row: _rank(row, sweep.plan.space.mode)),
+        note=_note(sweep),
     )
 
 
-def _row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
-    search = [r for r in sweep.of(variant, "search") if r.is_pretrained == is_pretrained]
-    best = sweep.best(search)
-    seeds, evaluated = sweep.seeds(variant, is_pretrained), sweep.evaluated(variant, is_pretrained)
+def _row(sweep: SweepData, variant: str) -> list[Any]:
+    best = sweep.best(sweep.of(variant, "search"))
+    seeds, evaluated = sweep.seeds(variant), sweep.evaluated(variant)
     top1 = estimated(evaluated, "top1")
     return [
         variant,
@@ -100,25 +80,27 @@ def _row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
     ]
 
 
-_TEST_METRICS = (("top5",), ("loss",), ("f1", "macro"), ("ece",), ("superclass_top1",))
-
-
-def _search_columns(sweep: SweepData) -> tuple[Column, ...]:
-    return (
-        Column("variant", "variant"),
-        *Column.of("count", trials="trials", **{status: status for status in _ENDINGS}),
-        Column("left", "not ended", "count"),
-        Column(f"best_{sweep.metric}", f"best {sweep.metric}", metric_kind(sweep.metric)),
-        *Column.of("count", best_epoch="best epoch", best_number="best trial"),
-        Column("params", "best hyperparameters"),
-    )
-
-
 _ENDINGS: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 
-def _search_row(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
-    search = [r for r in sweep.of(variant, "search") if r.is_pretrained == is_pretrained]
+def _searches(sweep: SweepData) -> Table:
+    return Table(
+        name=f"searches{sweep.suffix}",
+        title=f"Search results, {sweep.kind}",
+        columns=(
+            Column("variant", "variant"),
+            *Column.of("count", trials="trials", **{status: status for status in _ENDINGS}),
+            Column("left", "not ended", "count"),
+            Column(f"best_{sweep.metric}", f"best {sweep.metric}", metric_kind(sweep.metric)),
+            *Column.of("count", best_epoch="best epoch", best_number="best trial"),
+            Column("params", "best hyperparameters"),
+        ),
+        rows=[_search_row(sweep, variant) for variant in sweep.variants],
+    )
+
+
+def _search_row(sweep: SweepData, variant: str) -> list[Any]:
+    search = sweep.of(variant, "search")
     status = collections.Counter(record.trial.status for record in search)
     best = sweep.best(search)
     known = [status[each] for each in _ENDINGS]
@@ -134,27 +116,18 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _rank(sweep: SweepData) -> Any:
-    worse = 1 if sweep.plan.space.mode == "min" else -1
-
-    def key(row: Sequence[Any]) -> tuple[bool, float, bool, float]:
-        value, top1 = row[1], row[4]
-        return top1 is None, -(top1 or 0.0), value is None, worse * (value or 0.0)
-
-    return key
+def _rank(row: Sequence[Any], mode: str) -> tuple[bool, float, bool, float]:
+    value, top1 = row[1], row[4]
+    worse = 1 if mode == "min" else -1
+    return top1 is None, -(top1 or 0.0), value is None, worse * (value or 0.0)
 
 
-def _note(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> str:
-    notes = [note for variant, note in _RECONSTRUCTED.items() if variant in variants]
-    if unevaluated := [v for v in variants if not sweep.evaluated(v, is_pretrained)]:
+def _note(sweep: SweepData) -> str:
+    notes = [note for variant, note in _RECONSTRUCTED.items() if variant in sweep.variants]
+    if unevaluated := [variant for variant in sweep.variants if not sweep.evaluated(variant)]:
         notes.append(f"Not yet evaluated on the test split: {', '.join(unevaluated)}.")
-    small = [
-        record.name
-        for variant in variants
-        for record in sweep.seeds(variant, is_pretrained)
-        if any(attempt.micro_batch_size for attempt in record.attempts)
-    ]
-    if small:
+    seeds = [record for variant in sweep.variants for record in sweep.seeds(variant)]
+    if small := [r.name for r in seeds if any(a.micro_batch_size for a in r.attempts)]:
         notes.append(
             "Trained in micro-batches after running out of memory, so that batch norm used the "
             f"statistics of micro-batches: {', '.join(small)}."
@@ -186,14 +159,22 @@ _COST_NOTE = (
 )
 
 
-def _cost(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
+def _costs(sweep: SweepData) -> Table:
+    return Table(
+        name=f"cost{sweep.suffix}",
+        title=f"Cost, {sweep.kind}",
+        columns=_COST_COLUMNS,
+        rows=[_cost(sweep, variant) for variant in sweep.variants],
+        note=_COST_NOTE,
+    )
+
+
+def _cost(sweep: SweepData, variant: str) -> list[Any]:
     planned: Mapping[str, Any] = sweep.header.variants.get(variant, {})
-    own = [r for r in sweep.of(variant) if r.is_pretrained == is_pretrained]
-    evaluated = sweep.evaluated(variant, is_pretrained)
-    some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
+    own, seeds, evaluated = sweep.of(variant), sweep.seeds(variant), sweep.evaluated(variant)
+    some = evaluated[0].evaluation if evaluated else {}
     macs = some.get("multiply_accumulates", planned.get("multiply_accumulates"))
     best = sweep.best(own)
-    timed = sweep.seeds(variant, is_pretrained) or ([best] if best else own)
     return [
         variant,
         planned.get("image_size_px", sweep.plan.image_size_px.get(variant)),
@@ -201,12 +182,11 @@ def _cost(sweep: SweepData, variant: str, is_pretrained: bool) -> list[Any]:
         some.get("parameters_with_statistics"),
         macs,
         None if macs is None else 2 * macs,
-        _training_speed(timed),
-        estimated(evaluated, "inference_ms").mean,
-        estimated(evaluated, "inference_images_per_s").mean,
+        _training_speed(seeds or ([best] if best else own)),
+        *(estimated(evaluated, f"inference_{name}").mean for name in ("ms", "images_per_s")),
         some.get("inference_batch_size"),
-        mean([r.device_s for r in sweep.seeds(variant, is_pretrained)]),
-        sum(r.device_s for r in own if r.trial.stage == "search"),
+        mean([record.device_s for record in seeds]),
+        sum(record.device_s for record in sweep.of(variant, "search")),
     ]
 
 

@@ -6,28 +6,27 @@ import collections
 import datetime
 
 from orchestrator.report.deviations import deviations
-from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.document.blocks import Block, Column, Section, Table, Text
 from orchestrator.report.facts import SweepData
 
 
 def overview(sweep: SweepData, written_s: float) -> Section:
     """Return the facts of the sweep, written at a Unix time, and its deviations from the recipe."""
     names, rows = Column.of(fact="fact", value="value"), _rows(sweep, written_s)
-    blocks: list[Block] = [Table(name="sweep", title="The sweep", columns=names, rows=rows)]
+    blocks: list[Block | str] = [Table(name="sweep", title="The sweep", columns=names, rows=rows)]
     if lines := deviations(sweep):
-        blocks.append(text("Deviations from the space's recipe:", is_warning=True))
-        blocks.append(text(*lines))
+        blocks.append(Text(("Deviations from the space's recipe:",), is_warning=True))
+        blocks.append(Text(lines))
     else:
-        blocks.append(text("The command line changed nothing in the space's recipe."))
-    if not sweep.has_results():
-        blocks.append(text("No trial of this sweep has finished yet.", is_warning=True))
-    return Section("sweep", "Overview", tuple(blocks))
+        blocks.append("The command line changed nothing in the space's recipe.")
+    if not any(record.trial.status in ("complete", "stopped") for record in sweep.records):
+        blocks.append(Text(("No trial of this sweep has finished yet.",), is_warning=True))
+    return Section.of("sweep", "Overview", *blocks)
 
 
 def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
     header, plan = sweep.header, sweep.plan
-    starts = [a.started_s for record in sweep.records for a in record.attempts]
-    ends = [record.span_s(a)[1] for record in sweep.records for a in record.attempts]
+    spans = [span for record in sweep.records for span in record.spans_s]
     devices = sorted({str(r.evaluation["device"]) for r in sweep.records if r.evaluation})
     status = collections.Counter(record.trial.status for record in sweep.records)
     direction = "maximized" if plan.space.mode == "max" else "minimized"
@@ -38,8 +37,8 @@ def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
         ("published source", str(header.published.get("source", ""))),
         ("sweep id", header.sweep_id),
         ("created", _time(header.created_s or None)),
-        ("first attempt started", _time(min(starts, default=None))),
-        ("last attempt ended", _time(max(ends, default=None))),
+        ("first attempt started", _time(min((start for start, _ in spans), default=None))),
+        ("last attempt ended", _time(max((end for _, end in spans), default=None))),
         ("report written", _time(written_s)),
         ("dataset", plan.dataset),
         ("dataset fingerprint", plan.fingerprint),

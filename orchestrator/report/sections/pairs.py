@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.records import ENDED
-from orchestrator.report.document.blocks import Block, Column, Matrix, Section, Table, counted, text
-from orchestrator.report.facts import Record, SweepData, ended, figures_of
+from orchestrator.report.document.blocks import Block, Column, Matrix, Section, Table, Text, counted
+from orchestrator.report.facts import Record, SweepData, figures_of
 from orchestrator.report.statistics import Difference, holm, welch
 
 TITLE = "Are the differences significant?"
@@ -32,7 +32,7 @@ _DEFINITION = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two variants compared; `difference` is first minus second, in fractions of test top-1."""
 
@@ -54,31 +54,26 @@ class Pair:
 
 def pairs(sweep: SweepData) -> Section:
     """Return the comparison of all pairs, from-scratch and pretrained variants separately."""
-    blocks: list[Block] = [text(*_DEFINITION)]
-    for is_pretrained, variants in sweep.groups():
-        if len(variants) < 2:
-            continue
-        kind = "pretrained" if is_pretrained else "from scratch"
-        suffix = "_pretrained" if is_pretrained else ""
-        found = compare(sweep, variants, is_pretrained)
-        for by in (TRIALS, COMPUTE):
-            blocks.append(_matrix(variants, [p for p in found if p.by == by], by, kind))
-        blocks.append(_table(found, f"pairs{suffix}", f"All pairs, {kind}"))
-    if len(blocks) == 1:
-        blocks.append(text("There are fewer than two variants to compare."))
-    return Section("pairs", TITLE, tuple(blocks))
+    blocks: list[Block | str] = []
+    for group in sweep.groups():
+        if len(group.variants) >= 2:
+            found = compare(group)
+            blocks += [_matrix(group, found, by) for by in (TRIALS, COMPUTE)]
+            blocks.append(_table(group, found))
+    blocks = blocks or ["There are fewer than two variants to compare."]
+    return Section.of("pairs", TITLE, Text(_DEFINITION), *blocks)
 
 
-def compare(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> list[Pair]:
+def compare(sweep: SweepData) -> list[Pair]:
     """Return all pairs of variants, compared at equal trials and at equal compute."""
-    planned = {
-        variant: [r for r in sweep.of(variant, "search") if r.is_pretrained == is_pretrained]
-        for variant in variants
-    }
-    done = {variant: ended(records) for variant, records in planned.items()}
-    leading = {variant: _leading(records) for variant, records in planned.items()}
+    done, leading = {}, {}
+    for variant in sweep.variants:
+        planned = sorted(sweep.of(variant, "search"), key=lambda r: r.trial.number)
+        # Trials after the first that has not ended overtook it.
+        leading[variant] = list(itertools.takewhile(_has_ended, planned))
+        done[variant] = sorted(filter(_has_ended, planned), key=lambda r: r.trial.ended_seq or 0)
     found = []
-    for names in itertools.combinations(variants, 2):
+    for names in itertools.combinations(sweep.variants, 2):
         trials = min(len(leading[name]) for name in names)
         first = [leading[name][:trials] for name in names]
         found.append(_pair(sweep, names, TRIALS, trials, first))
@@ -88,10 +83,8 @@ def compare(sweep: SweepData, variants: Sequence[str], is_pretrained: bool) -> l
     return found
 
 
-def _leading(planned: Sequence[Record]) -> list[Record]:
-    """Return the trials before the first that has not ended; later ones overtook it."""
-    in_order = sorted(planned, key=lambda record: record.trial.number)
-    return list(itertools.takewhile(lambda record: record.trial.status in ENDED, in_order))
+def _has_ended(record: Record) -> bool:
+    return record.trial.status in ENDED
 
 
 def _within(done: Sequence[Record], compute_s: float) -> list[Record]:
@@ -118,15 +111,8 @@ def _pair(
     difference = welch(*values)
     if difference is None and not any(reasons):
         reasons.append("The seeds of neither variant differ.")
-    return Pair(
-        first=names[0],
-        second=names[1],
-        by=by,
-        budget=budget,
-        seeds=(len(values[0]), len(values[1])),
-        difference=difference,
-        reason=" ".join(filter(None, reasons)),
-    )
+    counts = len(values[0]), len(values[1])
+    return Pair(*names, by, budget, counts, difference, " ".join(filter(None, reasons)))
 
 
 def _seeds(sweep: SweepData, variant: str, records: Sequence[Record]) -> tuple[list[Record], str]:
@@ -147,24 +133,24 @@ def _seeds(sweep: SweepData, variant: str, records: Sequence[Record]) -> tuple[l
     return seeds, ""
 
 
-def _matrix(variants: Sequence[str], found: Sequence[Pair], by: str, kind: str) -> Matrix:
+def _matrix(sweep: SweepData, found: Sequence[Pair], by: str) -> Matrix:
     cells: dict[tuple[str, str], tuple[str, str]] = {}
     for pair in found:
+        if pair.by != by:
+            continue
         for sign, row, column in ((1, pair.first, pair.second), (-1, pair.second, pair.first)):
-            if pair.difference is None:
-                cells[row, column] = ("too few seeds", "open")
-                continue
-            mean = 100 * sign * pair.difference.mean
-            ends = (pair.difference.low, pair.difference.high)
-            low, high = sorted(100 * sign * end for end in ends)
-            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-            style = {None: "open", row: "wins", column: "loses"}[pair.winner]
-            cells[row, column] = (f"{_verdict(pair, pair.winner is not None)}|{interval}", style)
+            text, style = _verdict(pair, pair.winner is not None), "open"
+            if d := pair.difference:
+                low, high = sorted(100 * sign * end for end in (d.low, d.high))
+                text += f"|{100 * sign * d.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+                style = {None: "open", row: "wins", column: "loses"}[pair.winner]
+            cells[row, column] = (text, style)
+    names = sweep.variants
     return Matrix(
-        name=f"pairs-{by.split()[1]}-{kind.replace(' ', '-')}",
-        title=f"At {by}, {kind}",
-        names=tuple(variants),
-        cells=[[cells.get((row, column), ("", "")) for column in variants] for row in variants],
+        name=f"pairs-{by.split()[1]}-{sweep.kind.replace(' ', '-')}",
+        title=f"At {by}, {sweep.kind}",
+        names=names,
+        cells=[[cells.get((row, column), ("", "")) for column in names] for row in names],
         note="Row minus column in percentage points of test top-1, with the 95 % confidence "
         "interval. Green: the row's variant is significantly better. Red: significantly worse.",
     )
@@ -176,21 +162,20 @@ def _verdict(pair: Pair, is_significant: bool) -> str:
     return "significant" if is_significant else "not significant"
 
 
-def _table(found: Sequence[Pair], name: str, title: str) -> Table:
+def _table(sweep: SweepData, found: Sequence[Pair]) -> Table:
     holds: dict[int, bool] = {}
     for by in (TRIALS, COMPUTE):
         tested = [i for i, pair in enumerate(found) if pair.by == by and pair.difference]
         p_values = [d.p for i in tested if (d := found[i].difference)]
         holds |= dict(zip(tested, holm(p_values), strict=True))
     return Table(
-        name=name,
-        title=title,
+        name=f"pairs{sweep.suffix}",
+        title=f"All pairs, {sweep.kind}",
         columns=(
             *Column.of(first="first variant", second="second variant", by="compared at"),
             *Column.of("number", budget="budget (trials or device-seconds)"),
-            *Column.of(
-                "count", first_seeds="seeds of the first", second_seeds="seeds of the second"
-            ),
+            *Column.of("count", first_seeds="seeds of the first"),
+            *Column.of("count", second_seeds="seeds of the second"),
             *Column.of("points", difference="difference", low="CI low", high="CI high"),
             *Column.of(significant="by itself", significant_holm="all pairs tested together"),
             *Column.of(reason="why there is no interval"),

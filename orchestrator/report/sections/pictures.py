@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from orchestrator.report.document.blocks import Block, Picture, Pictures, Section, Tabs, text
+from orchestrator.report.document import blocks
+from orchestrator.report.document.blocks import Picture, Pictures, Section, Tabs
 from orchestrator.report.facts import Record, SweepData
 
 # Maps shown per variant; more would make the page large without showing more.
@@ -26,53 +27,42 @@ def pictures(sweep: SweepData) -> tuple[list[Section], dict[str, str]]:
     Each variant is represented by its first evaluated seed. All trials predict the same images.
     """
     firsts = {v: found[0] for v in sweep.variants if (found := sweep.evaluated(v))}
-    firsts = {v: r for v, r in firsts.items() if r.evaluation and r.evaluation["examples"]}
+    firsts = {v: record for v, record in firsts.items() if record.evaluation["examples"]}
     if not firsts:
         named = (("maps", _MAPS), ("predictions", _GRID))
-        return [Section.not_evaluated(name, title) for name, title in named], {}
-    images: dict[str, str] = {}
-    for record in firsts.values():
-        for example in _examples(record).values():
-            key = f"image-{example['row']}"
-            images[key] = images.get(key) or _png(_pixels(example))
+        return [Section.of(*each, blocks.NOT_EVALUATED) for each in named], {}
+    examples = {row: each for r in firsts.values() for row, each in _examples(r).items()}
+    images = {f"image-{row}": _png(_pixels(example)) for row, example in examples.items()}
     return [_maps(sweep, firsts), _grid(sweep, firsts)], images
 
 
 def _maps(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
     with_maps = {v: r for v, r in firsts.items() if any(e["map"] for e in _examples(r).values())}
     without = [variant for variant in firsts if variant not in with_maps]
-    blocks: list[Block] = []
+    shown: list[blocks.Block | str] = []
     if with_maps:
-        blocks += [
-            text(
-                "Grad-CAM maps of the predicted class, on the same test images for the first seed "
-                "of every variant. Bright areas contributed most to the prediction. Green frame "
-                "and ✓: correct. Red frame and ✗: wrong. Below each map are the predicted class "
-                "and its probability. Images on which the variants disagree come first."
-            ),
+        shown += [
+            "Grad-CAM maps of the predicted class, on the same test images for the first seed of "
+            "every variant. Bright areas contributed most to the prediction. Green frame and ✓: "
+            "correct. Red frame and ✗: wrong. Below each map are the predicted class and its "
+            "probability. Images on which the variants disagree come first.",
             _map_table(sweep, with_maps),
-            text(
-                "Test images that each variant misclassified, drawn at random with the seed of "
-                "the split: the map, the predicted class and the true class."
-            ),
-            Tabs(
-                name="mistakes",
-                tabs=tuple((v, _mistakes(sweep, v, with_maps[v])) for v in with_maps),
-            ),
+            "Test images that each variant misclassified, drawn at random with the seed of the "
+            "split: the map, the predicted class and the true class.",
+            Tabs("mistakes", [(v, [_mistakes(sweep, v, r)]) for v, r in with_maps.items()]),
         ]
     if without:
-        blocks.append(text(f"Models without a spatial feature map: {', '.join(without)}."))
-    return Section("maps", _MAPS, tuple(blocks))
+        shown.append(f"Models without a spatial feature map: {', '.join(without)}.")
+    return Section.of("maps", _MAPS, *shown)
 
 
-def _mistakes(sweep: SweepData, variant: str, record: Record) -> tuple[Block, ...]:
-    wrong = record.evaluation.get("mistakes", []) if record.evaluation else []
+def _mistakes(sweep: SweepData, variant: str, record: Record) -> blocks.Block:
+    wrong = record.evaluation.get("mistakes")
     if not wrong:
-        return (text(f"{variant} classified every test image correctly."),)
-    line = [
-        _evaluated_picture(sweep, each, _overlay(each), both=True) for each in wrong if each["map"]
-    ]
-    return (Pictures(name=f"mistakes-{variant}", title=f"Mistakes, {variant}", rows=[line]),)
+        return blocks.Text((f"{variant} classified every test image correctly.",))
+    mapped = [example for example in wrong if example["map"]]
+    line = [_evaluated_picture(sweep, each, _overlay(each), both=True) for each in mapped]
+    return Pictures(name=f"mistakes-{variant}", title=f"Mistakes, {variant}", rows=[line])
 
 
 def _map_table(sweep: SweepData, firsts: Mapping[str, Record]) -> Pictures:
@@ -80,19 +70,16 @@ def _map_table(sweep: SweepData, firsts: Mapping[str, Record]) -> Pictures:
     rows = []
     for row in _chosen(list(found.values())):
         label = next(each[row]["label"] for each in found.values() if row in each)
-        line = [Picture(source=f"image-{row}", caption=sweep.class_name(label))]
+        line = [Picture(f"image-{row}", sweep.class_name(label))]
         for examples in found.values():
             if (example := examples.get(row)) and example["map"]:
                 line.append(_evaluated_picture(sweep, example, _overlay(example)))
             else:
-                line.append(Picture(source="", caption="no map"))
+                line.append(Picture("", "no map"))
         rows.append(line)
-    return Pictures(
-        name="maps",
-        title="Activation maps side by side",
-        rows=rows,
-        headings=("image, true class", *found),
-    )
+    headings = ("image, true class", *found)
+    title = "Activation maps side by side"
+    return Pictures(name="maps", title=title, rows=rows, headings=headings)
 
 
 def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
@@ -111,7 +98,7 @@ def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
     third = _MOST_MAPS // 3
     first = [*disputed[: 2 * third], *wrong[:third], *right[:third]]
     rest = [row for row in (*disputed, *wrong, *right) if row not in first]
-    kept = {*first[:_MOST_MAPS], *rest[: max(0, _MOST_MAPS - len(first))]}
+    kept = (first + rest)[:_MOST_MAPS]
     return [row for row in (*disputed, *wrong, *right) if row in kept]
 
 
@@ -125,14 +112,14 @@ def _grid(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
             title=f"{variant}: {right} of these {len(examples)} are correct",
             rows=[[_evaluated_picture(sweep, e, f"image-{e['row']}", both=True) for e in examples]],
         )
-        tabs.append((variant, (shown,)))
-    intro = text(
+        tabs.append((variant, [shown]))
+    intro = (
         "Test images drawn at random with the seed of the split, spread over the classes, and the "
         "predictions of each variant's first seed. Below each image are the predicted class and "
         "its probability, and the true class if the prediction is wrong. Point at an image to see "
         "the five most probable classes."
     )
-    return Section("predictions", _GRID, (intro, Tabs(name="predictions", tabs=tuple(tabs))))
+    return Section.of("predictions", _GRID, intro, Tabs("predictions", tabs))
 
 
 def _evaluated_picture(
@@ -144,14 +131,11 @@ def _evaluated_picture(
     if both and not is_right:
         caption += f"\ntrue: {sweep.class_name(example['label'])}"
     detail = "\n".join(f"{sweep.class_name(int(c))}: {100 * p:.1f} %" for c, p in example["top5"])
-    return Picture(
-        source=source, caption=caption, detail=detail, mark="right" if is_right else "wrong"
-    )
+    return Picture(source, caption, detail, "right" if is_right else "wrong")
 
 
 def _examples(record: Record) -> dict[int, Mapping[str, Any]]:
-    found = record.evaluation["examples"] if record.evaluation else []
-    return {int(example["row"]): example for example in found}
+    return {int(example["row"]): example for example in record.evaluation["examples"]}
 
 
 def _is_right(example: Mapping[str, Any]) -> bool:
@@ -161,8 +145,7 @@ def _is_right(example: Mapping[str, Any]) -> bool:
 def _pixels(example: Mapping[str, Any]) -> Image.Image:
     """Return the stored image, scaled down to at most twice the size of a picture."""
     image = Image.open(io.BytesIO(base64.b64decode(example["image_png"]))).convert("RGB")
-    if max(image.size) > 2 * _SIZE_PX:
-        image.thumbnail((2 * _SIZE_PX, 2 * _SIZE_PX))
+    image.thumbnail((2 * _SIZE_PX, 2 * _SIZE_PX))  # leaves a smaller image as it is
     return image
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.deviations import deviations
-from orchestrator.report.document.blocks import Block, Column, Section, Table, text
+from orchestrator.report.document.blocks import Block, Column, Section, Table, Text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
 from orchestrator.report.statistics import estimate
 
@@ -19,20 +19,16 @@ def published(sweep: SweepData) -> Section:
     rows: list[Mapping[str, Any]] = study.get("rows", [])
     source, notes = str(study.get("source", "")), [str(n) for n in study.get("recipe_notes", ())]
     if not (rows or source or notes):
-        only = text("This space reproduces no published study, so there is nothing to compare.")
-        return Section("published", _TITLE, (only,))
-    blocks: list[Block] = [text(f"Source: {source}.")] if source else []
+        only = "This space reproduces no published study, so there is nothing to compare."
+        return Section.of("published", _TITLE, only)
+    blocks: list[Block | str] = [f"Source: {source}."] if source else []
     if lines := deviations(sweep):
-        blocks.append(text("Deviations from the published recipe:", is_warning=True))
-        blocks.append(text(*lines))
+        heading = "Deviations from the published recipe:"
+        blocks += [Text((heading,), is_warning=True), Text(lines)]
     if notes:
-        blocks.append(text("Details that the source leaves open, or that differ here:"))
-        blocks.append(text(*notes))
-    if rows:
-        blocks += _tables(sweep, rows)
-    else:
-        blocks.append(text("The source gives no figures to compare with."))
-    return Section("published", _TITLE, tuple(blocks))
+        blocks += ["Details that the source leaves open, or that differ here:", Text(notes)]
+    none = "The source gives no figures to compare with."
+    return Section.of("published", _TITLE, *blocks, *(_tables(sweep, rows) if rows else [none]))
 
 
 def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -49,30 +45,24 @@ def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             "without a variant is shown for comparison; its model is not part of this sweep.",
         )
     ]
-    if any(row.get(name) is not None for row in rows for name in _AVERAGES):
-        tables.append(_averages(sweep, rows))
-    if odd := [[_label(row), note] for row in rows if (note := _note(row))]:
-        tables.append(
-            Table(
-                name="published_notes",
-                title="Remarks on the published figures",
-                columns=Column.of(label="published as", note="note"),
-                rows=odd,
-            )
-        )
-    if sizes := [_size_line(sweep, row) for row in rows if _has_size(row)]:
-        tables.append(
-            Table(
-                name="published_size",
-                title="Size, published and ours",
-                columns=_SIZE_COLUMNS,
-                rows=sizes,
-                note="Published totals of Keras models include batch-norm statistics. Published "
-                "FLOPs are in the unit of the source, ours in both units. A row without a variant "
-                "is shown for comparison.",
-            )
-        )
-    return tables
+    if averages := [row for row in rows if any(row.get(name) is not None for name in _AVERAGES)]:
+        tables.append(_averages(sweep, averages))
+    notes = Table(
+        name="published_notes",
+        title="Remarks on the published figures",
+        columns=Column.of(label="published as", note="note"),
+        rows=[[_label(row), note] for row in rows if (note := _note(row))],
+    )
+    sizes = Table(
+        name="published_size",
+        title="Size, published and ours",
+        columns=_SIZE_COLUMNS,
+        rows=[_size_line(sweep, row) for row in rows if _has_size(row)],
+        note="Published totals of Keras models include batch-norm statistics. Published FLOPs are "
+        "in the unit of the source, ours in both units. A row without a variant is shown for "
+        "comparison.",
+    )
+    return [*tables, *(table for table in (notes, sizes) if table.rows)]
 
 
 _AVERAGES = ("precision", "recall", "f1")
@@ -80,20 +70,16 @@ _AVERAGES = ("precision", "recall", "f1")
 
 def _averages(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return averages over classes: the published ones, then ours."""
-    published_rows = [
-        [_label(row), _top1(row), *(row.get(name) for name in _AVERAGES)]
-        for row in rows
-        if any(row.get(name) is not None for name in _AVERAGES)
-    ]
-    our_rows = [
-        [
-            f"ours: {variant}",
-            estimated(evaluated, "top1").mean,
-            *(estimated(evaluated, name, "macro").mean for name in _AVERAGES),
-        ]
-        for variant in sweep.variants
-        if (evaluated := sweep.evaluated(variant))
-    ]
+    lines: list[list[Any]] = []
+    for row in rows:
+        top1 = row.get("test_top1")
+        top1 = row.get("val_top1") if top1 is None else top1
+        lines.append([_label(row), top1, *map(row.get, _AVERAGES)])
+    for variant in sweep.variants:
+        if evaluated := sweep.evaluated(variant):
+            paths = (("top1",), *((name, "macro") for name in _AVERAGES))
+            means = (estimated(evaluated, *path).mean for path in paths)
+            lines.append([f"ours: {variant}", *means])
     return Table(
         name="published_averages",
         title="Averages over classes, published and ours",
@@ -101,14 +87,9 @@ def _averages(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> Table:
             *Column.of(label="model"),
             *Column.of("percent", top1="top-1", precision="precision", recall="recall", f1="F1"),
         ),
-        rows=[*published_rows, *our_rows],
+        rows=lines,
         note="Our figures are unweighted means over the classes of the test split, and over seeds.",
     )
-
-
-def _top1(row: Mapping[str, Any]) -> float | None:
-    value: float | None = row.get("test_top1")
-    return row.get("val_top1") if value is None else value
 
 
 _PUBLISHED_COLUMNS = (
@@ -146,20 +127,17 @@ def enqueued_trial(sweep: SweepData, variant: str, number: int) -> list[Record]:
     if not sweep.is_searched(variant):
         return []
     found = [r for r in sweep.of(variant, "search") if r.trial.number == number]
-    return [r for r in found if r.evaluation is not None and r.trial.status == "complete"]
+    return [r for r in found if r.evaluation and r.trial.status == "complete"]
 
 
 def _published_line(row: Mapping[str, Any], which: str, records: Sequence[Record]) -> list[Any]:
-    evaluated = [record for record in records if record.evaluation is not None]
-    val = [record.at(record.kept_epoch, "val_top1") for record in records]
-    train = [record.at(record.kept_epoch, "train_top1") for record in records]
-    test = estimated(evaluated, "top1")
+    names = ("train_top1", "val_top1", "val_loss")
+    train, val, val_loss = ([r.at(r.kept_epoch, name) for r in records] for name in names)
+    test = estimated(records, "top1")
     published_val, published_test = row.get("val_top1"), row.get("test_top1")
     if row.get("val_is_test") and published_test is None:
         published_val, published_test = None, published_val
-    loss = estimated(evaluated, "loss").mean
-    if published_test is None:
-        loss = mean([record.at(record.kept_epoch, "val_loss") for record in records])
+    loss = mean(val_loss) if published_test is None else estimated(records, "loss").mean
     has_both = published_test is not None and test.mean is not None
     return [
         _label(row),
@@ -170,7 +148,7 @@ def _published_line(row: Mapping[str, Any], which: str, records: Sequence[Record
         published_val,
         estimate(val) if mean(val) is not None else None,
         published_test,
-        test if evaluated else None,
+        test if test.n else None,
         (test.mean or 0.0) - (published_test or 0.0) if has_both else None,
         row.get("loss"),
         loss if row.get("loss") is not None else None,
@@ -194,9 +172,8 @@ _SIZE_COLUMNS = (
     *Column.of("count", ours_parameters="our trainable parameters"),
     *Column.of("count", ours_parameters_with_statistics="with batch-norm statistics"),
     *Column.of("mega", published_flops="published FLOPs"),
-    *Column.of(
-        "mega", ours_multiply_accumulates="our multiply-accumulates", ours_flops="our FLOPs"
-    ),
+    *Column.of("mega", ours_multiply_accumulates="our multiply-accumulates"),
+    *Column.of("mega", ours_flops="our FLOPs"),
 )
 
 
@@ -210,8 +187,7 @@ def _has_size(row: Mapping[str, Any]) -> bool:
 def _size_line(sweep: SweepData, row: Mapping[str, Any]) -> list[Any]:
     variant = row.get("variant")
     cost: Mapping[str, Any] = sweep.header.variants.get(str(variant), {})
-    evaluated = [r for r in sweep.of(str(variant)) if r.evaluation]
-    some: Mapping[str, Any] = (evaluated[0].evaluation if evaluated else None) or {}
+    some = next((r.evaluation for r in sweep.of(str(variant)) if r.evaluation), {})
     macs = some.get("multiply_accumulates", cost.get("multiply_accumulates"))
     return [
         _label(row),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.document.blocks import Block, Section, Tabs, counted, text
+from orchestrator.report.document.blocks import Block, Section, Tabs, Text, counted
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.search.sampler import Study, recorded_study
@@ -22,20 +22,21 @@ def search(sweep: SweepData) -> Section:
     """Return parallel coordinates, slices and hyperparameter importance of each variant."""
     searched = [variant for variant in sweep.variants if sweep.is_searched(variant)]
     if not searched:
-        only = text("Nothing was searched: the trials of a variant differ only in their seeds.")
-        return Section("search", "Search", (only,))
+        only = "Nothing was searched: the trials of a variant differ only in their seeds."
+        return Section.of("search", "Search", only)
     kinds = {variant: suggested(sweep, variant) for variant in searched}
-    tabs = tuple((variant, tuple(_of_variant(sweep, variant))) for variant in searched)
-    blocks = (
-        text(
-            f"{_adaptive(list(kinds.values()))} Only complete trials are shown: a stopped trial "
-            "has no comparable value. Final trials are not part of the search.",
-            is_warning=True,
-        ),
-        text(*(f"{variant}: {_counts(kind)}." for variant, kind in kinds.items())),
-        Tabs(name="search", tabs=tabs),
+    caution = (
+        f"{_adaptive(list(kinds.values()))} Only complete trials are shown: a stopped trial has no "
+        "comparable value. Final trials are not part of the search."
     )
-    return Section("search", "Search", blocks)
+    origins = [
+        f"{variant}: {counted(kind.enqueued, 'trial')} enqueued by the space, {kind.random} "
+        f"random, {kind.adaptive} suggested by TPE from the results of earlier trials."
+        for variant, kind in kinds.items()
+    ]
+    tabs = Tabs("search", [(variant, _of_variant(sweep, variant)) for variant in searched])
+    texts = Text((caution,), is_warning=True), Text(origins)
+    return Section.of("search", "Search", *texts, tabs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,58 +81,36 @@ def _adaptive(kinds: Sequence[Suggested]) -> str:
     return "No suggestion was adaptive: all values were drawn at random from the whole ranges."
 
 
-def _counts(kind: Suggested) -> str:
-    return (
-        f"{counted(kind.enqueued, 'trial')} enqueued by the space, {kind.random} random, "
-        f"{kind.adaptive} suggested by TPE from the results of earlier trials"
-    )
-
-
 def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
     records = sweep.of(variant, "search")
     complete = sum(record.trial.status == "complete" for record in records)
     if complete < FEWEST_TRIALS:
-        return [
-            text(
-                f"{variant} has {counted(complete, 'complete trial')}. Figures of the "
-                f"hyperparameters need at least {FEWEST_TRIALS}."
-            )
-        ]
+        few = f"{variant} has {counted(complete, 'complete trial')}. Figures of the hyperparameters"
+        return [Text((f"{few} need at least {FEWEST_TRIALS}.",))]
     drawn = _study(sweep, variant, records).figures(sweep.metric)
-    lines = drawn["parallel"]
-    note = ""
+    lines, note = drawn["parallel"], ""
     if complete > _MOST_LINES:
-        lines.data = (*lines.data[-_MOST_LINES - 1 : -1], lines.data[-1])  # the last is the scale
+        lines.data = lines.data[-_MOST_LINES - 1 :]  # the last is the scale
         note = f"The last {_MOST_LINES} of {complete:,} complete trials."
     lines.update_layout(plot_bgcolor="#e6e9ec")  # Optuna's palest lines are nearly white
     drawn["slices"].update_layout(width=None)
     # Otherwise the tick labels of a narrow axis overlap.
     drawn["slices"].update_xaxes({"dtick": 1, "tickformat": ".0e"}, selector={"type": "log"})
-    count = len(sweep.plan.space.params[variant])
+    ped_anova = (
+        "PED-ANOVA, Optuna's default: how well a hyperparameter alone separates the best trials "
+        "from all trials."
+    )
+    if complete < ENOUGH_TRIALS:
+        ped_anova += f" Of {complete} trials only two or three are the best ones, so this is only "
+        ped_anova += "a hint."
+    later, importance = "The darker a point, the later its trial.", drawn["importance"]
+    title = f"Hyperparameter importance, {complete:,} complete trials"
+    height_px = 140 + 34 * len(sweep.plan.space.params[variant])
     return [
         figure(f"parallel-{variant}", "Parallel coordinates", lines, note=note),
-        figure(
-            f"slices-{variant}",
-            "Slices",
-            drawn["slices"],
-            note="The darker a point, the later its trial.",
-        ),
-        figure(
-            f"importance-{variant}",
-            f"Hyperparameter importance, {complete:,} complete trials",
-            drawn["importance"],
-            height_px=140 + 34 * count,
-            note="PED-ANOVA, Optuna's default: how well a hyperparameter alone separates the best "
-            f"trials from all trials.{_few(complete)}",
-        ),
+        figure(f"slices-{variant}", "Slices", drawn["slices"], note=later),
+        figure(f"importance-{variant}", title, importance, height_px=height_px, note=ped_anova),
     ]
-
-
-def _few(complete: int) -> str:
-    """Return a caveat on the importance of few trials, nothing for many."""
-    if complete >= ENOUGH_TRIALS:
-        return ""
-    return f" Of {complete} trials only two or three are the best ones, so this is only a hint."
 
 
 def _study(sweep: SweepData, variant: str, records: Sequence[Record]) -> Study:

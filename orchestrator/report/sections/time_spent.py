@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import plotly.graph_objects as go
 
 from orchestrator.ledger.records import Attempt
-from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted, text
+from orchestrator.report.document.blocks import Column, Figure, Section, Table, counted
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
 
@@ -34,27 +34,23 @@ _Spent = Mapping[str, float]
 
 def time_spent(sweep: SweepData) -> Section:
     """Return the time spent on each activity, by variant and in total, and the forecast's error."""
-    spans = [record.span_s(attempt) for record in sweep.records for attempt in record.attempts]
+    spans = [span for record in sweep.records for span in record.spans_s]
     if not spans:
-        return Section("time", "Time", (text("No attempt has started yet."),))
-    slots, wall_s = _slots(spans), _wall_s(spans)
+        return Section.of("time", "Time", "No attempt has started yet.")
+    slots, paused_s = _slots(spans), sum(gap for gap in _gaps(spans) if gap >= _PAUSE_S)
+    wall_s = max(end for _, end in spans) - min(start for start, _ in spans) - paused_s
     by_variant = {variant: _spent_by(sweep.of(variant)) for variant in sweep.variants}
     total = _summed(by_variant.values())
     total[_IDLE] = max(0.0, slots * wall_s - sum(total.values()))
-    blocks: tuple[Block, ...] = (
-        text(
-            f"At most {counted(slots, 'attempt')} ran at a time; this is taken as the "
-            f"number of slots. Wall time is {wall_s:,.1f} s: the time during which an attempt ran, "
-            f"and gaps of less than {_PAUSE_S:.0f} s. Longer gaps are pauses between commands "
-            f"({_paused_s(spans):,.1f} s in total) and do not count."
-        ),
-        _activities(total),
-        _figure(by_variant, total),
-        _table(by_variant, total),
-        *_forecast(sweep),
-        *_whole_forecast(sweep, wall_s),
+    intro = (
+        f"At most {counted(slots, 'attempt')} ran at a time; this is taken as the number of slots. "
+        f"Wall time is {wall_s:,.1f} s: the time during which an attempt ran, and gaps of less "
+        f"than {_PAUSE_S:.0f} s. Longer gaps are pauses between commands ({paused_s:,.1f} s in "
+        "total) and do not count."
     )
-    return Section("time", "Time", blocks)
+    shown = _activities(total), _figure(by_variant, total), _table(by_variant, total)
+    forecasts = *_forecast(sweep), *_whole_forecast(sweep, wall_s)
+    return Section.of("time", "Time", intro, *shown, *forecasts)
 
 
 def _activities(total: _Spent) -> Table:
@@ -63,10 +59,8 @@ def _activities(total: _Spent) -> Table:
         name="time_by_activity",
         title="Time by activity",
         columns=(
-            Column("activity", "activity"),
-            Column("time_s", "time", "seconds"),
-            Column("share", "share", "percent"),
-            Column("meaning", "meaning"),
+            *(Column("activity", "activity"), Column("time_s", "time", "seconds")),
+            *(Column("share", "share", "percent"), Column("meaning", "meaning")),
         ),
         rows=[[name, total[name], total[name] / whole_s, each] for name, each, _ in _ACTIVITIES],
     )
@@ -120,27 +114,23 @@ def _forecast(sweep: SweepData) -> tuple[Table, ...]:
         peak_gib = max(each["device_peak_gib"] for each in epochs)
         ratio = measured_s / forecast_s
         rows.append([variant, forecast_s, measured_s, ratio, forecast_gib, peak_gib, len(epochs)])
-    if not rows:
-        return ()
-    return (
-        Table(
-            name="forecast",
-            title="Forecast and measured, per variant",
-            columns=(
-                Column("variant", "variant"),
-                Column("forecast_epoch_s", "epoch, forecast", "seconds"),
-                Column("epoch_s", "epoch, measured median", "seconds"),
-                Column("measured_over_forecast", "measured / forecast", "number"),
-                Column("forecast_peak_gib", "memory, forecast, GiB", "number"),
-                Column("peak_gib", "memory, measured peak, GiB", "number"),
-                Column("epochs", "epochs", "count"),
-            ),
-            rows=rows,
-            note="The forecast comes from a few training steps with the batch size of one "
-            "suggestion, alone on the machine. Trials had their own batch sizes and may have "
-            "shared the device.",
+    table = Table(
+        name="forecast",
+        title="Forecast and measured, per variant",
+        columns=(
+            Column("variant", "variant"),
+            *Column.of("seconds", forecast_epoch_s="epoch, forecast"),
+            *Column.of("seconds", epoch_s="epoch, measured median"),
+            *Column.of("number", measured_over_forecast="measured / forecast"),
+            *Column.of("number", forecast_peak_gib="memory, forecast, GiB"),
+            *Column.of("number", peak_gib="memory, measured peak, GiB"),
+            Column("epochs", "epochs", "count"),
         ),
+        rows=rows,
+        note="The forecast comes from a few training steps with the batch size of one suggestion, "
+        "alone on the machine. Trials had their own batch sizes and may have shared the device.",
     )
+    return (table,) if rows else ()
 
 
 def _whole_forecast(sweep: SweepData, wall_s: float) -> tuple[Table, ...]:
@@ -149,36 +139,36 @@ def _whole_forecast(sweep: SweepData, wall_s: float) -> tuple[Table, ...]:
     if forecast is None:
         return ()
     devices: Mapping[str, float] = forecast["devices"]
-    device_s = 0.0
-    for record in sweep.records:
-        span_s = sum(end - start for start, end in map(record.span_s, record.attempts))
-        device_s += devices.get(record.trial.variant, 1.0) * span_s
+    used_s = (
+        devices.get(record.trial.variant, 1.0) * (end - start)
+        for record in sweep.records
+        for start, end in record.spans_s
+    )
     epochs = sum(len(record.rows) for record in sweep.records)
     rows: list[tuple[str, float, float]] = [
         ("wall time, h", forecast["wall_s"] / 3600, wall_s / 3600),
-        ("device time, h", forecast["device_s"] / 3600, device_s / 3600),
+        ("device time, h", forecast["device_s"] / 3600, sum(used_s) / 3600),
         ("epochs", forecast["epochs"], epochs),
     ]
     if used_bytes := sweep.header.disk_used_bytes:
         rows.append(("files on disk, GiB", forecast["disk_bytes"] / 2**30, used_bytes / 2**30))
-    return (
-        Table(
-            name="forecast_whole",
-            title="Forecast and measured, whole sweep",
-            columns=(
-                Column("quantity", "quantity"),
-                *Column.of("number", forecast="forecast", measured="measured"),
-                *Column.of("number", measured_over_forecast="measured / forecast"),
-            ),
-            rows=[[*row, row[2] / row[1] if row[1] else None] for row in rows],
-            note=f"The forecast was made before the sweep started, for "
-            f"{counted(forecast['concurrent'], 'trial')} at a time, without early stopping, and "
-            "without the trials' startup and test evaluation. Its disk figure is the largest size "
-            "that checkpoints and MLflow's copies reach during the sweep; the measured one is the "
-            "size of the sweep's folder when the sweep last wrote this report. Work that later "
-            "commands added counts in the measured values only.",
+    table = Table(
+        name="forecast_whole",
+        title="Forecast and measured, whole sweep",
+        columns=(
+            Column("quantity", "quantity"),
+            *Column.of("number", forecast="forecast", measured="measured"),
+            *Column.of("number", measured_over_forecast="measured / forecast"),
         ),
+        rows=[[*row, row[2] / row[1] if row[1] else None] for row in rows],
+        note="The forecast was made before the sweep started, for "
+        f"{counted(forecast['concurrent'], 'trial')} at a time, without early stopping, and "
+        "without the trials' startup and test evaluation. Its disk figure is the largest size that "
+        "checkpoints and MLflow's copies reach during the sweep; the measured one is the size of "
+        "the sweep's folder when the sweep last wrote this report. Work that later commands added "
+        "counts in the measured values only.",
     )
+    return (table,)
 
 
 def _spent_by(records: Sequence[Record]) -> dict[str, float]:
@@ -197,13 +187,15 @@ def _summed(parts: Iterable[_Spent]) -> collections.defaultdict[str, float]:
 
 def _spent(record: Record, attempt: Attempt) -> _Spent:
     """Return the seconds of one attempt by activity; they add up to its duration."""
-    start, end = record.span_s(attempt)
+    before_s, end = attempt.span_s(record.rows)
     rows = [row for row in record.rows if row.attempt == attempt.attempt]
     spent: collections.defaultdict[str, float] = collections.defaultdict(float)
-    before_s = start
     for index, row in enumerate(rows):
         names = ("data_s", "val_s", "checkpoint_s", "epoch_s")
-        data_s, validate_s, checkpoint_s, epoch_s = (_seconds(row.metrics[n]) for n in names)
+        # A duration that was not measured is NaN or negative.
+        data_s, validate_s, checkpoint_s, epoch_s = (
+            value if (value := row.metrics[name]) >= 0 else 0.0 for name in names
+        )
         spent["data"] += data_s
         spent["train"] += max(epoch_s - data_s - validate_s, 0.0)
         spent["validate"] += validate_s
@@ -214,10 +206,6 @@ def _spent(record: Record, attempt: Attempt) -> _Spent:
     ended_well = attempt.outcome in ("complete", "stopped")
     spent["test" if ended_well else "unfinished"] += max(end - before_s, 0.0)
     return spent
-
-
-def _seconds(value: float | None) -> float:
-    return value if value is not None and value >= 0 else 0.0  # also for NaN
 
 
 def _slots(spans: Sequence[tuple[float, float]]) -> int:
@@ -234,12 +222,3 @@ def _gaps(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
         if start > covered:
             yield start - covered
         covered = max(covered, end)
-
-
-def _wall_s(spans: Sequence[tuple[float, float]]) -> float:
-    whole = max(end for _, end in spans) - min(start for start, _ in spans)
-    return whole - _paused_s(spans)
-
-
-def _paused_s(spans: Sequence[tuple[float, float]]) -> float:
-    return sum(gap for gap in _gaps(spans) if gap >= _PAUSE_S)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import Section, counted, text
+from orchestrator.report.document.blocks import NOT_EVALUATED, Section, Text, counted
 from orchestrator.report.document.plots import add_diagonal, colours, figure
-from orchestrator.report.facts import Record, SweepData, mean
+from orchestrator.report.facts import SweepData
 from orchestrator.report.statistics import correlation
 
 _TITLE = "Validation and test accuracy"
@@ -16,54 +17,40 @@ _TITLE = "Validation and test accuracy"
 
 def validation(sweep: SweepData) -> Section:
     """Return validation top-1 against test top-1 of every evaluated trial, with correlations."""
-    evaluated = [record for record in sweep.records if record.evaluation is not None]
-    points = [(record, 100 * record.at(record.kept_epoch, "val_top1")) for record in evaluated]
-    points = [(record, value) for record, value in points if not math.isnan(value)]
+    evaluated = [record for record in sweep.records if record.evaluation]
+    if not evaluated:
+        return Section.of("validation", _TITLE, NOT_EVALUATED)
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for record in evaluated:
+        val = 100 * record.at(record.kept_epoch, "val_top1")
+        if not math.isnan(val):
+            point = val, 100 * float(record.evaluation["top1"]), record.name
+            points.setdefault(record.trial.variant, []).append(point)
     if not points:
-        if not evaluated:
-            return Section.not_evaluated("validation", _TITLE)
-        only = text("The evaluated trials had no validation split.")
-        return Section("validation", _TITLE, (only,))
-    colour = colours(sweep.variants)
-    drawn = go.Figure()
-    for variant in sweep.variants:
-        if own := [(r, value) for r, value in points if r.trial.variant == variant]:
-            drawn.add_scatter(
-                x=[value for _, value in own],
-                y=[_test(r) for r, _ in own],
-                text=[r.name for r, _ in own],
-                mode="markers",
-                marker={"color": colour[variant], "size": 9},
-                name=variant,
-                hovertemplate="%{text}<br>validation %{x:.1f} %, test %{y:.1f} %<extra></extra>",
-            )
-    both = [value for r, value in points for value in (value, _test(r))]
-    add_diagonal(drawn, [min(both) - 1, max(both) + 1], "equal")
+        return Section.of("validation", _TITLE, "The evaluated trials had no validation split.")
+    every = [(val, test) for own in points.values() for val, test, _ in own]
+    means = [(fmean(p[0] for p in own), fmean(p[1] for p in own)) for own in points.values()]
+    correlations = (
+        _correlation("Over trials (the seeds of a variant are not independent)", every, "trial"),
+        _correlation("Over the means of variants", means, "variant"),
+    )
+    drawn, colour = go.Figure(), colours(sweep.variants)
+    for variant in filter(points.get, sweep.variants):
+        x, y, names = zip(*points[variant], strict=True)
+        drawn.add_scatter(
+            x=x,
+            y=y,
+            text=names,
+            mode="markers",
+            marker={"color": colour[variant], "size": 9},
+            name=variant,
+            hovertemplate="%{text}<br>validation %{x:.1f} %, test %{y:.1f} %<extra></extra>",
+        )
+    add_diagonal(drawn, [min(map(min, every)) - 1, max(map(max, every)) + 1], "equal")
     drawn.update_xaxes(title_text="validation top-1 at the evaluated epoch, %")
     drawn.update_yaxes(title_text="test top-1, %")
-    blocks = (
-        text(*_correlations(sweep, points)),
-        figure("validation", "Test top-1 against validation top-1", drawn, height_px=460),
-    )
-    return Section("validation", _TITLE, blocks)
-
-
-def _test(record: Record) -> float:
-    return 100 * float(record.evaluation["top1"]) if record.evaluation else math.nan
-
-
-def _correlations(sweep: SweepData, points: list[tuple[Record, float]]) -> list[str]:
-    means = []
-    for variant in sweep.variants:
-        own = [(value, _test(r)) for r, value in points if r.trial.variant == variant]
-        val, test = mean([v for v, _ in own]), mean([t for _, t in own])
-        if val is not None and test is not None:
-            means.append((val, test))
-    over_trials = "Over trials (the seeds of a variant are not independent)"
-    return [
-        _correlation(over_trials, [(value, _test(r)) for r, value in points], "trial"),
-        _correlation("Over the means of variants", means, "variant"),
-    ]
+    shown = figure("validation", "Test top-1 against validation top-1", drawn, height_px=460)
+    return Section.of("validation", _TITLE, Text(correlations), shown)
 
 
 def _correlation(over: str, points: list[tuple[float, float]], unit: str) -> str:

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from orchestrator.ledger import backup
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.__main__ import main
-from orchestrator.report.document.blocks import Column, Section, Table, text, to_csv, to_markdown
+from orchestrator.report.document.blocks import Column, Section, Table, to_csv, to_markdown
 from orchestrator.report.render import write_report
 from orchestrator.report.statistics import Estimate
 from orchestrator.storage import lease
@@ -241,7 +241,7 @@ def test_percent_is_printed_and_fractions_are_stored() -> None:
         "variant,top1,gain,macs,n,nothing,ours,ours_sd,ours_seeds\n"
         "a|b,0.12345,-0.01,2500000,1234,,0.5,0.01,3\nc,,,,,,,,\n"
     )
-    assert to_markdown("R", [Section(name="s", title="S", blocks=(text("one"), TABLE))]) == (
+    assert to_markdown("R", [Section.of("s", "S", "one", TABLE)]) == (
         "# R\n\n## S\n\none\n\n### T\n\n"
         "| variant | top-1, % | gain, points | multiply-accumulates, M | n | ours, % |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"

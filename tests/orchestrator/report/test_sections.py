@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,7 @@ def test_the_trials_of_a_variant_with_nothing_to_search_are_its_seeds(tmp_path: 
     sweep = read(tmp_path / "l")
     assert [len(sweep.evaluated(variant)) for variant in sweep.variants] == [4, 4]
     assert "Nothing was searched" in words(search(sweep))
-    found = compare(sweep, sweep.variants, is_pretrained=False)
+    found = compare(sweep)
     assert [(pair.by, pair.seeds) for pair in found] == [(TRIALS, (4, 4)), (COMPUTE, (4, 4))]
 
 
@@ -155,7 +155,7 @@ def test_without_any_validation_split_there_is_no_figure_of_validation_metrics(
 
 
 def test_pairs_are_compared_at_equal_trials_and_at_equal_compute(sweep: SweepData) -> None:
-    by_trials, by_compute = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
+    by_trials, by_compute = compare(replace(sweep, variants=("cnn2", "cnn3")))
     assert (by_trials.by, by_trials.budget, by_trials.seeds) == (TRIALS, 12, (3, 3))
     assert by_trials.difference is not None
     means = [
@@ -177,7 +177,7 @@ def test_there_is_no_difference_if_the_best_of_fewer_trials_was_not_retrained(
     assert late[0].params != final.params
     change(ledger, "DELETE FROM trials WHERE variant = 'cnn2' AND number > 1 AND stage = 'search'")
     sweep = read_sweep(ledger)
-    by_trials, _ = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
+    by_trials, _ = compare(sweep)
     assert by_trials.budget == 2
     assert by_trials.difference is None
     expected = "cnn3 #0, the best trial of cnn3 that counts, was not retrained."
@@ -193,7 +193,7 @@ def test_equal_trials_are_those_before_the_first_trial_that_has_not_ended(tmp_pa
         "UPDATE trials SET status = 'running', ended_seq = NULL WHERE signature = 'cnn2-s0004'"
     )
     sweep = read_sweep(ledger)
-    by_trials, _ = compare(sweep, ["cnn2", "cnn3"], is_pretrained=False)
+    by_trials, _ = compare(sweep)
     assert by_trials.budget == 4
     ledger.close()
 
