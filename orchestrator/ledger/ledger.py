@@ -19,7 +19,7 @@ from orchestrator.clock import Clock
 from orchestrator.ledger import database
 from orchestrator.ledger.database import Database, encode
 from orchestrator.ledger.header import SweepHeader
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Stage, Trial, TrialStatus
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Metrics, Stage, Trial, TrialStatus
 from orchestrator.storage.paths import attempt_log
 from trainables.metrics import METRIC_NAMES
 
@@ -76,8 +76,8 @@ class Ledger:
         seen_seq: int,
         stage: Stage = "search",
         origin: str | None = None,
-    ) -> None:
-        """Store a trial before it starts, with the last change its suggestion took into account."""
+    ) -> Trial:
+        """Store and return a new trial, with the last change its suggestion took into account."""
         with self.database.change() as connection:
             seq = self.database.next_seq()
             connection.execute(
@@ -89,6 +89,7 @@ class Ledger:
                     *(seen_seq, seq, seq),
                 ),
             )
+        return self.trial(signature)
 
     def start_attempt(
         self, signature: str, *, resumed_from: str | None, micro_batch_size: int
@@ -114,12 +115,7 @@ class Ledger:
             return attempt
 
     def record_epoch(
-        self,
-        signature: str,
-        attempt: int,
-        epoch: int,
-        metrics: Mapping[str, float],
-        checkpoint: str | None,
+        self, signature: str, attempt: int, epoch: int, metrics: Metrics, checkpoint: str | None
     ) -> bool:
         """Store one epoch's metrics; return whether they were new.
 
@@ -169,7 +165,7 @@ class Ledger:
         outcome: str,
         failure_class: str | None = None,
         failure_text: str | None = None,
-        trial_status: TrialStatus,
+        trial_status: TrialStatus = "running",
         best: tuple[int, float] | None = None,
     ) -> None:
         """Close an attempt and set the status of its trial, in one transaction.

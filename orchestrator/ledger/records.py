@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 TrialStatus = Literal["planned", "running", "complete", "stopped", "diverged", "failed"]
 # A final trial trains the best configuration of its variant's search with another seed.
 Stage = Literal["search", "final"]
+Metrics = Mapping[str, float]  # those of one epoch, by name: the fields of `EpochMetrics`
 ENDED: tuple[TrialStatus, ...] = ("complete", "stopped", "diverged", "failed")
 
 

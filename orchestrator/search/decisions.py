@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import Attempt, EpochRow, Trial
 from orchestrator.plan.plan import Plan
-from orchestrator.search import early_stopping, retry_policy
+from orchestrator.search import retry_policy
 from orchestrator.storage.paths import checkpoint_path
 from trainables.config import TrainConfig
 
@@ -69,35 +69,6 @@ def best_epoch(trial: Trial, rows: Sequence[EpochRow], metric: str) -> tuple[int
     if row is None or math.isnan(row.metrics[select_by]):
         return None
     return row.epoch, row.metrics[metric]
-
-
-def is_at_rung(plan: Plan, trial: Trial, rows: Sequence[EpochRow]) -> bool:
-    """Return whether early stopping compares a trial with others after its last row.
-
-    It does so at rungs only, not after the last epoch, and never for a trial that is evaluated on
-    the test split at its end.
-    """
-    if not rows or plan.is_evaluated(trial) or epochs_left(trial, rows) <= 0:
-        return False
-    space = plan.space
-    return early_stopping.is_rung(rows[-1].epoch + 1, space.first_rung_epochs, space.rung_factor)
-
-
-def is_stopped_at_rung(plan: Plan, row: EpochRow, values: Sequence[float]) -> bool:
-    """Return whether early stopping ends a trial at a rung.
-
-    Rows never change, so the decision is the same whenever it is made. `values` are the metric of
-    all trials of the variant that had reached the rung by then, this trial included.
-    """
-    space = plan.space
-    return early_stopping.is_stopped(
-        row.metrics[space.metric],
-        values,
-        epochs_done=row.epoch + 1,
-        first_rung=space.first_rung_epochs,
-        factor=space.rung_factor,
-        mode=space.mode,
-    )
 
 
 def after_failure(

@@ -9,7 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from orchestrator.ledger.header import RecordedPlan
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.records import EpochRow, Trial
+from orchestrator.plan.plan import Plan
+
+
+def decide(ledger: Ledger, plan: Plan | RecordedPlan, trial: Trial, row: EpochRow) -> bool | None:
+    """Return whether early stopping ends a trial after an epoch; None if it does not compare there.
+
+    It compares trials of a variant at rungs only, not after the last epoch, and never a trial that
+    is evaluated on the test split. Rows never change, so the decision is the same whenever it is
+    made.
+    """
+    space, done = plan.space, row.epoch + 1
+    is_exempt = done >= trial.config["epochs"] or plan.is_evaluated(trial)
+    if is_exempt or not is_rung(done, space.first_rung_epochs, space.rung_factor):
+        return None
+    return is_stopped(
+        row.metrics[space.metric],
+        ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq),
+        epochs_done=done,
+        first_rung=space.first_rung_epochs,
+        factor=space.rung_factor,
+        mode=space.mode,
+    )
 
 
 def is_stopped(

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.ledger.header import RecordedPlan
+from orchestrator.ledger.header import RecordedPlan, RecordedSpace
 from orchestrator.ledger.records import EpochRow, Trial
 from orchestrator.plan.plan import Plan, trial_seed
 
@@ -142,26 +142,15 @@ class Study:
         )
 
 
-def new_study(plan: Plan, variant: str) -> Study:
-    """Return the study of a variant of the plan, without trials."""
-    return _study(plan, variant, plan.space.params_for(variant))
-
-
-def recorded_study(plan: RecordedPlan, variant: str, planned: Sequence[Trial] = ()) -> Study:
-    """Return the study of a variant of a ledger's plan, with the trials planned so far."""
-    stored = plan.space.params[variant]
-    params = {name: json_to_distribution(json.dumps(value)) for name, value in stored.items()}
-    study = _study(plan, variant, params)
-    for trial in planned:
-        study.add_planned(trial)
-    return study
-
-
-def _study(
-    plan: Plan | RecordedPlan, variant: str, params: Mapping[str, BaseDistribution]
-) -> Study:
+def study_of(plan: Plan | RecordedPlan, variant: str, planned: Sequence[Trial] = ()) -> Study:
+    """Return the study of a variant of a plan, with the trials that are planned already."""
     space = plan.space
-    return Study(
+    if isinstance(space, RecordedSpace):
+        stored = space.params[variant].items()
+        params = {name: json_to_distribution(json.dumps(value)) for name, value in stored}
+    else:
+        params = space.params_for(variant)
+    study = Study(
         variant,
         params,
         mode=space.mode,
@@ -169,6 +158,9 @@ def _study(
         sweep_seed=plan.seed,
         enqueued=space.enqueued if params else (),
     )
+    for trial in planned:
+        study.add_planned(trial)
+    return study
 
 
 def optuna_version() -> str:

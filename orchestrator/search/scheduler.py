@@ -8,6 +8,7 @@ Its own state, the studies and the queue, is rebuilt from the ledger when it is 
 from __future__ import annotations
 
 import collections
+import functools
 import numbers
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +18,17 @@ from typing import Any, Literal
 from orchestrator.clock import Clock
 from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Trial, TrialStatus
+from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Metrics, Trial, TrialStatus
 from orchestrator.plan.plan import Plan
 from orchestrator.redaction import redacted
-from orchestrator.search import decisions, retry_policy
-from orchestrator.search.sampler import new_study
+from orchestrator.search import decisions, early_stopping, retry_policy
+from orchestrator.search.sampler import study_of
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
+
+# What could start next: the variant, its epochs still to train, and a function that returns the
+# trial, which may be a new one.
+_Candidate = tuple[str, int, Callable[[], Trial]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +42,6 @@ class AttemptStart:
     config: TrainConfig
     resume_from: str | None
     is_evaluated: bool  # on the test split, after its last epoch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Candidate:
-    """What could start next: a waiting trial, a new final trial, or else a new search trial."""
-
-    variant: str
-    epochs: int  # still to train
-    waiting: str | None = None  # the signature of a trial that waits for its next attempt
-    final: tuple[Trial, TrainConfig] | None = None  # the trial to repeat; the configuration
 
 
 class TrialScheduler:
@@ -82,14 +77,13 @@ class TrialScheduler:
         self._restarting: set[str] = set()  # signatures whose next attempt starts from scratch
         self._disk = retry_policy.DiskPauses(clock or Clock())
         self._lock = threading.RLock()
-        self._waiting: collections.deque[str] = collections.deque()  # signatures
-        self._micro_batch_size: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}  # signature: micro-batch size of the next attempt
         self._running: dict[str, int] = {}  # signature: attempt
         self._is_interrupted = False
         self._errors = {variant: retry_policy.RepeatedErrors() for variant in plan.variants}
         self._planned: collections.Counter[str] = collections.Counter()  # search trials
         self._best: dict[str, Trial | None] = {}  # by variant whose search has finished
-        self._studies = {variant: new_study(plan, variant) for variant in plan.variants}
+        self._studies = {variant: study_of(plan, variant) for variant in plan.variants}
         self._rebuild()
 
     # Queries.
@@ -103,18 +97,13 @@ class TrialScheduler:
         with self._lock:
             if self._is_interrupted or self._disk.halted or self._disk.is_active():
                 return None
-            candidate = self._next_candidate()
-            if candidate is None:
+            if (candidate := self._next_candidate()) is None:
                 return None
-            if not self._has_room(candidate.variant):
+            variant, _, planned_trial = candidate
+            if not self._has_room(variant):
                 self._disk.start("There is too little room left on the disk for another trial.")
                 return None
-            if candidate.waiting is not None:
-                self._waiting.remove(candidate.waiting)
-                return self._start(self.ledger.trial(candidate.waiting))
-            if candidate.final is not None:
-                return self._start(self._plan_final(*candidate.final))
-            return self._start(self._plan_trial(candidate.variant))
+            return self._start(planned_trial())
 
     def has_work(self) -> bool:
         """Return whether any attempt is running or could start."""
@@ -152,12 +141,7 @@ class TrialScheduler:
     # Reports of running attempts.
 
     def on_epoch(
-        self,
-        signature: str,
-        attempt: int,
-        epoch: int,
-        metrics: Mapping[str, float],
-        checkpoint: str | None,
+        self, signature: str, attempt: int, epoch: int, metrics: Metrics, checkpoint: str | None
     ) -> bool:
         """Store an epoch and return whether the attempt must stop.
 
@@ -212,12 +196,7 @@ class TrialScheduler:
                 return
             text = redacted(failure_text or "")
             self.ledger.end_attempt(
-                signature,
-                attempt,
-                outcome="failed",
-                failure_class=failure_class,
-                failure_text=text,
-                trial_status="running",
+                signature, attempt, outcome="failed", failure_class=failure_class, failure_text=text
             )
             if failure_class == "disk":
                 self._disk.start(retry_policy.last_line(text))
@@ -231,15 +210,14 @@ class TrialScheduler:
         with self._lock:
             self._is_interrupted = True
             for signature, attempt in self._running.items():
-                self.ledger.end_attempt(signature, attempt, outcome="lost", trial_status="running")
+                self.ledger.end_attempt(signature, attempt, outcome="lost")
             self._running.clear()
 
     # What starts next.
 
     def _next_candidate(self) -> _Candidate | None:
         """Return the first candidate that fits the budget."""
-        fits = self._fits_budget
-        return next((c for c in self._candidates() if fits(c.variant, c.epochs)), None)
+        return next((c for c in self._candidates() if self._fits_budget(*c[:2])), None)
 
     def _candidates(self) -> Iterator[_Candidate]:
         """Yield what could start now, in order of precedence."""
@@ -247,17 +225,19 @@ class TrialScheduler:
             trial = self.ledger.trial(signature)
             rows = [] if signature in self._restarting else self.ledger.epochs(signature)
             left = decisions.epochs_left(trial, rows)
-            yield _Candidate(variant=trial.variant, epochs=left, waiting=signature)
+            yield trial.variant, left, functools.partial(self.ledger.trial, signature)
         for variant in self.plan.variants:
             if self._planned[variant] < self.plan.trials and not self._is_given_up(variant):
-                yield _Candidate(variant=variant, epochs=self.plan.epochs(variant))
+                plan = functools.partial(self._plan_trial, variant)
+                yield variant, self.plan.epochs(variant), plan
         for variant in self.plan.variants:
-            if (best := self._best_if_finished(variant)) is None:
-                continue
-            planned = {trial.signature for trial in self.ledger.trials("final")}
-            if config := decisions.missing_final(self.plan, best, planned):
-                epochs = self.plan.epochs(variant)
-                yield _Candidate(variant=variant, epochs=epochs, final=(best, config))
+            if best := self._best_if_finished(variant):
+                finals = self.ledger.trials("final")
+                planned = {trial.signature for trial in finals}
+                if config := decisions.missing_final(self.plan, best, planned):
+                    origin, number = best.signature, sum(t.variant == variant for t in finals)
+                    plan = functools.partial(self._plan, config, number, best.params, origin)
+                    yield variant, self.plan.epochs(variant), plan
 
     def _best_if_finished(self, variant: str) -> Trial | None:
         """Return the trial that a variant's final trials repeat.
@@ -282,7 +262,7 @@ class TrialScheduler:
             attempts, rows = self.ledger.attempts(signature), self.ledger.epochs(signature)
             resume_from = decisions.resume_point(attempts, rows, self._is_loadable)
         self._restarting.discard(signature)
-        micro = self._micro_batch_size.get(signature, 0)
+        micro = self._waiting.pop(signature, 0)
         attempt = self.ledger.start_attempt(
             signature, resumed_from=resume_from, micro_batch_size=micro
         )
@@ -297,43 +277,32 @@ class TrialScheduler:
             is_evaluated=self.plan.is_evaluated(trial),
         )
 
-    def _plan_final(self, best: Trial, config: TrainConfig) -> Trial:
-        own = [t for t in self.ledger.trials("final") if t.variant == best.variant]
-        self.ledger.plan_trial(
-            signature=config.signature(),
-            variant=best.variant,
-            stage="final",
-            number=len(own),
-            origin=best.signature,
-            config=config.to_dict(),
-            params=best.params,
-            seen_seq=self.ledger.seq,
-        )
-        return self.ledger.trial(config.signature())
-
     def _plan_trial(self, variant: str) -> Trial:
-        number, seen_seq = self._planned[variant], self.ledger.seq
+        number = self._planned[variant]
         params = self._studies[variant].ask(number)
-        config = self.plan.train_config(variant, number, params)
-        self.ledger.plan_trial(
+        trial = self._plan(self.plan.train_config(variant, number, params), number, params)
+        self._planned[variant] += 1
+        return trial
+
+    def _plan(
+        self, config: TrainConfig, number: int, params: Mapping[str, Any], origin: str | None = None
+    ) -> Trial:
+        """Store a new trial, a final one if it has an origin, before it starts."""
+        return self.ledger.plan_trial(
             signature=config.signature(),
-            variant=variant,
+            variant=config.variant,
+            stage="final" if origin else "search",
             number=number,
+            origin=origin,
             config=config.to_dict(),
             params=params,
-            seen_seq=seen_seq,
+            seen_seq=self.ledger.seq,
         )
-        self._planned[variant] += 1
-        return self.ledger.trial(config.signature())
 
     # How attempts and trials end.
 
     def _is_stopped_early(self, trial: Trial, rows: Sequence[EpochRow]) -> bool:
-        if not decisions.is_at_rung(self.plan, trial, rows):
-            return False
-        last, metric = rows[-1], self.plan.space.metric
-        values = self.ledger.values_at(trial.variant, last.epoch, metric, up_to=last.seq)
-        return decisions.is_stopped_at_rung(self.plan, last, values)
+        return bool(rows) and bool(early_stopping.decide(self.ledger, self.plan, trial, rows[-1]))
 
     def _end(
         self, trial: Trial, attempt: int, rows: Sequence[EpochRow], outcome: TrialStatus
@@ -357,8 +326,7 @@ class TrialScheduler:
         self._errors[trial.variant].note(attempts[-1])
         if decision.retry and not self._is_given_up(trial.variant):
             del self._running[signature]
-            self._micro_batch_size[signature] = decision.micro_batch_size
-            self._waiting.append(signature)
+            self._waiting[signature] = decision.micro_batch_size
             return
         self._fail(signature)
         self._fail_waiting(trial.variant)
@@ -385,7 +353,7 @@ class TrialScheduler:
         if not self._is_given_up(variant):
             return
         for signature in [s for s in self._waiting if self._variant(s) == variant]:
-            self._waiting.remove(signature)
+            del self._waiting[signature]
             if self.ledger.attempts(signature):
                 self._fail(signature)
 
@@ -439,21 +407,18 @@ class TrialScheduler:
             if has_failed:
                 self._tell_sampler(trial)
             return
+        micro = 0
         if has_failed and self._from_scratch:
             self._restarting.add(trial.signature)
-            self._micro_batch_size[trial.signature] = 0
         else:
-            self._micro_batch_size[trial.signature] = decisions.next_micro_batch(
-                trial, attempts, rows, self.plan.space.max_attempts
-            )
-        self._waiting.append(trial.signature)
+            most = self.plan.space.max_attempts
+            micro = decisions.next_micro_batch(trial, attempts, rows, most)
+        self._waiting[trial.signature] = micro
 
     def _close_as_lost(self, attempts: Sequence[Attempt]) -> None:
         """Close a trial's last attempt as lost if a driver that has ended left it open."""
         if attempts and (last := attempts[-1]).outcome is None:
-            self.ledger.end_attempt(
-                last.signature, last.attempt, outcome="lost", trial_status="running"
-            )
+            self.ledger.end_attempt(last.signature, last.attempt, outcome="lost")
 
     def _variant(self, signature: str) -> str:
         return self.ledger.trial(signature).variant

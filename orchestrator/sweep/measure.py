@@ -22,7 +22,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import budget, disk, forecast, machines
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Plan, VariantCost
-from orchestrator.search.sampler import new_study
+from orchestrator.search.sampler import study_of
 from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.sweep.display import duration
 
@@ -128,7 +128,7 @@ def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict
 def _measure_variant(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
     from trainables.training.probe import training_time
 
-    trial = plan.train_config(variant, 0, new_study(plan, variant).ask(0))
+    trial = plan.train_config(variant, 0, study_of(plan, variant).ask(0))
     # Spawned, because trials do not share this process's state and CUDA does not survive a fork.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:

@@ -14,8 +14,8 @@ from typing import Any
 from orchestrator.ledger import ranking
 from orchestrator.ledger.header import RecordedPlan
 from orchestrator.ledger.records import EpochRow, Trial
-from orchestrator.search.early_stopping import is_rung, is_stopped
-from orchestrator.search.sampler import Study, optuna_version, recorded_study
+from orchestrator.search import early_stopping
+from orchestrator.search.sampler import Study, optuna_version, study_of
 from orchestrator.verify.snapshot import Result, Snapshot, name_of, problems_of
 
 
@@ -52,12 +52,12 @@ def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> It
         ended = [other for other in earlier if _had_ended(other, trial)]
         doubtful = [other for other in earlier if _may_have_failed(snapshot, other, trial)]
         if study is None or doubtful or plan is not plan_then:
-            plan, study, told = plan_then, recorded_study(plan_then, variant, earlier), set()
+            plan, study, told = plan_then, study_of(plan_then, variant, earlier), set()
         _tell(snapshot, study, ended, told, plan.space.metric)
         suggested = study.ask(trial.number)
         choices = _subsets(doubtful)
         while _as_stored(suggested) != trial.params and (failed := next(choices, None)):
-            study = recorded_study(plan, variant, earlier)
+            study = study_of(plan, variant, earlier)
             for other in failed:
                 study.tell(replace(other, status="failed"), (), plan.space.metric)
             _tell(snapshot, study, ended, {t.signature for t in failed}, plan.space.metric)
@@ -159,16 +159,4 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
 def _stops_at(snapshot: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
     """Return whether early stopping stops a trial at an epoch; None if it is not a rung."""
     plan = snapshot.header.plan_at(row.seq)
-    space, done = plan.space, row.epoch + 1
-    is_exempt = done >= trial.config["epochs"] or plan.is_evaluated(trial)
-    if is_exempt or not is_rung(done, space.first_rung_epochs, space.rung_factor):
-        return None
-    values = snapshot.ledger.values_at(trial.variant, row.epoch, space.metric, up_to=row.seq)
-    return is_stopped(
-        row.metrics[space.metric],
-        values,
-        epochs_done=done,
-        first_rung=space.first_rung_epochs,
-        factor=space.rung_factor,
-        mode=space.mode,
-    )
+    return early_stopping.decide(snapshot.ledger, plan, trial, row)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.report.document.blocks import Block, Section, Tabs, Text, counted
 from orchestrator.report.document.plots import figure
 from orchestrator.report.facts import Record, SweepData
-from orchestrator.search.sampler import Study, recorded_study
+from orchestrator.search.sampler import Study, study_of
 
 # With fewer complete trials, importance is noise.
 FEWEST_TRIALS = 4
@@ -115,7 +115,7 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
 
 def _study(sweep: SweepData, variant: str, records: Sequence[Record]) -> Study:
     records = sorted(records, key=lambda record: record.trial.number)
-    study = recorded_study(sweep.plan, variant, [record.trial for record in records])
+    study = study_of(sweep.plan, variant, [record.trial for record in records])
     for record in records:
         if record.trial.ended_seq is not None:
             study.tell(record.trial, record.rows, sweep.metric)

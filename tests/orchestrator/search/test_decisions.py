@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.ledger.records import Attempt, EpochRow, Trial
-from orchestrator.search import decisions
+from orchestrator.search import decisions, early_stopping
 from tests.orchestrator.sweeps import metrics, plan, space
 
 PLAN = plan(space(variants=("cnn2",), first_rung_epochs=2, rung_factor=2), final_seeds=2)
@@ -116,15 +117,15 @@ def test_epochs_left() -> None:
 
 
 def test_early_stopping_compares_at_rungs_before_the_last_epoch() -> None:
-    at_rung = [
-        count
-        for count in range(9)
-        if decisions.is_at_rung(PLAN, trial(epochs=8), rows(*[0.5] * count))
-    ]
+    def decide(last: EpochRow, *values: float) -> bool | None:
+        ledger: Any = SimpleNamespace(values_at=lambda *at, up_to: values)
+        return early_stopping.decide(ledger, PLAN, trial(epochs=8), last)
+
+    at_rung = [row.epoch + 1 for row in rows(*[0.5] * 8) if decide(row, 0.5) is not None]
     assert at_rung == [2, 4]
     row = rows(0.1, 0.5)[-1]
-    assert decisions.is_stopped_at_rung(PLAN, row, [0.6, 0.5])
-    assert not decisions.is_stopped_at_rung(PLAN, row, [0.4, 0.5])
+    assert decide(row, 0.6, 0.5) is True
+    assert decide(row, 0.4, 0.5) is False
 
 
 @pytest.mark.parametrize(
