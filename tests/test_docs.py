@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import search_spaces
-from orchestrator.sweep.arguments import parse_args
+from tests.orchestrator.sweeps import parse_args
 from trainables.metrics import METRIC_NAMES
 
 ROOT = Path(__file__).parents[1]

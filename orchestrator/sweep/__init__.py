@@ -3,5 +3,5 @@
 `arguments` reads the command line, `opening` creates or opens the ledger, and `driver` runs the
 sweep. What its parts share is in `context`. `measure` forecasts, `display` shows progress,
 `mlflow_thread` and `cleanup_thread` work in the background, `outputs` writes the report and the
-best model, `summary` prints plan and results, `signals` and `terminal` handle the process.
+best model, `summary` prints plan and results, `signals` handles signals of the process.
 """

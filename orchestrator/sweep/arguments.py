@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,6 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
 
 _LONGEST_LINE = 88  # characters of the help text
-
-
-def parse_args(argv: Sequence[str] | None) -> SweepConfig:
-    """Return the configuration that the command line gives.
-
-    Raises:
-        UsageError: a value is wrong. For an unknown flag argparse itself exits with status 2.
-    """
-    return config_from(_parser().parse_args(argv))
 
 
 def config_from(arguments: argparse.Namespace) -> SweepConfig:
@@ -62,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         ("resources and limits", _add_resources),
         ("planning, resuming and checking", _add_modes),
     ):
-        add_all(parser.add_argument_group(title).add_argument)
+        add_all(functools.partial(_add, parser.add_argument_group(title)))
     return parser
 
 
@@ -71,111 +63,94 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, max_help_position=28, width=min(columns, _LONGEST_LINE))
 
 
+def _add(group: Any, flag: str, help: str, **how: Any) -> None:
+    """Add a flag, which the name of its value follows; with nothing else given it is a switch."""
+    name, _, metavar = flag.partition(" ")
+    if metavar:
+        how["metavar"] = metavar
+    group.add_argument(name, help=help, **(how or {"action": "store_true"}))
+
+
 def _add_trials(add: Callable[..., Any]) -> None:
     space_default = "(default: the space's)"
-    add("--trials", type=int, metavar="N", help=f"trials of each variant {space_default}")
-    add("--epochs", type=int, metavar="N", help=f"epochs of each trial {space_default}")
+    add("--trials N", f"trials of each variant {space_default}", type=int)
+    add("--epochs N", f"epochs of each trial {space_default}", type=int)
     add(
-        "--variants",
-        metavar="A,B",
-        help="variants to train, separated by commas: built-in ones or any model name of timm "
+        "--variants A,B",
+        "variants to train, separated by commas: built-in ones or any model name of timm "
         f"{space_default}",
     )
-    add("--dataset", metavar="NAME", help=f"a prepared dataset {space_default}")
+    add("--dataset NAME", f"a prepared dataset {space_default}")
     add(
-        "--image-size",
-        metavar="N",
-        help=f"image size of every variant: native, paper or a number of pixels {space_default}",
+        "--image-size N",
+        f"image size of every variant: native, paper or a number of pixels {space_default}",
     )
     add(
-        "--weights",
-        metavar="WHAT",
-        help="initial weights of every variant: none, imagenet or a .safetensors file "
-        f"{space_default}",
+        "--weights WHAT",
+        f"initial weights of every variant: none, imagenet or a .safetensors file {space_default}",
     )
-    add("--seed", type=int, metavar="N", help="the sweep's random seed (default: 0)")
+    add("--seed N", "the sweep's random seed (default: 0)", type=int)
 
 
 def _add_evaluation(add: Callable[..., Any]) -> None:
     add(
-        "--final-seeds",
-        type=int,
-        metavar="K",
-        help="after the search, train the best trial of each variant again with K seeds and "
+        "--final-seeds K",
+        "after the search, train the best trial of each variant again with K seeds and "
         "evaluate it on the test split (default: the space's)",
+        type=int,
     )
     add(
         "--final-on-all",
+        "train the final trials on the train and validation splits together (default: no)",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train the final trials on the train and validation splits together (default: no)",
     )
 
 
 def _add_locations(add: Callable[..., Any]) -> None:
-    add(
-        "--name",
-        metavar="NAME",
-        help="the sweep's name (default: the space's, or the space file's without .py)",
-    )
+    add("--name NAME", "the sweep's name (default: the space's, or the space file's without .py)")
     add_storage(add)
     add_data_dir(add)
     add_tracking_uri(add)
     add(
-        "--address",
-        metavar="ADDR",
-        help="the Ray cluster (default: RAY_ADDRESS, else a cluster on this machine, else a local "
+        "--address ADDR",
+        "the Ray cluster (default: RAY_ADDRESS, else a cluster on this machine, else a local "
         "Ray of its own)",
     )
 
 
 def _add_resources(add: Callable[..., Any]) -> None:
+    add("--max-concurrent N", "trials that run at a time (default: as many as fit)", type=int)
     add(
-        "--max-concurrent",
-        type=int,
-        metavar="N",
-        help="trials that run at a time (default: as many as fit)",
-    )
-    add(
-        "--gpus-per-trial",
+        "--gpus-per-trial F",
+        "GPUs of each worker of a trial, also a share such as 0.25 (default: the space's)",
         type=float,
-        metavar="F",
-        help="GPUs of each worker of a trial, also a share such as 0.25 (default: the space's)",
     )
+    add("--workers-per-trial N", "data-parallel workers of each trial (default: 1)", type=int)
     add(
-        "--workers-per-trial",
-        type=int,
-        metavar="N",
-        help="data-parallel workers of each trial (default: 1)",
-    )
-    add(
-        "--budget",
-        dest="budget_s",
-        type=_duration_s,
-        metavar="TIME",
-        help="start a trial only if it is expected to end within this time from now, such as 90m, "
+        "--budget TIME",
+        "start a trial only if it is expected to end within this time from now, such as 90m, "
         "2h or 1h30m; before the first epoch and without --measure, any trial starts until the "
         "time is over (default: no limit)",
+        dest="budget_s",
+        type=_duration_s,
     )
     add(
-        "--max-device-hours",
-        type=float,
-        metavar="H",
-        help="start a trial only if all trials together are expected to use at most this many "
+        "--max-device-hours H",
+        "start a trial only if all trials together are expected to use at most this many "
         "device-hours; before the first epoch, as for --budget (default: no limit)",
+        type=float,
     )
     add(
-        "--hang-timeout",
+        "--hang-timeout S",
+        "end and retry a trial that has reported nothing for this many seconds (default: 600)",
         dest="hang_timeout_s",
         type=float,
         default=600.0,
-        metavar="S",
-        help="end and retry a trial that has reported nothing for this many seconds (default: 600)",
     )
     add(
-        "--keep",
-        metavar="WHAT",
-        help="checkpoints to keep of ended trials: best-K (of the K best trials of each variant), "
+        "--keep WHAT",
+        "checkpoints to keep of ended trials: best-K (of the K best trials of each variant), "
         "last or all (default: best-K with the space's K)",
     )
 
@@ -183,43 +158,35 @@ def _add_resources(add: Callable[..., Any]) -> None:
 def _add_modes(add: Callable[..., Any]) -> None:
     add(
         "--resume",
-        action="store_true",
-        help="continue the sweep with this name; flags of trials and evaluation, "
+        "continue the sweep with this name; flags of trials and evaluation, "
         "--gpus-per-trial, --workers-per-trial, --keep and --tracking-uri default to their "
         "earlier values",
     )
     add(
         "--retry-failed",
+        "with --resume, retry failed trials from their last checkpoint (default: yes)",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="with --resume, retry failed trials from their last checkpoint (default: yes)",
     )
-    add(
-        "--from-scratch",
-        action="store_true",
-        help="with --resume, retry failed trials from their first epoch",
-    )
+    add("--from-scratch", "with --resume, retry failed trials from their first epoch")
     add(
         "--force",
-        action="store_true",
-        help="resume although the space or the dataset has changed; start although the disk may be "
+        "resume although the space or the dataset has changed; start although the disk may be "
         "too small",
     )
-    add("--dry-run", action="store_true", help="print the plan and start nothing")
+    add("--dry-run", "print the plan and start nothing")
     add(
         "--measure",
-        action="store_true",
-        help="first train a few steps of each variant on this machine and print a forecast of "
+        "first train a few steps of each variant on this machine and print a forecast of "
         "time, device-hours, memory and disk space; needs the prepared dataset; with --dry-run, "
         "only that",
     )
     add(
         "--verify",
-        action="store_true",
-        help="check the ledger, the checkpoints, the decisions and the MLflow runs of the sweep "
+        "check the ledger, the checkpoints, the decisions and the MLflow runs of the sweep "
         "with this name, and change nothing",
     )
-    add("--verbose", action="store_true", help="show tracebacks and the output of libraries")
+    add("--verbose", "show tracebacks and the output of libraries")
 
 
 def _duration_s(text: str) -> float:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
 
 from orchestrator.clock import Clock
-from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, warn
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, console_on, warn
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import cluster as clusters
 from orchestrator.execution import tune_adapter
@@ -19,7 +25,7 @@ from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import checkpoints, locks
 from orchestrator.storage.paths import DataLocation
-from orchestrator.sweep import measure, opening, outputs, signals, summary, terminal
+from orchestrator.sweep import measure, opening, outputs, signals, summary
 from orchestrator.sweep.cleanup_thread import CleanupThread
 from orchestrator.sweep.context import SweepContext
 from orchestrator.sweep.display import Display
@@ -48,7 +54,7 @@ def sweep(config: SweepConfig) -> int:
             if ledger_backup:
                 ledger_backup.start(ledger)
             log = None if config.verbose else config.paths.log
-            with terminal.redirected_output(log) as console:
+            with _redirected_output(log) as console:
                 return _run(
                     SweepContext(
                         config=config,
@@ -72,6 +78,33 @@ def sweep(config: SweepConfig) -> int:
             ledger.close()
 
 
+@contextlib.contextmanager
+def _redirected_output(log_path: Path | None) -> Iterator[Console]:
+    """Yield a console on the user's terminal, while all other output goes to the log file.
+
+    Without a log file all output stays on the terminal.
+    """
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    if log_path is None:
+        yield console_on(out)
+        return
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(1), os.dup(2)
+    with log_path.open("a") as log:
+        sys.stdout.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield console_on(out)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # the log's disk is full
+                    stream.flush()
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
+
+
 def _run(context: SweepContext) -> int:
     """Run what is left of the sweep, write its outputs, print how it ended."""
     config, plan, ledger, paths = context.config, context.plan, context.ledger, context.paths
@@ -93,15 +126,16 @@ def _run(context: SweepContext) -> int:
             cluster = _connect(context)
             if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
                 scheduler = _new_scheduler(context, limits, epoch_s)
-            error = _run_trials(context, scheduler, cluster, mlflow, cleanup)
+            trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
+            error = _run_trials(context, trials, mlflow, cleanup)
         else:
             context.console.print(
                 "No remaining trial fits the budget."
                 if scheduler.left_out()
                 else "Every trial of this sweep has ended already."
             )
-            mlflow.start()
-            cleanup.start()
+            mlflow.thread.start()
+            cleanup.thread.start()
         with clusters.leaving():
             if context.backup and context.backup.lost:
                 context.fail(context.backup.lost)
@@ -176,7 +210,7 @@ class _TrialsThread(threading.Thread):
 
     def __init__(self, context: SweepContext, scheduler: TrialScheduler, *, is_local: bool) -> None:
         super().__init__(name="trials", daemon=True)
-        self._context, self._scheduler, self._is_local = context, scheduler, is_local
+        self._context, self.scheduler, self._is_local = context, scheduler, is_local
         self.error: BaseException | None = None
         self._is_stopping, self._has_stopped = threading.Event(), threading.Event()
 
@@ -195,7 +229,7 @@ class _TrialsThread(threading.Thread):
         dataset = DataLocation(config.data.folder / context.manifest.name, config.data.address)
         try:
             tune_adapter.run(
-                self._scheduler,
+                self.scheduler,
                 paths=config.paths,
                 dataset=dataset,
                 options=tune_adapter.ExecutionOptions(
@@ -215,19 +249,14 @@ class _TrialsThread(threading.Thread):
 
 
 def _run_trials(
-    context: SweepContext,
-    scheduler: TrialScheduler,
-    cluster: clusters.Cluster,
-    mlflow: MlflowThread,
-    cleanup: CleanupThread,
+    context: SweepContext, trials: _TrialsThread, mlflow: MlflowThread, cleanup: CleanupThread
 ) -> BaseException | None:
     """Run the trials until they end or the user interrupts; return what ended them early."""
-    trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
-    for thread in (trials, mlflow, cleanup):
+    for thread in (trials, mlflow.thread, cleanup.thread):
         thread.start()
     _watch(context, trials, mlflow)
     try:
-        scheduler.interrupt()  # changes nothing when all trials have ended
+        trials.scheduler.interrupt()  # changes nothing when all trials have ended
     except LedgerError as error:  # `--resume` closes the attempts that stay open
         return trials.error or error
     finally:
@@ -264,7 +293,7 @@ def _finish(
     limit = signals.EndLimit(context.interruption, context.clock)
     cleanup.stop()
     mlflow.finish(context.console, outcome, limit)
-    cleanup.join(limit)
+    limit.wait_for(cleanup.thread)
     if ledger_backup and is_stored:  # for what the MLflow thread noted in the ledger
         is_stored = ledger_backup.flush(lambda: 3 if interrupted.is_set() else 60)
     if is_stored or not ledger_backup:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,8 @@ def measure(
 ) -> dict[str, float]:
     """Return the measured seconds of an epoch by variant; print the forecast and store it.
 
-    The ledger is None for a sweep that is only planned; nothing is stored then.
+    The ledger keeps the first measurement of each variant, and the forecast from before the first
+    trial; it is None for a sweep that is only planned.
 
     Raises:
         UsageError: the dataset is not prepared, a variant cannot be trained, or none fits here.
@@ -59,7 +60,7 @@ def measure(
     options = ledger.header().options if ledger else given_options(config)
     concurrent = _concurrent(config, plan, options)
     measured = _measure_variants(config, plan, console)
-    epoch_s = {variant: _trial_epoch_s(plan, times) for variant, times in measured.items()}
+    epoch_s = {variant: times.epoch_s for variant, times in measured.items()}
     trials = [t for t in ledger.trials() if t.variant in plan.variants] if ledger else []
     latest = ledger.latest_epochs() if ledger else {}
     epochs = {v: forecast.epochs_left(plan, v, trials, latest) for v in plan.variants}
@@ -73,7 +74,10 @@ def measure(
     )
     print_forecast(console, plan, measured, epochs, sweep)
     if ledger is not None:
-        _store(ledger, measured, epoch_s, sweep)
+        first = {variant: asdict(times) for variant, times in measured.items()}
+        ledger.put("forecast", {**first, **ledger.header().forecast})
+        if not ledger.attempts():
+            ledger.put("forecast_whole", asdict(sweep))
     return epoch_s
 
 
@@ -112,6 +116,7 @@ def _concurrent(config: SweepConfig, plan: Plan, options: Mapping[str, Any]) -> 
 
 
 def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict[str, TrainingTime]:
+    """Return the times of trials; n workers are assumed to be n times as fast as one."""
     folder = config.data.folder / plan.dataset
     if not (folder / DATASET_MANIFEST).is_file():
         raise UsageError(
@@ -121,7 +126,9 @@ def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict
     measured = {}
     for number, variant in enumerate(plan.variants, start=1):
         console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
-        measured[variant] = _measure_variant(plan, variant, folder)
+        times = _measure_variant(plan, variant, folder)
+        workers = machines.workers_per_trial(plan)
+        measured[variant] = replace(times, epoch_s=times.epoch_s / workers)
     return measured
 
 
@@ -140,24 +147,6 @@ def _measure_variant(plan: Plan, variant: str, dataset: Path) -> TrainingTime:
             ) from error
 
 
-def _trial_epoch_s(plan: Plan, measured: TrainingTime) -> float:
-    """Return the seconds of a trial's epoch; n workers are assumed to be n times as fast as one."""
-    return measured.epoch_s / int(plan.overrides.get("workers", 1))
-
-
-def _store(
-    ledger: Ledger,
-    measured: Mapping[str, TrainingTime],
-    epoch_s: Mapping[str, float],
-    sweep: SweepForecast,
-) -> None:
-    """Store the first measurement of each variant, and the forecast from before the first trial."""
-    own = {v: {**asdict(times), "epoch_s": epoch_s[v]} for v, times in measured.items()}
-    ledger.put("forecast", {**own, **ledger.header().forecast})
-    if not ledger.attempts():
-        ledger.put("forecast_whole", asdict(sweep))
-
-
 def print_forecast(
     console: Console,
     plan: Plan,
@@ -171,18 +160,17 @@ def print_forecast(
     for name in ("step", "epoch", "trial", "all trials", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant, times in measured.items():
-        epoch_s = _trial_epoch_s(plan, times)
         table.add_row(
             variant,
             f"{1000 * times.step_s:,.1f} ms",
-            f"{epoch_s:,.1f} s",
-            duration(plan.epochs(variant) * epoch_s),
-            duration(epochs[variant] * epoch_s),
+            f"{times.epoch_s:,.1f} s",
+            duration(plan.epochs(variant) * times.epoch_s),
+            duration(epochs[variant] * times.epoch_s),
             f"{times.peak_gib:.2f} GiB",
         )
     console.print(table)
     at_a_time = "one trial" if sweep.concurrent == 1 else f"{sweep.concurrent} trials"
-    workers = int(plan.overrides.get("workers", 1))
+    workers = machines.workers_per_trial(plan)
     console.print(
         f"In total {sweep.device_s / 3600:,.2f} device-hours; with {at_a_time} at a time about "
         f"{duration(sweep.wall_s)}, if they do not slow each other down"

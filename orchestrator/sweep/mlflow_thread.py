@@ -27,14 +27,14 @@ _LAST_PAUSES_S = (1.0, 3.0)
 
 
 class MlflowThread:
-    """The writer to MLflow. Call `start`, `report` often, and `finish` once.
+    """The writer to MLflow. Start its `thread`, call `report` often, and `finish` once.
 
     A simulation calls `step` by hand, and `end` before the last steps.
     """
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker, self._clock = tracker, tracker.clock
-        self._thread = StepThread("mlflow", self.step)
+        self.thread = StepThread("mlflow", self.step)
         self._outcome: str | None = None  # of the sweep, once it is known
         self._first_by_s: float | None = None  # when the first pass is made at the latest
         self._has_begun = False
@@ -45,10 +45,6 @@ class MlflowThread:
         self._pass_began_s: float | None = None
         self._up_to_date_s = self._clock.monotonic_s()  # when MLflow last had everything
         self._reported_s: float | None = None  # when the user was told that it is behind
-
-    def start(self) -> None:
-        """Start writing in a thread."""
-        self._thread.start()
 
     def step(self) -> float | None:
         """Make one pass over what changed; return the seconds until the next, None after the last.
@@ -67,7 +63,7 @@ class MlflowThread:
     def end(self, outcome: str) -> None:
         """Make the next passes the last ones, which also write the sweep's outcome."""
         self._outcome = outcome
-        self._thread.wake()
+        self.thread.wake()
 
     def report(self, console: Console) -> None:
         """Print once that MLflow is behind, and once that it is up to date again."""
@@ -87,7 +83,7 @@ class MlflowThread:
     def finish(self, console: Console, outcome: str, limit: EndLimit) -> None:
         """Write the rest, up to the limit; what is missing then, `--resume` writes."""
         self.end(outcome)
-        limit.wait_for(self._thread, lambda: self.report(console))
+        limit.wait_for(self.thread, lambda: self.report(console))
         if not self._has_all:
             self._warn(
                 console,

@@ -169,26 +169,19 @@ def final_table(
     table = Table("variant", title="Leaderboard (test split)")
     for name in ("seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
         table.add_column(name, justify="right")
+    values = (("top1", 100, 1), ("top5", 100, 1), ("loss", 1, 4), ("ece", 100, 1))
     for variant in plan.variants:
         own = ranking.final_trials_of(trials, variant, plan.space.mode)
         evaluated = [evaluations[t.signature] for t in own if t.signature in evaluations]
         if evaluated:
-            table.add_row(
-                variant,
-                str(len(evaluated)),
-                _percent([one["top1"] for one in evaluated]),
-                _percent([one["top5"] for one in evaluated]),
-                _mean([one["loss"] for one in evaluated], digits=4),
-                _percent([one["ece"] for one in evaluated]),
-            )
+            means = [
+                _mean([unit * each[n] for each in evaluated], digits) for n, unit, digits in values
+            ]
+            table.add_row(variant, str(len(evaluated)), *means)
     return table if table.row_count else None
 
 
-def _percent(fractions: Sequence[float]) -> str:
-    return _mean([100 * fraction for fraction in fractions], digits=1)
-
-
-def _mean(values: Sequence[float], *, digits: int) -> str:
+def _mean(values: Sequence[float], digits: int) -> str:
     """Return the mean and, with several values, the sample standard deviation."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

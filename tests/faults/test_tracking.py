@@ -197,7 +197,7 @@ def test_a_trial_that_mlflow_rejects_does_not_delay_others(
     printed = io.StringIO()
     console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker)
-    threads.start()
+    threads.thread.start()
     for scene in story(sweep):
         scene()
     end_s = time.monotonic() + 6
@@ -236,7 +236,7 @@ def test_a_server_that_denies_access_is_explained_once(
     printed = io.StringIO()
     console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker)
-    threads.start()
+    threads.thread.start()
     end_s = time.monotonic() + 30
     while "behind" not in printed.getvalue() and time.monotonic() < end_s:
         threads.report(console)
@@ -256,7 +256,7 @@ def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
     printed = io.StringIO()
     console = Console(file=printed, width=500)
     threads = MlflowThread(sweep.tracker)
-    threads.start()
+    threads.thread.start()
     scenes = story(sweep)
 
     def watch(seconds: float) -> list[str]:

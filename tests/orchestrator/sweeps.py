@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from orchestrator.ledger.ledger import Ledger, create_ledger
+from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
+from orchestrator.sweep.arguments import _parser, config_from
 from search_spaces.space import SearchSpace
 from trainables.metrics import METRIC_NAMES
 
@@ -25,6 +27,11 @@ PARAMS: dict[str, BaseDistribution] = {
 def metrics(**values: float) -> dict[str, float]:
     """Return the metrics of an epoch; those not given have a number of their own each."""
     return {name: float(number) for number, name in enumerate(METRIC_NAMES)} | values
+
+
+def parse_args(argv: Sequence[str]) -> SweepConfig:
+    """Return the configuration of a command line of `orchestrator.sweep`."""
+    return config_from(_parser().parse_args(argv))
 
 
 def space(**values: Any) -> SearchSpace:

@@ -19,7 +19,7 @@ from orchestrator.predict.__main__ import main as predict
 from orchestrator.report.__main__ import _parser as report_parser
 from orchestrator.report.__main__ import main as report
 from orchestrator.storage.store import StorageError
-from orchestrator.sweep.arguments import parse_args
+from tests.orchestrator.sweeps import parse_args
 
 # A closed port of this machine, so that the connection fails at once.
 ADDRESS = "s3://user:secret-key@bucket/sweeps?endpoint_override=127.0.0.1:9&scheme=http"

@@ -16,9 +16,8 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.plan.resolve import make_plan
 from orchestrator.plan.resume import difference
-from orchestrator.sweep.arguments import parse_args
 from search_spaces.space import SearchSpace
-from tests.orchestrator.sweeps import space
+from tests.orchestrator.sweeps import parse_args, space
 
 DIGITS = expected_manifest("digits")
 

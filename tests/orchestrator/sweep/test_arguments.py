@@ -21,7 +21,8 @@ from orchestrator.errors import (
 from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import SweepPaths, is_sweep_name
 from orchestrator.storage.sweeps import sweep_names
-from orchestrator.sweep.arguments import _parser, parse_args
+from orchestrator.sweep.arguments import _parser
+from tests.orchestrator.sweeps import parse_args
 
 # The command line's contract: a change here is a change for every user.
 FLAGS = (

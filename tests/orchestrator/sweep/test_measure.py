@@ -14,9 +14,8 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import VariantCost
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.sweep import measure as sweep_measure
-from orchestrator.sweep.arguments import parse_args
 from tests.orchestrator.plan.test_forecast import train
-from tests.orchestrator.sweeps import new_ledger, plan, space
+from tests.orchestrator.sweeps import new_ledger, parse_args, plan, space
 from trainables.training.probe import TrainingTime
 
 FACTS = {

@@ -40,13 +40,13 @@ class CountedSweep(Sweep):
 @contextmanager
 def running(sweep: CountedSweep, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thread = MlflowThread(sweep.tracker)
-    thread.start()
+    thread.thread.start()
     try:
         yield
     finally:
         monkeypatch.setattr(sweep.tracker, "finish", lambda outcome, facts: None)
         thread.end("complete")
-        EndLimit(Interruption(), Clock()).wait_for(thread._thread)
+        EndLimit(Interruption(), Clock()).wait_for(thread.thread)
         assert thread.step() is None
 
 
@@ -94,7 +94,7 @@ def test_a_sweep_that_ends_before_its_first_epoch_is_written_at_once(
 ) -> None:
     sweep = CountedSweep(tmp_path)
     thread = MlflowThread(sweep.tracker)
-    thread.start()
+    thread.thread.start()
     began_s = time.monotonic()
     monkeypatch.setattr(sweep.tracker, "finish", lambda outcome, facts: sweep.count())
 
