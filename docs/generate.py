@@ -162,8 +162,8 @@ def datasets() -> str:
         (
             f"`{name}`",
             known.summary,
-            f"{known.train_images:,}" if known.train_images else "yours",
-            f"{known.test_images:,}: {known.test_split}" if known.test_images else known.test_split,
+            f"{known.images['train']:,}" if known.images else "yours",
+            f"{known.images['test']:,}: {known.test_split}" if known.images else known.test_split,
             f"<{known.address}>" if known.address else "none",
         )
         for name, known in KNOWN.items()

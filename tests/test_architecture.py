@@ -46,9 +46,6 @@ MAY_PRINT = {
     "orchestrator/aws.py",
     "orchestrator/command.py",
     "orchestrator/data/__main__.py",
-    "orchestrator/data/download.py",  # on stderr: for whom it waits
-    "orchestrator/data/prepare.py",  # on stderr: that a dataset is being prepared
-    "orchestrator/data/progress.py",
     "orchestrator/ledger/snapshot.py",  # on stderr: that a storage cannot be reached
     "orchestrator/predict/__main__.py",
     "orchestrator/report/__main__.py",

@@ -18,34 +18,10 @@ from collections.abc import Sequence
 
 from orchestrator import command
 from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, KNOWN
-from orchestrator.data.prepare import fetched, prepare, publish
-from orchestrator.data.prepared import PreparedDataset, prepared, prepared_at, read_prepared, verify
+from orchestrator.errors import UsageError
 from orchestrator.redaction import redacted
 from orchestrator.storage.arguments import add_data_dir
-from orchestrator.storage.paths import data_location
-
-
-def _print_list(found: Sequence[PreparedDataset]) -> None:
-    """Print a table of prepared datasets, and of those that can be prepared without a source."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("dataset", "images", "classes", "image size", "fingerprint", "on disk", "from")
-    for item in found:
-        manifest = item.manifest
-        images = " + ".join(f"{number:,} {split}" for split, number in manifest.images.items())
-        size = f"{manifest.image_size_px} px"
-        row = (item.folder.name, images, str(len(manifest.class_names)), size, manifest.fingerprint)
-        table.add_row(*row, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
-    names = {item.folder.name for item in found}
-    for known in KNOWN.values():
-        if known.name not in names and not known.needs_source:
-            origin = known.address or known.summary
-            table.add_row(known.name, "not prepared", "", "", "", "", origin)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a pipe has no width; do not cut what it carries
-    console.print(table)
+from orchestrator.storage.paths import DataLocation, data_location
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,9 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     make = commands.add_parser("prepare", help="convert a dataset to Arrow files for training")
-    make.add_argument(
-        "kind", metavar="NAME", help=f"{', '.join(KNOWN)}; the last is for your own images"
-    )
+    names = f"{', '.join(KNOWN)}; the last is for your own images"
+    make.add_argument("kind", metavar="NAME", help=names)
     make.add_argument(
         "--source",
         metavar="PATH|URL",
@@ -82,31 +57,69 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _prepare(arguments: argparse.Namespace, place: DataLocation) -> None:
+    from orchestrator.data import prepare, prepared, share
+
+    folder = prepare.prepare(
+        arguments.kind,
+        data_dir=place.folder,
+        source=arguments.source,
+        image_size_px=arguments.image_size,
+        name=arguments.name,
+    )
+    where = str(folder)
+    if place.address is not None:
+        share.publish(folder, place.address)
+        where = f"{redacted(place.address).rstrip('/')}/{folder.name}"
+    manifest = prepared.read_prepared(folder).manifest
+    images = ", ".join(f"{number:,} {split}" for split, number in manifest.images.items())
+    print(f"{where}: {images} images, fingerprint {manifest.fingerprint}.")
+
+
+def _print_list(place: DataLocation) -> None:
+    """Print a table of prepared datasets, and of those that can be prepared without a source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.data.prepared import prepared, prepared_at
+
+    table = Table("dataset", "images", "classes", "image size", "fingerprint", "on disk", "from")
+    found = prepared(place.folder) if place.address is None else prepared_at(place.address)
+    for item in found:
+        manifest = item.manifest
+        images = " + ".join(f"{number:,} {split}" for split, number in manifest.images.items())
+        size = f"{manifest.image_size_px} px"
+        row = (item.folder.name, images, str(len(manifest.class_names)), size, manifest.fingerprint)
+        table.add_row(*row, f"{item.disk_bytes / 2**20:,.1f} MiB", item.source)
+    names = {item.folder.name for item in found}
+    for known in KNOWN.values():
+        if known.name not in names and not known.needs_source:
+            origin = known.address or known.summary
+            table.add_row(known.name, "not prepared", "", "", "", "", origin)
+    # A pipe has no width; do not cut what it carries.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    from orchestrator.data import share
+    from orchestrator.data.prepared import verify
+    from trainables.data.dataset import DatasetError
+
     place = data_location(arguments.data_dir)
-    data_dir, address = place.folder, place.address
-    if arguments.command == "prepare":
-        folder = prepare(
-            arguments.kind,
-            data_dir=data_dir,
-            source=arguments.source,
-            image_size_px=arguments.image_size,
-            name=arguments.name,
-        )
-        if address is not None:
-            publish(folder, address)
-        manifest = read_prepared(folder).manifest
-        images = ", ".join(f"{number:,} {split}" for split, number in manifest.images.items())
-        where = folder if address is None else f"{redacted(address).rstrip('/')}/{folder.name}"
-        print(f"{where}: {images} images, fingerprint {manifest.fingerprint}.")
-        return 0
-    if arguments.command == "verify":
-        if address is not None:
-            fetched(data_dir / arguments.name, address)
-        problems = verify(arguments.name, data_dir)
-        print("\n".join(problems) or f"{data_dir / arguments.name} matches its manifest.")
-        return 1 if problems else 0
-    _print_list(prepared(data_dir) if address is None else prepared_at(address))
+    try:
+        if arguments.command == "prepare":
+            _prepare(arguments, place)
+        elif arguments.command == "list":
+            _print_list(place)
+        else:
+            folder = place.folder / arguments.name
+            if place.address is not None:
+                share.fetch(place.address, folder)
+            problems = verify(arguments.name, place.folder)
+            print("\n".join(problems) or f"{folder} matches its manifest.")
+            return 1 if problems else 0
+    except DatasetError as error:
+        raise UsageError(str(error)) from error
     return 0
 
 

@@ -60,35 +60,28 @@ class ZipMember:
     deflated: bool
 
     def read(self, archive: IO[bytes] | None = None) -> bytes:
-        """Return its content.
-
-        Args:
-            archive: the open archive, to read many members; None opens it.
+        """Return its content, from the open archive if there is one.
 
         Raises:
             ValueError: it differs from the archive's directory; the message begins with a verb.
         """
-        raw = name = b""
-        with nullcontext(archive) if archive else self.archive.open("rb", buffering=0) as file:
+        with nullcontext(archive) if archive else self.archive.open("rb") as file:
             file.seek(self.at)
-            header = file.read(_LOCAL_HEADER.size)
-            if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
-                _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
-                wanted = name_bytes + extra_bytes + self.packed_bytes
-                content = file.read(wanted)
-                while 0 < len(content) < wanted and (more := file.read(wanted - len(content))):
-                    content += more
-                name, raw = content[:name_bytes], content[name_bytes + extra_bytes :]
-        if name not in (self.name.encode(), self.name.encode("cp437", "replace")):
+            header = file.read(_LOCAL_HEADER.size).ljust(_LOCAL_HEADER.size)
+            signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+            name = file.read(name_bytes)
+            file.seek(extra_bytes, io.SEEK_CUR)
+            raw = file.read(self.packed_bytes)
+        names = (self.name.encode(), self.name.encode("cp437", "replace"))
+        if signature != b"PK\x03\x04" or name not in names:
             raise ValueError("is damaged (the directory and the member differ)")
+        unpacked = raw
         if self.deflated:
             try:
                 # At most the stated size: an unbounded read would unpack a larger stream.
                 unpacked = zlib.decompressobj(_DEFLATE_WINDOW).decompress(raw, self.size_bytes or 1)
             except zlib.error as error:
                 raise ValueError(f"is damaged ({error})") from error
-        else:
-            unpacked = raw
         if len(unpacked) != self.size_bytes:
             raise ValueError("is cut off")
         if zlib.crc32(unpacked) != self.crc:
@@ -158,7 +151,11 @@ def _tar_contents(source: Path, wanted: Container[str]) -> Iterator[tuple[str, C
         for info in _checked_tar(source, archive):
             name = info.name.removeprefix("./")
             if name in wanted:
-                yield name, _tar_bytes(source, archive, info)
+                handle = archive.extractfile(info)
+                content = handle.read(info.size) if handle else b""
+                if len(content) != info.size:
+                    raise _refused(source, info.name, "is cut off")
+                yield name, content
 
 
 def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
@@ -166,17 +163,12 @@ def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for name, content in read_members(source, wanted):
         try:
-            found[name] = bytes_of(content)
+            if isinstance(content, ZipMember):
+                content = content.read()  # noqa: PLW2901
+            found[name] = content.read_bytes() if isinstance(content, Path) else content
         except ValueError as error:
             raise _refused(source, name, str(error)) from error
     return found
-
-
-def bytes_of(content: Content) -> bytes:
-    """Return the bytes of a content. Raises like `ZipMember.read`."""
-    if isinstance(content, ZipMember):
-        return content.read()
-    return content.read_bytes() if isinstance(content, Path) else content
 
 
 def sha256_of(source: Path) -> str:
@@ -222,18 +214,37 @@ def _listed(source: Path, state: tuple[int, int, int]) -> tuple[ZipMember, ...]:
     """Return the files of a zip; `state` makes a changed archive another cache entry."""
     _check_entries(source)
     with zipfile.ZipFile(source) as archive:
-        return tuple(
-            ZipMember(
-                archive=source,
-                name=info.filename,
-                at=info.header_offset,
-                packed_bytes=info.compress_size,
-                size_bytes=info.file_size,
-                crc=info.CRC,
-                deflated=info.compress_type == zipfile.ZIP_DEFLATED,
-            )
-            for info in _checked_zip(source, archive)
+        entries = archive.infolist()
+    _check_count(source, len(entries))
+    # Entries that share bytes could each keep the ratio and still unpack to petabytes.
+    if sum(info.compress_size for info in entries) > source.stat().st_size:
+        raise UsageError(f"{source} was refused: its members overlap.")
+    total = 0
+    for info in entries:
+        name = info.filename
+        _check_name(source, name)
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refused(source, name, "is a link or a special file")
+        if info.flag_bits & 0x1:
+            raise _refused(source, name, "is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _refused(source, name, "is neither stored nor deflated")
+        if info.file_size > max(RATIO_EXEMPT_BYTES, MAX_RATIO * info.compress_size):
+            raise _refused(source, name, f"unpacks to more than {MAX_RATIO} times its size")
+        total = _check_size(source, name, info.file_size, total)
+    return tuple(
+        ZipMember(
+            archive=source,
+            name=info.filename,
+            at=info.header_offset,
+            packed_bytes=info.compress_size,
+            size_bytes=info.file_size,
+            crc=info.CRC,
+            deflated=info.compress_type == zipfile.ZIP_DEFLATED,
         )
+        for info in entries
+        if not info.is_dir()
+    )
 
 
 @contextmanager
@@ -296,29 +307,6 @@ class _CappedStream:
             )
 
 
-def _checked_zip(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return the regular files of a zip once every entry has passed the checks."""
-    entries = archive.infolist()
-    _check_count(source, len(entries))
-    # Entries that share bytes could each keep the ratio and still unpack to petabytes.
-    if sum(info.compress_size for info in entries) > source.stat().st_size:
-        raise UsageError(f"{source} was refused: its members overlap.")
-    total = 0
-    for info in entries:
-        name = info.filename
-        _check_name(source, name)
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _refused(source, name, "is a link or a special file")
-        if info.flag_bits & 0x1:
-            raise _refused(source, name, "is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _refused(source, name, "is neither stored nor deflated")
-        if info.file_size > max(RATIO_EXEMPT_BYTES, MAX_RATIO * info.compress_size):
-            raise _refused(source, name, f"unpacks to more than {MAX_RATIO} times its size")
-        total = _check_size(source, name, info.file_size, total)
-    return [info for info in entries if not info.is_dir()]
-
-
 def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar after checking each, and read the tar to its last byte."""
     total = 0
@@ -342,10 +330,10 @@ def _check_entries(source: Path) -> None:
         return
     with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # Every entry begins with this signature.
-        beyond = itertools.islice(re.finditer(b"PK\x01\x02", content), MAX_MEMBERS, None)
-        is_over = next(beyond, None) is not None
-        del beyond  # it keeps the map open
-    _check_count(source, MAX_MEMBERS + is_over)
+        entries = itertools.islice(re.finditer(b"PK\x01\x02", content), MAX_MEMBERS + 1)
+        count = sum(1 for _ in entries)
+        del entries  # it keeps the map open
+    _check_count(source, count)
 
 
 def _check_count(source: Path, count: int) -> None:
@@ -368,14 +356,6 @@ def _check_size(source: Path, name: str, size: int, total: int) -> int:
     if total + size > MAX_TOTAL_BYTES:
         raise _refused(source, name, f"brings the total to more than {MAX_TOTAL_BYTES:,} bytes")
     return total + size
-
-
-def _tar_bytes(source: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    handle = archive.extractfile(info)
-    content = handle.read(info.size) if handle else b""
-    if len(content) != info.size:
-        raise _refused(source, info.name, "is cut off")
-    return content
 
 
 def _refused(source: Path, name: str, why: str) -> UsageError:

@@ -8,6 +8,7 @@ bytes of the file, so that a memory map of it is one contiguous, aligned array.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,11 @@ from trainables.data.dataset import map_batch
 ALIGNMENT_BYTES = 64
 
 Labels = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 Histogram = npt.NDArray[np.int64]  # (channels, 256): how often each value occurs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SplitFile:
     """The place of a split's pixels in its file, and its labels."""
 
@@ -45,7 +47,7 @@ class SplitFile:
     @property
     def image_bytes(self) -> int:
         """Bytes of one image."""
-        return self.shape[0] * self.shape[1] * self.shape[2]
+        return math.prod(self.shape)
 
     @property
     def pixel_bytes(self) -> int:
@@ -54,68 +56,51 @@ class SplitFile:
 
 
 def create_split(
-    path: Path, *, shape: tuple[int, int, int], labels: Labels, coarse_labels: Labels | None = None
+    path: Path, shape: tuple[int, int, int], labels: Labels, coarse_labels: Labels | None = None
 ) -> SplitFile:
     """Write an Arrow file whose pixels are zero, and return where to fill them in.
 
     The pixels are a hole in the file and never exist in memory, so that a split of any size needs
     no memory. Row `n` starts at `pixels_at + n * image_bytes`.
     """
-    pixel_bytes = shape[0] * shape[1] * shape[2] * len(labels)
+    pixel_bytes = math.prod(shape) * len(labels)
     hole = pa.py_buffer(np.zeros(_padded(pixel_bytes), np.uint8))  # untouched pages take no memory
     tensor = pa.fixed_shape_tensor(pa.uint8(), shape)
     values = pa.Array.from_buffers(pa.uint8(), pixel_bytes, [None, hole])
-    storage = pa.FixedSizeListArray.from_arrays(values, shape[0] * shape[1] * shape[2])
+    storage = pa.FixedSizeListArray.from_arrays(values, math.prod(shape))
     columns = {"image": pa.ExtensionArray.from_storage(tensor, storage), "label": _column(labels)}
     if coarse_labels is not None:
         columns["coarse_label"] = _column(coarse_labels)
     # Arrow aligns to 8 bytes only. Padded as above, its buffers follow each other in steps of 64;
     # padding the schema moves the first one to a multiple of 64.
     for padding_bytes in range(0, ALIGNMENT_BYTES, 8):
-        schema = pa.schema(
-            [pa.field(name, column.type) for name, column in columns.items()],
-            metadata={"padding": " " * padding_bytes},
-        )
+        fields = [pa.field(name, column.type) for name, column in columns.items()]
+        schema = pa.schema(fields, metadata={"padding": " " * padding_bytes})
         batch = pa.record_batch(list(columns.values()), schema=schema)
-        with path.open("wb") as file:
-            sink = _HoleSink(file, hole)
-            with pa.PythonFile(sink, mode="w") as out, pa.ipc.new_file(out, schema) as writer:
-                writer.write_batch(batch)
-        if sink.hole_at is not None and sink.hole_at % ALIGNMENT_BYTES == 0:
-            return SplitFile(
-                path=path,
-                shape=shape,
-                pixels_at=sink.hole_at,
-                labels=labels,
-                coarse_labels=coarse_labels,
-            )
+        sink = _HoleSink(path, hole)
+        with pa.PythonFile(sink, mode="w") as out, pa.ipc.new_file(out, schema) as writer:
+            writer.write_batch(batch)
+        if sink.hole_at % ALIGNMENT_BYTES == 0:
+            at = sink.hole_at
+            return SplitFile(path, shape, pixels_at=at, labels=labels, coarse_labels=coarse_labels)
     raise AssertionError("No padding of the schema aligns the pixels; has Arrow's layout changed?")
 
 
-class _HoleSink:
+class _HoleSink(io.BufferedWriter):
     """A file for Arrow that skips one buffer instead of writing it."""
 
-    def __init__(self, file: IO[bytes], hole: Any) -> None:
-        self._file, self._hole = file, hole
-        self.hole_at: int | None = None
-        self.closed = False
+    hole_at = -1  # until the buffer is met
+
+    def __init__(self, path: Path, hole: Any) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self._hole = hole
 
     def write(self, data: Any) -> int:
-        if isinstance(data, pa.Buffer) and data.address == self._hole.address:
-            self.hole_at = self._file.tell()
-            self._file.seek(data.size, os.SEEK_CUR)
-        else:
-            self._file.write(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self.closed = True
+        if not isinstance(data, pa.Buffer) or data.address != self._hole.address:
+            return super().write(data)
+        self.hole_at = self.tell()
+        self.seek(data.size, os.SEEK_CUR)
+        return int(data.size)
 
 
 def _column(labels: Labels) -> Any:
@@ -129,23 +114,18 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def write_pixels(split: SplitFile, pixels: npt.NDArray[np.uint8]) -> None:
+def write_pixels(split: SplitFile, pixels: Pixels) -> None:
     """Write all pixels of a split from one array of shape (n, height, width, channels)."""
-    content = np.ascontiguousarray(pixels).data.cast("B")
     with split.path.open("r+b") as file:
         file.seek(split.pixels_at)
-        file.write(content)
+        file.write(np.ascontiguousarray(pixels).data.cast("B"))
 
 
-def checked_split(
-    path: Path, shape: tuple[int, int, int]
-) -> tuple[SplitFile, npt.NDArray[np.uint8]]:
-    """Return a split and a read-only view of its pixels once the format of its file is checked.
+def checked_split(path: Path, shape: tuple[int, int, int]) -> tuple[SplitFile, Pixels]:
+    """Return a split and its pixels, (n, height, width, channels), after checking its format.
 
-    Training opens a split with `trainables.data.dataset.open_split`, which checks less.
-
-    Returns:
-        The split, and its pixels, (n, height, width, channels).
+    The pixels are read-only and mapped into memory. Training opens a split with
+    `trainables.data.dataset.open_split`, which checks less.
 
     Raises:
         OrchestratorError: the file is not what `create_split` writes for this shape.
@@ -161,29 +141,19 @@ def checked_split(
     found = [(field.name, field.type) for field in batch.schema]
     if found != expected:
         raise OrchestratorError(f"{path.name} must have the columns {expected}; it has {found}.")
-    pixels: npt.NDArray[np.uint8] = batch.column(0).to_numpy_ndarray()
+    pixels: Pixels = batch.column(0).to_numpy_ndarray()
     columns: list[Labels] = [column.to_numpy() for column in batch.columns[1:]]
-    addresses = [pixels.ctypes.data, *(column.ctypes.data for column in columns)]
-    offsets = [address - start for address in addresses]
+    offsets = [pixels.ctypes.data - start, *(column.ctypes.data - start for column in columns)]
     if any(offset % ALIGNMENT_BYTES for offset in offsets):
         raise OrchestratorError(f"{path.name} has buffers that are not 64-byte aligned: {offsets}.")
-    split = SplitFile(
-        path=path,
-        shape=shape,
-        pixels_at=offsets[0],
-        labels=columns[0],
-        coarse_labels=columns[1] if len(columns) == 2 else None,
-    )
+    labels, coarse_labels = columns if len(columns) == 2 else (columns[0], None)
+    at = offsets[0]
+    split = SplitFile(path, shape, pixels_at=at, labels=labels, coarse_labels=coarse_labels)
     return split, pixels
 
 
-def histogram(values: npt.NDArray[np.uint8], channels: int) -> Histogram:
-    """Return how often each value occurs per channel, (channels, 256).
-
-    Args:
-        values: (..., width, channels).
-        channels: 1 or 3.
-    """
+def histogram(values: Pixels, channels: int) -> Histogram:
+    """Return how often each value of (..., width, 1 or 3 channels) occurs, (channels, 256)."""
     rows = values.reshape(-1, values.shape[-2], channels)
     image = Image.fromarray(rows if channels == 3 else rows[:, :, 0])  # three times NumPy's speed
     return np.array(image.histogram(), np.int64).reshape(channels, 256)
@@ -212,28 +182,25 @@ def digests(
     depend on the place, time, user or Arrow version of the files.
     """
     with ThreadPoolExecutor(2) as pool:  # hashing releases the interpreter lock
-        whole = {name: pool.submit(files.sha256, split.path) for name, split in splits.items()}
-        pixels = {
-            name: pool.submit(files.sha256, split.path, split.pixels_at, split.pixel_bytes)
-            for name, split in splits.items()
-        }
+        whole = pool.map(files.sha256, [split.path for split in splits.values()])
+        pixels = pool.map(
+            lambda split: files.sha256(split.path, split.pixels_at, split.pixel_bytes),
+            splits.values(),
+        )
     content = {
         "class_names": list(class_names),
         "splits": {
             name: {
                 "shape": [len(split.labels), *split.shape],
-                "pixels": pixels[name].result(),
+                "pixels": digest,
                 "labels": _label_digest(split.labels),
                 "coarse_labels": _label_digest(split.coarse_labels),
             }
-            for name, split in splits.items()
+            for (name, split), digest in zip(splits.items(), pixels, strict=True)
         },
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    return (
-        hashlib.sha256(canonical).hexdigest()[:16],
-        {name: digest.result() for name, digest in whole.items()},
-    )
+    return hashlib.sha256(canonical).hexdigest()[:16], dict(zip(splits, whole, strict=True))
 
 
 def _label_digest(labels: Labels | None) -> str:

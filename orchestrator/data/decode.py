@@ -14,20 +14,19 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from orchestrator.data.archives import Content, ZipMember
-from orchestrator.data.arrow import Histogram, SplitFile, histogram
+from orchestrator.data.arrow import Histogram, Pixels, SplitFile, histogram
 from orchestrator.errors import OrchestratorError, UsageError
 
 MAX_PIXELS = 64 * 10**6
@@ -38,29 +37,20 @@ _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 2**24
 _IN_PROCESS_IMAGES = 512  # below this, starting workers takes longer than decoding
 
-Member = tuple[str, Content]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Chunk:
-    """Images to decode: rows of a split's file with their members."""
-
-    split: SplitFile
-    rows: list[int]
-    members: list[Member]
-    resize: bool
+_Chunk = list[tuple[int, str, Content]]  # rows of a split with the members to decode
+_Decoded = tuple[Histogram, list[str], int]  # of a chunk: its problems, its number of images
 
 
 def decode_split(
     split: SplitFile,
-    members: Iterable[Member],
+    members: Iterable[tuple[str, Content]],
     row_of: Mapping[str, int],
     *,
     resize: bool,
-    pool: ProcessPoolExecutor | None = None,
+    pool: Executor | None = None,
     update: Callable[[int], None] = lambda done: None,
 ) -> Histogram:
-    """Decode members to RGB, write each to its row, and return the histogram.
+    """Decode members to RGB, write each to its row, and return the histogram, (3, 256).
 
     Args:
         split: the file made by `create_split`; three channels.
@@ -71,9 +61,6 @@ def decode_split(
         pool: of `decoders`; None: decode in this process.
         update: called with the number of images done so far.
 
-    Returns:
-        How often each value occurs per channel, (3, 256).
-
     Raises:
         UsageError: images that are broken, too large or of a wrong size; all are named, up to
             `MAX_PROBLEMS`.
@@ -81,7 +68,8 @@ def decode_split(
     total: Histogram = np.zeros((split.shape[2], 256), np.int64)
     problems: list[str] = []
     done = 0
-    for counts, found, images in _run(_chunks(split, members, row_of, resize), pool):
+    decode_chunk = partial(_decode_chunk, split, resize)
+    for counts, found, images in _run(decode_chunk, _chunks(members, row_of), pool):
         total += counts
         problems += found
         done += images
@@ -94,21 +82,17 @@ def decode_split(
     return total
 
 
-def _chunks(
-    split: SplitFile, members: Iterable[Member], row_of: Mapping[str, int], resize: bool
-) -> Iterator[_Chunk]:
-    rows: list[int] = []
-    batch: list[Member] = []
+def _chunks(members: Iterable[tuple[str, Content]], row_of: Mapping[str, int]) -> Iterator[_Chunk]:
+    chunk: _Chunk = []
     size = 0
     for name, content in members:
-        rows.append(row_of[name])
-        batch.append((name, content))
+        chunk.append((row_of[name], name, content))
         size += len(content) if isinstance(content, bytes) else 0
-        if len(rows) == _CHUNK_IMAGES or size >= _CHUNK_BYTES:
-            yield _Chunk(split=split, rows=rows, members=batch, resize=resize)
-            rows, batch, size = [], [], 0
-    if rows:
-        yield _Chunk(split=split, rows=rows, members=batch, resize=resize)
+        if len(chunk) == _CHUNK_IMAGES or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _workers() -> int:
@@ -136,15 +120,15 @@ def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _run(
-    chunks: Iterator[_Chunk], pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[Histogram, list[str], int]]:
+    decode_chunk: Callable[[_Chunk], _Decoded], chunks: Iterator[_Chunk], pool: Executor | None
+) -> Iterator[_Decoded]:
     """Decode chunks in this process, or in the pool with few of them in progress."""
     if pool is None:
-        yield from map(_decode_chunk, chunks)
+        yield from map(decode_chunk, chunks)
         return
-    under_way: set[Future[tuple[Histogram, list[str], int]]] = set()
+    under_way: set[Future[_Decoded]] = set()
     for chunk in chunks:
-        under_way.add(pool.submit(_decode_chunk, chunk))
+        under_way.add(pool.submit(decode_chunk, chunk))
         if len(under_way) >= 3 * _workers():
             finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in finished)
@@ -164,42 +148,34 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_chunk(chunk: _Chunk) -> tuple[Histogram, list[str], int]:
-    """Decode and write one chunk; return its histogram, its problems and its number of images."""
-    split = chunk.split
+def _decode_chunk(split: SplitFile, resize: bool, chunk: _Chunk) -> _Decoded:
+    """Decode and write one chunk."""
     height, width, channels = split.shape
-    pixels = np.zeros((len(chunk.rows), height, width, channels), np.uint8)
+    pixels = np.zeros((len(chunk), height, width, channels), np.uint8)
     problems: list[str] = []
+    first = chunk[0][2]  # all are members of the same zip, or none is one
+    zipped = first.archive.open("rb") if isinstance(first, ZipMember) else nullcontext()
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
-    with split.path.open("r+b") as file, _archive_of(chunk) as archive, warnings.catch_warnings():
+    with split.path.open("r+b") as file, zipped as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unusual metadata of a camera is not an error
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for index, (name, content) in enumerate(chunk.members):
+        for index, (_, name, content) in enumerate(chunk):
             try:
                 if isinstance(content, ZipMember):
                     content = content.read(archive)  # noqa: PLW2901
-                pixels[index] = decode(content, (height, width), resize=chunk.resize)
+                pixels[index] = decode(content, (height, width), resize=resize)
             except Exception as error:  # decoders raise nearly anything on broken files
                 problems.append(f"The image {name!r} cannot be used: {_reason(error)}.")
         # Most members are in the order of their rows, so few pieces need to be written.
-        starts = [0, *(np.flatnonzero(np.diff(chunk.rows) != 1) + 1), len(chunk.rows)]
-        for first, behind in itertools.pairwise(starts):
-            file.seek(split.pixels_at + chunk.rows[first] * split.image_bytes)
-            file.write(pixels[first:behind].data)
-    return histogram(pixels, channels), problems, len(chunk.rows)
+        rows = [row for row, _, _ in chunk]
+        starts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)]
+        for start, end in itertools.pairwise(starts):
+            file.seek(split.pixels_at + rows[start] * split.image_bytes)
+            file.write(pixels[start:end].data)
+    return histogram(pixels, channels), problems, len(chunk)
 
 
-def _archive_of(chunk: _Chunk) -> AbstractContextManager[IO[bytes] | None]:
-    """Open the zip of a chunk's members, once for all; None: they are not in a zip."""
-    content = chunk.members[0][1]
-    return (
-        content.archive.open("rb", buffering=0) if isinstance(content, ZipMember) else nullcontext()
-    )
-
-
-def read_image(
-    content: bytes | Path, name: str, shape: tuple[int, int, int]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def read_image(content: bytes | Path, name: str, shape: tuple[int, int, int]) -> Pixels:
     """Return the pixels of one image: its centre square, resized, in RGB or grey.
 
     Args:
@@ -236,10 +212,8 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-def decode(
-    content: bytes | Path, size: tuple[int, int], *, resize: bool
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the pixels of one image file in RGB.
+def decode(content: bytes | Path, size: tuple[int, int], *, resize: bool) -> Pixels:
+    """Return the pixels of one image file in RGB, (height, width, 3).
 
     Grey, palette, CMYK and 16-bit grey become RGB; transparency is dropped; of an animation the
     first frame is used. With `resize`, the camera's orientation is applied, and the centre square
@@ -250,18 +224,14 @@ def decode(
         size: height and width of the result.
         resize: False: the image must have this size already.
 
-    Returns:
-        Pixels, (height, width, 3).
-
     Raises:
         Exception: any error of the decoder on a broken file; ValueError for a wrong size.
     """
     height, width = size
     if not resize and (pixels := _jpeg_as_it_is(content, size)) is not None:
         return pixels
-    with Image.open(
-        io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
-    ) as image:
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:  # known from the header, nothing decoded yet
             raise Image.DecompressionBombError
         if not resize:
@@ -279,13 +249,10 @@ def decode(
         return np.asarray(square.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _jpeg_as_it_is(
-    content: bytes | Path, size: tuple[int, int]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
+def _jpeg_as_it_is(content: bytes | Path, size: tuple[int, int]) -> Pixels | None:
     """Decode a whole JPEG of the right size in a third of Pillow's time, to the same pixels.
 
-    Returns:
-        None for any other file: Pillow reads more formats and describes the errors.
+    None for any other file: Pillow reads more formats and describes the errors.
     """
     data = content.read_bytes() if isinstance(content, Path) else content
     if not data.startswith(b"\xff\xd8"):
@@ -294,9 +261,7 @@ def _jpeg_as_it_is(
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
         if (height, width) != size or colours not in ("YCbCr", "Gray"):
             return None
-        pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = simplejpeg.decode_jpeg(
-            data, colorspace="RGB", strict=True
-        )
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError:
         return None
     return pixels

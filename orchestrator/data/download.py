@@ -35,10 +35,8 @@ def public_address(address: str) -> str:
     return urllib.parse.urlunsplit((scheme, host.rpartition("@")[2], path, "", ""))
 
 
-def download(
-    address: str, destination: Path, *, md5: str | None = None, shown: bool = True
-) -> Path:
-    """Download an address to a file and return the file; an existing one is left as it is.
+def download(address: str, destination: Path, *, md5: str | None = None, shown: bool) -> None:
+    """Download an address to a file; an existing one is left as it is.
 
     Args:
         address: an http or https address.
@@ -53,12 +51,10 @@ def download(
     where = public_address(address)
     if not re.match("https?://[^/]", address):
         raise UsageError(f"A download address must start with http:// or https://; got {where}.")
-    lock = destination.with_name(f".{destination.name}.lock")
-    with announced_lock(
-        lock, f"Another process is downloading {destination.name}; waiting for it."
-    ):
+    busy = f"Another process is downloading {destination.name}; waiting for it."
+    with announced_lock(destination.with_name(f".{destination.name}.lock"), busy):
         if destination.exists():
-            return destination
+            return
         part = destination.with_name(f"{destination.name}.part")
         _fetch_whole(address, part, destination, shown=shown)
         if md5 is not None:
@@ -73,16 +69,14 @@ def download(
                 )
         files.put_in_place(part, destination)
         _about(part).unlink(missing_ok=True)
-    return destination
 
 
 def _fetch_whole(address: str, part: Path, destination: Path, *, shown: bool) -> None:
     """Try until the part is whole; only tries in a row that bring no new byte are counted."""
-    fruitless, before = 0, _size(part)
+    fruitless, size = 0, _size(part)
     while (reason := _try_once(address, part, destination, shown=shown)) is not None:
-        size = _size(part)
+        before, size = size, _size(part)
         fruitless = 0 if size > before else fruitless + 1
-        before = size
         if fruitless >= FRUITLESS_TRIES:
             raise UsageError(
                 f"The download of {public_address(address)} broke off ({reason}). The {size:,} "
@@ -117,10 +111,8 @@ def _try_once(address: str, part: Path, destination: Path, *, shown: bool) -> st
 
 def _fetch_once(address: str, part: Path, *, shown: bool) -> str | None:
     """Request the missing bytes; return None if the part is whole, else why it is not."""
-    offset, version = _size(part), _version(part, address)
-    request = _request(address)
-    if offset and version is None:
-        offset = 0  # the version of this part is unknown
+    version, request = _version(part, address), _request(address)
+    offset = 0 if version is None else _size(part)  # None: the version of this part is unknown
     if offset:
         request.add_header("Range", f"bytes={offset}-")
         if version:
@@ -166,11 +158,10 @@ def _receive(response: Any, address: str, part: Path, offset: int, *, shown: boo
     if validator.startswith("W/"):
         validator = ""  # If-Range does not accept weak ones
     _about(part).write_text(json.dumps({"address": public_address(address), "version": validator}))
-    done = offset
-    name = part.name.removesuffix(".part")
+    done, what = offset, f"Downloading {part.name.removesuffix('.part')}"
     with (
         part.open("ab" if offset else "wb") as handle,
-        progress(f"Downloading {name}", total=total, unit="bytes", shown=shown) as update,
+        progress(what, total=total, unit="bytes", shown=shown) as update,
     ):
         while block := response.read(BLOCK_BYTES):
             handle.write(block)

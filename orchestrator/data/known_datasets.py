@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,11 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
 
 DEFAULT_IMAGE_SIZE_PX = 64  # of resized images
-IMAGEFOLDER = "imagefolder"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownDataset:
-    """One row of the table; counts are of the whole dataset, 0 where the user's images decide."""
+    """One row of the table; counts are of the whole dataset, none if the user's images decide."""
 
     name: str
     summary: str
@@ -28,18 +28,11 @@ class KnownDataset:
     classes: int = 0
     image_size_px: int = 0
     channels: int = 3
-    train_images: int = 0
-    test_images: int = 0
-    address: str = ""  # of the published archive
-    file: str = ""  # official name of the archive, or path of the file in `package`
+    images: Mapping[str, int] = field(default_factory=dict)  # by split
+    address: str = ""  # of the published archive; its last part is the archive's official name
     md5: str | None = None  # as published at the address and in torchvision
-    package: str = ""  # installed package that contains the file
-    is_resized: bool = False  # images of any size are resized to one
-
-    @property
-    def needs_source(self) -> bool:
-        """Whether the user must say where the images are."""
-        return not (self.address or self.package)
+    sklearn_file: str = ""  # path in the installed package of scikit-learn
+    needs_source: bool = False  # the user's own images, of any size, which are resized
 
     def read(self, source: Path, image_size_px: int) -> Contents:
         """Return what a source of this dataset holds; no image is decoded.
@@ -47,8 +40,7 @@ class KnownDataset:
         Raises:
             UsageError: the source does not have this dataset's layout.
         """
-        module, _, function = self.reader.partition(":")
-        read = getattr(import_module(f"orchestrator.data.sources.{module}"), function)
+        read = pkgutil.resolve_name(f"orchestrator.data.sources.{self.reader}")
         contents: Contents = read(source, image_size_px)
         return contents
 
@@ -63,10 +55,8 @@ _ROWS = (
         classes=10,
         image_size_px=8,
         channels=1,
-        train_images=1_438,
-        test_images=359,
-        file="datasets/data/digits.csv.gz",
-        package="sklearn",
+        images={"train": 1_438, "test": 359},
+        sklearn_file="datasets/data/digits.csv.gz",
     ),
     KnownDataset(
         name="tinyimagenet",
@@ -75,10 +65,8 @@ _ROWS = (
         test_split="the labelled `val` folder",
         classes=200,
         image_size_px=64,
-        train_images=100_000,
-        test_images=10_000,
+        images={"train": 100_000, "test": 10_000},
         address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
-        file="tiny-imagenet-200.zip",
     ),
     KnownDataset(
         name="cifar10",
@@ -87,10 +75,8 @@ _ROWS = (
         test_split="the official test batch",
         classes=10,
         image_size_px=32,
-        train_images=50_000,
-        test_images=10_000,
+        images={"train": 50_000, "test": 10_000},
         address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        file="cifar-10-python.tar.gz",
         md5="c58f30108f718f92721af3b95e74349a",
     ),
     KnownDataset(
@@ -100,18 +86,16 @@ _ROWS = (
         test_split="the official test batch",
         classes=100,
         image_size_px=32,
-        train_images=50_000,
-        test_images=10_000,
+        images={"train": 50_000, "test": 10_000},
         address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        file="cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
     ),
     KnownDataset(
-        name=IMAGEFOLDER,
+        name="imagefolder",
         summary="your own images, one folder per class",
         reader="imagefolder:read_imagefolder",
         test_split="the `val` or `test` folder, else 10 % of every class",
-        is_resized=True,
+        needs_source=True,
     ),
 )
 KNOWN = {row.name: row for row in _ROWS}
@@ -132,8 +116,8 @@ def expected_manifest(dataset: str) -> Manifest:
     from trainables.data.dataset import Manifest  # imports numpy, which `--help` must not wait for
 
     row = KNOWN.get(dataset)
-    if row is None or not row.train_images:
-        countable = ", ".join(row.name for row in _ROWS if row.train_images)
+    if row is None or not row.images:
+        countable = ", ".join(row.name for row in _ROWS if row.images)
         raise UsageError(
             f"The dataset {dataset!r} is not prepared, so the shape of its images is unknown. "
             f"Prepare it first with `python -m orchestrator.data prepare`. Known: {countable}."
@@ -147,5 +131,5 @@ def expected_manifest(dataset: str) -> Manifest:
         channels=row.channels,
         mean=(0.5,) * row.channels,
         std=(0.25,) * row.channels,
-        images={"train": row.train_images},
+        images={"train": row.images["train"]},
     )

@@ -9,20 +9,17 @@ import errno
 import os
 import re
 import shutil
-import sys
 import urllib.parse
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, IMAGEFOLDER, KNOWN, KnownDataset
-from orchestrator.data.prepared import (
-    PreparedDataset,
-    prepared_names,
-    read_prepared,
-    write_prepared,
-)
+from orchestrator.data import share
+from orchestrator.data.archives import sha256_of
+from orchestrator.data.download import download, public_address
+from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, KNOWN, KnownDataset
+from orchestrator.data.prepared import prepared, read_prepared, write_prepared
 from orchestrator.errors import UsageError, unknown_name
-from orchestrator.redaction import redacted
+from orchestrator.storage.locks import announced_lock
 from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.storage.store import is_uri
 from trainables import files
@@ -55,7 +52,7 @@ def prepare(
     name = name or kind
     _check_options(kind, name, source, image_size_px)
     try:
-        return _prepare(KNOWN[kind], name, data_dir, source, image_size_px, progress)
+        return _prepare(KNOWN[kind], data_dir / name, source, image_size_px, progress)
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         free = "Free some space there or choose another `--data-dir`. " if is_full else ""
@@ -66,31 +63,26 @@ def prepare(
 
 
 def _prepare(
-    known: KnownDataset,
-    name: str,
-    data_dir: Path,
-    source: str | None,
-    image_size_px: int | None,
-    progress: bool,
+    known: KnownDataset, folder: Path, source: str | None, image_size_px: int | None, shown: bool
 ) -> Path:
-    from orchestrator.data.archives import sha256_of
-    from orchestrator.storage.locks import announced_lock
-
-    folder = data_dir / name
-    with announced_lock(
-        data_dir / f".{name}.lock", f"Another process is preparing {name!r}; waiting for it."
-    ):
-        existing = read_prepared(folder) if folder.exists() else None
-        if existing and _same(existing, known, source, None, image_size_px):
+    data_dir, name = folder.parent, folder.name
+    size_px = image_size_px or DEFAULT_IMAGE_SIZE_PX
+    busy = f"Another process is preparing {name!r}; waiting for it."
+    with announced_lock(data_dir / f".{name}.lock", busy):
+        found = read_prepared(folder) if folder.exists() else None
+        same = found if found and found.kind == known.name else None
+        if same and known.needs_source and same.shape[0] != size_px:
+            same = None
+        if same and (source is None or (is_uri(source) and public_address(source) == same.source)):
             return folder
-        path, address = _locate(known, data_dir, source, progress)
+        path, address = _locate(known, data_dir, source, shown)
         digest = sha256_of(path)
-        if existing:
-            if _same(existing, known, source, digest, image_size_px):
-                return folder
+        if same and digest == same.source_sha256:
+            return folder
+        if found:
             raise UsageError(
-                f"{folder} was prepared as {existing.kind!r} with image size {existing.shape[0]} "
-                f"from {existing.source}; this command has other options. Delete the folder to "
+                f"{folder} was prepared as {found.kind!r} with image size {found.shape[0]} "
+                f"from {found.source}; this command has other options. Delete the folder to "
                 "replace it, or give the new one its own name with `--as NAME`."
             )
         # This process holds the lock, so these are left by one that died.
@@ -99,10 +91,10 @@ def _prepare(
                 shutil.rmtree(left, ignore_errors=True)
         with files.temporary(folder, f"preparing-{os.getpid()}") as building:
             building.mkdir()
-            contents = known.read(path, image_size_px or DEFAULT_IMAGE_SIZE_PX)
+            contents = known.read(path, size_px)
             origin = {"address": address, "sha256": digest}
             about = {"name": name, "kind": known.name, "source": origin}
-            write_prepared(building, path, contents, about, shown=progress)
+            write_prepared(building, path, contents, about, shown=shown)
             files.put_in_place(building, folder)
     return folder
 
@@ -116,55 +108,26 @@ def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Pa
         address: where datasets are fetched from, and put once prepared; None: nowhere.
 
     Raises:
-        UsageError: the name is neither prepared nor known, or preparing failed, or the dataset at
-            the address is damaged.
+        UsageError: the name is neither prepared nor known, or preparing failed.
+        DatasetError: the dataset at the address is damaged.
         StorageError: the address cannot be used.
     """
     folder = data_dir / name
     if address is not None:
-        if fetched(folder, address):
-            return folder
-        ensure_prepared(name, data_dir)
-        publish(folder, address)
+        if share.fetch(address, folder) is None:
+            share.publish(ensure_prepared(name, data_dir), address)
         return folder
     if (folder / DATASET_MANIFEST).exists():
         return read_prepared(folder).folder
     if name not in KNOWN:
-        raise UsageError(unknown_name("dataset", name, {*KNOWN, *prepared_names(data_dir)}))
+        names = {*KNOWN, *(each.folder.name for each in prepared(data_dir))}
+        raise UsageError(unknown_name("dataset", name, names))
     if KNOWN[name].needs_source:
         raise UsageError(
             f"{folder} holds no prepared dataset. Prepare your class folders with `python -m "
             f"orchestrator.data prepare {name} --source FOLDER --data-dir {data_dir}`."
         )
     return prepare(name, data_dir=data_dir)
-
-
-def fetched(folder: Path, address: str) -> bool:
-    """Fetch a dataset from its address to this host; return whether there is one."""
-    from orchestrator.data import share
-    from trainables.data.dataset import DatasetError
-
-    try:
-        return share.fetch(address, folder) is not None
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
-
-
-def publish(folder: Path, address: str) -> None:
-    """Copy a prepared dataset to an address, from which each host of a cluster fetches it once.
-
-    Raises:
-        UsageError: the address has another dataset of that name.
-        StorageError: the address cannot be used.
-    """
-    from orchestrator.data import share
-    from trainables.data.dataset import DatasetError
-
-    print(f"Copying {folder.name} to {redacted(address)}.", file=sys.stderr, flush=True)
-    try:
-        share.publish(folder, address)
-    except DatasetError as error:
-        raise UsageError(str(error)) from error
 
 
 def _check_options(kind: str, name: str, source: str | None, image_size_px: int | None) -> None:
@@ -186,64 +149,40 @@ def _check_options(kind: str, name: str, source: str | None, image_size_px: int 
 
 
 def _row_problems(known: KnownDataset, source: str | None, image_size_px: int | None) -> list[str]:
-    problems = []
+    name, problems = known.name, []
     if known.needs_source and source is None:
+        problems.append(f"`{name}` needs `--source FOLDER`, the folder with the class folders.")
+    if known.sklearn_file and source is not None:
+        problems.append(f"`{name}` comes with scikit-learn; it takes no `--source`.")
+    if image_size_px is not None and not known.needs_source:
         problems.append(
-            f"`{known.name}` needs `--source FOLDER`, the folder with the class folders."
-        )
-    if known.package and source is not None:
-        problems.append(f"`{known.name}` comes with scikit-learn; it takes no `--source`.")
-    if image_size_px is not None and not known.is_resized:
-        problems.append(
-            f"`--image-size` is for `{IMAGEFOLDER}`; the images of {known.name!r} stay as they are."
+            f"`--image-size` is for `imagefolder`; the images of {name!r} stay as they are."
         )
     elif image_size_px is not None and not 4 <= image_size_px <= 4096:
         problems.append(f"`--image-size` must be 4 to 4096 pixels; got {image_size_px}.")
     return problems
 
 
-def _same(
-    found: PreparedDataset,
-    known: KnownDataset,
-    source: str | None,
-    digest: str | None,
-    image_size_px: int | None,
-) -> bool:
-    """Return whether a prepared dataset is what was asked for; `digest` None: not computed yet."""
-    size_px = found.shape[0]
-    default_px = DEFAULT_IMAGE_SIZE_PX if known.is_resized else size_px
-    if found.kind != known.name or size_px != (image_size_px or default_px):
-        return False
-    from orchestrator.data.download import public_address
-
-    if source is None or (is_uri(source) and public_address(source) == found.source):
-        return True
-    return digest is not None and digest == found.source_sha256
-
-
 def _locate(
     known: KnownDataset, data_dir: Path, source: str | None, shown: bool
 ) -> tuple[Path, str]:
     """Return the archive or folder to read, downloaded if it is missing, and its origin."""
-    from orchestrator.data.download import download, public_address
-
-    if known.package:
-        package = find_spec(known.package)
+    if known.sklearn_file:
+        package = find_spec("sklearn")
         if package is None or package.origin is None:
             raise UsageError(f"`{known.name}` comes with scikit-learn, which is not installed.")
-        return Path(package.origin).parent / known.file, "sklearn.datasets.load_digits"
+        return Path(package.origin).parent / known.sklearn_file, "sklearn.datasets.load_digits"
     if source is not None and not is_uri(source):
         path = Path(source).expanduser().absolute()
         if not path.exists():
             raise UsageError(f"The source must be an existing file or folder; got {path}.")
         return path, str(path)
-    address = known.address if source is None else source
-    file = known.file if source is None else urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1]
-    file = urllib.parse.unquote(file)
+    address, md5 = (source, None) if source else (known.address, known.md5)
+    file = urllib.parse.unquote(urllib.parse.urlsplit(address).path.rpartition("/")[2])
     if not re.fullmatch(r"[^./\\][^/\\]*", file):
         raise UsageError(f"The address must end in a file name; got {public_address(address)}.")
     path = (data_dir / file).absolute()
     if path.exists():  # it may differ from the file at the address, which is not recorded then
         return path, str(path)
-    download(address, path, md5=known.md5 if source is None else None, shown=shown)
+    download(address, path, md5=md5, shown=shown)
     return path, public_address(address)

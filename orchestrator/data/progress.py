@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from orchestrator.command import warn
+
 PLAIN_LINE_EVERY_S = 5.0
 
 
@@ -35,39 +37,35 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
     from rich import progress as rich
     from rich.console import Console
 
-    amount: list[rich.ProgressColumn] = (
-        [rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()]
-        if unit == "bytes"
-        else [rich.MofNCompleteColumn()]
-    )
-    columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), *amount]
-    with rich.Progress(
-        *columns, rich.TimeRemainingColumn(), console=Console(stderr=True)
-    ) as display:
+    columns = [rich.TextColumn("{task.description}"), rich.BarColumn()]
+    if unit == "bytes":
+        columns += [rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()]
+    else:
+        columns.append(rich.MofNCompleteColumn())
+    columns.append(rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(what, total=total)
         yield lambda done: display.update(task, completed=done)
 
 
 def _lines(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     started_s = last_s = time.monotonic()
-    reached = first = 0
+    reached = 0
+
+    def show() -> None:
+        of = f" of {_amount(total, unit)}" if total else ""
+        rate = reached / max(time.monotonic() - started_s, 1e-3)
+        warn(f"{what}: {_amount(reached, unit)}{of}, {_amount(round(rate), unit)}/s")
 
     def update(done: int) -> None:
         nonlocal last_s, reached
         reached = done
-        now_s = time.monotonic()
-        if now_s - last_s >= PLAIN_LINE_EVERY_S:
-            last_s = now_s
-            show(now_s)
-
-    def show(now_s: float) -> None:
-        of = f" of {_amount(total, unit)}" if total else ""
-        rate = (reached - first) / max(now_s - started_s, 1e-3)
-        line = f"{what}: {_amount(reached, unit)}{of}, {_amount(round(rate), unit)}/s"
-        print(line, file=sys.stderr, flush=True)
+        if time.monotonic() - last_s >= PLAIN_LINE_EVERY_S:
+            last_s = time.monotonic()
+            show()
 
     yield update
-    show(time.monotonic())
+    show()
 
 
 def _amount(number: int, unit: str) -> str:

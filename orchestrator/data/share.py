@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
+from orchestrator.command import warn
+from orchestrator.redaction import redacted
 from orchestrator.storage.paths import DATASET_MANIFEST as MANIFEST
 from orchestrator.storage.store import open_storage
 from trainables import files
@@ -71,29 +73,16 @@ def ensure(
         )
 
 
-def manifests(address: str) -> dict[str, tuple[bytes, int]]:
-    """Return, by name, the manifest of each prepared dataset at an address, and its size in bytes.
-
-    Raises:
-        StorageError: the address cannot be read.
-    """
-    storage = open_storage(address)
-    found = {}
-    for name in storage.folders():
-        manifest = storage.get(f"{name}/{MANIFEST}")
-        if manifest is not None:
-            splits = [f"{name}/{file}" for file in storage.files(name) if file != MANIFEST]
-            found[name] = manifest, sum(storage.size(file) or 0 for file in splits)
-    return found
-
-
 def publish(folder: Path, address: str) -> None:
-    """Copy a prepared dataset to an address, its manifest last; the same one is left as it is.
+    """Copy a prepared dataset to an address, from which each host of a cluster fetches it once.
+
+    The manifest is copied last. The same dataset at the address is left as it is.
 
     Raises:
         DatasetError: the address has another dataset of that name.
         StorageError: the address cannot be written.
     """
+    warn(f"Copying {folder.name} to {redacted(address)}.")
     storage = open_storage(address)
     there = storage.get(f"{folder.name}/{MANIFEST}")
     if there is None:
@@ -126,8 +115,7 @@ def _fingerprint(folder: Path) -> str | None:
 
 def _check(folder: Path, shown: str) -> None:
     """Compare the files of a fetched dataset with its manifest."""
-    splits = json.loads((folder / MANIFEST).read_bytes())["splits"]
-    for entry in splits.values():
+    for entry in json.loads((folder / MANIFEST).read_bytes())["splits"].values():
         digest = files.sha256(folder / Path(entry["file"]).name)
         if digest != entry["sha256"]:
             raise DatasetError(

@@ -79,7 +79,7 @@ def _sample(sweep: SweepData) -> str | None:
     official, images = published_dataset(sweep.plan.dataset), sweep.images
     if official is None or not images:
         return None
-    classes, train, test = official.classes, official.train_images, official.test_images
+    classes, train, test = official.classes, official.images["train"], official.images["test"]
     own_train, own_test = images.get("train", 0), images.get("test", 0)
     own_classes = len(sweep.class_names) or classes
     if (own_classes, own_train, own_test) == (classes, train, test):

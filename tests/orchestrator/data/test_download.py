@@ -83,7 +83,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def _fetch(server: Server, folder: Path, md5: str | None = MD5) -> Path:
-    return download.download(server.address, folder / "file.bin", md5=md5, shown=False)
+    file = folder / "file.bin"
+    download.download(server.address, file, md5=md5, shown=False)
+    return file
 
 
 def _names(folder: Path) -> list[str]:
@@ -194,13 +196,13 @@ def test_server_error_is_tried_again(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/x", "http:///x"])
 def test_other_kinds_of_address_are_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError, match="must start with http:// or https://"):
-        download.download(address, tmp_path / "x")
+        download.download(address, tmp_path / "x", shown=True)
 
 
 def test_progress_is_printed_as_lines(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    download.download(server.address, tmp_path / "file.bin")
+    download.download(server.address, tmp_path / "file.bin", shown=True)
     err = capsys.readouterr().err
     assert err.startswith("Downloading file.bin: 1.0 MiB of 1.0 MiB, ")
     assert err.count("\n") == 1

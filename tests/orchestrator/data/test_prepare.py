@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.data import __main__ as data
-from orchestrator.data import prepare
+from orchestrator.data import prepare, prepared
 from orchestrator.errors import UsageError
 from tests.orchestrator.data import archive_files as sources
 
@@ -218,7 +218,7 @@ def test_cifar100_keeps_fine_and_coarse_labels(tmp_path: Path) -> None:
     assert manifest["class_names"] == ["apple", "bear", "cherry"]
     assert manifest["coarse_names"] == ["animals", "fruit"]
     assert manifest["fine_to_coarse"] == [1, 0, 1]
-    assert data.verify("cifar100", tmp_path) == []
+    assert prepared.verify("cifar100", tmp_path) == []
 
 
 def test_missing_cifar_batch_is_an_error(tmp_path: Path) -> None:
@@ -375,12 +375,12 @@ def test_all_wrong_options_are_listed_in_one_error(tmp_path: Path) -> None:
 
 def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:
     folder = _prepare("digits", tmp_path)
-    assert data.verify("digits", tmp_path) == []
+    assert prepared.verify("digits", tmp_path) == []
     path = folder / "test.arrow"
     content = bytearray(path.read_bytes())
     content[1024] ^= 1
     path.write_bytes(content)
-    problems = data.verify("digits", tmp_path)
+    problems = prepared.verify("digits", tmp_path)
     assert len(problems) == 2
     assert problems[0].startswith("test.arrow was changed")
     assert problems[1].startswith("The fingerprint must be 06029e7a61040290")
@@ -392,7 +392,7 @@ def test_verify_finds_a_cut_off_file_and_wrong_statistics(tmp_path: Path) -> Non
     manifest["mean"] = [0.5]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     os.truncate(folder / "test.arrow", 5000)
-    problems = data.verify("digits", tmp_path)
+    problems = prepared.verify("digits", tmp_path)
     assert len(problems) == 2
     assert problems[0].startswith("The manifest's mean and std must be those of train, (")
     assert problems[1].startswith("test.arrow is not an Arrow IPC file")
@@ -400,7 +400,7 @@ def test_verify_finds_a_cut_off_file_and_wrong_statistics(tmp_path: Path) -> Non
 
 def test_verify_of_a_missing_file_says_so(tmp_path: Path) -> None:
     (_prepare("digits", tmp_path) / "train.arrow").unlink()
-    [problem] = data.verify("digits", tmp_path)
+    [problem] = prepared.verify("digits", tmp_path)
     assert "train.arrow" in problem
 
 
@@ -409,7 +409,7 @@ def test_list_shows_prepared_and_known_datasets(
 ) -> None:
     _prepare("digits", tmp_path)
     sources.write_folder(tmp_path / "unrelated", {"manifest.json": b"{}"})
-    assert [item.manifest.name for item in data.prepared(tmp_path)] == ["digits"]
+    assert [item.manifest.name for item in prepared.prepared(tmp_path)] == ["digits"]
     assert data.main(["list", "--data-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     [digits] = [line for line in lines if "digits" in line]
@@ -512,14 +512,14 @@ def test_a_killed_process_leaves_no_prepared_dataset(tmp_path: Path) -> None:
         first.send_signal(signal.SIGKILL)
         first.wait()
     assert [path.name for path in out.glob("[!.]*")] == []
-    assert data.prepared(out) == []
+    assert prepared.prepared(out) == []
     # The workers held the pipe; they are gone within moments of their parent.
     deadline_s = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     folder = _prepare("tinyimagenet", out, archive)
-    assert data.verify("tinyimagenet", out) == []
+    assert prepared.verify("tinyimagenet", out) == []
     assert list(out.glob(".tinyimagenet.preparing-*")) == []
     train, labels, _ = _open(folder, "train")
     # Rows are in natural order, whichever worker wrote them: green is the image's number.
@@ -548,7 +548,7 @@ def test_real_tinyimagenet_sample_is_prepared(tmp_path: Path) -> None:
     # The published statistics of Tiny ImageNet's training part, from 100,000 images.
     assert manifest["mean"] == pytest.approx([0.4802, 0.4481, 0.3975], abs=0.01)
     assert manifest["std"] == pytest.approx([0.2770, 0.2691, 0.2821], abs=0.01)
-    assert data.verify("tinyimagenet", tmp_path) == []
+    assert prepared.verify("tinyimagenet", tmp_path) == []
 
 
 def test_real_cifar10_sample_is_prepared(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data import share
+from orchestrator.data.prepared import prepared_at
 from trainables.data.dataset import DatasetError, load_manifest
 
 
@@ -30,9 +31,9 @@ def test_a_fetched_dataset_equals_the_published_one(
     assert manifest == load_manifest(digits_dir)
     for file in ("train.arrow", "test.arrow", "manifest.json"):
         assert (folder / file).read_bytes() == (digits_dir / file).read_bytes()
-    listed = share.manifests(address)
-    assert list(listed) == ["digits"]
-    assert listed["digits"][1] == sum(file.stat().st_size for file in digits_dir.glob("*.arrow"))
+    (listed,) = prepared_at(address)
+    assert listed.folder.name == "digits"
+    assert listed.disk_bytes == sum(file.stat().st_size for file in digits_dir.glob("*.arrow"))
 
 
 def test_many_trials_of_a_host_fetch_once(
