@@ -87,11 +87,6 @@ class LedgerBackup:
         self._is_behind = False  # the last attempt to copy failed
         self._messages: collections.deque[str] = collections.deque()
 
-    @property
-    def lost(self) -> str | None:
-        """Why this driver must stop, once another driver has taken over the sweep."""
-        return self.lease.lost
-
     def fetch(self) -> None:
         """Replace this machine's ledger by the copy if the copy holds more.
 
@@ -173,7 +168,7 @@ class LedgerBackup:
         began_s = self._clock.monotonic_s()
         while not self._has_all():
             passed_s = self._clock.monotonic_s() - began_s
-            if passed_s > limit_s() or self.lost:
+            if passed_s > limit_s() or self.lease.lost:
                 return False
             if self._thread.is_alive():
                 self._thread.wake()

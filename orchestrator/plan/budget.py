@@ -12,8 +12,6 @@ from orchestrator.plan import forecast, machines
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan
 
-Allowance = Callable[[str, int], bool]  # whether that many more epochs of a variant fit
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
@@ -62,7 +60,7 @@ def allowance(
     multiply_accumulates: Mapping[str, int],
     measured_s: Mapping[str, float] | None = None,
     clock: Clock | None = None,
-) -> Allowance:
+) -> Callable[[str, int], bool]:
     """Return a function that tells whether more epochs of a variant are expected to fit a budget.
 
     While no epoch of any variant has been timed, it tells only whether the limits are reached.

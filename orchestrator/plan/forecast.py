@@ -1,7 +1,6 @@
 """Estimates the remaining time of a sweep from the epochs it has trained.
 
-`trials` are those of the plan's variants, `latest` is each trial's last epoch by signature, and
-`multiply_accumulates` are the operations of one image forward by variant.
+`trials` are those of the plan's variants.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan.plan import Plan
 
+Latest = Mapping[str, EpochRow]  # each trial's last epoch, by signature
+Operations = Mapping[str, int]  # multiply-accumulates of one image forward, by variant
+
 
 def left_s(
-    plan: Plan,
-    trials: Sequence[Trial],
-    latest: Mapping[str, EpochRow],
-    multiply_accumulates: Mapping[str, int],
+    plan: Plan, trials: Sequence[Trial], latest: Latest, operations: Operations
 ) -> float | None:
     """Return an estimate of the seconds until all trials have ended, None before the first epoch.
 
@@ -27,7 +26,7 @@ def left_s(
     is estimated from the largest variant with epochs, in proportion to their operations. Early
     stopping is not taken into account.
     """
-    epoch_s = epochs_s(plan, trials, latest, multiply_accumulates)
+    epoch_s = epochs_s(plan, trials, latest, operations)
     if not epoch_s:
         return None
     total_s = sum(epochs_left(plan, v, trials, latest) * epoch_s[v] for v in plan.variants)
@@ -38,8 +37,8 @@ def left_s(
 def epochs_s(
     plan: Plan,
     trials: Sequence[Trial],
-    latest: Mapping[str, EpochRow],
-    multiply_accumulates: Mapping[str, int],
+    latest: Latest,
+    operations: Operations,
     measured_s: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return estimated seconds of one epoch of every variant; empty while nothing is known.
@@ -57,17 +56,15 @@ def epochs_s(
     if not spans:
         return {variant: measured_s[variant] for variant in plan.variants if variant in measured_s}
     epoch_s = {variant: statistics.fmean(found) for variant, found in spans.items()}
-    heaviest = max(epoch_s, key=lambda variant: multiply_accumulates.get(variant, 0))
-    per_operation_s = epoch_s[heaviest] / max(multiply_accumulates.get(heaviest, 0), 1)
+    heaviest = max(epoch_s, key=lambda variant: operations.get(variant, 0))
+    per_operation_s = epoch_s[heaviest] / max(operations.get(heaviest, 0), 1)
     for variant in plan.variants:
-        by_operations_s = per_operation_s * multiply_accumulates.get(variant, 1)
+        by_operations_s = per_operation_s * operations.get(variant, 1)
         epoch_s.setdefault(variant, measured_s.get(variant, by_operations_s))
     return epoch_s
 
 
-def epochs_left(
-    plan: Plan, variant: str, trials: Sequence[Trial], latest: Mapping[str, EpochRow]
-) -> int:
+def epochs_left(plan: Plan, variant: str, trials: Sequence[Trial], latest: Latest) -> int:
     """Return how many epochs of a variant are left to train if no trial is stopped early."""
     epochs = plan.epochs(variant)
     finals = plan.final_seeds if plan.space.params_for(variant) else 0

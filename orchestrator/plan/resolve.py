@@ -122,14 +122,10 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
 
 
 def _cost(
-    space: SearchSpace,
-    name: str,
-    image_size: str | int,
-    manifest: Manifest,
-    overrides: Mapping[str, Any],
+    space: SearchSpace, name: str, size: str | int, manifest: Manifest, overrides: Mapping[str, Any]
 ) -> VariantCost:
     """Return a variant's cost, after checking it at both ends of each range."""
-    size_px = build.input_size_px(name, manifest.image_size_px, image_size)  # type: ignore[arg-type]
+    size_px = build.input_size_px(name, manifest.image_size_px, size)  # type: ignore[arg-type]
     ranges = space.params_for(name)
     first = {key: ends(value)[0] for key, value in ranges.items()}
     suggestions = [

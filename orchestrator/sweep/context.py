@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -18,19 +18,19 @@ from orchestrator.sweep.signals import Interruption
 from trainables.data.dataset import Manifest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SweepContext:
     """The objects that the parts of a running sweep share."""
 
     config: SweepConfig
+    clock: Clock
+    ledger: Ledger  # open for writing
     plan: Plan
     costs: Mapping[str, VariantCost]  # by variant
     manifest: Manifest
-    ledger: Ledger  # open for writing
     backup: LedgerBackup | None  # None if the ledger is in the sweep's storage already
     console: Console  # on the user's terminal
-    interruption: Interruption
-    clock: Clock
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def paths(self) -> SweepPaths:

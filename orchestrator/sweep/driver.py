@@ -46,28 +46,17 @@ def sweep(config: SweepConfig) -> int:
             ledger_backup.fetch()
         print(f"Sweep {config.name!r}: preparing.", flush=True)
         try:
-            ledger, plan, costs, manifest = opening.open_sweep(config, clock)
+            opened = opening.open_sweep(config, clock)
         except BaseException:
             opening.remove_empty_sweep(config.paths)
             raise
+        ledger = opened[0]
         try:
             if ledger_backup:
                 ledger_backup.start(ledger)
             log = None if config.verbose else config.paths.log
             with _redirected_output(log) as console:
-                return _run(
-                    SweepContext(
-                        config=config,
-                        plan=plan,
-                        costs=costs,
-                        manifest=manifest,
-                        ledger=ledger,
-                        backup=ledger_backup,
-                        console=console,
-                        interruption=signals.Interruption(),
-                        clock=clock,
-                    )
-                )
+                return _run(SweepContext(config, clock, *opened, ledger_backup, console))
         except (UsageError, KeyboardInterrupt):
             if not config.resume and not ledger.attempts():
                 opening.discard_sweep(config.paths, ledger, ledger_backup)
@@ -137,8 +126,8 @@ def _run(context: SweepContext) -> int:
             mlflow.thread.start()
             cleanup.thread.start()
         with clusters.leaving():
-            if context.backup and context.backup.lost:
-                context.fail(context.backup.lost)
+            if context.backup and context.backup.lease.lost:
+                context.fail(context.backup.lease.lost)
                 return FAILED
             is_interrupted = context.interruption.wanted.is_set() or error is not None
             outcome = _outcome(context, scheduler, is_interrupted)
@@ -274,7 +263,7 @@ def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread
             mlflow.report(context.console)
             if ledger_backup:
                 ledger_backup.tell(context.warn)
-                if ledger_backup.lost:
+                if ledger_backup.lease.lost:
                     return
     if interrupted.is_set():
         context.console.print(

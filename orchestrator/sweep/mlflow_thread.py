@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.redaction import redacted
 from orchestrator.sweep.signals import EndLimit
@@ -92,13 +93,8 @@ class MlflowThread:
             )
 
     def _warn(self, console: Console, text: str) -> None:
-        console.print(
-            f"MLflow at {redacted(self.tracker.uri)} {text}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-            style="yellow",
-        )
+        line = Text(f"MLflow at {redacted(self.tracker.uri)} {text}", style="yellow")
+        console.print(line, soft_wrap=True)
 
     def _problem(self) -> str | None:
         """Return why MLflow is behind, None unless that is worth reporting by now."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict
 
 from orchestrator.clock import Clock
@@ -116,12 +115,9 @@ def _open_existing(config: SweepConfig, clock: Clock) -> Ledger | None:
 
 
 def _create_ledger(
-    config: SweepConfig,
-    plan: Plan,
-    costs: Mapping[str, VariantCost],
-    manifest: Manifest,
-    clock: Clock,
+    config: SweepConfig, plan: Plan, costs: dict[str, VariantCost], manifest: Manifest, clock: Clock
 ) -> Ledger:
+    space = plan.space
     return create_ledger(
         config.paths.ledger,
         {
@@ -129,16 +125,12 @@ def _create_ledger(
             "created_s": clock.now_s(),
             "space": config.space,
             "plan": plan.identity(),
-            "keep_best": plan.space.keep_best,
+            "keep_best": space.keep_best,
             "options": given_options(config),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # prediction needs it
-            "space_own": {
-                "trials": plan.space.trials,
-                "final_seeds": plan.space.final_seeds,
-                "dataset": plan.space.dataset,
-            },
-            "published": plan.space.published_to_dict(),
+            "space_own": {n: getattr(space, n) for n in ("trials", "final_seeds", "dataset")},
+            "published": space.published_to_dict(),
             "variants": {name: asdict(values) for name, values in costs.items()},
             "versions": resume.installed(),
         },

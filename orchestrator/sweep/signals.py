@@ -21,8 +21,7 @@ class Interruption:
     """The user's signals: `wanted` is set by the first one, `urgent` by the second."""
 
     def __init__(self) -> None:
-        self.wanted = threading.Event()
-        self.urgent = threading.Event()
+        self.wanted, self.urgent = threading.Event(), threading.Event()
 
     def on_signal(self, number: int, frame: object) -> None:
         """Handle SIGINT, SIGTERM or SIGHUP; the third one ends this process at once.

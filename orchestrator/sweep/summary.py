@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import statistics
 import sys
@@ -14,18 +15,46 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.command import COMPLETE, console_on
+from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, Trial
+from orchestrator.plan import disk, resolve
+from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Plan, VariantCost
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
-from orchestrator.storage.paths import REPORT, REPORT_PAGE
+from orchestrator.storage.paths import DATASET_MANIFEST, REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
+from orchestrator.sweep import measure
 from orchestrator.sweep.context import SweepContext
 from orchestrator.sweep.display import metric_heading, metric_text
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
+from trainables.data.dataset import load_manifest
+
+
+def dry_run(config: SweepConfig) -> int:
+    """Print the plan without writing, downloading or starting anything; return the exit status."""
+    space = resolve.load_space(config.space)
+    dataset = config.dataset or space.dataset
+    folder = config.data.folder / dataset
+    is_prepared = (folder / DATASET_MANIFEST).is_file()
+    manifest = load_manifest(folder) if is_prepared else expected_manifest(dataset)
+    plan, costs = resolve.make_plan(config, space, manifest, {})
+    console = console_on(sys.stdout)
+    print_plan(console, plan, costs)
+    concurrent = config.max_concurrent or os.cpu_count() or 1
+    needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)
+    free = disk.free_bytes(config.paths.root)
+    console.print(
+        f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
+        f"{disk.gib(free)} are free."
+    )
+    if config.measure:
+        measure.measure(config, plan, costs, console)
+    return COMPLETE
 
 
 def print_plan(console: Console, plan: Plan, costs: Mapping[str, VariantCost]) -> None:

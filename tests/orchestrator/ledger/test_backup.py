@@ -223,7 +223,7 @@ def test_no_copy_is_written_over_that_of_a_driver_that_took_over(machine) -> Non
             ledger_backup.storage.put(LEDGER, b"theirs")
             add(ledger, 0)
             assert not ledger_backup.flush(lambda: 5)
-            assert ledger_backup.lost
+            assert ledger_backup.lease.lost
             assert ledger_backup.storage.get(LEDGER) == b"theirs"
     assert storage_of(where).get(LEDGER) == b"theirs"
 
