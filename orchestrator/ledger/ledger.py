@@ -76,8 +76,8 @@ class Ledger:
         seen_seq: int,
         stage: Stage = "search",
         origin: str | None = None,
-    ) -> Trial:
-        """Store and return a new trial, with the last change its suggestion took into account."""
+    ) -> None:
+        """Store a trial before it starts, with the last change its suggestion took into account."""
         with self.database.change() as connection:
             seq = self.database.next_seq()
             connection.execute(
@@ -89,7 +89,6 @@ class Ledger:
                     *(seen_seq, seq, seq),
                 ),
             )
-        return self.trial(signature)
 
     def start_attempt(
         self, signature: str, *, resumed_from: str | None, micro_batch_size: int

@@ -288,8 +288,9 @@ class TrialScheduler:
         self, config: TrainConfig, number: int, params: Mapping[str, Any], origin: str | None = None
     ) -> Trial:
         """Store a new trial, a final one if it has an origin, before it starts."""
-        return self.ledger.plan_trial(
-            signature=config.signature(),
+        signature = config.signature()
+        self.ledger.plan_trial(
+            signature=signature,
             variant=config.variant,
             stage="final" if origin else "search",
             number=number,
@@ -298,6 +299,7 @@ class TrialScheduler:
             params=params,
             seen_seq=self.ledger.seq,
         )
+        return self.ledger.trial(signature)
 
     # How attempts and trials end.
 
