@@ -67,24 +67,20 @@ def make(file: Path) -> None:
         config = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{file} cannot be read as a cluster's file: {error}") from error
-    problems = unset(config)
-    if problems:
+    if problems := unset(config):
         raise UsageError("\n".join(problems))
     region, bucket = config["provider"]["region"], bucket_of(config)
     iam = boto3.client("iam", region_name=region)
     # An account that never had a spot machine lacks the role that EC2 needs to start them.
     unless_there(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")
     worker, is_new = make_role(iam, profile_of(config, head=False), bucket_policy(bucket))
-    policy = bucket_policy(bucket)
-    policy["Statement"] += [
-        {
-            "Effect": "Allow",
-            "Action": [f"ec2:{action}" for action in EC2_ACTIONS],
-            "Resource": "*",
-            "Condition": {"StringEquals": {"aws:RequestedRegion": region}},
-        },
-        {"Effect": "Allow", "Action": ["iam:PassRole"], "Resource": worker},
-    ]
+    machines = {
+        "Action": [f"ec2:{action}" for action in EC2_ACTIONS],
+        "Resource": "*",
+        "Condition": {"StringEquals": {"aws:RequestedRegion": region}},
+    }
+    pass_role = {"Action": ["iam:PassRole"], "Resource": worker}
+    policy = bucket_policy(bucket, machines, pass_role)
     make_role(iam, profile_of(config, head=True), policy)
     make_group(boto3.resource("ec2", region_name=region), config)
     if is_new:
@@ -158,15 +154,9 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
                 )
             print(f"The security group {name} exists and matches the file ({group.id}).")
             continue
-        group = (
-            found[0]
-            if found
-            else ec2.create_security_group(
-                GroupName=name,
-                VpcId=vpc,
-                Description="Sweeps: SSH from one address, all traffic within the cluster",
-            )
-        )
+        what = "Sweeps: SSH from one address, all traffic within the cluster"
+        new = {"GroupName": name, "VpcId": vpc, "Description": what}
+        group = found[0] if found else ec2.create_security_group(**new)
         within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
         group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
         print(f"The security group {name} admits the file's address and itself ({group.id}).")
@@ -178,16 +168,7 @@ def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
     Returns:
         Its ARN, and whether the profile is new.
     """
-    trust = {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Principal": {"Service": "ec2.amazonaws.com"},
-                "Action": "sts:AssumeRole",
-            }
-        ],
-    }
+    trust = _policy({"Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"})
     unless_there(iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
     iam.put_role_policy(RoleName=name, PolicyName="sweeps", PolicyDocument=json.dumps(policy))
     is_new = unless_there(iam.create_instance_profile, InstanceProfileName=name)
@@ -212,16 +193,17 @@ def unless_there(make: Any, **arguments: Any) -> bool:
     return True
 
 
-def bucket_policy(bucket: str) -> dict[str, Any]:
-    """Return a policy that allows a sweep to use one bucket."""
+def bucket_policy(bucket: str, *allowed: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy that allows a sweep to use one bucket, and what else is `allowed`."""
     arn = f"arn:aws:s3:::{bucket}"
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": list(S3_OF_BUCKET), "Resource": arn},
-            {"Effect": "Allow", "Action": list(S3_OF_OBJECTS), "Resource": f"{arn}/*"},
-        ],
-    }
+    whole = {"Action": list(S3_OF_BUCKET), "Resource": arn}
+    objects = {"Action": list(S3_OF_OBJECTS), "Resource": f"{arn}/*"}
+    return _policy(whole, objects, *allowed)
+
+
+def _policy(*allowed: dict[str, Any]) -> dict[str, Any]:
+    statements = [{"Effect": "Allow", **each} for each in allowed]
+    return {"Version": "2012-10-17", "Statement": statements}
 
 
 if __name__ == "__main__":

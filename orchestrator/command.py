@@ -32,12 +32,8 @@ def run(
     An error that this project raises on purpose, or one of the system's, is printed to standard
     error without secrets, and without its traceback unless `--verbose` is given.
 
-    Args:
-        parser: of the command; it has the argument of `add_verbose`.
-        action: does the work and returns the exit status.
-        argv: the arguments; None: those of this process.
-        interrupted: the sentence printed after Ctrl+C.
-        failed: exit status after an error other than a `UsageError`, whose status is 2.
+    The parser has the argument of `add_verbose`. `interrupted` is printed after Ctrl+C. `failed` is
+    the exit status after an error other than a `UsageError`, whose status is 2.
     """
     arguments = parser.parse_args(argv)
     try:

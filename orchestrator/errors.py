@@ -34,12 +34,9 @@ class SweepNotFoundError(UsageError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the text for an unknown name, with the known names and the nearest of them.
+    """Return the text for an unknown name of a kind of thing, such as "dataset".
 
-    Args:
-        kind: of the named thing, such as "dataset".
-        name: the unknown name.
-        known: the names that exist.
+    It lists the known names and suggests the nearest of them.
     """
     listed = sorted(known)
     near = difflib.get_close_matches(name, listed, n=1)

@@ -14,11 +14,9 @@ def redacted(text: str) -> str:
 
     Secrets are the values of environment variables with a name such as `..._TOKEN`.
     """
-    secret = re.compile(
-        r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE
-    )
+    secret = r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY"
     for name, value in os.environ.items():
-        if secret.search(name) and len(value) >= _SHORTEST_SECRET:
+        if re.search(secret, name, re.IGNORECASE) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "[redacted]")
     return re.sub(r"(?<=://)[^\s/@]+@", "[redacted]@", text)
 

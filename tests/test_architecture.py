@@ -50,7 +50,6 @@ MAY_PRINT = {
     "orchestrator/predict/__main__.py",
     "orchestrator/report/__main__.py",
     "orchestrator/spot.py",
-    "orchestrator/storage/locks.py",  # on stderr: for whom it waits
     "orchestrator/sweep/__main__.py",
     "orchestrator/sweep/driver.py",
     "orchestrator/sweep/opening.py",

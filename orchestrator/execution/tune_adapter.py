@@ -47,16 +47,10 @@ def run(
 ) -> None:
     """Run attempts on the cluster that this process joined until the scheduler has none left.
 
-    Args:
-        scheduler: decides which attempts start and which trials stop.
-        paths: where logs and checkpoints go.
-        dataset: the prepared dataset's folder, the same on every host, and the address from which
-            a host without it fetches it.
-        options: how attempts run.
-        is_local: whether this process started Ray, so that Ray's processes have its environment.
-        clock: the sweep's.
-        block_if_stopping: called in each pass of Tune's loop; blocks for good once the caller is
-            about to leave the cluster.
+    The prepared dataset has the same folder on every host; a host without it fetches it from the
+    dataset's address. With `is_local` this process started Ray, so Ray's processes have its
+    environment. `block_if_stopping` is called in each pass of Tune's loop; it blocks for good once
+    the caller is about to leave the cluster.
     """
     ray_internals.set_trial_environment(is_local)
     ray_internals.accept_every_actor_death()

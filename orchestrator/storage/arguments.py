@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.storage.paths import default_data_dir, path_or_address
+from orchestrator.storage.paths import path_or_address
 
 
 def add_storage(add: Callable[..., Any]) -> None:
@@ -29,7 +29,7 @@ def add_data_dir(add: Callable[..., Any]) -> None:
     add(
         "--data-dir",
         type=path_or_address,
-        default=default_data_dir(),
+        default=path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data"),
         metavar="FOLDER|URL",
         help="where prepared datasets are stored: a folder, or a URL (s3://bucket/prefix or "
         "file:///folder), from which each host fetches them once (default: SWEEP_DATA_DIR, else "

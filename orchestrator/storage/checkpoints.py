@@ -10,22 +10,15 @@ from orchestrator.storage.sweeps import storage_of
 
 
 def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
-    """Return the folder of a whole checkpoint on this machine, or None if there is none.
-
-    Args:
-        paths: the sweep's.
-        name: of the checkpoint, relative to the sweep's folder.
-
-    Raises:
-        StorageError: the storage cannot be reached.
-    """
+    """Return `fetch_checkpoint` of a sweep's folder and storage."""
     return fetch_checkpoint(paths.root, storage_of(paths), name)
 
 
 def fetch_checkpoint(sweep_dir: Path, storage: Storage | None, name: str) -> Path | None:
-    """Return the folder of a whole checkpoint in `sweep_dir`, or None if there is none.
+    """Return the folder of a whole checkpoint on this machine, or None if there is none.
 
-    A checkpoint that is not on this machine is fetched from the sweep's folder in the storage.
+    Its name is relative to the sweep's folder. One that is not on this machine is fetched from the
+    sweep's folder in the storage.
 
     Raises:
         StorageError: the storage cannot be reached.

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from orchestrator import command
 from orchestrator.errors import UsageError
 from orchestrator.storage.paths import SweepPaths
 from trainables import files
 
 
-@contextmanager
-def announced_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, after printing `busy` if another process holds it."""
-    texts = iter([busy])  # printed once, not before every pause
-
-    def announce(file: IO[str]) -> None:
-        for text in texts:
-            print(text, file=sys.stderr, flush=True)
-
-    with files.exclusive_lock(path, announce):
-        yield
+def announced_lock(path: Path, busy: str) -> AbstractContextManager[IO[str]]:
+    """Return an exclusive lock on a file; `busy` is printed if another process holds it."""
+    announce = functools.cache(lambda file: command.warn(busy))  # once, not before every pause
+    return files.exclusive_lock(path, announce)
 
 
 @contextmanager
@@ -60,12 +54,9 @@ def driver_lock(paths: SweepPaths) -> Iterator[None]:
 
 def driver_of(paths: SweepPaths) -> str | None:
     """Return the process and host that hold the sweep's lock; None if it is free."""
-    try:
-        with paths.lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), paths.lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
     return None

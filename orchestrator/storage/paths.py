@@ -7,6 +7,7 @@ cache; `remote` is the address that other machines read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -32,17 +33,11 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
-    """Where one sweep is on this machine and, if its storage is at an address, there.
+    """Where one sweep is on this machine and, if its storage is at an address, there."""
 
-    Attributes:
-        local_root: folder of this machine that holds the sweeps' folders.
-        name: the sweep's name.
-        remote: address of the storage; None for a folder on a local disk.
-    """
-
-    local_root: Path
+    local_root: Path  # folder of this machine that holds the sweeps' folders
     name: str
-    remote: str | None = None
+    remote: str | None = None  # address of the storage; None for a folder on a local disk
 
     @property
     def root(self) -> Path:
@@ -134,15 +129,10 @@ def _address(storage: str) -> str | None:
     """Return the address of a storage that is not on a local disk, None for one that is."""
     if is_uri(storage):
         return storage
-    path = Path(storage).absolute()
-    return path.as_uri() if _is_on_network(path, _mounts()) else None
-
-
-def _mounts() -> str:
-    try:
-        return Path("/proc/self/mountinfo").read_text()
-    except OSError:  # not on Linux
-        return ""
+    path, mounts = Path(storage).absolute(), ""
+    with contextlib.suppress(OSError):  # not on Linux
+        mounts = Path("/proc/self/mountinfo").read_text()
+    return path.as_uri() if _is_on_network(path, mounts) else None
 
 
 def _is_on_network(path: Path, mounts: str) -> bool:
@@ -170,11 +160,6 @@ def attempt_log(signature: str, attempt: int) -> str:
 def checkpoint_path(signature: str, attempt: int, epoch: int) -> str:
     """Return the folder of an epoch's checkpoint, relative to the sweep's folder."""
     return f"{attempt_path(signature, attempt)}/epoch_{epoch:04d}"
-
-
-def default_data_dir() -> Path | str:
-    """Return the default place of prepared datasets: `SWEEP_DATA_DIR`, else `data`."""
-    return path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data")
 
 
 def path_or_address(text: str) -> Path | str:

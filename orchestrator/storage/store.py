@@ -7,7 +7,6 @@ object once all of it has arrived, and a file is written under a temporary name 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
@@ -16,6 +15,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ class Storage:
                 self._write(str(new), source)
                 files.put_in_place(new, place)
 
-        self._try(f"write {name}", write, size=size, keep_trying_s=keep_trying_s)
+        self._try(f"write {name}", write, size, keep_trying_s)
 
     def get(self, name: str, *, keep_trying_s: float | None = None) -> bytes | None:
         """Return a small file's content; None if there is no such file.
@@ -87,12 +87,10 @@ class Storage:
         Raises:
             StorageError: it could not be read in time.
         """
+        path = f"{self.prefix}/{name}"
 
         def read() -> bytes | None:
-            with (
-                contextlib.suppress(FileNotFoundError),
-                self.filesystem.open_input_stream(f"{self.prefix}/{name}") as file,
-            ):
+            with suppress(FileNotFoundError), self.filesystem.open_input_stream(path) as file:
                 return bytes(file.read())
             return None
 
@@ -105,19 +103,16 @@ class Storage:
             StorageError: it could not be read in time.
             OSError: the local disk cannot be written.
         """
-        size = self.size(name)
+        path, size = f"{self.prefix}/{name}", self.size(name)
         if size is None:
             return False
-
-        def read(new: Path) -> None:
-            with (
-                self.filesystem.open_input_stream(f"{self.prefix}/{name}") as file,
-                new.open("wb") as local,
-            ):
-                shutil.copyfileobj(file, local, 2**20)
-
         with files.temporary(target) as new:
-            self._try(f"read {name}", lambda: read(new), size=size)
+
+            def read() -> None:
+                with self.filesystem.open_input_stream(path) as file, new.open("wb") as local:
+                    shutil.copyfileobj(file, local, 2**20)
+
+            self._try(f"read {name}", read, size)
             files.put_in_place(new, target, durable=False)
         return True
 
@@ -178,19 +173,16 @@ class Storage:
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder and its content, if it exists."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.delete_dir(f"{self.prefix}/{name}")
-
-        self._try(f"delete {name}", delete)
+        self._delete(name, self.filesystem.delete_dir)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
+        self._delete(name, self.filesystem.delete_file)
 
+    def _delete(self, name: str, call: Callable[[str], None]) -> None:
         def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.delete_file(f"{self.prefix}/{name}")
+            with suppress(FileNotFoundError):
+                call(f"{self.prefix}/{name}")
 
         self._try(f"delete {name}", delete)
 
@@ -240,20 +232,15 @@ class Storage:
         return sorted(each.path[len(folder) + 1 :] for each in found if each.type.name == kind)
 
     def _try(
-        self,
-        what: str,
-        call: Callable[[], Result],
-        *,
-        size: int = 0,
-        keep_trying_s: float | None = None,
+        self, do: str, call: Callable[[], Result], size: int = 0, keep_trying_s: float | None = None
     ) -> Result:
-        """Return the result of a call, repeated for a bounded time; `what` completes the error."""
+        """Return the result of a call, repeated for a bounded time; `do` completes the error."""
         try:
             return retried(call, size, keep_trying_s, self.clock)
         except GaveUpError as failure:
             error = StorageError(
                 f"The storage at {self.shown} must be reachable and writable, but could not "
-                f"{what}: {redacted(str(failure))}. Check the address, the credentials and the "
+                f"{do}: {redacted(str(failure))}. Check the address, the credentials and the "
                 "network, or the space that is left there; then run the same command with --resume."
             )
             error.errno = failure.errno

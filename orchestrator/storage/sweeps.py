@@ -50,10 +50,7 @@ def find_sweep(
 ) -> SweepPaths:
     """Return the paths of the first of these sweeps that exists in a storage.
 
-    Args:
-        storage: a path or an address.
-        names: of the sweep; those that cannot be a sweep's name are skipped.
-        way_out: the last sentence of the error.
+    Names that no sweep can have are skipped. `way_out` is the last sentence of the error.
 
     Raises:
         SweepNotFoundError: none exists; the error lists those that do.
