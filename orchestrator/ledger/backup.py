@@ -33,10 +33,9 @@ _PAUSE_PER_COPY = 10  # the pause is this many times as long as the copy took
 
 
 def read_backup(paths: SweepPaths, copy: Path) -> Ledger:
-    """Return the copy of a sweep's ledger in its storage, open; `copy` is for the download.
+    """Return the copy of a sweep's ledger in its storage, open; it is downloaded to `copy`.
 
-    Raises:
-        UsageError: there is no copy, or it is damaged.
+    Raise a `UsageError` if there is none, or it is damaged.
     """
     storage = storage_of(paths)
     assert storage is not None
@@ -118,11 +117,7 @@ class LedgerBackup:
         self._say(f"Resuming from the copy of the ledger in {self.storage.shown}.")
 
     def start(self, ledger: Ledger, *, in_thread: bool = True) -> None:
-        """Make the first copy and start the thread that makes the following ones.
-
-        Raises:
-            UsageError: the first copy cannot be written.
-        """
+        """Make the first copy and start the thread; raise a `UsageError` if the copy fails."""
         ledger.put("drivers", [*ledger.header().drivers, self.lease.token])
         self._ledger = ledger
         try:

@@ -170,11 +170,7 @@ class Database:
 
 
 def create(path: Path, facts: Mapping[str, Any]) -> None:
-    """Create a new ledger file with the sweep's facts; it exists with all of them or not at all.
-
-    Raises:
-        FileExistsError: the file exists.
-    """
+    """Create a ledger file with all facts or not at all; `FileExistsError` if there is one."""
     if path.exists():
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)

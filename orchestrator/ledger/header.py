@@ -11,47 +11,32 @@ from orchestrator.ledger.records import Trial
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedSpace:
-    """A search space as the ledger stores it, with every value resolved per variant.
-
-    Attributes:
-        name: the space's name.
-        variants: the models that the space lists, without those that the command line added.
-        fixed: fixed training parameters, by variant.
-        params: Optuna's JSON of each searched parameter, by variant and name.
-        enqueued: parameters of the first trials of every searched variant.
-        metric: a field of `EpochMetrics`; `mode` says which direction is better.
-        first_rung_epochs: epochs before the first rung of early stopping; 0: no early stopping.
-        rung_factor: each rung is this many times as long as the one before.
-        startup_trials: random suggestions per variant before the sampler uses a model.
-    """
+    """A search space as the ledger stores it, with every value resolved per variant."""
 
     name: str
-    variants: Sequence[str]
-    fixed: Mapping[str, Mapping[str, Any]]
-    params: Mapping[str, Mapping[str, Any]]
-    enqueued: Sequence[Mapping[str, Any]]
+    variants: Sequence[str]  # those that the space lists, without those of the command line
+    fixed: Mapping[str, Mapping[str, Any]]  # fixed training parameters, by variant
+    params: Mapping[str, Mapping[str, Any]]  # Optuna's JSON of each range, by variant and name
+    enqueued: Sequence[Mapping[str, Any]]  # parameters of the first trials of searched variants
     image_size: str | int
     image_size_by_variant: Mapping[str, str | int]
-    metric: str
-    mode: Literal["max", "min"]
-    first_rung_epochs: int
-    rung_factor: int
-    startup_trials: int
+    metric: str  # a field of `EpochMetrics`
+    mode: Literal["max", "min"]  # which direction of the metric is better
+    first_rung_epochs: int  # epochs before the first rung of early stopping; 0: no early stopping
+    rung_factor: int  # each rung is this many times as long as the one before
+    startup_trials: int  # random suggestions per variant before the sampler uses a model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedPlan:
-    """A plan as the ledger stores it: everything that a resumed sweep must not change.
-
-    `overrides` are the training parameters that the command line set for every trial.
-    """
+    """A plan as the ledger stores it: everything that a resumed sweep must not change."""
 
     space: RecordedSpace
     seed: int
     image_size_px: Mapping[str, int]
     dataset: str
     fingerprint: str
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, Any]  # training parameters that the command line set for every trial
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RecordedPlan:
@@ -87,53 +72,36 @@ class FormerPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepHeader:
-    """Every fact of the ledger's `sweep` table. A fact that was never stored has its default.
+    """Every fact of the ledger's `sweep` table. A fact that was never stored has its default."""
 
-    Attributes:
-        sweep_id: identifies the sweep in MLflow and in the storage.
-        created_s: Unix time at which the ledger was created.
-        plan: the plan in force.
-        former_plans: plans that `--force` replaced, oldest first.
-        keep_best: the space's number of trials per variant whose weights are kept.
-        options: flags of the command line that decide what is computed, by name.
-        space: the space as the command named it: a name or a path.
-        space_own: the space's own `trials`, `final_seeds` and `dataset`.
-        dataset: name of the prepared dataset.
-        manifest: the prepared dataset's manifest.
-        published: figures that the space's source reports.
-        variants: cost of each variant, the fields of `plan.VariantCost`.
-        versions: versions of Python and of the packages, by name, when the sweep was created.
-        asked: the most search trials that any command asked for, by variant.
-        tracking_uri: MLflow's address, where the user gave one without a password.
-        tracking_behind: trials that MLflow rejects, by signature, each with the reason.
-        drivers: tokens of all drivers that have held the sweep's lease, oldest first.
-        products: which state of the sweep its report and its exported model show.
-        forecast: measured training time of each variant, the fields of `probe.TrainingTime`.
-        forecast_whole: forecast of the whole sweep, the fields of `measure.SweepForecast`.
-        disk_used_bytes: size of the sweep's folder when the report was last written.
-    """
-
-    sweep_id: str
-    created_s: float
-    plan: RecordedPlan
-    former_plans: Sequence[FormerPlan] = ()
-    keep_best: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    space: str = ""
+    sweep_id: str  # identifies the sweep in MLflow and in the storage
+    created_s: float  # Unix time at which the ledger was created
+    plan: RecordedPlan  # the plan in force
+    former_plans: Sequence[FormerPlan] = ()  # plans that `--force` replaced, oldest first
+    keep_best: int  # the space's number of trials per variant whose weights are kept
+    options: Mapping[str, Any] = field(default_factory=dict)  # flags that decide what is computed
+    space: str = ""  # as the command named it: a name or a path
+    # The space's own `trials`, `final_seeds` and `dataset`.
     space_own: Mapping[str, Any] = field(default_factory=dict)
-    dataset: str = ""
-    manifest: Mapping[str, Any] | None = None
-    published: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""  # name of the prepared dataset
+    manifest: Mapping[str, Any] | None = None  # the prepared dataset's
+    published: Mapping[str, Any] = field(default_factory=dict)  # what the space's source reports
+    # By variant, the fields of `plan.VariantCost`.
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Versions of Python and of the packages, by name, when the sweep was created.
     versions: Mapping[str, str] = field(default_factory=dict)
+    # The most search trials that any command asked for, by variant.
     asked: Mapping[str, int] = field(default_factory=dict)
-    tracking_uri: str | None = None
+    tracking_uri: str | None = None  # MLflow's, where the user gave one without a password
+    # Trials that MLflow rejects, by signature, each with the reason.
     tracking_behind: Mapping[str, str] = field(default_factory=dict)
-    drivers: Sequence[str] = ()
+    drivers: Sequence[str] = ()  # tokens of all that have held the sweep's lease, oldest first
+    # Which state of the sweep its report and its exported model show.
     products: Mapping[str, str] = field(default_factory=dict)
+    # Measured training time of each variant, the fields of `probe.TrainingTime`.
     forecast: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    forecast_whole: Mapping[str, Any] | None = None
-    disk_used_bytes: int | None = None
+    forecast_whole: Mapping[str, Any] | None = None  # the fields of `measure.SweepForecast`
+    disk_used_bytes: int | None = None  # by the sweep's folder when the report was last written
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> SweepHeader:

@@ -15,16 +15,11 @@ from orchestrator.plan.plan import Plan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """The limits of a sweep: no trial starts that is not expected to end within them.
+    """The limits of a sweep: no trial starts that is not expected to end within them."""
 
-    Attributes:
-        until_s: Unix time by which trials must end; None: no limit.
-        device_s: device-seconds that all trials may use together; None: no limit.
-        shares: devices that one trial counts as, by variant; 1 for a variant that is not given.
-    """
-
-    until_s: float | None = None
-    device_s: float | None = None
+    until_s: float | None = None  # Unix time by which trials must end; None: no limit
+    device_s: float | None = None  # device-seconds of all trials together; None: no limit
+    # Devices that one trial counts as, by variant; 1 for a variant that is not given.
     shares: Mapping[str, float] = field(default_factory=dict)
 
 

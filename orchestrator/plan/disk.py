@@ -43,12 +43,9 @@ def forecast_bytes(
 
 
 def check_room(folder: Path, needed_bytes: int, used_bytes: int = 0) -> None:
-    """Refuse to start a sweep whose checkpoints do not fit on the disk of its folder.
+    """Raise a `UsageError` if a sweep's checkpoints do not fit on the disk of its folder.
 
     `used_bytes` is the part of the forecast `needed_bytes` that the folder holds already.
-
-    Raises:
-        UsageError: there is too little space.
     """
     free = free_bytes(folder)
     if free + used_bytes < needed_bytes + RESERVE_BYTES:

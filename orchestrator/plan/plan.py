@@ -15,29 +15,18 @@ from trainables.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The trials that a sweep will run.
-
-    Attributes:
-        seed: of the sweep; the seed of every trial is a function of it.
-        trials: search trials per variant.
-        variants: in the order in which they run.
-        image_size_px: resolved image size, by variant.
-        fingerprint: of the prepared dataset's contents.
-        overrides: training parameters that the command line sets for every trial.
-        final_seeds: seeds with which the best configuration of a variant is trained again.
-        final_on_all: final trials train on all training images, without a validation split.
-    """
+    """The trials that a sweep will run."""
 
     space: SearchSpace
-    seed: int
-    trials: int
-    variants: tuple[str, ...]
-    image_size_px: Mapping[str, int]
+    seed: int  # of the sweep; the seed of every trial is a function of it
+    trials: int  # search trials per variant
+    variants: tuple[str, ...]  # in the order in which they run
+    image_size_px: Mapping[str, int]  # resolved image size, by variant
     dataset: str
-    fingerprint: str
-    overrides: Mapping[str, Any]
-    final_seeds: int = 0
-    final_on_all: bool = False
+    fingerprint: str  # of the prepared dataset's contents
+    overrides: Mapping[str, Any]  # training parameters that the command line sets for every trial
+    final_seeds: int = 0  # seeds with which the best configuration of a variant is trained again
+    final_on_all: bool = False  # final trials train on all training images, without validation
 
     def identity(self) -> dict[str, Any]:
         """Return everything that a resumed sweep must not change, ready for JSON."""

@@ -16,11 +16,7 @@ from trainables.models import build, cost
 
 
 def load_space(name: str) -> SearchSpace:
-    """Return a space by name or path.
-
-    Raises:
-        UsageError: there is no such space, or it has mistakes.
-    """
+    """Return a space by name or path; raise a `UsageError` if there is none or it has mistakes."""
     try:
         return search_spaces.load(name)
     except ValueError as error:

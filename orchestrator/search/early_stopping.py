@@ -20,8 +20,7 @@ def decide(ledger: Ledger, plan: Plan | RecordedPlan, trial: Trial, row: EpochRo
     """Return whether early stopping ends a trial after an epoch; None if it does not compare there.
 
     It compares trials of a variant at rungs only, not after the last epoch, and never a trial that
-    is evaluated on the test split. Rows never change, so the decision is the same whenever it is
-    made.
+    is evaluated on the test split. Rows never change, so the decision is always the same.
     """
     space, done = plan.space, row.epoch + 1
     is_exempt = done >= trial.config["epochs"] or plan.is_evaluated(trial)
@@ -38,13 +37,13 @@ def decide(ledger: Ledger, plan: Plan | RecordedPlan, trial: Trial, row: EpochRo
 
 
 def is_stopped(
-    value: float,
-    values: Sequence[float],
+    value: float,  # the trial's metric after this epoch
+    values: Sequence[float],  # that of all trials of the variant that have reached this epoch
     *,
-    epochs_done: int,
-    first_rung: int,
-    factor: int,
-    mode: str,
+    epochs_done: int,  # 1 or more
+    first_rung: int,  # in epochs; 0 disables early stopping
+    factor: int,  # the reduction factor, 2 or more
+    mode: str,  # "max" or "min"
 ) -> bool:
     """Return whether asynchronous successive halving stops a trial after this epoch.
 
@@ -54,14 +53,6 @@ def is_stopped(
     The defaults are those of `SearchSpace`: no early stopping (`first_rung_epochs` 0), factor 3.
     Source: Li et al., arXiv 1810.05934, algorithm 2, in the variant that stops trials instead of
     pausing them.
-
-    Args:
-        value: the trial's metric after this epoch.
-        values: that of all trials of the variant that have reached this epoch, itself included.
-        epochs_done: how many epochs the trial has trained, 1 or more.
-        first_rung: the first rung in epochs; 0 disables early stopping.
-        factor: the reduction factor, 2 or more.
-        mode: "max" or "min".
     """
     if not is_rung(epochs_done, first_rung, factor) or len(values) < factor:
         return False

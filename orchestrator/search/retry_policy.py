@@ -49,14 +49,11 @@ class Decision:
 def decide(
     attempts: Sequence[Attempt], productive: Collection[int], batch_size: int, max_attempts: int
 ) -> Decision:
-    """Return what follows the last of a trial's attempts, which failed.
+    """Return what follows the last of a trial's attempts, oldest first, which failed.
 
-    Args:
-        attempts: all of the trial's, oldest first.
-        productive: numbers of the attempts that completed a new epoch.
-        batch_size: images per step of one worker; a smaller micro-batch keeps this total by
-            gradient accumulation.
-        max_attempts: limit of counted failures of a trial.
+    `productive` are the numbers of the attempts that completed a new epoch. `batch_size` are the
+    images per step of one worker; a smaller micro-batch keeps this total by gradient accumulation.
+    `max_attempts` is the limit of counted failures of a trial.
     """
     last = attempts[-1]
     if last.failure_class in UNCOUNTED:

@@ -34,7 +34,9 @@ class Study:
     their value there, then diverged ones.
     Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011.
 
-    Trial numbers are the ledger's, in the order in which trials were planned.
+    Before TPE is used, `startup_trials` suggestions are random (Optuna's `n_startup_trials`; 10 by
+    default in `SearchSpace`). The sampler's seed follows from the sweep's, the variant's name and
+    the trial's number in the ledger, where trials are numbered in the order they were planned.
     """
 
     def __init__(
@@ -42,22 +44,11 @@ class Study:
         variant: str,
         params: Mapping[str, BaseDistribution],
         *,
-        mode: Literal["max", "min"],
+        mode: Literal["max", "min"],  # which values of the metric are better
         startup_trials: int,
         sweep_seed: int,
-        enqueued: Sequence[Mapping[str, Any]] = (),
+        enqueued: Sequence[Mapping[str, Any]] = (),  # suggested first
     ) -> None:
-        """Create a study without trials.
-
-        Args:
-            variant: its name is part of the sampler's seed.
-            params: the searched parameters.
-            mode: which values of the metric are better.
-            startup_trials: random suggestions before TPE is used (Optuna's `n_startup_trials`;
-                10 by default in `SearchSpace`).
-            sweep_seed: the seed of the whole sweep.
-            enqueued: the first suggestions, in place of the sampler's.
-        """
         self.variant, self.mode, self.enqueued = variant, mode, enqueued
         # The sampler draws in this order: sorted, so that the order in the space has no effect.
         self.params = dict(sorted(params.items()))

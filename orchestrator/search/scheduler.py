@@ -49,28 +49,18 @@ class TrialScheduler:
 
     def __init__(
         self,
-        ledger: Ledger,
-        plan: Plan,
+        ledger: Ledger,  # open for writing
+        plan: Plan,  # of this command
         *,
+        # Whether a checkpoint can be loaded; the path is relative to the sweep's folder.
         is_loadable: Callable[[str], bool] = lambda path: True,
-        has_room: Callable[[str], bool] = lambda variant: True,
-        fits_budget: Callable[[str, int], bool] = lambda variant, epochs: True,
-        retry_failed: bool = True,
-        from_scratch: bool = False,
-        clock: Clock | None = None,
+        has_room: Callable[[str], bool] = lambda variant: True,  # whether its trial fits on disk
+        fits_budget: Callable[[str, int], bool] = lambda variant, epochs: True,  # more epochs of it
+        retry_failed: bool = True,  # those of earlier commands
+        from_scratch: bool = False,  # retry them from their first epoch
+        clock: Clock | None = None,  # for pauses; None: the real one
     ) -> None:
-        """Rebuild the state from the ledger.
-
-        Args:
-            ledger: open for writing.
-            plan: of this command.
-            is_loadable: whether a checkpoint, given relative to the sweep's folder, can be loaded.
-            has_room: whether the disk has room for one more trial of a variant.
-            fits_budget: whether the budget allows this many more epochs of a variant.
-            retry_failed: whether trials that failed in an earlier command are retried.
-            from_scratch: whether those start from scratch instead of from their last checkpoint.
-            clock: for pauses; None: the real one.
-        """
+        """Rebuild the state from the ledger."""
         self.ledger, self.plan = ledger, plan
         self._is_loadable, self._has_room, self._fits_budget = is_loadable, has_room, fits_budget
         self._retry_failed, self._from_scratch = retry_failed, from_scratch

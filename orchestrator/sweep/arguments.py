@@ -18,11 +18,7 @@ _LONGEST_LINE = 88  # characters of the help text
 
 
 def config_from(arguments: argparse.Namespace) -> SweepConfig:
-    """Return the configuration that parsed arguments give.
-
-    Raises:
-        UsageError: a value is wrong.
-    """
+    """Return the configuration that parsed arguments give; raise a `UsageError` if one is wrong."""
     values = vars(arguments)
     if values["variants"] is not None:
         names = tuple(name.strip() for name in values["variants"].split(",") if name.strip())

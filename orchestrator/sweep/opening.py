@@ -23,11 +23,7 @@ from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
 def check_name(config: SweepConfig) -> None:
-    """Refuse a new sweep whose name is taken, and to resume a sweep that does not exist.
-
-    Raises:
-        UsageError: says so; lists the sweeps that exist.
-    """
+    """Raise a `UsageError` if a new sweep's name is taken, or if none exists to resume."""
     exists, storage = sweeps.has_sweep(config.paths), str(config.storage)
     if exists and not config.resume:
         raise SweepExistsError(

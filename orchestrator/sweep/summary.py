@@ -142,11 +142,7 @@ def _print_places(context: SweepContext, tracker: Tracker) -> None:
 
 
 def print_stopped(context: SweepContext, error: BaseException) -> None:
-    """Print why a sweep ended early; the traceback goes to the log.
-
-    Raises:
-        UsageError: it was a mistake of the user, which the command prints.
-    """
+    """Print why a sweep ended early, with the traceback in the log; raise a `UsageError` again."""
     if isinstance(error, UsageError):
         raise error
     with contextlib.suppress(OSError):
