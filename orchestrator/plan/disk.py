@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import UsageError
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 
 # Kept free for the ledger, logs, MLflow and Ray.
 RESERVE_BYTES = 64 * 2**20
 
 
-def forecast_bytes(
-    plan: Plan, costs: Mapping[str, VariantCost], concurrent: int | None, keep: str | None
-) -> int:
+def forecast_bytes(plan: Plan, costs: Costs, concurrent: int | None, keep: str | None) -> int:
     """Return the largest size that a sweep's checkpoints can have.
 
     Each of the `concurrent` trials (None: as many as this machine has CPUs) has its last two
@@ -56,7 +53,7 @@ def check_room(folder: Path, needed_bytes: int, used_bytes: int = 0) -> None:
         )
 
 
-def has_room(folder: Path, plan: Plan, costs: Mapping[str, VariantCost], variant: str) -> bool:
+def has_room(folder: Path, plan: Plan, costs: Costs, variant: str) -> bool:
     """Return whether one more trial of a variant can write its checkpoints."""
     return free_bytes(folder) >= 2 * _size(plan, costs, variant) + RESERVE_BYTES
 
@@ -82,7 +79,7 @@ def gib(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB"
 
 
-def _size(plan: Plan, costs: Mapping[str, VariantCost], name: str) -> int:
+def _size(plan: Plan, costs: Costs, name: str) -> int:
     """Return the size of one checkpoint: float32 weights, two moments, and the average, if any.
 
     Adam, AdamW, RAdam, LAMB and RMSProp with momentum keep two moments; SGD keeps one.

@@ -84,6 +84,9 @@ class VariantCost:
     multiply_accumulates: int
 
 
+Costs = Mapping[str, VariantCost]  # by variant
+
+
 def trial_seed(sweep_seed: int, variant: str, number: int) -> int:
     """Return the seed of a trial, 0 to 2**31 - 1."""
     digest = hashlib.sha256(f"{sweep_seed}/{variant}/{number}".encode()).digest()

@@ -8,7 +8,7 @@ from typing import Any
 import search_spaces
 from orchestrator.errors import UsageError
 from orchestrator.plan.options import SweepConfig, given_options
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan, VariantCost
 from search_spaces.space import SearchSpace, ends, tried
 from trainables.config import TrainConfig
 from trainables.data.dataset import Manifest
@@ -166,7 +166,7 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
-def _smallest_first(space: SearchSpace, costs: Mapping[str, VariantCost]) -> tuple[str, ...]:
+def _smallest_first(space: SearchSpace, costs: Costs) -> tuple[str, ...]:
     """Return the variants by operations, those with equal resources together to reuse workers."""
 
     def shape(name: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.ledger.header import FormerPlan
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 
 _PACKAGES = (
     *("sweep-orchestrator", "ray", "torch", "torchvision", "timm", "optuna", "mlflow"),
@@ -46,7 +46,7 @@ def check_same(ledger: Ledger, plan: Plan, say: Callable[[str], None], *, force:
     ledger.put("plan", new)
 
 
-def add_variants(ledger: Ledger, plan: Plan, costs: dict[str, VariantCost]) -> None:
+def add_variants(ledger: Ledger, plan: Plan, costs: Costs) -> None:
     """Store the plan's values of variants that earlier commands left out."""
     header, new = ledger.header(), plan.identity()
     old = header.plan.to_dict()

@@ -12,7 +12,7 @@ from orchestrator.clock import Clock
 from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.options import SweepConfig
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.sweep.signals import Interruption
 from trainables.data.dataset import Manifest
@@ -26,7 +26,7 @@ class SweepContext:
     clock: Clock
     ledger: Ledger  # open for writing
     plan: Plan
-    costs: Mapping[str, VariantCost]  # by variant
+    costs: Costs
     manifest: Manifest
     backup: LedgerBackup | None  # None if the ledger is in the sweep's storage already
     console: Console  # on the user's terminal

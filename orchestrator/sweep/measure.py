@@ -21,7 +21,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan import budget, disk, forecast, machines
 from orchestrator.plan.options import SweepConfig, given_options
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 from orchestrator.search.sampler import study_of
 from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.sweep.display import duration
@@ -43,11 +43,7 @@ class SweepForecast:
 
 
 def measure(
-    config: SweepConfig,
-    plan: Plan,
-    costs: Mapping[str, VariantCost],
-    console: Console,
-    ledger: Ledger | None = None,
+    config: SweepConfig, plan: Plan, costs: Costs, console: Console, ledger: Ledger | None = None
 ) -> dict[str, float]:
     """Return the measured seconds of an epoch by variant; print the forecast and store it.
 

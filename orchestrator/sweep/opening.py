@@ -15,7 +15,7 @@ from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
 from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
@@ -34,9 +34,7 @@ def check_name(config: SweepConfig) -> None:
         sweeps.find_sweep(storage, config.name, way_out="Leave out --resume to start it.")
 
 
-def open_sweep(
-    config: SweepConfig, clock: Clock
-) -> tuple[Ledger, Plan, dict[str, VariantCost], Manifest]:
+def open_sweep(config: SweepConfig, clock: Clock) -> tuple[Ledger, Plan, Costs, Manifest]:
     """Return the sweep's ledger, created or opened, its plan, its variants' costs and its dataset.
 
     Raises:
@@ -111,7 +109,7 @@ def _open_existing(config: SweepConfig, clock: Clock) -> Ledger | None:
 
 
 def _create_ledger(
-    config: SweepConfig, plan: Plan, costs: dict[str, VariantCost], manifest: Manifest, clock: Clock
+    config: SweepConfig, plan: Plan, costs: Costs, manifest: Manifest, clock: Clock
 ) -> Ledger:
     space = plan.space
     return create_ledger(

@@ -30,11 +30,10 @@ def make(
     The ledger stores what each folder was written from. `say` prints what cannot be written.
     """
     made: list[Output] = []
-    known = ledger.header().products
-    for name, mark, write in (
-        (REPORT, str(ledger.seq), _write_report),
-        (MODEL, _model_mark(ledger), _write_model),
-    ):
+    known, best = ledger.header().products, _best(ledger)
+    of_model = f"{best.signature} epoch {(best.best_epoch or 0) + 1}" if best else ""
+    outputs = ((REPORT, str(ledger.seq), _write_report), (MODEL, of_model, _write_model))
+    for name, mark, write in outputs:
         folder = paths.root / name
         if mark and not (known.get(name) == mark and folder.is_dir()):
             try:
@@ -52,11 +51,6 @@ def make(
 
 def _best(ledger: Ledger) -> Trial | None:
     return ranking.best_trial(ledger.trials(), ledger.header().plan.space.mode)
-
-
-def _model_mark(ledger: Ledger) -> str:
-    trial = _best(ledger)
-    return "" if trial is None else f"{trial.signature} epoch {(trial.best_epoch or 0) + 1}"
 
 
 def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:

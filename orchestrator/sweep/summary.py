@@ -22,7 +22,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.plan import disk, resolve
 from orchestrator.plan.options import SweepConfig
-from orchestrator.plan.plan import Plan, VariantCost
+from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import DATASET_MANIFEST, REPORT, REPORT_PAGE
@@ -57,7 +57,7 @@ def dry_run(config: SweepConfig) -> int:
     return COMPLETE
 
 
-def print_plan(console: Console, plan: Plan, costs: Mapping[str, VariantCost]) -> None:
+def print_plan(console: Console, plan: Plan, costs: Costs) -> None:
     """Print the trials, epochs and cost of each variant."""
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
