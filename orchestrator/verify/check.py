@@ -28,7 +28,6 @@ def verify(config: SweepConfig) -> int:
         SweepNotFoundError: there is no such sweep.
     """
     paths = sweeps.find_sweep(str(config.storage), config.name, config.space)
-    console = command.console_on(sys.stdout)
     driver = locks.driver_of(paths)
     if driver is None and (storage := sweeps.storage_of(paths)) is not None:
         driver = lease.holder(storage)
@@ -41,22 +40,19 @@ def verify(config: SweepConfig) -> int:
             was_killed = driver is None and any(map(is_open, snapshot.attempts.values()))
             left = trials_left(snapshot)
     except LedgerError as error:  # here, or in the storage
-        console.print(f"ledger: {error}", soft_wrap=True, highlight=False, markup=False)
+        command.say(f"ledger: {error}")
         return command.FAILED
-    console.print(_table(paths, results))
+    command.console_on(sys.stdout).print(_table(paths, results))
     found = [problem for result in results for problem in result.problems]
     for line in [*(f"Not checked: {result.note}" for result in results if result.note), *found]:
-        console.print(redacted(line), soft_wrap=True, highlight=False, markup=False)
+        command.say(redacted(line))
     if driver is not None:
-        console.print(f"The sweep is being run by {driver}.", soft_wrap=True)
+        command.say(f"The sweep is being run by {driver}.")
     elif was_killed:
-        console.print(
-            "The sweep's driver was killed. Resume it with --resume, which closes open attempts, "
-            "then check again.",
-            soft_wrap=True,
-        )
+        text = "The sweep's driver was killed. Resume it with --resume, which closes open attempts,"
+        command.say(f"{text} then check again.")
     unfinished = "1 trial has" if left == 1 else f"{left} trials have"
-    console.print(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
+    command.say(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
     return command.FAILED if found else command.COMPLETE
 
 
@@ -84,8 +80,8 @@ def _table(paths: SweepPaths, results: list[Result]) -> Any:
     from rich.table import Table
 
     table = Table("area", "check", title=f"Checks of the sweep {paths.name!r}")
-    table.add_column("checked", justify="right")
-    table.add_column("problems", justify="right")
+    for title in ("checked", "problems"):
+        table.add_column(title, justify="right")
     for result in results:
         row = (result.area, result.what, f"{result.checked:,}", str(len(result.problems)))
         table.add_row(*row, style="red" if result.problems else None)

@@ -111,13 +111,9 @@ def check_finals(snapshot: Snapshot) -> Result:
     checked = [trial for trial in snapshot.trials if trial.stage == "final"]
     for trial in checked:
         mode = snapshot.header.plan_at(trial.planned_seq).space.mode
-        ended = [
-            other
-            for other in snapshot.trials
-            if (other.variant, other.stage) == (trial.variant, "search")
-            and _had_ended(other, trial)
-        ]
-        best = ranking.best_of(ended, mode)
+        searched = [other for other in snapshot.trials if other.stage == "search"]
+        own = [other for other in searched if other.variant == trial.variant]
+        best = ranking.best_of([other for other in own if _had_ended(other, trial)], mode)
         name = "none" if best is None else name_of(best)
         if best is None or best.signature != trial.origin:
             text = f"it trains {trial.origin} again, but the best trial of its time was {name}."
@@ -135,7 +131,7 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
     found: list[str] = []
     checked = 0
     for trial in snapshot.trials:
-        rows = snapshot.rows[trial.signature]
+        rows, wanted = snapshot.rows[trial.signature], None
         for row in rows:
             wanted = _stops_at(snapshot, trial, row)
             if wanted is None:
@@ -149,7 +145,7 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
                 text = f"it {was_text} stopped after epoch {row.epoch + 1}, but the values of that "
                 text += f"time require it {wanted_text}to be stopped."
                 found += problems_of("decisions", trial, [text])
-        if trial.status == "stopped" and (not rows or _stops_at(snapshot, trial, rows[-1]) is None):
+        if trial.status == "stopped" and wanted is None:  # after its last epoch
             text = "it was stopped after an epoch that is not a rung."
             found += problems_of("decisions", trial, [text])
     what = "early stopping follows from the values of its time"

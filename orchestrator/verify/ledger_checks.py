@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
+from orchestrator.search import decisions
 from orchestrator.storage import checkpoints
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of, requested_trials
@@ -18,19 +19,14 @@ from trainables.config import TrainConfig
 
 def check_trials(snapshot: Snapshot) -> Result:
     """Check that every requested trial exists once and that its signature is that of its config."""
-    found: list[str] = []
-    numbers: dict[str, list[int]] = {}
-    for trial in snapshot.trials:
-        if trial.stage == "search":
-            numbers.setdefault(trial.variant, []).append(trial.number)
-        found += problems_of("ledger", trial, _identity_problems(snapshot, trial))
+    found = snapshot.problems("ledger", _identity_problems)
+    searched = [trial for trial in snapshot.trials if trial.stage == "search"]
     for variant, requested in requested_trials(snapshot).items():
-        own = sorted(numbers.get(variant, []))
-        texts = _numbering_problems("trial numbers", own, first=0)
-        found += [f"ledger: {variant}: {text}" for text in texts]
+        own = sorted(trial.number for trial in searched if trial.variant == variant)
+        texts = [*_numbering_problems("trial numbers", own, first=0)]
         if len(own) > requested:
-            text = f"there are {len(own)} trials, but {requested} were requested."
-            found.append(f"ledger: {variant}: {text}")
+            texts.append(f"there are {len(own)} trials, but {requested} were requested.")
+        found += [f"ledger: {variant}: {text}" for text in texts]
     known = {trial.signature for trial in snapshot.trials}
     text = "there are attempts or epochs of a trial that was not planned."
     unknown = sorted({*snapshot.attempts, *snapshot.rows} - known)
@@ -68,10 +64,8 @@ def _identity_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
 
 def check_attempts(snapshot: Snapshot) -> Result:
     """Check that attempts are numbered 1 to n, only the last is open, and the status agrees."""
-    found: list[str] = []
-    for trial in snapshot.trials:
-        found += problems_of("ledger", trial, _attempt_problems(snapshot, trial))
     count = sum(map(len, snapshot.attempts.values()))
+    found = snapshot.problems("ledger", _attempt_problems)
     return Result("ledger", "attempts agree with their trials", count, found)
 
 
@@ -106,16 +100,13 @@ def _attempt_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
 
 def check_epochs(snapshot: Snapshot) -> Result:
     """Check that epochs are complete and in order, and that the best epoch is the right one."""
-    found: list[str] = []
-    for trial in snapshot.trials:
-        rows = snapshot.rows[trial.signature]
-        found += problems_of("ledger", trial, _epoch_problems(snapshot, trial, rows))
-        found += problems_of("ledger", trial, _best_problems(snapshot, trial, rows))
     count = sum(map(len, snapshot.rows.values()))
+    found = snapshot.problems("ledger", _epoch_problems)
     return Result("ledger", "every epoch is recorded once", count, found)
 
 
-def _epoch_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
+def _epoch_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
+    rows = snapshot.rows[trial.signature]
     yield from _numbering_problems("epochs", [row.epoch + 1 for row in rows], first=1)
     if [row.seq for row in rows] != sorted(row.seq for row in rows):
         yield "its epochs did not arrive in their order."
@@ -132,10 +123,15 @@ def _epoch_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> I
     is_short = trial.status == "complete" and len(rows) < planned and not may_end_early
     if len(rows) > planned or is_short:
         yield f"it is {trial.status} with {len(rows)} of {planned} epochs."
+    yield from _best_problems(snapshot, trial, rows)
 
 
 def _best_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
-    epoch, value = _best_epoch(snapshot, trial, rows)
+    metric, best = snapshot.header.plan_at(trial.ended_seq or 0).space.metric, None
+    if trial.status in ("complete", "stopped"):
+        best = decisions.best_epoch(trial, rows, metric)
+    epoch, value = best or (None, None)
+    value = None if value is None or math.isnan(value) else value  # SQLite stores NaN as NULL
     if (trial.best_epoch, trial.best_value) != (epoch, value):
         recorded = _best_text(trial.best_epoch, trial.best_value)
         text = f"its best epoch is recorded as {recorded}, but its epochs give "
@@ -144,21 +140,6 @@ def _best_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> It
 
 def _best_text(epoch: int | None, value: float | None) -> str:
     return "none" if epoch is None else f"{epoch + 1} with the value {value}"
-
-
-def _best_epoch(
-    snapshot: Snapshot, trial: Trial, rows: list[EpochRow]
-) -> tuple[int | None, float | None]:
-    """Return the epoch whose weights a trial keeps and the sweep's metric there, None without."""
-    if trial.status not in ("complete", "stopped"):
-        return None, None
-    if not trial.config["validation_fraction"]:
-        return rows[-1].epoch, None
-    best = ranking.best_row(rows, trial.config["select_by"])
-    if best is None:
-        return None, None
-    value = best.metrics[snapshot.header.plan_at(trial.ended_seq or 0).space.metric]
-    return best.epoch, None if math.isnan(value) else value  # SQLite stores NaN as NULL
 
 
 def check_evaluations(snapshot: Snapshot) -> Result:

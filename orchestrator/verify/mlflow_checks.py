@@ -77,14 +77,10 @@ def _runs(client: MlflowClient, snapshot: Snapshot) -> dict[str, list[Run]]:
     """Return the sweep's runs by their trial's signature; "" has the sweep's own run."""
     experiment = client.get_experiment_by_name(snapshot.paths.name)
     found: dict[str, list[Run]] = collections.defaultdict(list)
+    wanted = f"tags.`sweep.id` = '{snapshot.header.sweep_id}'"
     token = None
     while experiment is not None:
-        page = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`sweep.id` = '{snapshot.header.sweep_id}'",
-            max_results=1000,
-            page_token=token,
-        )
+        page = client.search_runs([experiment.experiment_id], wanted, page_token=token)
         for run in page:
             found[run.data.tags.get("sweep.signature", "")].append(run)
         if not (token := page.token):
@@ -110,18 +106,16 @@ def _parent_problems(snapshot: Snapshot, by_trial: dict[str, list[Run]]) -> Iter
 def _run_problems(
     client: MlflowClient, snapshot: Snapshot, trial: Trial, run: Run
 ) -> Iterator[str]:
-    is_live = snapshot.driver is not None
     yield from _metric_problems(client, snapshot, trial, run)
-    if run.data.params or not is_live:
+    if run.data.params or snapshot.driver is None:
         for name, value in trial.config.items():
-            got = run.data.params.get(name)
-            if got != str(value):
+            if (got := run.data.params.get(name)) != str(value):
                 yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
-    if is_live:
+    if snapshot.driver is not None:
         return
-    status = _STATUS[trial.status]
-    if is_open(snapshot.attempts[trial.signature]):
-        status = "KILLED"  # no process runs it until the sweep is resumed
+    # No process runs an open attempt until the sweep is resumed.
+    was_killed = is_open(snapshot.attempts[trial.signature])
+    status = "KILLED" if was_killed else _STATUS[trial.status]
     if run.info.status != status:
         yield f"the status of its run is {run.info.status}, not {status}."
     outcome = run.data.tags.get("sweep.outcome")
@@ -132,35 +126,31 @@ def _run_problems(
 def _metric_problems(
     client: MlflowClient, snapshot: Snapshot, trial: Trial, run: Run
 ) -> Iterator[str]:
-    is_live = snapshot.driver is not None
-    rows = snapshot.rows[trial.signature]
-    for name in METRIC_NAMES:
-        wanted = [
+    values: dict[str, list[tuple[int, float, int]]] = {
+        name: [
             (row.epoch + 1, row.metrics[name], int(row.arrived_s * 1000))
-            for row in rows
+            for row in snapshot.rows[trial.signature]
             if math.isfinite(row.metrics[name])
         ]
-        yield from _history_problems(client, run, name, wanted, is_live)
+        for name in METRIC_NAMES
+    }
     attempts = snapshot.attempts[trial.signature]
     if trial.best_value is not None and attempts:
-        name = f"best_{snapshot.header.plan_at(trial.ended_seq or 0).space.metric}"
+        metric = snapshot.header.plan_at(trial.ended_seq or 0).space.metric
         ended_ms = int((attempts[-1].ended_s or 0) * 1000)
-        yield from _history_problems(client, run, name, [(0, trial.best_value, ended_ms)], is_live)
-
-
-def _history_problems(
-    client: MlflowClient, run: Run, name: str, wanted: list[tuple[int, float, int]], is_live: bool
-) -> Iterator[str]:
-    history: list[Any] = client.get_metric_history(run.info.run_id, name)
-    there = sorted((point.step, point.value, point.timestamp) for point in history)
-    if is_live:  # either may be ahead of the other
-        shared = min(len(there), len(wanted))
-        there, wanted = there[:shared], wanted[:shared]
-    if there == wanted:
-        return
-    steps = [point[0] for point in there]
-    repeated = sorted({step for step in steps if steps.count(step) > 1})
-    missing = sorted({step for step, _, _ in wanted} - set(steps))
-    differing = sorted({point[0] for point in set(there) ^ set(wanted)} - {*repeated, *missing})
-    text = f"the steps of {name} differ from the ledger: repeated {repeated}"
-    yield f"{text}, missing {missing}, different {differing}."
+        values[f"best_{metric}"] = [(0, trial.best_value, ended_ms)]
+    for name, recorded in values.items():
+        history: list[Any] = client.get_metric_history(run.info.run_id, name)
+        there = sorted((point.step, point.value, point.timestamp) for point in history)
+        wanted = recorded
+        if snapshot.driver is not None:  # either may be ahead of the other
+            shared = min(len(there), len(wanted))
+            there, wanted = there[:shared], wanted[:shared]
+        if there == wanted:
+            continue
+        steps = [point[0] for point in there]
+        repeated = sorted({step for step in steps if steps.count(step) > 1})
+        missing = sorted({step for step, _, _ in wanted} - set(steps))
+        differing = sorted({point[0] for point in set(there) ^ set(wanted)} - {*repeated, *missing})
+        text = f"the steps of {name} differ from the ledger: repeated {repeated}"
+        yield f"{text}, missing {missing}, different {differing}."

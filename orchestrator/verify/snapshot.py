@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.ledger.header import SweepHeader
@@ -33,6 +33,10 @@ class Snapshot:
     trials: list[Trial]
     attempts: Mapping[str, list[Attempt]]
     rows: Mapping[str, list[EpochRow]]
+
+    def problems(self, area: str, of: Callable[[Snapshot, Trial], Iterable[str]]) -> list[str]:
+        """Return the problems that `of` finds in each trial."""
+        return [text for trial in self.trials for text in problems_of(area, trial, of(self, trial))]
 
 
 def read_snapshot(paths: SweepPaths, ledger: Ledger, driver: str | None) -> Snapshot:
