@@ -14,8 +14,9 @@ from orchestrator.ledger.records import Attempt, Trial
 from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.client import with_retries
-from orchestrator.tracking.runs import SweepRuns, TrialRun
-from orchestrator.tracking.tags import INCOMPLETE, NO_WEIGHTS, WEIGHTS_FOLDER, WEIGHTS_TAG
+from orchestrator.tracking.runs import INCOMPLETE, NO_WEIGHTS, WEIGHTS_TAG, SweepRuns, TrialRun
+
+_WEIGHTS = "weights"  # folder in a run's artifacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +61,21 @@ def upload_weights(
     """Replace the weights in a trial's run by those of its best epoch, if they still exist."""
     source = retention.best_weights(ledger, paths, trial)
     if source is not None:
-        _clear(runs, run.run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
+        _clear(runs, run.run_id, _WEIGHTS, WEIGHTS_TAG)
         with tempfile.TemporaryDirectory() as folder:
             link = Path(folder) / "model.safetensors"
             link.symlink_to(source.absolute())
-            runs.client.log_artifact(run.run_id, str(link), WEIGHTS_FOLDER)
+            runs.client.log_artifact(run.run_id, str(link), _WEIGHTS)
         # Last: without this file the weights do not count as complete.
         recipe = _rebuild_recipe(ledger, trial)
-        runs.client.log_dict(run.run_id, recipe, f"{WEIGHTS_FOLDER}/model.json")
+        runs.client.log_dict(run.run_id, recipe, f"{_WEIGHTS}/model.json")
         runs.client.set_tag(run.run_id, WEIGHTS_TAG, weights_tag(trial))
     run.weights = weights_tag(trial)
 
 
 def delete_weights(runs: SweepRuns, run: TrialRun) -> None:
     """Remove the weights from a trial's run."""
-    _clear(runs, run.run_id, WEIGHTS_FOLDER, WEIGHTS_TAG)
+    _clear(runs, run.run_id, _WEIGHTS, WEIGHTS_TAG)
     runs.client.delete_tag(run.run_id, WEIGHTS_TAG)
     run.weights = NO_WEIGHTS
 

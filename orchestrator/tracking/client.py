@@ -78,9 +78,8 @@ def advice(error: Exception, uri: str) -> str | None:
         )
     if status == 401:
         return (
-            "The server requires a login. Set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) and run the same command with "
-            "--resume."
+            "The server requires a login. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            " (or MLFLOW_TRACKING_TOKEN) and run the same command with --resume."
         )
     if status == 403:
         return (
@@ -118,15 +117,13 @@ def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
     that the sweep optimizes, and `mode` "max" or "min".
     """
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    query = urllib.parse.urlencode(
-        {
-            # Sorted by a metric, MLflow lists trials beside their parent run, not inside it.
-            "orderByKey": f"metrics.`best_{metric}`",
-            "orderByAsc": "true" if mode == "min" else "false",
-            "compareRunsMode": "CHART",
-            # Without it, MLflow's page opens with the columns for language models.
-            "workflowType": "machine_learning",
-        },
-        quote_via=urllib.parse.quote,
-    )
-    return f"{server}/#/experiments/{experiment}/runs?{query}"
+    query = {
+        # Sorted by a metric, MLflow lists trials beside their parent run, not inside it.
+        "orderByKey": f"metrics.`best_{metric}`",
+        "orderByAsc": "true" if mode == "min" else "false",
+        "compareRunsMode": "CHART",
+        # Without it, MLflow's page opens with the columns for language models.
+        "workflowType": "machine_learning",
+    }
+    encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+    return f"{server}/#/experiments/{experiment}/runs?{encoded}"

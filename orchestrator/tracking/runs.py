@@ -17,21 +17,27 @@ from orchestrator.ledger.records import Trial
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import database
 from orchestrator.tracking.client import RetryingClient, with_retries
-from orchestrator.tracking.tags import (
-    MARK,
-    NO_WEIGHTS,
-    OUTCOME,
-    PARENT_RUN_ID,
-    RUN_STATUS,
-    SIGNATURE,
-    SWEEP_ID,
-    WEIGHTS_TAG,
-)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+# Names of the tags of a run.
+SWEEP_ID, SIGNATURE, OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
+MARK, PARENT_RUN_ID = "sweep.mark", "mlflow.parentRunId"
 _SOURCE = {"mlflow.source.name": "orchestrator.sweep"}
+# The state of a run's folder of weights: "epoch N" (from 1) once all files are there, INCOMPLETE
+# while they change. A run without weights has no such tag, which reads as NO_WEIGHTS.
+WEIGHTS_TAG, INCOMPLETE, NO_WEIGHTS = "sweep.weights", "incomplete", ""
+# MLflow's status for each outcome of a trial; the tag `sweep.outcome` holds the outcome itself.
+RUN_STATUS = {
+    "complete": "FINISHED",
+    "stopped": "FINISHED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "planned": "SCHEDULED",
+}
 
 
 @dataclass(slots=True)
@@ -64,14 +70,8 @@ class SweepRuns:
         """Return a trial's run; it is searched for if it is not known, and created if missing."""
         signature = trial.signature
         if signature not in self.trials:
-            tags = {
-                SWEEP_ID: self.sweep_id,
-                SIGNATURE: signature,
-                PARENT_RUN_ID: self.parent_id,
-                **_SOURCE,
-                "variant": trial.variant,
-                "stage": trial.stage,
-            }
+            tags = {SWEEP_ID: self.sweep_id, SIGNATURE: signature, PARENT_RUN_ID: self.parent_id}
+            tags |= {**_SOURCE, "variant": trial.variant, "stage": trial.stage}
             run = _find_or_create(self.client, self.experiment, trial.name, started_s, tags)
             self.trials[signature] = _read(run, self.parent_id)
         return self.trials[signature]
@@ -112,9 +112,8 @@ def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> S
     experiment = _find_or_create_experiment(client, paths, uri)
     tags = {SWEEP_ID: header.sweep_id, **_SOURCE}
     runs = _search(client, experiment, tags)
-    parent = runs.pop("", None) or _find_or_create(
-        client, experiment, paths.name, header.created_s, tags
-    )
+    parent = runs.pop("", None)
+    parent = parent or _find_or_create(client, experiment, paths.name, header.created_s, tags)
     if OUTCOME not in parent.data.tags:
         client.log_dict(parent.info.run_id, header.plan.to_dict(), "plan.json")
         client.set_tag(parent.info.run_id, OUTCOME, "running")
@@ -151,9 +150,8 @@ def _find_or_create(
     def once() -> Run:
         """Search first: an earlier request may have been carried out and its reply lost."""
         found = _search(client.without_retries, experiment, tags).get(tags.get(SIGNATURE, ""))
-        return found or client.create_run(
-            experiment, start_time=int(started_s * 1000), run_name=name, tags=dict(tags)
-        )
+        start_ms = int(started_s * 1000)
+        return found or client.create_run(experiment, start_ms, dict(tags), name)
 
     run: Run = with_retries(once, client.clock)()
     return run
@@ -168,13 +166,11 @@ def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> dict[str, 
     wanted = f"tags.`{SWEEP_ID}` = '{tags[SWEEP_ID]}'"
     if SIGNATURE in tags:
         wanted += f" and tags.`{SIGNATURE}` = '{tags[SIGNATURE]}'"
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+    page = client.search_runs([experiment], wanted)
+    runs: list[Run] = [*page]
+    while page.token:
+        page = client.search_runs([experiment], wanted, page_token=page.token)
         runs += page
-        if not (token := page.token):
-            break
     found: dict[str, Run] = {}
     # Keep the one that was written to.
     for run in sorted(runs, key=lambda run: (OUTCOME not in run.data.tags, run.info.run_id)):

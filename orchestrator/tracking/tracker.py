@@ -21,8 +21,15 @@ from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import artifacts
 from orchestrator.tracking.client import reason
-from orchestrator.tracking.runs import SweepRuns, connect
-from orchestrator.tracking.tags import MARK, NO_WEIGHTS, OUTCOME, PARENT_RUN_ID, RUN_STATUS
+from orchestrator.tracking.runs import (
+    MARK,
+    NO_WEIGHTS,
+    OUTCOME,
+    PARENT_RUN_ID,
+    RUN_STATUS,
+    SweepRuns,
+    connect,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
@@ -147,11 +154,8 @@ class Tracker:
         names = {trial.signature for trial in changed}
         trials = changed + [self.ledger.trial(s) for s in self.rejected if s not in names]
         self._position = max((trial.changed_seq for trial in changed), default=self._position)
-        due = [
-            trial
-            for trial in trials
-            if not self._is_up_to_date(runs, trial) and (last or self._is_due(trial.signature))
-        ]
+        due = [t for t in trials if last or self._is_due(t.signature)]
+        due = [trial for trial in due if not self._is_up_to_date(runs, trial)]
         return sorted(due, key=lambda trial: trial.changed_seq)
 
     def _copied(self, trials: list[Trial]) -> list[Trial]:
@@ -194,13 +198,11 @@ class Tracker:
         known = runs.reload_parent().data.metrics
         ended_s = [attempt.ended_s or 0.0 for attempt in self.ledger.attempts()]
         at_ms = int(max(ended_s, default=self.header.created_s) * 1000)
-        new = [
-            Metric(name, value, at_ms, len(self.ledger.trials()))
-            for name, value in figures.items()
-            if known.get(name) != value
-        ]
+        new = {name: value for name, value in figures.items() if known.get(name) != value}
         if new:
-            runs.client.log_batch(runs.parent_id, metrics=new)
+            step = len(self.ledger.trials())
+            metrics = [Metric(*figure, at_ms, step) for figure in new.items()]
+            runs.client.log_batch(runs.parent_id, metrics=metrics)
 
     def _write_trial(self, runs: SweepRuns, trial: Trial) -> None:
         from mlflow.entities import Param
@@ -224,15 +226,14 @@ class Tracker:
         status = RUN_STATUS[outcome]
         is_ended = status not in ("RUNNING", "SCHEDULED")
         # The mark must be written last. MLflow stores the tags of a batch after all else.
-        if not is_ended and run.status == status:
-            self._log(run.run_id, metrics, params, tags)
-        else:
+        if is_ended or run.status != status:
             self._log(run.run_id, metrics, params, [])
+            metrics, params = [], []
             if is_ended:
                 self._end_run(runs, run.run_id, trial, attempts, status)
             else:
                 runs.client.update_run(run.run_id, status=status)
-            self._log(run.run_id, [], [], tags)
+        self._log(run.run_id, metrics, params, tags)
         run.status, run.mark = status, mark
         self._written[trial.signature] = (run.run_id, mark, trial.changed_seq)
 
@@ -311,8 +312,8 @@ class Tracker:
 
 def _evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of an evaluation on the test split, by their names in MLflow."""
-    metrics = {f"test_{name}": evaluated[name] for name in ("top1", "top5", "loss", "ece")}
-    metrics["test_superclass_top1"] = evaluated["superclass_top1"]
+    names = ("top1", "top5", "loss", "ece", "superclass_top1")
+    metrics = {f"test_{name}": evaluated[name] for name in names}
     for name in ("precision", "recall", "f1"):
         metrics[f"test_{name}_macro"] = evaluated[name]["macro"]
         metrics[f"test_{name}_weighted"] = evaluated[name]["weighted"]
@@ -323,12 +324,10 @@ def _evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
 def _tags(attempts: Sequence[Attempt], outcome: str, mark: str, parent_id: str) -> list[RunTag]:
     from mlflow.entities import RunTag
 
-    tags = {OUTCOME: outcome, MARK: mark, PARENT_RUN_ID: parent_id}
-    tags["attempts"] = str(len(attempts))
+    tags = {OUTCOME: outcome, MARK: mark, PARENT_RUN_ID: parent_id, "attempts": str(len(attempts))}
     if attempts and attempts[-1].micro_batch_size:
         tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
-    failed = [attempt for attempt in attempts if attempt.outcome == "failed"]
-    if failed:
+    if failed := [attempt for attempt in attempts if attempt.outcome == "failed"]:
         tags["failure.class"] = str(failed[-1].failure_class)
     return [RunTag(name, value) for name, value in tags.items()]
 
