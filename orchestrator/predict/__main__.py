@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import command
 from orchestrator.predict import find
@@ -21,6 +22,9 @@ from orchestrator.predict.find import PredictConfig
 from orchestrator.predict.model import Prediction, TrainedModel
 from orchestrator.storage.arguments import add_data_dir, add_storage, add_tracking_uri
 from trainables.metrics import is_fraction
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def predict(config: PredictConfig) -> tuple[TrainedModel, list[Prediction]]:
@@ -43,28 +47,23 @@ def predict(config: PredictConfig) -> tuple[TrainedModel, list[Prediction]]:
 
 def title(model: TrainedModel) -> str:
     """Return one line that describes the model."""
-    about = model.about
-    parts = [model.config.variant]
+    about, text = model.about, model.config.variant
     if about.get("sweep"):
-        parts.append(f"of the sweep {about['sweep']!r}")
+        text += f" of the sweep {about['sweep']!r}"
     if about.get("run_id"):
-        parts.append(f"from the MLflow run {about['run_id']}")
-    trial = about.get("trial")
-    parts.append(f"({trial + ', ' if trial else ''}epoch {about['epoch']}")
+        text += f" from the MLflow run {about['run_id']}"
+    facts = [about["trial"]] if about.get("trial") else []
+    facts.append(f"epoch {about['epoch']}")
     if about.get("value") is not None:
         form = ".1%" if is_fraction(about["metric"]) else ".4f"
-        parts[-1] += f", {about['metric']} {about['value']:{form}}"
-    return " ".join(parts) + ")"
+        facts.append(f"{about['metric']} {about['value']:{form}}")
+    return f"{text} ({', '.join(facts)})"
 
 
-def _print_table(
-    config: PredictConfig, model: TrainedModel, predictions: Sequence[Prediction]
-) -> None:
+def _table(config: PredictConfig, predictions: Sequence[Prediction]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    console = command.console_on(sys.stdout)
-    console.print(Text(f"{title(model)}:"), soft_wrap=True)
     table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
@@ -75,20 +74,7 @@ def _print_table(
             table.add_row(name, Text(label), f"{value:.1%}")
             name = Text()
         table.add_section()
-    console.print(table)
-    if config.picture is not None:
-        console.print(f"Picture: {config.picture}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_json(
-    config: PredictConfig, model: TrainedModel, predictions: Sequence[Prediction]
-) -> None:
-    entries = [
-        {"image": str(path), **prediction.to_dict()}
-        for path, prediction in zip(config.images, predictions, strict=True)
-    ]
-    about = {**model.about, "variant": model.config.variant, "dataset": model.manifest.name}
-    print(json.dumps({"model": about, "predictions": entries}, indent=1, sort_keys=True))
+    return table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +105,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     values = {name: value for name, value in vars(arguments).items() if name != "verbose"}
     config = PredictConfig(**values)
     model, predictions = predict(config)
-    (_print_json if config.as_json else _print_table)(config, model, predictions)
+    if config.as_json:
+        named = zip(config.images, predictions, strict=True)
+        entries = [{"image": str(path), **prediction.to_dict()} for path, prediction in named]
+        about = {**model.about, "variant": model.config.variant, "dataset": model.manifest.name}
+        shown = {"model": about, "predictions": entries}
+        command.say(json.dumps(shown, indent=1, sort_keys=True))
+        return command.COMPLETE
+    command.say(f"{title(model)}:")
+    command.console_on(sys.stdout).print(_table(config, predictions))
+    if config.picture is not None:
+        command.say(f"Picture: {config.picture}")
     return command.COMPLETE
 
 

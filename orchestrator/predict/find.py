@@ -52,14 +52,9 @@ def model_of_trial(
             "or give the id of the trial's MLflow run instead of the sweep."
         )
     header = ledger.header()
-    about = {
-        "sweep": paths.name,
-        "sweep_id": header.sweep_id,
-        "trial": trial.name,
-        "variant": trial.variant,
-        "metric": header.plan.space.metric,
-        "value": trial.best_value,
-    }
+    about: dict[str, Any] = {"sweep": paths.name, "sweep_id": header.sweep_id}
+    about["metric"] = header.plan.space.metric
+    about |= {"trial": trial.name, "variant": trial.variant, "value": trial.best_value}
     return predict_model.from_checkpoint(folder, manifest, about)
 
 

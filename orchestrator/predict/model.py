@@ -106,13 +106,8 @@ def read_folder(folder: Path) -> TrainedModel:
         facts = json.loads(path.read_text())
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r} instead of {FORMAT}")
-        model = TrainedModel(
-            weights=weights,
-            config=TrainConfig.from_dict(facts["config"]),
-            manifest=manifest_of(facts["manifest"]),
-            about=facts["about"],
-        )
-        expected = facts["sha256"]
+        config, manifest = TrainConfig.from_dict(facts["config"]), manifest_of(facts["manifest"])
+        about, expected = facts["about"], facts["sha256"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is not the description of a model exported by this version "
@@ -125,7 +120,7 @@ def read_folder(folder: Path) -> TrainedModel:
         raise UsageError(f"{weights} cannot be read: {error}.") from error
     if not intact:
         raise UsageError(f"{weights} is damaged: its SHA-256 is not {expected}. Export it again.")
-    return model
+    return TrainedModel(weights=weights, config=config, manifest=manifest, about=about)
 
 
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
@@ -177,10 +172,10 @@ def read_images(
             pixels[index] = read_image(content, name, shape)
         except UsageError as error:
             problems.append(str(error))
-    if problems and (good := len(named) - len(problems)):
-        text = f"No image was classified. Leave out these images to classify the other {good}."
-        problems.append(text)
     if problems:
+        if good := len(named) - len(problems):
+            text = "No image was classified. Leave out these images to classify the other"
+            problems.append(f"{text} {good}.")
         raise UsageError("\n".join(problems))
     return pixels
 
