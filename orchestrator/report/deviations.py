@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.data.known_datasets import published_dataset
@@ -14,9 +13,7 @@ from orchestrator.report.facts import SweepData
 def deviations(sweep: SweepData) -> list[str]:
     """Return one sentence for everything that differs from the space's recipe."""
     lines = [*_changed_epochs(sweep), *_changed_overrides(sweep), *_changed_variants(sweep)]
-    lines += _given(sweep)
-    if sample := _sample(sweep):
-        lines.append(sample)
+    lines += [*_given(sweep), *_sample(sweep)]
     if times := len(sweep.header.former_plans):
         count = "once" if times == 1 else f"{times} times"
         lines.append(f"The sweep was resumed with changed values (--force) {count}.")
@@ -31,18 +28,13 @@ def _changed_variants(sweep: SweepData) -> list[str]:
         lines.append(f"Variants left out: {', '.join(left_out)}.")
     if added := [name for name in planned if name not in own]:
         lines.append(f"Variants that the space does not list: {', '.join(sorted(added))}.")
-    own_sizes = {str(space.image_size_by_variant.get(n, space.image_size)) for n in planned}
-    if given and own_sizes != {str(given)}:
+    by_variant = space.image_size_by_variant
+    if given and {str(by_variant.get(n, space.image_size)) for n in planned} != {str(given)}:
+        exceptions = ", ".join(f"{size} for {name}" for name, size in by_variant.items())
+        was = f"{space.image_size} ({exceptions})" if exceptions else space.image_size
         sizes = ", ".join(f"{n} {sweep.plan.image_size_px.get(n)} px" for n in sweep.variants)
-        lines.append(
-            f"Image size: {given} (--image-size) instead of {_size_of(space)}. Sizes used: {sizes}."
-        )
+        lines.append(f"Image size: {given} (--image-size) instead of {was}. Sizes used: {sizes}.")
     return lines
-
-
-def _size_of(space: RecordedSpace) -> str:
-    own = ", ".join(f"{size} for {name}" for name, size in space.image_size_by_variant.items())
-    return f"{space.image_size}" + (f" ({own})" if own else "")
 
 
 def _given(sweep: SweepData) -> list[str]:
@@ -51,14 +43,12 @@ def _given(sweep: SweepData) -> list[str]:
     flags = [("trials", "Trials per variant")]
     if any(sweep.is_searched(variant) for variant in sweep.variants):
         flags.append(("final_seeds", "Final seeds"))  # otherwise the trials are the seeds
-    lines = []
+    lines, unknown = [], "; the space's own value was not recorded"
     for flag, title in flags:
         given, name = options.get(flag), f"--{flag.replace('_', '-')}"
-        if given is None or given == own.get(flag):
-            continue
-        unknown = "; the space's own value was not recorded"
-        was = f" instead of {own[flag]}" if flag in own else unknown
-        lines.append(f"{title}: {given} ({name}){was}.")
+        if given not in (None, own.get(flag)):
+            was = f" instead of {own[flag]}" if flag in own else unknown
+            lines.append(f"{title}: {given} ({name}){was}.")
     is_recipe = "validation_fraction" in sweep.plan.overrides
     has_finals = any(record.trial.stage == "final" for record in sweep.records)
     if options.get("final_on_all") and (is_recipe or has_finals):
@@ -74,46 +64,35 @@ def _given(sweep: SweepData) -> list[str]:
     return lines
 
 
-def _sample(sweep: SweepData) -> str | None:
-    """Return which share of the official dataset was used, None if all of it was."""
+def _sample(sweep: SweepData) -> Iterator[str]:
+    """Yield which share of the official dataset was used, unless all of it was."""
     official, images = published_dataset(sweep.plan.dataset), sweep.images
     if official is None or not images:
-        return None
+        return
     classes, train, test = official.classes, official.images["train"], official.images["test"]
     own_train, own_test = images.get("train", 0), images.get("test", 0)
     own_classes = len(sweep.class_names) or classes
-    if (own_classes, own_train, own_test) == (classes, train, test):
-        return None
-    return (
-        f"Only a sample of the dataset was used: {own_train:,} of {train:,} training images, "
-        f"{own_test:,} of {test:,} test images, {own_classes} of {classes} classes. The results "
-        "of this report cannot be compared with results on the whole dataset."
-    )
+    if (own_classes, own_train, own_test) != (classes, train, test):
+        text = f"Only a sample of the dataset was used: {own_train:,} of {train:,} training images"
+        text += f", {own_test:,} of {test:,} test images, {own_classes} of {classes} classes. The "
+        yield f"{text}results of this report cannot be compared with results on the whole dataset."
 
 
-def _changed_epochs(sweep: SweepData) -> list[str]:
+def _changed_epochs(sweep: SweepData) -> Iterator[str]:
+    """Yield a sentence on the epochs, and on each span that `Plan.train_config` shortens too."""
     given, fixed = sweep.plan.overrides.get("epochs"), sweep.plan.space.fixed
-    by_epochs = collections.defaultdict(list)
-    for name in sweep.variants:
-        epochs = fixed.get(name, {}).get("epochs")
-        if epochs not in (None, given):
-            by_epochs[str(epochs)].append(name)
-    if given is None or not by_epochs:
-        return []
-    return [f"Epochs: {given} instead of {_by_variant(by_epochs)}.", *_shortened(sweep, given)]
-
-
-def _shortened(sweep: SweepData, given: int) -> list[str]:
-    """Return a sentence for each span that `Plan.train_config` shortens with the epochs."""
-    lines = []
+    if given is None:
+        return
+    own = {name: fixed.get(name, {}).get("epochs") for name in sweep.variants}
+    changed = {name: str(epochs) for name, epochs in own.items() if epochs not in (None, given)}
+    if not changed:
+        return
+    yield f"Epochs: {given} instead of {_by_variant(changed)}."
     for span in ("warmup_epochs", "freeze_epochs"):
-        by_change = collections.defaultdict(list)
-        for name in sweep.variants:
-            if change := _shortened_span(sweep.plan.space, name, span, given):
-                by_change[change].append(name)
-        if by_change and span not in sweep.plan.overrides:
-            lines.append(f"{span}, shortened with the epochs: {_by_variant(by_change)}.")
-    return lines
+        changes = {v: _shortened_span(sweep.plan.space, v, span, given) for v in sweep.variants}
+        shortened = {name: change for name, change in changes.items() if change}
+        if shortened and span not in sweep.plan.overrides:
+            yield f"{span}, shortened with the epochs: {_by_variant(shortened)}."
 
 
 def _shortened_span(space: RecordedSpace, variant: str, span: str, given: int) -> str | None:
@@ -130,8 +109,11 @@ def _shortened_span(space: RecordedSpace, variant: str, span: str, given: int) -
     return None if new == own else f"{new:.3g} instead of {own:g}"
 
 
-def _by_variant(variants: Mapping[str, Sequence[str]]) -> str:
-    """Return "1; 2" as "1 (cnn2); 2 (cnn3)"; a single value without its variants."""
+def _by_variant(values: Mapping[str, str]) -> str:
+    """Return the values of variants: "1 (cnn2); 2 (cnn3)"; a single value without its variants."""
+    variants: dict[str, list[str]] = {}
+    for name, value in values.items():
+        variants.setdefault(value, []).append(name)
     if len(variants) == 1:
         return next(iter(variants))
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in variants.items())

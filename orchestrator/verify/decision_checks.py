@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.ledger import ranking
 from orchestrator.ledger.header import RecordedPlan
-from orchestrator.ledger.records import EpochRow, Trial
+from orchestrator.ledger.records import Trial
 from orchestrator.search import early_stopping
 from orchestrator.search.sampler import Study, optuna_version, study_of
 from orchestrator.verify.snapshot import Result, Snapshot, name_of, problems_of
@@ -133,7 +133,8 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
     for trial in snapshot.trials:
         rows, wanted = snapshot.rows[trial.signature], None
         for row in rows:
-            wanted = _stops_at(snapshot, trial, row)
+            plan = snapshot.header.plan_at(row.seq)
+            wanted = early_stopping.decide(snapshot.ledger, plan, trial, row)
             if wanted is None:
                 continue
             checked += 1
@@ -150,9 +151,3 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
             found += problems_of("decisions", trial, [text])
     what = "early stopping follows from the values of its time"
     return Result("decisions", what, checked, found)
-
-
-def _stops_at(snapshot: Snapshot, trial: Trial, row: EpochRow) -> bool | None:
-    """Return whether early stopping stops a trial at an epoch; None if it is not a rung."""
-    plan = snapshot.header.plan_at(row.seq)
-    return early_stopping.decide(snapshot.ledger, plan, trial, row)

@@ -46,7 +46,8 @@ def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
         "double-click it to hide all others. Non-finite values are not drawn."
     ]
     for metric in dict.fromkeys((sweep.metric, "val_loss", "train_loss")):
-        if found := _having(shown, metric):
+        # Without a validation split, `val_` metrics are 0.
+        if found := [r for r in shown if r.has_validation or not metric.startswith("val_")]:
             blocks.append(_all_trials(sweep, found, metric))
     if without := sum(not record.has_validation for record in shown):
         blocks.append(f"Trained without a validation split: {counted(without, 'trial')}.")
@@ -63,11 +64,6 @@ def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
     if silent := len(sweep.records) - len(shown):
         blocks.append(f"Without a finished epoch: {counted(silent, 'trial')}.")
     return blocks
-
-
-def _having(shown: Sequence[Record], metric: str) -> list[Record]:
-    """Return the records that have a metric; without a validation split, `val_` metrics are 0."""
-    return [r for r in shown if r.has_validation or not metric.startswith("val_")]
 
 
 def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figure:
@@ -153,30 +149,24 @@ def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
     drawn = make_subplots(rows=1, cols=2, subplot_titles=("top-1, %", "loss"))
     for column, (metric, scale) in enumerate((("top1", 100), ("loss", 1)), start=1):
         for record in best:
-            variant = record.trial.variant
-            for part, dash in (("train", "dash"), ("val", "solid")):
-                if not _having([record], f"{part}_{metric}"):
-                    continue
+            parts = (("train", "training", "dash"), ("val", "validation", "solid"))
+            for part, meaning, dash in parts if record.has_validation else parts[:1]:
                 drawn.add_scatter(
                     x=[row.epoch + 1 for row in record.rows],
                     y=[round(scale * row.metrics[f"{part}_{metric}"], 4) for row in record.rows],
                     mode=_mode([record]),
-                    name=f"{record.name}, {'training' if part == 'train' else 'validation'}",
+                    name=f"{record.name}, {meaning}",
                     legendgroup=record.name,
                     showlegend=column == 1,
-                    line={"color": colour[variant], "dash": dash, "width": 2},
+                    line={"color": colour[record.trial.variant], "dash": dash, "width": 2},
                     hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
                     row=1,
                     col=column,
                 )
     drawn.update_xaxes(title_text="epoch")
-    return figure(
-        "curves-best",
-        "Training and validation of each variant's best trial",
-        drawn,
-        note="Training metrics are measured on augmented images during the epoch, while the "
-        "weights still change.",
-    )
+    note = "Training metrics are measured on augmented images during the epoch, while the weights "
+    title = "Training and validation of each variant's best trial"
+    return figure("curves-best", title, drawn, note=f"{note}still change.")
 
 
 def _trials(sweep: SweepData) -> Table:

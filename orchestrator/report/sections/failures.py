@@ -26,6 +26,15 @@ def failures(sweep: SweepData) -> Section:
         return Section.of("failures", "Failures", "No attempt failed, diverged or was lost.")
     space = sweep.header.space or sweep.plan.space.name
     again = space if sweep.name == sweep.plan.space.name else f"{space} --name {sweep.name}"
+    rows: list[list[Any]] = []
+    for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        record, attempt = found[0]
+        trials = {r.trial.signature: r.trial for r, _ in found}.values()
+        given_up = [trial for trial in trials if trial.status in ("failed", "diverged")]
+        variants = ", ".join(sorted({trial.variant for trial in trials}))
+        counts = (len(found), len(trials), len(given_up))
+        first = f"{record.name} ({record.trial.signature})"
+        rows.append([outcome, kind, _reason(attempt), *counts, variants, first, attempt.log])
     table = Table(
         name="failures",
         title="Unsuccessful attempts by error",
@@ -35,10 +44,7 @@ def failures(sweep: SweepData) -> Section:
             *Column.of("count", attempts="attempts", trials="trials", given_up="trials given up"),
             *Column.of(variants="variants", example="first trial", log="its log"),
         ),
-        rows=[
-            [outcome, kind, *_row(found)]
-            for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1]))
-        ],
+        rows=rows,
         note="Attempts whose tracebacks have the same frames and the same last line are in one "
         "row. A lost attempt ended because its driver stopped; it does not count as a failure. A "
         "diverged trial had a non-finite loss: that is a result and not an error, and the trial is "
@@ -46,20 +52,6 @@ def failures(sweep: SweepData) -> Section:
     )
     retry = f"To retry failed trials: python -m orchestrator.sweep {again} --resume"
     return Section.of("failures", "Failures", table, retry)
-
-
-def _row(found: list[tuple[Record, Attempt]]) -> list[Any]:
-    record, attempt = found[0]
-    given_up = {r.trial.signature for r, _ in found if r.trial.status in ("failed", "diverged")}
-    return [
-        _reason(attempt),
-        len(found),
-        len({r.trial.signature for r, _ in found}),
-        len(given_up),
-        ", ".join(sorted({r.trial.variant for r, _ in found})),
-        f"{record.name} ({record.trial.signature})",
-        attempt.log,
-    ]
 
 
 def _reason(attempt: Attempt) -> str:

@@ -108,12 +108,9 @@ def _search_row(sweep: SweepData, variant: str) -> list[Any]:
     if best is None:
         return [*counts, None, None, None, None]
     found = best.trial
-    params = ", ".join(f"{name} {_short(value)}" for name, value in found.params.items())
+    forms = {name: ".3g" if isinstance(v, float) else "" for name, v in found.params.items()}
+    params = ", ".join(f"{name} {found.params[name]:{form}}" for name, form in forms.items())
     return [*counts, found.best_value, (found.best_epoch or 0) + 1, found.number, params]
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _rank(row: Sequence[Any], mode: str) -> tuple[bool, float, bool, float]:

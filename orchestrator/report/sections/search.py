@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from orchestrator.report.document.blocks import Block, Section, Tabs, Text, counted
 from orchestrator.report.document.plots import figure
-from orchestrator.report.facts import Record, SweepData
-from orchestrator.search.sampler import Study, study_of
+from orchestrator.report.facts import SweepData
+from orchestrator.search.sampler import study_of
 
 # With fewer complete trials, importance is noise.
 FEWEST_TRIALS = 4
@@ -87,7 +87,12 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
     if complete < FEWEST_TRIALS:
         few = f"{variant} has {counted(complete, 'complete trial')}. Figures of the hyperparameters"
         return [Text((f"{few} need at least {FEWEST_TRIALS}.",))]
-    drawn = _study(sweep, variant, records).figures(sweep.metric)
+    records.sort(key=lambda record: record.trial.number)
+    study = study_of(sweep.plan, variant, [record.trial for record in records])
+    for record in records:
+        if record.trial.ended_seq is not None:
+            study.tell(record.trial, record.rows, sweep.metric)
+    drawn = study.figures(sweep.metric)
     lines, note = drawn["parallel"], ""
     if complete > _MOST_LINES:
         lines.data = lines.data[-_MOST_LINES - 1 :]  # the last is the scale
@@ -111,12 +116,3 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
         figure(f"slices-{variant}", "Slices", drawn["slices"], note=later),
         figure(f"importance-{variant}", title, importance, height_px=height_px, note=ped_anova),
     ]
-
-
-def _study(sweep: SweepData, variant: str, records: Sequence[Record]) -> Study:
-    records = sorted(records, key=lambda record: record.trial.number)
-    study = study_of(sweep.plan, variant, [record.trial for record in records])
-    for record in records:
-        if record.trial.ended_seq is not None:
-            study.tell(record.trial, record.rows, sweep.metric)
-    return study

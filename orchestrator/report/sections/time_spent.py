@@ -37,7 +37,10 @@ def time_spent(sweep: SweepData) -> Section:
     spans = [span for record in sweep.records for span in record.spans_s]
     if not spans:
         return Section.of("time", "Time", "No attempt has started yet.")
-    slots, paused_s = _slots(spans), sum(gap for gap in _gaps(spans) if gap >= _PAUSE_S)
+    # At equal times, ends are counted before starts.
+    changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
+    slots = max(1, *itertools.accumulate(step for _, step in changes))
+    paused_s = sum(gap for gap in _gaps(spans) if gap >= _PAUSE_S)
     wall_s = max(end for _, end in spans) - min(start for start, _ in spans) - paused_s
     by_variant = {variant: _spent_by(sweep.of(variant)) for variant in sweep.variants}
     total = _summed(by_variant.values())
@@ -206,13 +209,6 @@ def _spent(record: Record, attempt: Attempt) -> _Spent:
     ended_well = attempt.outcome in ("complete", "stopped")
     spent["test" if ended_well else "unfinished"] += max(end - before_s, 0.0)
     return spent
-
-
-def _slots(spans: Sequence[tuple[float, float]]) -> int:
-    """Return the largest number of attempts that ran at the same time."""
-    # At equal times, ends are counted before starts.
-    changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
-    return max(1, *itertools.accumulate(step for _, step in changes))
 
 
 def _gaps(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
