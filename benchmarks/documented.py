@@ -34,9 +34,7 @@ def build(
         image_size_px=image_size_px,
         dropout=dropout,
     )
-    return build_model(
-        config, num_classes=classes, in_channels=channels, image_size_px=image_size_px
-    )
+    return build_model(config, num_classes=classes, in_channels=channels)
 
 
 def train_one_batch(config: dict[str, Any]) -> dict[str, float]:

@@ -136,7 +136,7 @@ def variants() -> str:
     from trainables.models import build, cost
 
     rows = []
-    for name in build.variant_names():
+    for name in build.VARIANTS:
         config = train_config.TrainConfig(
             variant=name,
             dataset="tinyimagenet",

@@ -7,8 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from search_spaces.space import SearchSpace
-
-EFFICIENTNETS = tuple(f"efficientnet_b{phi}" for phi in range(8))
+from trainables.models.build import EFFICIENTNETS
 
 # The learning rate spans what SGD and AdamW need; early stopping ends a wrong pairing at its
 # first rung.

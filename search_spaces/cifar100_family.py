@@ -10,8 +10,8 @@ Nothing is searched: the trials of a model are its seeds. `scaling_grid` trains 
 by the same recipe.
 """
 
-from search_spaces._family import EFFICIENTNETS
 from search_spaces.space import Published, SearchSpace
+from trainables.models.build import EFFICIENTNETS
 
 # Of all models.
 RECIPE = {

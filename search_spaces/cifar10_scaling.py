@@ -12,8 +12,8 @@ Published: 85.2 % (B2) to 89.5 % (B0).
 Nothing is searched: the trials of a model are its seeds. Models run smallest first.
 """
 
-from search_spaces._family import EFFICIENTNETS
 from search_spaces.space import Published, SearchSpace
+from trainables.models.build import EFFICIENTNETS
 
 # The five of their table.
 _TABLE = (

@@ -151,13 +151,7 @@ def _cost(
 
 
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
-    build.check_variant(
-        config.variant,
-        image_size_px=config.image_size_px,
-        stem_stride=config.stem_stride,
-        drop_path=config.drop_path,
-        weights=config.weights,
-    )
+    build.check_variant(config)
     images = manifest.images["train"]
     if config.batch_size > images:
         raise ValueError(

@@ -98,9 +98,7 @@ def test_the_best_weights_in_mlflow_give_the_recorded_accuracy_again(
             run.info.run_id, "weights/model.safetensors", str(tmp_path)
         )
         config = TrainConfig.from_dict(trial.config)
-        model = build.build_model(
-            config, num_classes=10, in_channels=1, image_size_px=config.image_size_px
-        )
+        model = build.build_model(config, num_classes=10, in_channels=1)
         model.load_state_dict(load_file(path))
         store = batches.open_store(digits_dir, "train", torch.device("cpu"))
         _, val = dataset.split_indices(

@@ -453,9 +453,7 @@ def logits_shape(
         drop_path=drop_path,
     )
     with torch.device("meta"), torch.no_grad():
-        model = build.build_model(
-            config, num_classes=7, in_channels=3, image_size_px=image_size_px, read_weights=False
-        )
+        model = build.build_model(config, num_classes=7, in_channels=3, read_weights=False)
         return model.eval()(torch.empty(2, 3, image_size_px, image_size_px)).shape
 
 

@@ -505,9 +505,4 @@ def test_a_studys_trial_of_one_epoch_at_a_small_size_is_a_configuration(name: st
         )
         assert (config.epochs, config.weights) == (1, "none")
         assert config.warmup_epochs <= 1
-        build.check_variant(
-            variant,
-            image_size_px=image_size_px,
-            stem_stride=config.stem_stride,
-            drop_path=config.drop_path,
-        )
+        build.check_variant(config)

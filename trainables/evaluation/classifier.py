@@ -111,19 +111,16 @@ def load_classifier(
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"{weights} is not a readable file of weights: {error}.") from error
+    num_classes, in_channels = len(manifest.class_names), manifest.channels
     model = build.build_model(
-        config,
-        num_classes=len(manifest.class_names),
-        in_channels=manifest.channels,
-        image_size_px=config.image_size_px,
-        read_weights=False,
+        config, num_classes=num_classes, in_channels=in_channels, read_weights=False
     )
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{weights} does not hold the weights of {config.variant} for "
-            f"{len(manifest.class_names)} classes: {error}."
+            f"{weights} does not hold the weights of {config.variant} for {num_classes} classes: "
+            f"{error}."
         ) from error
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.eval().to(device).to(memory_format=layout)

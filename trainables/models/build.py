@@ -2,7 +2,7 @@
 
 Built in: EfficientNet B0 to B7 and ResNet-50 through timm, the CNNs of `cnns.py`, the scaled
 B0s of `scaling.py`. Every timm model name, with or without a tag, is a variant too. To add one of
-ours: a row in `_PAPER_SIZES_PX` or a spec in `cnns.py`, and its place in `_BUILT_IN`.
+ours: a row in `_PAPER_SIZES_PX` or a spec in `cnns.py`, and its place in `VARIANTS`.
 
 torch and timm are imported inside the functions that need them: names are checked without them.
 """
@@ -35,29 +35,19 @@ _FAMILY_TAG = "aa_in1k"
 _RESNET50_WEIGHTS = "resnet50.tv_in1k"
 _RESNETS = ("resnet50", "resnet50_mlp1024")
 
+EFFICIENTNETS = tuple(f"efficientnet_b{phi}" for phi in range(8))
 # The paper's image sizes: EfficientNet's reference code (efficientnet_builder.py,
 # `efficientnet_params`), He et al. for ResNet-50. timm's defaults differ for b2 to b5.
-_PAPER_SIZES_PX = {
-    "efficientnet_b0": 224,
-    "efficientnet_b1": 240,
-    "efficientnet_b2": 260,
-    "efficientnet_b3": 300,
-    "efficientnet_b4": 380,
-    "efficientnet_b5": 456,
-    "efficientnet_b6": 528,
-    "efficientnet_b7": 600,
-    **dict.fromkeys(_RESNETS, 224),
-}
-_FAMILY = tuple(name for name in _PAPER_SIZES_PX if name.startswith("efficientnet"))
+_PAPER_SIZES_PX = dict.fromkeys(_RESNETS, 224) | dict(
+    zip(EFFICIENTNETS, (224, 240, 260, 300, 380, 456, 528, 600), strict=True)
+)
 
-# Smallest first, by multiply-accumulates on native Tiny ImageNet (64 px, 3 channels, 200 classes).
-_BUILT_IN = (
+# The built-in variants, smallest first, by multiply-accumulates on native Tiny ImageNet (64 px, 3
+# channels, 200 classes).
+VARIANTS = (
     "cnn2",
     "cnn3",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "efficientnet_b2",
-    "efficientnet_b3",
+    *EFFICIENTNETS[:4],
     "efficientnet_b0_width",
     "efficientnet_b4",
     "efficientnet_b0_resolution",
@@ -77,34 +67,18 @@ _OPEN_NAMES = (
 )
 
 
-def variant_names() -> tuple[str, ...]:
-    """Return the built-in variants, smallest first (multiply-accumulates at 64 px)."""
-    return _BUILT_IN
-
-
-def is_variant(name: str) -> bool:
-    """Return whether `name` is a built-in variant, a scaled B0 in range, or a timm model."""
-    return not _name_problems(name)
-
-
-def check_variant(
-    name: str,
-    *,
-    image_size_px: int,
-    stem_stride: int = 2,
-    drop_path: float = 0.0,
-    weights: str = "none",
-) -> None:
-    """Check that a variant exists and can be built with these hyperparameters.
+def check_variant(config: TrainConfig) -> None:
+    """Check that a configuration's variant exists and can be built with its hyperparameters.
 
     A timm model that is not built in is run once, without memory, at `image_size_px`.
 
     Raises:
         ValueError: one sentence or more for every mistake.
     """
-    problems = _problems(name, image_size_px, stem_stride, drop_path, weights)
-    if not problems and not _is_ours(name):
-        problems = _timm_problems(name, image_size_px, drop_path)
+    problems = _problems(config)
+    if not problems and not _is_ours(config.variant):
+        problems = _timm_problems(config)
+    weights = config.weights
     if weights.endswith(".safetensors") and not Path(weights).expanduser().is_file():
         problems.append(f"There is no weights file at {weights}. Check the path.")
     if problems:
@@ -152,16 +126,15 @@ def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) ->
 
 def weights_name(variant: str) -> str | None:
     """Return timm's name, with tag, of a variant's ImageNet weights; None if there are none."""
-    if variant in _FAMILY:
+    if variant in EFFICIENTNETS:
         return f"tf_{variant}.{_FAMILY_TAG}"
     if variant in _RESNETS:
         return _RESNET50_WEIGHTS
     if _is_ours(variant):
         return None
     published = _published(variant)
-    if not published.has_weights:
-        return None
-    return f"{published.architecture}.{published.tag}" if published.tag else published.architecture
+    tag = f".{published.tag}" if published.tag else ""
+    return f"{published.architecture}{tag}" if published.has_weights else None
 
 
 def normalisation(
@@ -177,18 +150,12 @@ def normalisation(
     published = None if config.weights == "none" else weights_name(config.variant)
     if published is None:
         return tuple(dataset_mean), tuple(dataset_std)
-    statistics = _published(published)
-    channels = len(dataset_mean)
+    statistics, channels = _published(published), len(dataset_mean)
     return _to_channels(statistics.mean, channels), _to_channels(statistics.std, channels)
 
 
 def build_model(
-    config: TrainConfig,
-    *,
-    num_classes: int,
-    in_channels: int,
-    image_size_px: int,
-    read_weights: bool = True,
+    config: TrainConfig, *, num_classes: int, in_channels: int, read_weights: bool = True
 ) -> nn.Module:
     """Build a variant for images (n, in_channels, image_size_px, image_size_px), logits (n, k).
 
@@ -200,10 +167,9 @@ def build_model(
     trained in, also when `config.weights` is a path. `efficientnet_b0.<tag>` picks others.
 
     Args:
-        config: variant, weights, dropout, drop_path and stem_stride are used.
+        config: variant, image_size_px, weights, dropout, drop_path and stem_stride are used.
         num_classes: k.
         in_channels: 1 for grey images, 3 for RGB.
-        image_size_px: after upscaling.
         read_weights: False builds the model for `config.weights` without reading them, to restore
             a checkpoint into it or to count.
 
@@ -211,13 +177,10 @@ def build_model(
         ValueError: the variant is unknown, or cannot be built with these values.
         WeightsError: pretrained weights are missing or do not fit.
     """
-    problems = _problems(
-        config.variant, image_size_px, config.stem_stride, config.drop_path, config.weights
-    )
-    if problems:
+    if problems := _problems(config):
         raise ValueError(" ".join(problems))
     weights_path = _weights_path(config) if read_weights else None  # before building: it may fail
-    model = _build(config, num_classes, in_channels, image_size_px)
+    model = _build(config, num_classes, in_channels)
     if config.stem_stride == 1:
         model.conv_stem.stride = (1, 1)  # type: ignore[assignment]
     if weights_path is not None:
@@ -225,41 +188,27 @@ def build_model(
     return model
 
 
-def _build(
-    config: TrainConfig, num_classes: int, in_channels: int, image_size_px: int
-) -> nn.Module:
+def _build(config: TrainConfig, num_classes: int, in_channels: int) -> nn.Module:
     """Build the variant's network with fresh weights."""
     variant = config.variant
     if _is_cnn(variant):
         from trainables.models.cnns import build_cnn
 
-        return build_cnn(
-            variant,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size_px=image_size_px,
-            dropout=config.dropout,
-        )
-    if scaled := scaling.scaling_of(variant):
-        return scaling.build_scaled_b0(
-            scaled,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-        )
+        return build_cnn(config, num_classes=num_classes, in_channels=in_channels)
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": in_channels,
         "drop_rate": config.dropout,
         "drop_path_rate": config.drop_path,
     }
+    if scaled := scaling.scaling_of(variant):
+        return scaling.build_scaled_b0(scaled, **options)
     if variant == "resnet50_mlp1024":
         return _build_resnet50_mlp(options, hidden_units=1024)
-    if variant in _FAMILY and config.weights != "none":
+    if variant in EFFICIENTNETS and config.weights != "none":
         return _build_timm(f"tf_{variant}.{_FAMILY_TAG}", options)
     if not _is_ours(variant) and _published(variant).fixed_input_size:
-        options["img_size"] = image_size_px
+        options["img_size"] = config.image_size_px
     return _build_timm(variant, options)
 
 
@@ -306,43 +255,38 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _weights_path(config: TrainConfig) -> Path | None:
-    if config.weights == "none":
-        return None
     if config.weights != "imagenet":
-        return Path(config.weights).expanduser()
+        return None if config.weights == "none" else Path(config.weights).expanduser()
     name = weights_name(config.variant)
     assert name is not None  # _problems refused a variant without weights
     return find_weights(name)
 
 
-def _problems(
-    name: str, image_size_px: int, stem_stride: int, drop_path: float, weights: str
-) -> list[str]:
+def _problems(config: TrainConfig) -> list[str]:
     """Return one sentence per mistake that shows without building the network."""
+    name, weights = config.variant, config.weights
     if problems := _name_problems(name):
         return problems
     if _is_cnn(name):
-        from trainables.models.cnns import CNN_SPECS, too_small
+        from trainables.models.cnns import too_small
 
-        if CNN_SPECS[name].map_size_px(image_size_px) == 0:
-            problems.append(too_small(name, image_size_px))
-        if drop_path:
+        problems += too_small(name, config.image_size_px)
+        if config.drop_path:
             problems.append(
-                f"`drop_path` skips residual blocks, and {name!r} has none; got {drop_path}. "
-                "Set it to 0 for this variant."
+                f"`drop_path` skips residual blocks, and {name!r} has none; got "
+                f"{config.drop_path}. Set it to 0 for this variant."
             )
-    if stem_stride != 2 and not _is_efficientnet(name):
+    if config.stem_stride != 2 and not _is_efficientnet(name):
         problems.append(
-            f"Only EfficientNets take `stem_stride`; got {stem_stride} for {name!r}. Set it to 2 "
-            "for this variant."
+            f"Only EfficientNets take `stem_stride`; got {config.stem_stride} for {name!r}. Set it "
+            "to 2 for this variant."
         )
-    if weights == "imagenet":
-        if weights_name(name) is None:
-            problems.append(
-                f"There are no ImageNet weights for {name!r}. Choose weights 'none', or the path "
-                "of a safetensors file of this variant."
-            )
-    elif weights != "none" and (problem := not_safetensors(weights)):
+    if weights == "imagenet" and weights_name(name) is None:
+        problems.append(
+            f"There are no ImageNet weights for {name!r}. Choose weights 'none', or the path of a "
+            "safetensors file of this variant."
+        )
+    if weights not in ("none", "imagenet") and (problem := not_safetensors(weights)):
         problems.append(problem)
     return problems
 
@@ -350,7 +294,7 @@ def _problems(
 def _name_problems(name: str) -> list[str]:
     """Return the sentence for a name that is no variant."""
     try:
-        if name in _BUILT_IN or scaling.scaling_of(name):
+        if name in VARIANTS or scaling.scaling_of(name):
             return []
     except ValueError as error:
         return [f"{name!r} scales too far. {error}"]
@@ -362,27 +306,23 @@ def _name_problems(name: str) -> list[str]:
         with contextlib.suppress(RuntimeError):  # the model exists, the tag after the dot does not
             get_pretrained_cfg(name)
             return []
-    known = [*_BUILT_IN, *timm.list_models(), *timm.list_models(include_tags=True)]
+    known = [*VARIANTS, *timm.list_models(), *timm.list_models(include_tags=True)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return [
-        f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(_BUILT_IN))}, {_OPEN_NAMES}."
-    ]
+    return [f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(VARIANTS))}, {_OPEN_NAMES}."]
 
 
-def _timm_problems(name: str, image_size_px: int, drop_path: float) -> list[str]:
-    """Return why a timm model cannot be built or run at this image size."""
+def _timm_problems(config: TrainConfig) -> list[str]:
+    """Return why a timm model cannot be built or run at the configuration's image size."""
     import torch
 
+    name, image_size_px = config.variant, config.image_size_px
     published = _published(name)
     channels, _, own_px = published.input_size
-    options: dict[str, Any] = {"num_classes": 2, "drop_path_rate": drop_path}
-    if published.fixed_input_size:
-        options["img_size"] = image_size_px
     smallest = ""
     try:
         with torch.device("meta"):
-            model = _build_timm(name, options).eval()
+            model = _build(config, 2, channels).eval()
         if (error := _refusal(model, channels, image_size_px)) is None:
             return []
         if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
@@ -421,19 +361,18 @@ def _smallest_size_px(model: nn.Module, channels: int, refused_px: int, taken_px
 
 
 def _is_ours(name: str) -> bool:
-    return name in _BUILT_IN or scaling.scaling_of(name) is not None
+    return name in VARIANTS or scaling.scaling_of(name) is not None
 
 
 def _is_cnn(name: str) -> bool:
-    return name.startswith("cnn") and name in _BUILT_IN
+    return name.startswith("cnn") and name in VARIANTS
 
 
 def _is_efficientnet(name: str) -> bool:
     from timm.models import is_model_in_modules
 
-    if scaling.scaling_of(name) or name in _FAMILY:
-        return True
-    return not _is_cnn(name) and is_model_in_modules(name, ["efficientnet"])
+    is_built_in = bool(scaling.scaling_of(name)) or name in EFFICIENTNETS
+    return is_built_in or (not _is_cnn(name) and is_model_in_modules(name, ["efficientnet"]))
 
 
 def _published(timm_name: str) -> Any:

@@ -12,22 +12,24 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor, nn
 
+from trainables.config import TrainConfig
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CnnSpec:
     """Layers of one CNN: stacks of 3x3 convolutions, each max-pooled by 2, then dense layers.
 
-    `stack_dropout` and `hidden_dropout` are the rates after each stack and each hidden layer, as
-    multiples of the configuration's `dropout`.
+    `stack_dropout` (empty: none) and `hidden_dropout` are the rates after each stack and each
+    hidden layer, as multiples of the configuration's `dropout`.
     """
 
     stacks: tuple[tuple[int, ...], ...]  # channels of the convolutions between two poolings
     hidden: tuple[int, ...]  # units of the dense layers before the classifier
-    same_padding: bool
-    batch_norm: bool
-    stack_dropout: tuple[float, ...]
+    same_padding: bool = False
+    batch_norm: bool = False
+    stack_dropout: tuple[float, ...] = ()
     hidden_dropout: tuple[float, ...]
-    published_size_px: int
+    published_size_px: int = 64
 
     def map_size_px(self, image_size_px: int) -> int:
         """Return the last feature map's height in pixels; 0: the image is too small."""
@@ -43,42 +45,23 @@ class CnnSpec:
 
 CNN_SPECS = {
     # Models 1 to 4 of the study `tinyimagenet_baselines`: figures 5 to 8, text of section IV. Where
-    # it has no dropout (cnn2, cnn6), ours sits before the classifier and is off at 0.
-    "cnn2": CnnSpec(
-        stacks=((32,), (64,)),
-        hidden=(1024,),
-        same_padding=False,
-        batch_norm=False,
-        stack_dropout=(0.0, 0.0),
-        hidden_dropout=(1.0,),
-        published_size_px=64,
-    ),
-    "cnn3": CnnSpec(
-        stacks=((32,), (64,), (128,)),
-        hidden=(512,),
-        same_padding=False,
-        batch_norm=False,
-        stack_dropout=(0.0, 0.0, 0.0),
-        hidden_dropout=(1.0,),  # published: 0.5
-        published_size_px=64,
-    ),
+    # it has no dropout (cnn2, cnn6), ours sits before the classifier and is off at 0; for cnn3 and
+    # cnn3_bn it publishes 0.5.
+    "cnn2": CnnSpec(stacks=((32,), (64,)), hidden=(1024,), hidden_dropout=(1.0,)),
+    "cnn3": CnnSpec(stacks=((32,), (64,), (128,)), hidden=(512,), hidden_dropout=(1.0,)),
     "cnn6": CnnSpec(
         stacks=((64, 64), (128, 128), (256, 512)),
         hidden=(4096, 1024),
         same_padding=True,
         batch_norm=True,
-        stack_dropout=(0.0, 0.0, 0.0),
         hidden_dropout=(0.0, 1.0),
-        published_size_px=64,
     ),
     "cnn3_bn": CnnSpec(
         stacks=((64,), (128,), (256,)),
         hidden=(512,),
         same_padding=True,
         batch_norm=True,
-        stack_dropout=(0.0, 0.0, 0.0),
-        hidden_dropout=(1.0,),  # published: 0.5
-        published_size_px=64,
+        hidden_dropout=(1.0,),
     ),
     # The 9-layer CNN of the study `cifar100_transfer`, reconstructed: the study gives only the
     # number of layers and 13,870,484 parameters (32 px, 100 classes). These widths give exactly
@@ -89,7 +72,6 @@ CNN_SPECS = {
         stacks=((128, 128), (256, 256), (512, 512)),
         hidden=(1000, 1000),
         same_padding=True,
-        batch_norm=False,
         stack_dropout=(0.4, 1.0, 1.0),
         hidden_dropout=(1.0, 1.0),
         published_size_px=32,
@@ -100,19 +82,12 @@ CNN_SPECS = {
 class PlainCnn(nn.Module):
     """A CNN of `CnnSpec`: every hidden layer is linear, then batch norm if any, then ReLU."""
 
-    def __init__(
-        self,
-        spec: CnnSpec,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size_px: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
+        spec, dropout, channels = CNN_SPECS[config.variant], config.dropout, in_channels
         layers: list[nn.Module] = []
-        channels = in_channels
-        for stack, share in zip(spec.stacks, spec.stack_dropout, strict=True):
+        shares = spec.stack_dropout or (0.0,) * len(spec.stacks)
+        for stack, share in zip(spec.stacks, shares, strict=True):
             for width in stack:
                 # Keras keeps the bias before a batch norm; the published totals count it.
                 layers.append(nn.Conv2d(channels, width, 3, padding=int(spec.same_padding)))
@@ -124,7 +99,7 @@ class PlainCnn(nn.Module):
         self.features = nn.Sequential(*layers)
 
         layers = []
-        units = (channels * spec.map_size_px(image_size_px) ** 2, *spec.hidden)
+        units = (channels * spec.map_size_px(config.image_size_px) ** 2, *spec.hidden)
         for (inputs, outputs), share in zip(pairwise(units), spec.hidden_dropout, strict=True):
             layers.append(nn.Linear(inputs, outputs))
             layers += [nn.BatchNorm1d(outputs)] if spec.batch_norm else []
@@ -168,9 +143,7 @@ class PlainCnn(nn.Module):
         return layer
 
 
-def build_cnn(
-    name: str, *, num_classes: int, in_channels: int, image_size_px: int, dropout: float
-) -> PlainCnn:
+def build_cnn(config: TrainConfig, *, num_classes: int, in_channels: int) -> PlainCnn:
     """Build one of `CNN_SPECS` for images of `in_channels` x `image_size_px` x `image_size_px`.
 
     Weights are initialised as in Keras, which the studies used: Glorot uniform, zero biases. Batch
@@ -180,19 +153,12 @@ def build_cnn(
     Raises:
         ValueError: the images are too small for the network.
     """
-    spec = CNN_SPECS[name]
-    if spec.map_size_px(image_size_px) == 0:
-        raise ValueError(too_small(name, image_size_px))
+    if problems := too_small(config.variant, config.image_size_px):
+        raise ValueError(*problems)
     device = torch.get_default_device()
     # Built without memory first, so that torch's own initialisation is not computed.
     with torch.device("meta"):
-        model = PlainCnn(
-            spec,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size_px=image_size_px,
-            dropout=dropout,
-        )
+        model = PlainCnn(config, num_classes=num_classes, in_channels=in_channels)
     _give_memory(model, device)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -215,11 +181,13 @@ def _give_memory(model: nn.Module, device: torch.device) -> None:
             module.register_buffer(name, empty)
 
 
-def too_small(name: str, image_size_px: int) -> str:
-    """Return the sentence for images that are too small for a CNN."""
+def too_small(name: str, image_size_px: int) -> list[str]:
+    """Return the sentence for images that are too small for a CNN; none for others."""
     smallest_px = CNN_SPECS[name].smallest_size_px()
-    return (
+    if image_size_px >= smallest_px:
+        return []
+    return [
         f"{name!r} needs images of at least {smallest_px} x {smallest_px} px, because its "
-        "convolutions and poolings leave nothing of smaller ones; "
-        f"got {image_size_px} px. Set the image size to {smallest_px} or more."
-    )
+        "convolutions and poolings leave nothing of smaller ones; got "
+        f"{image_size_px} px. Set the image size to {smallest_px} or more."
+    ]

@@ -23,11 +23,7 @@ def model_cost(config: TrainConfig, *, num_classes: int, in_channels: int) -> tu
 
     with torch.device("meta"):
         model = build.build_model(
-            config,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size_px=config.image_size_px,
-            read_weights=False,
+            config, num_classes=num_classes, in_channels=in_channels, read_weights=False
         )
     macs = count_multiply_accumulates(
         model, image_size_px=config.image_size_px, in_channels=in_channels

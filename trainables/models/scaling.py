@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,10 +55,10 @@ SINGLE_DIMENSION = {
 }
 
 
-def compound(
+def compound_scaling(
     phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15
-) -> tuple[float, float, int]:
-    """Return the depth multiplier, the width multiplier and the image size in pixels at `phi`.
+) -> Scaling:
+    """Return the three multipliers at `phi`: alpha^phi, beta^phi, gamma^phi.
 
     Compute grows by (alpha * beta^2 * gamma^2)^phi, about 2^phi. The published coefficients of B1
     to B7 follow the rule only roughly: phi = 1 gives B2's network exactly, but 258 px for its 260.
@@ -68,14 +68,6 @@ def compound(
     Raises:
         ValueError: a multiplier is not over 0 and at most 10.
     """
-    scaling = compound_scaling(phi, alpha, beta, gamma)
-    return scaling.depth, scaling.width, scaled_size_px(scaling, BASE_SIZE_PX)
-
-
-def compound_scaling(
-    phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15
-) -> Scaling:
-    """Return the three multipliers at `phi`: alpha^phi, beta^phi, gamma^phi."""
     if not all(math.isfinite(value) for value in (phi, alpha, beta, gamma)):
         raise ValueError(
             "phi, alpha, beta and gamma must be finite; "
@@ -108,12 +100,11 @@ def scaled_size_px(scaling: Scaling, image_size_px: int) -> int:
     return math.floor(image_size_px * scaling.resolution + 0.5)
 
 
-def build_scaled_b0(
-    scaling: Scaling, *, num_classes: int, in_channels: int, dropout: float, drop_path: float
-) -> nn.Module:
+def build_scaled_b0(scaling: Scaling, **options: Any) -> nn.Module:
     """Build B0 with scaled depth and width; `scaled_size_px` applies the resolution.
 
-    Channels are rounded to multiples of 8 and blocks rounded up, as in the published family.
+    Channels are rounded to multiples of 8 and blocks rounded up, as in the published family. The
+    options are those of `timm.create_model`.
     """
     from timm.models.efficientnet import _gen_efficientnet
 
@@ -121,9 +112,6 @@ def build_scaled_b0(
         "efficientnet_b0",
         channel_multiplier=scaling.width,
         depth_multiplier=scaling.depth,
-        num_classes=num_classes,
-        in_chans=in_channels,
-        drop_rate=dropout,
-        drop_path_rate=drop_path,
+        **options,
     )
     return model

@@ -118,7 +118,6 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         config,
         num_classes=num_classes,
         in_channels=manifest.channels,
-        image_size_px=config.image_size_px,
         read_weights=resume_from is None,
     ).to(device)
     if config.channels_last:

@@ -84,7 +84,7 @@ def test_a_file_and_its_stored_image_have_the_same_prediction(
     answer = predicted(capsys, trained, *files)
     weights, _, _ = checkpoint.load(trained.checkpoint)
     model = build.build_model(
-        trained.config, num_classes=10, in_channels=1, image_size_px=32, read_weights=False
+        trained.config, num_classes=10, in_channels=1, read_weights=False
     ).eval()
     model.load_state_dict(weights["model"])
     shift, scale = trained.manifest.mean[0], trained.manifest.std[0]

@@ -83,7 +83,7 @@ def test_channels_last_features_give_the_same_maps():
 def test_cam_of_a_real_network_is_its_classifiers_weights_over_the_feature_maps(digits_dir):
     config = digits_config(digits_dir, variant="efficientnet_b0", image_size_px=64, stem_stride=1)
     torch.manual_seed(0)
-    model = build.build_model(config, num_classes=10, in_channels=1, image_size_px=64).eval()
+    model = build.build_model(config, num_classes=10, in_channels=1).eval()
     images, classes = torch.randn(3, 1, 64, 64), torch.tensor([4, 0, 9])
     maps = activation_maps(model, images, classes)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_cam_of_a_real_network_is_its_classifiers_weights_over_the_feature_maps(
 
 def test_no_gradient_and_no_mode_is_left_in_the_model(digits_dir):
     config = digits_config(digits_dir, variant="cnn3_bn")
-    model = build.build_model(config, num_classes=10, in_channels=1, image_size_px=32).eval()
+    model = build.build_model(config, num_classes=10, in_channels=1).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randn(2, 1, 32, 32)
     maps = activation_maps(model, images, torch.tensor([0, 1]))
@@ -126,9 +126,7 @@ def test_no_gradient_and_no_mode_is_left_in_the_model(digits_dir):
 def test_every_network_with_a_spatial_map_is_explained(digits_dir, variant, image_size_px, shape):
     config = digits_config(digits_dir, variant=variant, image_size_px=image_size_px)
     torch.manual_seed(0)
-    model = build.build_model(
-        config, num_classes=10, in_channels=1, image_size_px=image_size_px, read_weights=False
-    ).eval()
+    model = build.build_model(config, num_classes=10, in_channels=1, read_weights=False).eval()
     maps = activation_maps(
         model, torch.randn(2, 1, image_size_px, image_size_px), torch.tensor([3, 5])
     )

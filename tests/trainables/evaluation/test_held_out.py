@@ -61,9 +61,7 @@ def by_hand(config: TrainConfig, digits_dir: Path, folder: Path, part: str) -> t
     images = torch.tensor(dataset.open_split(digits_dir, "test")[0])
     pixels = images.permute(0, 3, 1, 2).double() / 255
     pixels = F.interpolate(pixels, size=config.image_size_px, mode="bicubic").clamp(0, 1)
-    model = build.build_model(
-        config, num_classes=10, in_channels=1, image_size_px=config.image_size_px
-    )
+    model = build.build_model(config, num_classes=10, in_channels=1)
     model.load_state_dict(checkpoint.load(folder)[0][part])
     with torch.no_grad():
         logits = model.double().eval()((pixels - manifest.mean[0]) / manifest.std[0])
@@ -111,7 +109,7 @@ def test_figures_that_say_the_same_agree(evaluation, digits_dir):
 
 
 def test_what_the_model_costs_is_counted(trained, evaluation):
-    model = build.build_model(trained[0], num_classes=10, in_channels=1, image_size_px=32)
+    model = build.build_model(trained[0], num_classes=10, in_channels=1)
     assert evaluation.parameters == cost.count_parameters(model)
     # Two statistics per channel of four batch norms: 64, 128, 256 and 512.
     assert evaluation.parameters_with_statistics == evaluation.parameters + 2 * 960

@@ -11,12 +11,11 @@ from torch import nn
 
 from trainables.config import TrainConfig
 from trainables.models.build import (
+    VARIANTS,
     build_model,
     check_variant,
     input_size_px,
-    is_variant,
     normalisation,
-    variant_names,
     weights_name,
 )
 from trainables.models.cost import count_multiply_accumulates, count_parameters, count_published
@@ -40,10 +39,9 @@ def config(variant: str, **values) -> TrainConfig:
 
 def build(variant: str, *, image_size_px: int = 32, classes: int = 10, channels: int = 3, **values):
     return build_model(
-        config(variant, **values),
+        config(variant, image_size_px=image_size_px, **values),
         num_classes=classes,
         in_channels=channels,
-        image_size_px=image_size_px,
         read_weights=False,
     )
 
@@ -132,7 +130,7 @@ def test_counting_leaves_weights_and_modes_alone():
 
 def test_built_in_names_are_ordered_by_compute():
     counts = []
-    for name in variant_names():
+    for name in VARIANTS:
         model = on_meta(name, image_size_px=64, classes=200)
         image_size_px = input_size_px(name, 64, "native")
         counts.append(count_multiply_accumulates(model, image_size_px=image_size_px, in_channels=3))
@@ -145,7 +143,7 @@ def test_built_in_names_are_ordered_by_compute():
         "cnn6",
         "cnn3_bn",
         "cnn9",
-    } < set(variant_names())
+    } < set(VARIANTS)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_built_in_names_are_ordered_by_compute():
     ],
 )
 def test_known_names_are_variants(name):
-    assert is_variant(name)
+    check_variant(config(name, image_size_px=64))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +175,8 @@ def test_known_names_are_variants(name):
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(name, sentence):
-    assert not is_variant(name)
     with pytest.raises(ValueError, match=r"variant|scales") as caught:
-        check_variant(name, image_size_px=64)
+        check_variant(config(name, image_size_px=64))
     assert sentence in str(caught.value)
     with pytest.raises(ValueError, match=r"variant|scales"):
         build(name)
@@ -188,7 +185,7 @@ def test_unknown_names_are_refused_with_the_nearest(name, sentence):
 # Shapes, at every side a dataset or an upscaling gives.
 
 
-@pytest.mark.parametrize("variant", variant_names())
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("image_size_px", "channels"), [(32, 1), (64, 3)])
 def test_every_variant_takes_grey_and_colour(variant, image_size_px, channels):
     image_size_px = input_size_px(variant, image_size_px, "native")
@@ -199,7 +196,7 @@ def test_every_variant_takes_grey_and_colour(variant, image_size_px, channels):
 
 @pytest.mark.parametrize("variant", ["cnn3_bn", "cnn9", "efficientnet_b0", "resnet50"])
 def test_padded_variants_take_digits_at_their_own_8_px(variant):
-    check_variant(variant, image_size_px=8)
+    check_variant(config(variant, image_size_px=8))
     model = on_meta(variant, image_size_px=8, channels=1).eval()
     assert tuple(model(torch.empty(2, 1, 8, 8, device="meta")).shape) == (2, 10)
 
@@ -292,7 +289,9 @@ def test_timm_models_take_the_size_and_leave_out_options_that_ask_for_nothing():
 
 def test_all_mistakes_are_named_at_once():
     with pytest.raises(ValueError, match="at least 10 x 10 px") as caught:
-        check_variant("cnn2", image_size_px=8, stem_stride=1, drop_path=0.1, weights="imagenet")
+        check_variant(
+            config("cnn2", image_size_px=8, stem_stride=1, drop_path=0.1, weights="imagenet")
+        )
     text = str(caught.value)
     assert "Set the image size to 10 or more." in text
     assert "`drop_path` skips residual blocks, and 'cnn2' has none" in text
@@ -310,9 +309,9 @@ def test_building_refuses_what_checking_refuses():
 
 
 def test_a_timm_model_too_deep_for_the_size_is_refused_before_training():
-    check_variant("resnet18", image_size_px=32)
+    check_variant(config("resnet18", image_size_px=32))
     with pytest.raises(ValueError, match=r"'inception_v3' cannot be built for 32 px.*299 px"):
-        check_variant("inception_v3", image_size_px=32)
+        check_variant(config("inception_v3", image_size_px=32))
 
 
 @pytest.mark.parametrize(
@@ -320,9 +319,9 @@ def test_a_timm_model_too_deep_for_the_size_is_refused_before_training():
 )
 def test_a_size_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
     """Backbones of `tinyimagenet_backbones`: VGG takes 64 px images, Inception does not."""
-    check_variant(variant, image_size_px=least_px)
+    check_variant(config(variant, image_size_px=least_px))
     with pytest.raises(ValueError, match=f"the smallest that it takes {least_px} px"):
-        check_variant(variant, image_size_px=least_px - 1)
+        check_variant(config(variant, image_size_px=least_px - 1))
     model = on_meta(variant, image_size_px=least_px, channels=1).eval()
     assert model(torch.empty(2, 1, least_px, least_px, device="meta")).shape == (2, 10)
     assert count_multiply_accumulates(model, image_size_px=least_px, in_channels=1) > 10**8
@@ -347,7 +346,7 @@ def test_totals_of_vgg16_and_inception_v3_are_those_of_torchvision():
 
 def test_a_weights_path_that_does_not_exist_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="There is no weights file at"):
-        check_variant("cnn3", image_size_px=64, weights=str(tmp_path / "none.safetensors"))
+        check_variant(config("cnn3", weights=str(tmp_path / "none.safetensors")))
 
 
 # Image sizes.
@@ -423,8 +422,10 @@ def test_one_recipe_of_weights_exists_for_the_whole_family():
 def test_built_in_names_are_checked_without_torch_and_timm():
     """Importing them costs seconds."""
     code = (
-        "import sys; from trainables.models import build as models;"
-        "assert models.is_variant('efficientnet_b3');"
+        "import sys; from trainables.config import TrainConfig;"
+        "from trainables.models import build as models;"
+        "models.check_variant(TrainConfig(variant='efficientnet_b3', dataset='d',"
+        " dataset_fingerprint='f', epochs=1, seed=0, image_size_px=64));"
         "assert models.input_size_px('efficientnet_b3', 64, 'paper') == 300;"
         "assert not {'torch', 'timm'} & set(sys.modules), 'imported'"
     )

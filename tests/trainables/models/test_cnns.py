@@ -6,19 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainables.models.test_build import config
 from trainables.models.cnns import CNN_SPECS, build_cnn
 
 
 def build(
     name: str, image_size_px: int = 64, classes: int = 200, channels: int = 3, dropout: float = 0
 ):
-    return build_cnn(
-        name,
-        num_classes=classes,
-        in_channels=channels,
-        image_size_px=image_size_px,
-        dropout=dropout,
-    )
+    values = {"image_size_px": image_size_px, "dropout": dropout}
+    return build_cnn(config(name, **values), num_classes=classes, in_channels=channels)
 
 
 def on_meta(name: str, **options):

@@ -33,10 +33,9 @@ def offline(tmp_path, monkeypatch):
 
 def build(variant, classes=10, channels=3, image_size_px=32, **values):
     return build_model(
-        config(variant, **values),
+        config(variant, image_size_px=image_size_px, **values),
         num_classes=classes,
         in_channels=channels,
-        image_size_px=image_size_px,
     )
 
 
@@ -82,7 +81,6 @@ def test_reading_can_be_left_out_for_a_restore():
         config("efficientnet_b0", weights="imagenet"),
         num_classes=10,
         in_channels=3,
-        image_size_px=32,
         read_weights=False,
     )
     assert model.bn1.eps == 1e-3

@@ -5,12 +5,18 @@ import timm
 import torch
 
 from trainables.models import scaling
-from trainables.models.scaling import Scaling, build_scaled_b0, compound, scaled_size_px, scaling_of
+from trainables.models.scaling import Scaling, build_scaled_b0, scaled_size_px, scaling_of
 
 
 def build(scaled: Scaling) -> torch.nn.Module:
     with torch.device("meta"):
-        return build_scaled_b0(scaled, num_classes=1000, in_channels=3, dropout=0.0, drop_path=0.0)
+        return build_scaled_b0(scaled, num_classes=1000)
+
+
+def compound(phi: float, **bases: float) -> tuple[float, float, int]:
+    """Return depth and width multiplier, and the image size in pixels."""
+    scaled = scaling.compound_scaling(phi, **bases)
+    return scaled.depth, scaled.width, scaled_size_px(scaled, scaling.BASE_SIZE_PX)
 
 
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -55,9 +55,7 @@ def graphs(monkeypatch) -> Iterator[list[int]]:
 
 def network(digits_dir: Path, variant: str, **options: Any) -> torch.nn.Module:
     config = digits_config(digits_dir, variant=variant, **options)
-    return build.build_model(
-        config, num_classes=10, in_channels=3, image_size_px=config.image_size_px
-    ).train()
+    return build.build_model(config, num_classes=10, in_channels=3).train()
 
 
 def images(count: int, image_size_px: int = 32) -> torch.Tensor:

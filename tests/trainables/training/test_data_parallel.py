@@ -88,9 +88,7 @@ def test_what_the_workers_evaluated_is_what_was_saved(group, digits_dir):
     )
     weights, _, state = checkpoint.load(group / "batch_norm" / "epoch_0000")
     assert state["signature"] == config.signature()
-    model = build.build_model(
-        config, num_classes=10, in_channels=1, image_size_px=32, read_weights=False
-    )
+    model = build.build_model(config, num_classes=10, in_channels=1, read_weights=False)
     model.load_state_dict(weights["average"])
     store = batches.open_store(digits_dir, "train", CPU)
     rows = dataset.split_indices(store.labels.numpy(), 0.1, 0)[1]

@@ -25,7 +25,6 @@ def on_meta(config: TrainConfig) -> nn.Module:
             config,
             num_classes=10,
             in_channels=1,
-            image_size_px=config.image_size_px,
             read_weights=False,
         )
 
@@ -42,7 +41,7 @@ def test_the_classifier_alone_moves_until_the_backbone_thaws(digits_dir, tmp_pat
     epochs = loop.fit(config, digits_dir, checkpoints=tmp_path, device=CPU, keep_all=True)
     assert len(list(epochs)) == 4
     torch.manual_seed(batches.derived_seed(config.seed, "model"))
-    start = build.build_model(config, num_classes=10, in_channels=1, image_size_px=32).state_dict()
+    start = build.build_model(config, num_classes=10, in_channels=1).state_dict()
     for epoch, before in enumerate([start, *(weights_after(tmp_path, n) for n in range(3))]):
         after = weights_after(tmp_path, epoch)
         moved = {name for name in after if not torch.equal(after[name], before[name])}

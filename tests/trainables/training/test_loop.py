@@ -47,7 +47,6 @@ def built(config: TrainConfig, weights: dict[str, Tensor] | None = None) -> nn.M
         config,
         num_classes=10,
         in_channels=1,
-        image_size_px=config.image_size_px,
         read_weights=False,
     )
     if weights is not None:
