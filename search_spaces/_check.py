@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from search_spaces.space import Published, SearchSpace, ends, tried
+from search_spaces.space import Published, SearchSpace, ends, suggestions_to_check
 from trainables.config import field_names, unknown_field
-from trainables.metrics import METRIC_NAMES
+from trainables.metrics import METRIC_NAMES, is_fraction
 
 # Fields that the orchestrator sets for each trial.
 _DECIDED_ELSEWHERE = {
@@ -24,9 +24,8 @@ _DECIDED_ELSEWHERE = {
 }
 
 # Metrics with one sensible direction; the others can be optimized either way.
-_DIRECTION = {
-    **dict.fromkeys(("train_loss", "val_loss"), "min"),
-    **dict.fromkeys(("train_top1", "val_top1", "val_top5"), "max"),
+_DIRECTION = {"train_loss": "min", "val_loss": "min"} | {
+    name: "max" for name in METRIC_NAMES if is_fraction(name)
 }
 
 
@@ -43,7 +42,8 @@ def problems_of(space: SearchSpace) -> list[str]:
         ]
     if not problems:
         for variant in space.variants:
-            problems += _end_problems(space, variant)
+            for params in suggestions_to_check(space.params_for(variant)):
+                problems += _config_problems(space, variant, params)
             problems += _enqueued_problems(space, variant)
     return list(dict.fromkeys(problems))
 
@@ -51,17 +51,19 @@ def problems_of(space: SearchSpace) -> list[str]:
 def _type_problems(space: SearchSpace) -> list[str]:
     """Return the fields of a wrong type; only without them can the values be checked."""
     problems = []
-    for name, what, kind in (
-        ("variants", "names", str),
-        ("recipe_notes", "texts", str),
-        ("published", "`Published`", Published),
-    ):
-        value = getattr(space, name)
+    tuples = (("variants", "names"), ("recipe_notes", "texts"), ("published", "`Published`"))
+    for name, what in tuples:
+        value, kind = getattr(space, name), Published if name == "published" else str
         if not isinstance(value, tuple | list) or not all(isinstance(item, kind) for item in value):
             problems.append(f"`{name}` must be a tuple of {what}; got {value!r}.")
     for name in ("name", "dataset", "metric", "mode", "source"):
         if not isinstance(getattr(space, name), str):
             problems.append(f"`{name}` must be a text; got {getattr(space, name)!r}.")
+    return problems + _mapping_problems(space)
+
+
+def _mapping_problems(space: SearchSpace) -> list[str]:
+    problems = []
     mappings = {
         name: getattr(space, name)
         for name in ("base", "params", "by_variant", "image_size_by_variant", "gpus_by_variant")
@@ -164,35 +166,17 @@ def _choice_problems(space: SearchSpace) -> list[str]:
         if size not in ("native", "paper") and not (type(size) is int and size > 0):
             problems.append(f"An image size must be 'native', 'paper' or pixels; got {size!r}.")
     for share in (space.gpus_per_trial, *space.gpus_by_variant.values()):
-        number = type(share) in (int, float) and math.isfinite(share) and share >= 0
-        if not number or (share > 1 and share != int(share)):
+        if not (_is_number(share) and share >= 0) or (share > 1 and share != int(share)):
             problems.append(
                 f"A trial's share of GPUs must be 0 to 1, or a whole number; got {share!r}."
             )
     return problems
 
 
-def _end_problems(space: SearchSpace, variant: str) -> list[str]:
-    """Check the configuration at both ends of every range, one parameter at a time."""
-    ranges = space.params_for(variant)
-    others = {name: ends(distribution)[0] for name, distribution in ranges.items()}
-    problems = [] if ranges else _config_problems(space, variant, {})
-    for name, distribution in ranges.items():
-        for value in tried(distribution):
-            problems += _config_problems(space, variant, {**others, name: value})
-    return problems
-
-
 def _config_problems(space: SearchSpace, variant: str, params: Mapping[str, Any]) -> list[str]:
     try:
         space.train_config(
-            variant,
-            params,
-            dataset=space.dataset,
-            fingerprint="",
-            image_size_px=64,
-            seed=0,
-            overrides={},
+            variant, params, dataset="", fingerprint="", image_size_px=64, seed=0, overrides={}
         )
     except (ValueError, TypeError) as error:
         return [f"{variant}: {error}"]

@@ -35,8 +35,6 @@ TRANSFER = {
     "grid_distortion": 0.2,
     "elastic": 0.2,
 }
-SOURCE = "Khanna: CIFAR-100: Object Recognition using EfficientNet-B0"
-SIZE_PX = 224
 TRANSFER_NOTES = (
     "Said of B0: everything but the probabilities of the augmentation and the optimizer's epsilon. "
     "The author's public notebook (CIFAR100_ImageRecognition) has 0.5 for the flips, 0.2 for grid "
@@ -54,11 +52,11 @@ SPACE = SearchSpace(
     dataset="cifar100",
     variants=("efficientnet_b0", "cnn9"),
     trials=3,
-    image_size=SIZE_PX,
+    image_size=224,
     image_size_by_variant={"cnn9": "native"},
     base=BASE,
     by_variant={
-        "efficientnet_b0": {**TRANSFER},
+        "efficientnet_b0": TRANSFER,
         "cnn9": {
             "epochs": 100,
             "batch_size": 64,
@@ -69,7 +67,7 @@ SPACE = SearchSpace(
             "crop_padding_px": 3,
         },
     },
-    source=SOURCE,
+    source="Khanna: CIFAR-100: Object Recognition using EfficientNet-B0",
     published=(
         Published(
             variant="efficientnet_b0",

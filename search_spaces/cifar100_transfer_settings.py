@@ -11,21 +11,23 @@ Published, without figures but one: learning rates 1e-2 and 1e-3 learn
     nothing, 1e-5 is slow and worse, RMSProp is one point lower, dropout 0.2 overfits.
 """
 
+import dataclasses
+
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from search_spaces.cifar100_transfer import BASE, SIZE_PX, SOURCE, TRANSFER, TRANSFER_NOTES
+from search_spaces import cifar100_transfer as study
 from search_spaces.space import Published, SearchSpace
 
 _RECIPE = {"lr": 1e-4, "optimizer": "adam", "momentum": 0.0, "dropout": 0.5}
-_FIXED = {name: value for name, value in BASE.items() if name not in _RECIPE}
+_FIXED = {name: value for name, value in study.BASE.items() if name not in _RECIPE}
 
 SPACE = SearchSpace(
     name="cifar100_transfer_settings",
     dataset="cifar100",
     variants=("efficientnet_b0",),
     trials=6,
-    image_size=SIZE_PX,
-    base={**_FIXED, **TRANSFER},
+    image_size=study.SPACE.image_size,
+    base={**_FIXED, **study.TRANSFER},
     params={
         "lr": FloatDistribution(1e-5, 1e-2, log=True),
         "optimizer": CategoricalDistribution(["adam", "rmsprop", "sgd", "nesterov"]),
@@ -41,14 +43,10 @@ SPACE = SearchSpace(
         {**_RECIPE, "dropout": 0.2},
     ),
     final_seeds=3,
-    source=SOURCE,
+    source=study.SPACE.source,
     published=(
-        Published(
-            variant="efficientnet_b0",
-            label="EfficientNet-B0, transfer",
-            test_top1=0.82,
-            loss=0.19,
-            parameters=4_177_664,
+        dataclasses.replace(
+            study.SPACE.published[0],
             note="The final recipe, here trial 0. The loss does not go with the accuracy.",
         ),
         Published(
@@ -60,7 +58,7 @@ SPACE = SearchSpace(
         ),
     ),
     recipe_notes=(
-        *TRANSFER_NOTES,
+        *study.TRANSFER_NOTES,
         "RMSProp as Keras has it: no momentum, and a smoothing constant of 0.9.",
         "Each change is one from the final recipe; the study does not say what else was different.",
     ),

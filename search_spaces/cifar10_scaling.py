@@ -24,10 +24,38 @@ _TABLE = (
     "efficientnet_b2",
 )
 
+# Of each model in `_TABLE`: their label, test top-1 and FLOPs, and the numbers in `_FLOPS`.
+_RESULTS = (
+    ("Baseline B0", 0.8945, 820_000_000, (1.07, 0.38, 224)),
+    ("Scale by depth (B0)", 0.8631, 3_350_000_000, (1.06, 1.57, 224)),
+    ("Scale by width (B0)", 0.8840, 3_020_000_000, (1.04, 1.45, 224)),
+    ("Scale by resolution (B0)", 0.8880, 3_270_000_000, (1.06, 1.54, 448)),
+    ("Compound scale (B2)", 0.8521, 1_820_000_000, (1.06, 0.86, 256)),
+)
 # Derived: they count twice the multiply-accumulates, 4 to 7 % more than torch does, which leaves
 # out norms and activations. That holds at 224 px, 448 px for the scaled resolution, and for B2 at
 # 256 px, but not at the paper's 260.
-_FLOPS = "Their FLOPs are {ratio} times twice the {macs} billion multiply-accumulates at {px} px."
+_FLOPS = "Their FLOPs are {} times twice the {} billion multiply-accumulates at {} px."
+_NOTES = {
+    "efficientnet_b2": " (0.92 times at the paper's 260 px.) They set it beside 1.8 billion of the "
+    "paper, which are multiply-accumulates and of a larger network (depth 1.4, width 1.2, "
+    "resolution 1.3), so their compound model has 54 to 60 % of the compute of the three others it "
+    "is compared with.",
+}
+
+# The paper's label, ImageNet top-1 and FLOPs, and what to add to `_PAPER`.
+_PAPERS_RESULTS = (
+    ("B0, the paper", 0.773, 400_000_000, ""),
+    ("B0 by depth 4, the paper", 0.790, 1_800_000_000, ""),
+    ("B0 by width 2, the paper", 0.789, 1_800_000_000, ""),
+    ("B0 by resolution 2, the paper", 0.791, 1_900_000_000, ""),
+    (
+        "Compound, the paper (theirs: B2)",
+        0.811,
+        1_800_000_000,
+        " Depth 1.4, width 1.2, resolution 1.3: not B2.",
+    ),
+)
 _PAPER = (
     "On ImageNet. The paper's FLOPs are multiply-accumulates: in the unit of the other column, "
     "twice as many."
@@ -60,60 +88,19 @@ SPACE = SearchSpace(
     },
     source="A poster on compound scaling of EfficientNet",
     published=(
-        Published(
-            variant="efficientnet_b0",
-            label="Baseline B0",
-            test_top1=0.8945,
-            flops=820_000_000,
-            note=_FLOPS.format(ratio=1.07, macs=0.38, px=224),
+        *(
+            Published(
+                variant=variant,
+                label=label,
+                test_top1=test_top1,
+                flops=flops,
+                note=_FLOPS.format(*counted) + _NOTES.get(variant, ""),
+            )
+            for variant, (label, test_top1, flops, counted) in zip(_TABLE, _RESULTS, strict=True)
         ),
-        Published(
-            variant="efficientnet_b0_depth",
-            label="Scale by depth (B0)",
-            test_top1=0.8631,
-            flops=3_350_000_000,
-            note=_FLOPS.format(ratio=1.06, macs=1.57, px=224),
-        ),
-        Published(
-            variant="efficientnet_b0_width",
-            label="Scale by width (B0)",
-            test_top1=0.8840,
-            flops=3_020_000_000,
-            note=_FLOPS.format(ratio=1.04, macs=1.45, px=224),
-        ),
-        Published(
-            variant="efficientnet_b0_resolution",
-            label="Scale by resolution (B0)",
-            test_top1=0.8880,
-            flops=3_270_000_000,
-            note=_FLOPS.format(ratio=1.06, macs=1.54, px=448),
-        ),
-        Published(
-            variant="efficientnet_b2",
-            label="Compound scale (B2)",
-            test_top1=0.8521,
-            flops=1_820_000_000,
-            note=_FLOPS.format(ratio=1.06, macs=0.86, px=256)
-            + " (0.92 times at the paper's 260 px.) They set it beside 1.8 billion of the paper, "
-            "which are multiply-accumulates and of a larger network (depth 1.4, width 1.2, "
-            "resolution 1.3), so their compound model has 54 to 60 % of the compute of the "
-            "three others it is compared with.",
-        ),
-        Published(label="B0, the paper", val_top1=0.773, flops=400_000_000, note=_PAPER),
-        Published(
-            label="B0 by depth 4, the paper", val_top1=0.790, flops=1_800_000_000, note=_PAPER
-        ),
-        Published(
-            label="B0 by width 2, the paper", val_top1=0.789, flops=1_800_000_000, note=_PAPER
-        ),
-        Published(
-            label="B0 by resolution 2, the paper", val_top1=0.791, flops=1_900_000_000, note=_PAPER
-        ),
-        Published(
-            label="Compound, the paper (theirs: B2)",
-            val_top1=0.811,
-            flops=1_800_000_000,
-            note=_PAPER + " Depth 1.4, width 1.2, resolution 1.3: not B2.",
+        *(
+            Published(label=label, val_top1=val_top1, flops=flops, note=_PAPER + more)
+            for label, val_top1, flops, more in _PAPERS_RESULTS
         ),
     ),
     recipe_notes=(

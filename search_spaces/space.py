@@ -19,9 +19,7 @@ from optuna.distributions import (
 )
 
 from trainables.config import TrainConfig
-from trainables.models import build
-
-ImageSize = Literal["native", "paper"] | int
+from trainables.models.build import ImageSize, weights_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +173,7 @@ class SearchSpace:
         if epochs < of_recipe and values.get("freeze_epochs"):
             values["freeze_epochs"] = values["freeze_epochs"] * epochs // of_recipe
         values |= overrides
-        if overrides.get("weights") == "imagenet" and build.weights_name(variant) is None:
+        if overrides.get("weights") == "imagenet" and weights_name(variant) is None:
             values["weights"] = "none"
         return TrainConfig(
             **values,
@@ -241,3 +239,13 @@ def tried(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, IntDistribution):  # the step of a logarithmic range is 1
         values.append(min(distribution.low + distribution.step, distribution.high))
     return values
+
+
+def suggestions_to_check(ranges: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return the suggestions that ranges are checked with: one parameter varies, as in `tried`.
+
+    The last has the first value of every range.
+    """
+    first = {name: ends(distribution)[0] for name, distribution in ranges.items()}
+    varied = ({**first, name: value} for name in ranges for value in tried(ranges[name]))
+    return [*varied, first]

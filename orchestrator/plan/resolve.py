@@ -9,7 +9,7 @@ import search_spaces
 from orchestrator.errors import UsageError
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan, VariantCost
-from search_spaces.space import SearchSpace, ends, tried
+from search_spaces.space import SearchSpace, ends, suggestions_to_check
 from trainables.config import TrainConfig
 from trainables.data.dataset import Manifest
 from trainables.models import build, cost
@@ -122,13 +122,8 @@ def _cost(
 ) -> VariantCost:
     """Return a variant's cost, after checking it at both ends of each range."""
     size_px = build.input_size_px(name, manifest.image_size_px, size)  # type: ignore[arg-type]
-    ranges = space.params_for(name)
-    first = {key: ends(value)[0] for key, value in ranges.items()}
-    suggestions = [
-        {**first, key: value} for key, choices in ranges.items() for value in tried(choices)
-    ]
     problems: dict[str, None] = {}  # in order, without repetition
-    for params in [*suggestions, first]:
+    for params in suggestions_to_check(space.params_for(name)):
         try:
             config = space.train_config(
                 name,

@@ -22,7 +22,7 @@ from trainables.models.pretrained import find_weights, load_weights, not_safeten
 if TYPE_CHECKING:
     from torch import nn
 
-ImageSizeChoice = Literal["native", "paper"] | int
+ImageSize = Literal["native", "paper"] | int
 
 # One recipe for B0 to B7, so that pretrained variants are comparable. In timm 1.0.31 the tags
 # that exist for all eight are aa_in1k, ap_in1k and ns_jft_in1k, all on `tf_efficientnet_bN`.
@@ -90,7 +90,7 @@ def has_plain_convolutions(variant: str) -> bool:
     return _is_cnn(variant) or variant in _RESNETS
 
 
-def input_size_px(variant: str, native_size_px: int, choice: ImageSizeChoice) -> int:
+def input_size_px(variant: str, native_size_px: int, choice: ImageSize) -> int:
     """Return height and width of the images that reach the network, in pixels.
 
     - "native": the dataset's; for a scaled B0 times its resolution multiplier, because
