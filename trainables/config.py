@@ -9,7 +9,7 @@ import difflib
 import functools
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -21,8 +21,6 @@ Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lam
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SelectBy = Literal["val_top1", "val_loss"]
-
-_NOT_IDENTITY = {"affects_result": False}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +160,7 @@ class TrainConfig:
     """Optimizer steps per epoch, for probes and benchmarks; 0: all training images."""
 
     # Set per attempt: smaller after running out of memory.
-    micro_batch_size: int = field(default=0, metadata=_NOT_IDENTITY)
+    micro_batch_size: int = field(default=0, metadata={"affects_result": False})
     """Images per forward pass, accumulated to `batch_size`; 0: the whole batch."""
 
     def __post_init__(self) -> None:
@@ -175,11 +173,8 @@ class TrainConfig:
 
     def signature(self) -> str:
         """Return the trial's identity: 12 hex digits of a SHA-256 over what affects its result."""
-        identity: dict[str, Any] = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.metadata.get("affects_result", True)
-        }
+        kept = (item.name for item in fields(self) if item.metadata.get("affects_result", True))
+        identity: dict[str, Any] = {name: getattr(self, name) for name in kept}
         identity["schema"] = SIGNATURE_SCHEMA
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -228,8 +223,8 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
 
 
-# Lowest and highest allowed value and unit of each number; None: unbounded.
-RANGES: dict[str, tuple[float | None, float | None, str]] = {
+# Lowest and highest allowed value and unit of each number; None: any finite number.
+RANGES: dict[str, tuple[float, float | None, str]] = {
     "epochs": (1, None, "epochs"),
     "seed": (0, 2**63 - 1, ""),
     "image_size_px": (4, 4096, "px"),
@@ -293,10 +288,11 @@ def _problems(config: TrainConfig) -> list[str]:
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (number and isinstance(value, bool)):
             problems.append(f"`{name}` must be of type {hint.__name__}; got {value!r}.")
-        elif number and not _within(value, *RANGES[name][:2]):
+        elif number:
             low, high, _ = RANGES[name]
-            top = "or more" if high is None else f"to {high}"
-            problems.append(f"`{name}` must be finite and {low} {top}; got {value!r}.")
+            if not low <= value <= (sys.float_info.max if high is None else high):  # NaN: neither
+                top = "or more" if high is None else f"to {high}"
+                problems.append(f"`{name}` must be finite and {low} {top}; got {value!r}.")
     return problems or _contradictions(config)
 
 
@@ -319,11 +315,3 @@ def _contradictions(config: TrainConfig) -> list[str]:
         if is_used and config.validation_fraction == 0:
             problems.append(f"{what} needs a validation loss; set `validation_fraction` above 0.")
     return problems
-
-
-def _within(value: float, low: float | None, high: float | None) -> bool:
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an integer beyond the largest float
-        return False
-    return finite and (low is None or value >= low) and (high is None or value <= high)

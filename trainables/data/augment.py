@@ -56,7 +56,9 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
             "`augment` takes float32 images of shape (n, 1 or 3, h, w) in 0 to 1; got "
             f"{images.dtype} of shape {tuple(images.shape)}. Divide uint8 images by 255 first."
         )
-    if not _changes(config):
+    is_copied, is_interpolated = copies_pixels(config), _interpolates(config)
+    moves = is_copied or is_interpolated or config.randaugment_ops
+    if not (moves or config.brightness or config.random_erasing):
         return images
     images = images.contiguous()  # channels-last batches would take up to twice as long
     turns: list[Tensor] = []
@@ -66,9 +68,9 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
         images, turns = randaugment(
             images, config.randaugment_ops, config.randaugment_magnitude, generator
         )
-    if turns or _interpolates(config):
+    if turns or is_interpolated:
         images = _warp(images, config, turns, generator)
-    elif config.hflip or config.vflip or config.crop_padding_px:
+    elif is_copied:
         images = flip_and_crop(images.permute(0, 2, 3, 1), config, generator)
         images = images.permute(0, 3, 1, 2).contiguous()
     if config.brightness:
@@ -100,21 +102,13 @@ def _draw_flips_and_offsets(
     An offset is that of the crop in the unpadded image: -crop_padding_px to crop_padding_px.
     """
     n, padding, device = len(images), config.crop_padding_px, images.device
-    hflip = vflip = torch.zeros(n, dtype=torch.bool, device=device)
-    if config.hflip:
-        hflip = _happens(images, 0.5, generator)
-    if config.vflip:
-        vflip = _happens(images, 0.5, generator)
+    never = torch.zeros(n, dtype=torch.bool, device=device)
+    hflip = _happens(images, 0.5, generator) if config.hflip else never
+    vflip = _happens(images, 0.5, generator) if config.vflip else never
     offsets = torch.zeros(2, n, dtype=torch.int64, device=device)
     if padding:
         offsets = torch.randint(-padding, padding + 1, (2, n), generator=generator, device=device)
     return hflip, vflip, offsets
-
-
-def _changes(config: TrainConfig) -> bool:
-    """Return whether the configuration has any augmentation within an image."""
-    moves = config.hflip or config.vflip or config.crop_padding_px or _interpolates(config)
-    return bool(moves or config.brightness or config.random_erasing or config.randaugment_ops)
 
 
 def copies_pixels(config: TrainConfig) -> bool:

@@ -42,11 +42,8 @@ class ImageStore:
         return self._staged(self.images, rows), self._staged(self.labels, rows)
 
     def _staged(self, column: Tensor, rows: Tensor) -> Tensor:
-        staging = torch.empty(
-            (len(rows), *column.shape[1:]),
-            dtype=column.dtype,
-            pin_memory=self.device.type == "cuda",
-        )
+        shape, is_pinned = (len(rows), *column.shape[1:]), self.device.type == "cuda"
+        staging = torch.empty(shape, dtype=column.dtype, pin_memory=is_pinned)
         torch.index_select(column, 0, rows, out=staging)
         return staging.to(self.device, non_blocking=True)
 
@@ -91,13 +88,8 @@ def train_batches(
     The order is drawn over all workers' images; each takes its slice of every batch. A last
     partial batch is left out, so that all batches have one shape, unless it is the only one.
 
-    Args:
-        rows: (n,) row numbers of the training images.
-        batch_size: images per step over all workers.
-        seed: of the trial.
-        epoch: counted from 0.
-        rank: number of this worker.
-        workers: number of workers; divides `batch_size`.
+    `rows` are the (n,) training images, `batch_size` counts images over all workers and is divided
+    by `workers`, `seed` is the trial's, `epoch` is counted from 0.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]

@@ -78,13 +78,10 @@ def manifest_from(raw: Mapping[str, Any]) -> Manifest:
     Raises:
         AttributeError, KeyError, TypeError: a value is missing or of a wrong type.
     """
+    scalars = ("name", "fingerprint", "height_px", "width_px", "channels")
     return Manifest(
-        name=raw["name"],
-        fingerprint=raw["fingerprint"],
+        **{name: raw[name] for name in scalars},
         class_names=tuple(raw["class_names"]),
-        height_px=raw["height_px"],
-        width_px=raw["width_px"],
-        channels=raw["channels"],
         mean=tuple(raw["mean"]),
         std=tuple(raw["std"]),
         images={split: entry["images"] for split, entry in raw["splits"].items()},

@@ -14,18 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-PHOTOMETRIC = (
-    "autocontrast",
-    "equalize",
-    "solarize",
-    "posterize",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
-)
-OPERATIONS = ("identity", *GEOMETRIC, *PHOTOMETRIC)  # the 14 of arXiv 1909.13719, figure 2
 _UNSIGNED = ("autocontrast", "equalize", "solarize", "posterize")
+PHOTOMETRIC = (*_UNSIGNED, "color", "contrast", "brightness", "sharpness")
+OPERATIONS = ("identity", *GEOMETRIC, *PHOTOMETRIC)  # the 14 of arXiv 1909.13719, figure 2
 _SIGNS = (1, -1)  # every operation has two groups of rows, one for each direction
 
 

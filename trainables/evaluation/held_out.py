@@ -19,7 +19,6 @@ from trainables.data import batches, preprocess
 from trainables.data.dataset import Manifest, check_fingerprint, load_manifest
 from trainables.evaluation import grad_cam, scoring, speed
 from trainables.evaluation.classifier import Classifier, load_classifier
-from trainables.evaluation.scoring import Calibration, ClassFigures
 from trainables.models import cost
 from trainables.training import checkpoint
 from trainables.training.device import autocast, default_device, set_up_numerics
@@ -74,12 +73,12 @@ class Evaluation:
     loss: float
     ece: float
     superclass_top1: float | None
-    precision: ClassFigures
-    recall: ClassFigures
-    f1: ClassFigures
+    precision: scoring.ClassFigures
+    recall: scoring.ClassFigures
+    f1: scoring.ClassFigures
     support: list[int]
     confusion: list[list[int]]  # (k, k); row: true class, column: predicted
-    calibration: Calibration
+    calibration: scoring.Calibration
     parameters: int
     parameters_with_statistics: int
     multiply_accumulates: int
@@ -227,12 +226,9 @@ def _logits(
 
 def _figures(logits: scoring.Floats, labels: scoring.Ints, manifest: Manifest) -> dict[str, Any]:
     """Return the fields of `Evaluation` that logits and labels determine."""
-    num_classes = len(manifest.class_names)
-    ranked = scoring.ranking(logits)
-    hits = ranked == labels[:, None]
-    predicted = ranked[:, 0]
-    confidence = scoring.probabilities(logits).max(axis=1)
-    diagram, ece = scoring.calibration(confidence, hits[:, 0])
+    num_classes, ranked = len(manifest.class_names), scoring.ranking(logits)
+    hits, predicted = ranked == labels[:, None], ranked[:, 0]
+    diagram, ece = scoring.calibration(scoring.probabilities(logits).max(axis=1), hits[:, 0])
     precision, recall, f1, support = scoring.class_figures(labels, predicted, num_classes)
     return {
         "top1": float(hits[:, 0].mean()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,18 +35,14 @@ def inference_time(
         largest_batch: images that fit into the memory. On a CPU it is halved until a batch should
             take no more than 0.3 s.
     """
-
-    def median_s(images: Tensor) -> float:
-        return _median_s(lambda: model(images), images.device)
-
     with torch.inference_mode(), autocast(config, image.device):
-        single_s = median_s(image)
+        single_s = _median_s(model, image)
         size = largest_batch
         while image.device.type == "cpu" and size > 1 and size * single_s > _LONGEST_BATCH_S:
             size //= 2
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         batch = image.repeat(size, 1, 1, 1).contiguous(memory_format=layout)
-        batch_s = single_s if size == 1 else median_s(batch)
+        batch_s = single_s if size == 1 else _median_s(model, batch)
     return 1000 * single_s, size / batch_s, size
 
 
@@ -59,14 +54,14 @@ def device_name(device: torch.device) -> str:
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _median_s(call: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of a call, after a warm-up, within about a second."""
+def _median_s(model: nn.Module, images: Tensor) -> float:
+    """Return the median time of a forward pass, after a warm-up, within about a second."""
 
     def timed_s() -> float:
         started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
         return time.perf_counter() - started
 
     ends = time.perf_counter() + _BUDGET_S

@@ -44,20 +44,15 @@ def find_weights(timm_name: str) -> Path:
         return local
     hub_id, file_name = hub_location(timm_name)
 
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    import huggingface_hub as hub
 
-    cached = try_to_load_from_cache(hub_id, file_name)
+    cached = hub.try_to_load_from_cache(hub_id, file_name)
     if isinstance(cached, str):
         return Path(cached)
     try:
         # Unlike the download, this does not retry.
-        get_hf_file_metadata(hf_hub_url(hub_id, file_name), timeout=_CONNECT_TIMEOUT_S)
-        return Path(hf_hub_download(hub_id, file_name))
+        hub.get_hf_file_metadata(hub.hf_hub_url(hub_id, file_name), timeout=_CONNECT_TIMEOUT_S)
+        return Path(hub.hf_hub_download(hub_id, file_name))
     except Exception as error:  # of the client, its HTTP library or the system
         raise WeightsError(
             f"The ImageNet weights {timm_name!r} are not on this machine and could not be "
@@ -135,11 +130,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state = _converted(model, _read(path))
     wanted = model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in state.items()
-        if name in wanted and wanted[name].shape == tensor.shape
-    }
+    fitting = {n: t for n, t in state.items() if n in wanted and wanted[n].shape == t.shape}
     misfits = [name for name in state if name not in fitting]
     heads = tuple(f"{name}." for name in _published_names(model, "classifier") or ("classifier",))
     replaced = heads if any(name.startswith(heads) for name in misfits) else ()
@@ -182,11 +173,8 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state = dict(convert(state, model) if takes_model else convert(state))
     for name in (f"{name}.weight" for name in _published_names(model, "first_conv")):
         kernel = state.get(name)
-        if kernel is None or kernel.ndim != 4 or kernel.shape[1] != 3:
-            continue
-        in_channels = model.get_parameter(name).shape[1]
-        if in_channels != 3:
-            state[name] = adapt_input_conv(in_channels, kernel)
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[1] == 3:
+            state[name] = adapt_input_conv(model.get_parameter(name).shape[1], kernel)
     return state
 
 

@@ -18,9 +18,8 @@ def make_updater(average: nn.Module, model: nn.Module, decay: float) -> Callable
     Source: `tf.train.ExponentialMovingAverage` with `num_updates`, as in EfficientNet's reference
     code.
     """
-    ours = [tensor.detach() for tensor in (*average.parameters(), *average.buffers())]
-    theirs = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-    pairs = list(zip(ours, theirs, strict=True))
+    tensors = ((*part.parameters(), *part.buffers()) for part in (average, model))
+    pairs = [(ours.detach(), theirs.detach()) for ours, theirs in zip(*tensors, strict=True)]
     averaged = [ours for ours, _ in pairs if ours.is_floating_point()]
     followed = [theirs for _, theirs in pairs if theirs.is_floating_point()]
     counts = [ours for ours, _ in pairs if not ours.is_floating_point()]

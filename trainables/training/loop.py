@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from trainables.config import TrainConfig
 from trainables.data import batches, mixing, preprocess
-from trainables.data.batches import derived_seed
 from trainables.data.dataset import check_fingerprint, load_manifest, training_and_validation_rows
 from trainables.metrics import EpochMetrics
 from trainables.models import build
@@ -98,7 +97,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
     if workers != config.workers:
         raise ValueError(f"`workers` is {config.workers}, but {workers} processes train together.")
     set_up_numerics(config, device)
-    torch.manual_seed(derived_seed(config.seed, "model"))
+    torch.manual_seed(batches.derived_seed(config.seed, "model"))
 
     # Data: resident on the device, split once, the same for every trial of a sweep.
     manifest = load_manifest(dataset)
@@ -183,8 +182,8 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
                 take_step = cuda_graph.Replayed(step, draws)
 
         # Train.
-        torch.manual_seed(derived_seed(config.seed, "layers", epoch, rank))
-        draws.manual_seed(derived_seed(config.seed, "augment", epoch, rank))
+        torch.manual_seed(batches.derived_seed(config.seed, "layers", epoch, rank))
+        draws.manual_seed(batches.derived_seed(config.seed, "augment", epoch, rank))
         meter.reset()
         lr, data_s = config.lr, 0.0
         rows_of_steps = batches.train_batches(

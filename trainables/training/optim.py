@@ -33,8 +33,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     Raises:
         ValueError: the order of the model's layers, or its classifier, is not known.
     """
-    make_groups = _layer_groups if config.layer_decay < 1 else _plain_groups
-    groups = make_groups(model, config)
+    groups = (_layer_groups if config.layer_decay < 1 else _plain_groups)(model, config)
     if config.freeze_epochs:
         groups = _split_off(groups, freezing.backbone(model))
     optimizer = _over(groups, config)
@@ -138,18 +137,14 @@ def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
         )
+        if len({group["lr_scale"] for group in groups}) < 2:
+            raise ValueError("all weights are of one layer")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(_no_layers(model)) from error
-    if len({group["lr_scale"] for group in groups}) < 2:
-        raise ValueError(_no_layers(model))
+        raise ValueError(
+            f"`layer_decay` needs the order of a network's layers, which {type(model).__name__} "
+            "does not define. Set it to 1 for this variant."
+        ) from error
     return groups
-
-
-def _no_layers(model: nn.Module) -> str:
-    return (
-        f"`layer_decay` needs the order of a network's layers, which {type(model).__name__} does "
-        "not define. Set it to 1 for this variant."
-    )
 
 
 def _split_off(groups: list[dict[str, Any]], backbone: list[nn.Parameter]) -> list[dict[str, Any]]:
