@@ -187,8 +187,7 @@ class SearchSpace:
     def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
         """Return the space's values, JSON-ready, to compare it with a later one.
 
-        Args:
-            variants: further models, from the command line, whose values are included.
+        `variants` are further models, from the command line, whose values are included.
         """
         names = tuple(dict.fromkeys((*self.variants, *variants)))
         return {

@@ -81,7 +81,7 @@ def derived_seed(seed: int, *purpose: int | str) -> int:
 
 
 def train_batches(
-    rows: Tensor, *, batch_size: int, seed: int, epoch: int, rank: int, workers: int
+    rows: Tensor, batch_size: int, seed: int, epoch: int, rank: int, workers: int
 ) -> Iterator[Tensor]:
     """Yield this worker's row numbers, batch by batch, in the epoch's order.
 

@@ -38,9 +38,8 @@ def mix(
         Images (n, c, h, w) and targets (n, k) float32 that sum to 1, or both arguments unchanged
         when both alphas are 0.
 
-    Source:
-        Zhang et al., mixup, arXiv 1710.09412; Yun et al., CutMix, arXiv 1905.04899, with timm's
-        box (mixup.py, `rand_bbox`). Deviation: shares and boxes per image, not per batch.
+    Source: Zhang et al., mixup, arXiv 1710.09412; Yun et al., CutMix, arXiv 1905.04899, with timm's
+    box (mixup.py, `rand_bbox`). Deviation: shares and boxes per image, not per batch.
     """
     if not (config.mixup_alpha or config.cutmix_alpha):
         return images, labels

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from trainables.config import TrainConfig
-from trainables.training.device import autocast
+from trainables.training.device import autocast, cpu_info
 
 _BUDGET_S = 1.0  # of each of the two measurements
 _MOST_RUNS = 100
@@ -50,8 +50,10 @@ def device_name(device: torch.device) -> str:
     """Return the accelerator's name, or the processor's with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    name = re.search(r"^model name.*?: *(.*?) *$", cpu_info(), re.MULTILINE)
+    processor = name[1] if name else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _median_s(model: nn.Module, images: Tensor) -> float:
@@ -73,12 +75,3 @@ def _median_s(model: nn.Module, images: Tensor) -> float:
     while len(taken_s) < _LEAST_RUNS or (len(taken_s) < _MOST_RUNS and time.perf_counter() < ends):
         taken_s.append(timed_s())
     return statistics.median(taken_s)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

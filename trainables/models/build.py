@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,9 +31,6 @@ ImageSize = Literal["native", "paper"] | int
 # and ns the 300 million images of JFT, so neither compares with the published numbers.
 _FAMILY_TAG = "aa_in1k"
 
-# torchvision's first weights: the plain recipe, nearest to the Keras weights of the study that
-# `resnet50_mlp1024` is from (search_spaces/tinyimagenet_baselines.py, model 5).
-_RESNET50_WEIGHTS = "resnet50.tv_in1k"
 _RESNETS = ("resnet50", "resnet50_mlp1024")
 
 EFFICIENTNETS = tuple(f"efficientnet_b{phi}" for phi in range(8))
@@ -59,11 +57,6 @@ VARIANTS = (
     "efficientnet_b7",
     "cnn6",
     "cnn9",
-)
-
-_OPEN_NAMES = (
-    "efficientnet_b0_phi<NUMBER>, efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, "
-    "and every model name of timm"
 )
 
 
@@ -129,7 +122,9 @@ def weights_name(variant: str) -> str | None:
     if variant in EFFICIENTNETS:
         return f"tf_{variant}.{_FAMILY_TAG}"
     if variant in _RESNETS:
-        return _RESNET50_WEIGHTS
+        # torchvision's first weights: the plain recipe, nearest to the Keras weights of the study
+        # that `resnet50_mlp1024` is from (search_spaces/tinyimagenet_baselines.py, model 5).
+        return "resnet50.tv_in1k"
     if _is_ours(variant):
         return None
     published = _published(variant)
@@ -168,7 +163,7 @@ def build_model(
 
     Args:
         config: variant, image_size_px, weights, dropout, drop_path and stem_stride are used.
-        num_classes: k.
+        num_classes: k of the logits.
         in_channels: 1 for grey images, 3 for RGB.
         read_weights: False builds the model for `config.weights` without reading them, to restore
             a checkpoint into it or to count.
@@ -204,7 +199,7 @@ def _build(config: TrainConfig, num_classes: int, in_channels: int) -> nn.Module
     if scaled := scaling.scaling_of(variant):
         return scaling.build_scaled_b0(scaled, **options)
     if variant == "resnet50_mlp1024":
-        return _build_resnet50_mlp(options, hidden_units=1024)
+        return _build_resnet50_mlp1024(options)
     if variant in EFFICIENTNETS and config.weights != "none":
         return _build_timm(f"tf_{variant}.{_FAMILY_TAG}", options)
     if not _is_ours(variant) and _published(variant).fixed_input_size:
@@ -212,19 +207,17 @@ def _build(config: TrainConfig, num_classes: int, in_channels: int) -> nn.Module
     return _build_timm(variant, options)
 
 
-def _build_resnet50_mlp(options: dict[str, Any], *, hidden_units: int) -> nn.Module:
-    """Build timm's ResNet-50 with a hidden layer with ReLU between pooling and classifier."""
+def _build_resnet50_mlp1024(options: dict[str, Any]) -> nn.Module:
+    """Build timm's ResNet-50 with 1024 hidden units with ReLU between pooling and classifier."""
     from torch import nn
 
-    dropout = options["drop_rate"]
     # Dropout is before the classifier, as in the CNNs, not before the hidden layer.
     model = _build_timm("resnet50", {**options, "drop_rate": 0.0})
-    inputs: int = model.num_features  # type: ignore[assignment]
     model.fc = nn.Sequential(
-        nn.Linear(inputs, hidden_units),
+        nn.Linear(model.num_features, 1024),  # type: ignore[arg-type]
         nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(hidden_units, options["num_classes"]),
+        nn.Dropout(options["drop_rate"]),
+        nn.Linear(1024, options["num_classes"]),
     )
     return model
 
@@ -232,8 +225,7 @@ def _build_resnet50_mlp(options: dict[str, Any], *, hidden_units: int) -> nn.Mod
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     """Build a timm model, without the rates of dropout and drop path that are 0 and unknown to it.
 
-    Raises:
-        ValueError: the model has no dropout or no drop path, and its rate is above 0.
+    An unknown rate above 0 is a ValueError.
     """
     import timm
 
@@ -309,7 +301,11 @@ def _name_problems(name: str) -> list[str]:
     known = [*VARIANTS, *timm.list_models(), *timm.list_models(include_tags=True)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return [f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(VARIANTS))}, {_OPEN_NAMES}."]
+    return [
+        f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(VARIANTS))}, "
+        "efficientnet_b0_phi<NUMBER>, efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, and every "
+        "model name of timm."
+    ]
 
 
 def _timm_problems(config: TrainConfig) -> list[str]:
@@ -326,7 +322,12 @@ def _timm_problems(config: TrainConfig) -> list[str]:
         if (error := _refusal(model, channels, image_size_px)) is None:
             return []
         if not published.fixed_input_size and _refusal(model, channels, own_px) is None:
-            least_px = _smallest_size_px(model, channels, image_size_px, own_px)
+            least_px = bisect_left(
+                range(own_px),
+                True,
+                min(image_size_px, own_px),
+                key=lambda px: _refusal(model, channels, px) is None,
+            )
             smallest = f", the smallest that it takes {least_px} px"
     except (AssertionError, RuntimeError, TypeError, ValueError) as building:
         error = building
@@ -347,17 +348,6 @@ def _refusal(model: nn.Module, channels: int, image_size_px: int) -> Exception |
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         return error
     return None
-
-
-def _smallest_size_px(model: nn.Module, channels: int, refused_px: int, taken_px: int) -> int:
-    """Return the smallest image size that a model takes, between these two."""
-    while taken_px - refused_px > 1:
-        middle_px = (taken_px + refused_px) // 2
-        if _refusal(model, channels, middle_px) is None:
-            taken_px = middle_px
-        else:
-            refused_px = middle_px
-    return taken_px
 
 
 def _is_ours(name: str) -> bool:

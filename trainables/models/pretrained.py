@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_DIR_VARIABLE = "ORCHESTRATOR_WEIGHTS_DIR"
-DEFAULT_WEIGHTS_DIR = "~/.cache/orchestrator/weights"
 
 _CONNECT_TIMEOUT_S = 5.0
 _KEYS_SHOWN = 8
@@ -25,24 +24,20 @@ class WeightsError(ValueError):
     """Pretrained weights are missing or do not fit."""
 
 
-def weights_dir() -> Path:
-    """Return the user's folder for `<timm name>.safetensors`, which comes before the hub."""
-    return Path(os.environ.get(WEIGHTS_DIR_VARIABLE) or DEFAULT_WEIGHTS_DIR).expanduser()
-
-
 def find_weights(timm_name: str) -> Path:
     """Return the safetensors file of a timm model, such as "tf_efficientnet_b0.aa_in1k".
 
-    From `weights_dir`, the hub's cache, or a download. Without a network it fails at once, where
-    the hub's own client would retry for 23 s.
+    From the user's folder of weights, the hub's cache, or a download. Without a network it fails at
+    once, where the hub's own client would retry for 23 s.
 
     Raises:
         WeightsError: timm publishes none, or there is no file and the hub cannot be reached.
     """
-    local = weights_dir() / f"{timm_name}.safetensors"
+    folder = Path(os.environ.get(WEIGHTS_DIR_VARIABLE) or "~/.cache/orchestrator/weights")
+    local = folder.expanduser() / f"{timm_name}.safetensors"
     if local.is_file():
         return local
-    hub_id, file_name = hub_location(timm_name)
+    hub_id, file_name = _hub_location(timm_name, local)
 
     import huggingface_hub as hub
 
@@ -63,12 +58,8 @@ def find_weights(timm_name: str) -> Path:
         ) from error
 
 
-def hub_location(timm_name: str) -> tuple[str, str]:
-    """Return the hub id and the name of the safetensors file of a timm model's weights.
-
-    Raises:
-        WeightsError: timm publishes none, or none as safetensors.
-    """
+def _hub_location(timm_name: str, local: Path) -> tuple[str, str]:
+    """Return the hub id and the name of the safetensors file of a timm model's weights."""
     from timm.models import get_pretrained_cfg
 
     published = get_pretrained_cfg(timm_name)
@@ -82,8 +73,7 @@ def hub_location(timm_name: str) -> tuple[str, str]:
     if published.custom_load or not file_name.endswith(".safetensors"):
         raise WeightsError(
             f"The pretrained weights of {timm_name!r} are not published as a safetensors file. "
-            f"Convert them once, and give the path of the result or put it at "
-            f"{weights_dir() / f'{timm_name}.safetensors'}."
+            f"Convert them once, and give the path of the result or put it at {local}."
         )
     return published.hf_hub_id, file_name
 

@@ -86,12 +86,15 @@ def is_faster_in_bfloat16(variant: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return True
     able = torch.cpu.get_capabilities()
-    is_faster = able.get("amx_bf16", False) or (able.get("avx512_bf16", False) and _is_amd())
+    is_faster = able.get("amx_bf16", False) or (
+        able.get("avx512_bf16", False) and "AuthenticAMD" in cpu_info()
+    )
     return bool(is_faster) and build.has_plain_convolutions(variant)
 
 
-def _is_amd() -> bool:
+def cpu_info() -> str:
+    """Return Linux' description of the processors; empty on another system."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""

@@ -187,12 +187,7 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
         meter.reset()
         lr, data_s = config.lr, 0.0
         rows_of_steps = batches.train_batches(
-            train_rows,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            rank=rank,
-            workers=workers,
+            train_rows, config.batch_size, config.seed, epoch, rank, workers
         )
         for number, rows in zip(range(steps), rows_of_steps, strict=False):
             lr = optim.learning_rate(config, epoch + (number + 0.5) / steps) * plateau.scale
@@ -244,12 +239,10 @@ def fit(  # noqa: C901, PLR0912, PLR0915 - the one long function: training from 
             if rank == 0:
                 save_started = time.perf_counter()
                 kept = {k: v for k, v in metrics.to_dict().items() if k != "checkpoint_s"}
-                parts = {"model": model.state_dict()}
-                if average is not None:
-                    parts["average"] = average.state_dict()
+                parts = {"model": model, "average": average}
                 checkpoint.save(
                     checkpoints / name,
-                    weights=parts,
+                    weights={k: part.state_dict() for k, part in parts.items() if part is not None},
                     optimizer=optim.state(optimizer),
                     state={
                         "signature": config.signature(),

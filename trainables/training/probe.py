@@ -15,6 +15,7 @@ import torch
 from trainables.config import TrainConfig
 from trainables.data import batches
 from trainables.data.dataset import training_and_validation_rows
+from trainables.training import loop
 from trainables.training.device import default_device
 
 _STEPS = 8  # of each of two epochs, of which the first warms up and may compile
@@ -35,8 +36,6 @@ def training_time(config: TrainConfig, dataset: Path) -> TrainingTime:
     `dataset` is the folder of the prepared dataset. Several workers are measured as one with the
     whole batch. Raises any error of the training.
     """
-    from trainables.training import loop
-
     device = default_device()
     train, val = training_and_validation_rows(
         dataset, config.dataset_fingerprint, config.validation_fraction, config.split_seed

@@ -471,7 +471,8 @@ def cpu_that_can(monkeypatch) -> Iterator[Callable[[str, bool], None]]:
     """Make the processor one that can do just this, of AMD or not."""
 
     def can(what: str, is_amd: bool) -> None:
-        monkeypatch.setattr(device, "_is_amd", lambda: is_amd)
+        vendor = "AuthenticAMD" if is_amd else "GenuineIntel"
+        monkeypatch.setattr(device, "cpu_info", lambda: f"vendor_id\t: {vendor}")
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {what: True})
         device.is_faster_in_bfloat16.cache_clear()
 
