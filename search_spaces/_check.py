@@ -13,15 +13,8 @@ from trainables.config import field_names, unknown_field
 from trainables.metrics import METRIC_NAMES, is_fraction
 
 # Fields that the orchestrator sets for each trial.
-_DECIDED_ELSEWHERE = {
-    "variant",
-    "dataset",
-    "dataset_fingerprint",
-    "seed",
-    "image_size_px",
-    "workers",
-    "micro_batch_size",
-}
+_DECIDED_ELSEWHERE = {"variant", "dataset", "dataset_fingerprint", "seed", "image_size_px"}
+_DECIDED_ELSEWHERE |= {"workers", "micro_batch_size"}
 
 # Metrics with one sensible direction; the others can be optimized either way.
 _DIRECTION = {"train_loss": "min", "val_loss": "min"} | {

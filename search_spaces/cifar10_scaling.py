@@ -36,12 +36,11 @@ _RESULTS = (
 # out norms and activations. That holds at 224 px, 448 px for the scaled resolution, and for B2 at
 # 256 px, but not at the paper's 260.
 _FLOPS = "Their FLOPs are {} times twice the {} billion multiply-accumulates at {} px."
-_NOTES = {
-    "efficientnet_b2": " (0.92 times at the paper's 260 px.) They set it beside 1.8 billion of the "
-    "paper, which are multiply-accumulates and of a larger network (depth 1.4, width 1.2, "
-    "resolution 1.3), so their compound model has 54 to 60 % of the compute of the three others it "
-    "is compared with.",
-}
+_B2_NOTE = (
+    " (0.92 times at the paper's 260 px.) They set it beside 1.8 billion of the paper, which are "
+    "multiply-accumulates and of a larger network (depth 1.4, width 1.2, resolution 1.3), so their "
+    "compound model has 54 to 60 % of the compute of the three others it is compared with."
+)
 
 # The paper's label, ImageNet top-1 and FLOPs, and what to add to `_PAPER`.
 _PAPERS_RESULTS = (
@@ -94,7 +93,7 @@ SPACE = SearchSpace(
                 label=label,
                 test_top1=test_top1,
                 flops=flops,
-                note=_FLOPS.format(*counted) + _NOTES.get(variant, ""),
+                note=_FLOPS.format(*counted) + (_B2_NOTE if variant == "efficientnet_b2" else ""),
             )
             for variant, (label, test_top1, flops, counted) in zip(_TABLE, _RESULTS, strict=True)
         ),

@@ -150,18 +150,12 @@ class SearchSpace:
         seed: int,
         overrides: Mapping[str, Any],
     ) -> TrainConfig:
-        """Return the configuration of a trial.
+        """Return the configuration of a trial with the suggested hyperparameters `params`.
 
-        Args:
-            variant: the model.
-            params: the suggested hyperparameters.
-            dataset: name of the prepared dataset.
-            fingerprint: of the prepared dataset.
-            image_size_px: the resolved image size.
-            seed: of the trial.
-            overrides: what the command line decides (`epochs`, `workers`). In a shortened training
-                `warmup_epochs` and `freeze_epochs` (rounded down) are shortened too. `weights`
-                "imagenet" applies to the variants that have such weights.
+        `dataset` and `fingerprint` are those of the prepared dataset, `image_size_px` is the
+        resolved size. `overrides` are what the command line decides (`epochs`, `workers`). In a
+        shortened training `warmup_epochs` and `freeze_epochs` (rounded down) are shortened too.
+        `weights` "imagenet" applies to the variants that have such weights.
         """
         values = {**self.fixed_for(variant), **params}
         if "epochs" not in values and "epochs" not in overrides:

@@ -27,9 +27,8 @@ _LOCK_POLL_S = 0.2  # between two tries for a lock that another process holds
 def temporary(path: Path, ending: str | None = None) -> Iterator[Path]:
     """Yield an unused name beside a path; a file or folder still there afterwards is deleted.
 
-    Args:
-        path: where the content belongs; its parent folder is created.
-        ending: of the temporary name, for a caller that finds leftovers by it; None: a random one.
+    The parent folder of the path is created. `ending` is that of the temporary name, for a caller
+    that finds leftovers by it; None: a random one.
     """
     new = path.with_name(f".{path.name}.{ending or f'{uuid.uuid4().hex[:8]}.tmp'}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +45,8 @@ def put_in_place(new: Path, path: Path, *, durable: bool = True) -> None:
     """Rename a file or folder to its place, replacing what was there.
 
     A folder cannot be replaced in one step: until the new one is there, the old one has the name
-    that `replaced` returns.
-
-    Args:
-        new: in the same folder as `path`.
-        path: its place.
-        durable: flush to disk before and after; False for what can be made again.
+    that `replaced` returns. `new` must be in the folder of `path`. It is flushed to disk before and
+    after, unless `durable` is False, for what can be made again.
     """
     if durable:
         for each in sorted(new.rglob("*")):
@@ -106,12 +101,9 @@ def sha256(path: Path, start: int = 0, size: int | None = None) -> str:
 def exclusive_lock(path: Path, waiting: Callable[[IO[str]], None]) -> Iterator[IO[str]]:
     """Hold an exclusive lock on a file, which is yielded open for reading and writing.
 
-    The kernel releases the lock when its holder ends, however it ends; the file stays.
-
-    Args:
-        path: of the lock file; it and its parent folder are created.
-        waiting: called with the open file before every pause while another process holds the
-            lock; it may raise to give up.
+    The kernel releases the lock when its holder ends, however it ends; the file stays. It and its
+    parent folder are created. `waiting` is called with the open file before every pause while
+    another process holds the lock; it may raise to give up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

@@ -40,13 +40,9 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     alone pixels are copied, not interpolated. Not inside `torch.autocast`: sampling positions need
     float32.
 
-    Args:
-        images: (n, c, h, w) in 0 to 1, before normalisation; c is 1 or 3; not modified.
-        config: its augmentation fields are used.
-        generator: on the device of `images`; the same state gives the same result.
-
-    Returns:
-        (n, c, h, w) in 0 to 1, channels first in memory.
+    `images` are (n, c, h, w) in 0 to 1 before normalisation, with 1 or 3 channels, and are not
+    modified; the result has the same form, channels first in memory. `generator` is on their
+    device, and the same state gives the same result.
 
     Raises:
         ValueError: `images` is not a float32 batch with 1 or 3 channels.
@@ -129,13 +125,8 @@ def flip_and_crop(pixels: Tensor, config: TrainConfig, generator: torch.Generato
     Every output row is a run of w neighbouring pixels of one buffer that holds each row twice, as
     it is and mirrored, with zeros between the rows; only the runs' starts are drawn.
 
-    Args:
-        pixels: (n, h, w, c) of any type; not modified.
-        config: `hflip`, `vflip` and `crop_padding_px` are used.
-        generator: on the device of `pixels`.
-
-    Returns:
-        (n, h, w, c), contiguous.
+    `pixels` are (n, h, w, c) of any type, on the device of `generator`, and are not modified; the
+    result has their shape and is contiguous.
     """
     n, height, width, c = pixels.shape
     padding = config.crop_padding_px

@@ -90,11 +90,7 @@ def manifest_from(raw: Mapping[str, Any]) -> Manifest:
 
 
 def check_fingerprint(manifest: Manifest, folder: Path, wanted: str) -> None:
-    """Check that a folder still holds a trial's dataset.
-
-    Raises:
-        DatasetError: it does not.
-    """
+    """Check that a folder still holds a trial's dataset; if not, raise a DatasetError."""
     if manifest.fingerprint != wanted:
         raise DatasetError(
             f"{folder} has the fingerprint {manifest.fingerprint!r}, but this trial is of "
@@ -145,12 +141,8 @@ def split_indices(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return sorted rows of training and of validation images, stratified by label.
 
-    The only image of a class is a training image.
-
-    Args:
-        labels: (n,) class numbers.
-        fraction: share of validation images, 0 to 0.5; 0 gives an empty validation split.
-        seed: of the split, not of the trial.
+    The only image of a class is a training image. `labels` are (n,) class numbers; `fraction` is
+    0 to 0.5, and 0 gives an empty validation split; `seed` is the split's, not the trial's.
 
     Raises:
         DatasetError: no class has two images, so there is nothing to split.

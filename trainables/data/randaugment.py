@@ -31,24 +31,16 @@ def randaugment(
     image gets every operation and direction with the same probability; unlike with independent
     draws, none is used more than ceil(n / 28) times in one slot of a batch.
 
-    Args:
-        images: (n, c, h, w), 0 to 1, c is 1 or 3; not modified.
-        num_ops: operations per image, applied one after the other.
-        magnitude: 0 to 10, the same for every operation.
-        generator: on the device of `images`.
+    `images` are (n, c, h, w) in 0 to 1, with 1 or 3 channels, on the device of `generator`, and are
+    not modified; `magnitude` is 0 to 10. Each slot gives matrices (n, 2, 3) from output to input
+    positions, in pixels from the image's centre, to be composed in order.
 
-    Returns:
-        The images after the photometric operations, and for each slot the matrices (n, 2, 3) from
-        output to input positions, in pixels from the image's centre, to be composed in order.
-
-    Source:
-        Cubuk et al., RandAugment, arXiv 1909.13719; magnitudes as timm 1.0's increasing variant
-        (`rand-mM-inc1`, auto_augment.py). Deviations: no Invert and SolarizeAdd but identity
-        (timm's list has the first two), each slot always applies (timm: half the time; the paper:
-        always), at least one bit is kept by posterize (timm keeps none at magnitude 10), black
-        fill and bilinear sampling (timm: the mean colour, bilinear or bicubic), all photometric
-        operations before all geometric ones, so that the statistics they use are the image's own
-        and the fill stays black.
+    Source: Cubuk et al., RandAugment, arXiv 1909.13719; magnitudes as timm 1.0's increasing variant
+    (`rand-mM-inc1`, auto_augment.py). Deviations: no Invert and SolarizeAdd but identity (timm's
+    list has the first two), each slot always applies (timm: half the time; the paper: always), at
+    least one bit is kept by posterize (timm keeps none at magnitude 10), black fill and bilinear
+    sampling (timm: the mean colour, bilinear or bicubic), all photometric operations before all
+    geometric ones, so that the statistics they use are the image's own and the fill stays black.
     """
     n = len(images)
     places = math.ceil(n / (len(OPERATIONS) * len(_SIGNS)))  # per operation and direction
@@ -88,11 +80,8 @@ def _apply_photometric(images: Tensor, places: int, magnitude: float) -> None:
 def photometric(name: str, images: Tensor, magnitude: float, *, sign: int) -> Tensor:
     """Return the images (n, c, h, w) after one photometric operation on all of them.
 
-    Args:
-        name: one of `PHOTOMETRIC`.
-        images: 0 to 1; not modified.
-        magnitude: 0 to 10.
-        sign: 1 or -1; the direction of color, contrast, brightness and sharpness.
+    `images` are in 0 to 1 and are not modified. `magnitude` is 0 to 10, and `sign` (1 or -1) is the
+    direction of color, contrast, brightness and sharpness.
     """
     level = magnitude / 10
     factor = max(0.1, 1 + sign * 0.9 * level)  # _enhance_increasing_level_to_arg

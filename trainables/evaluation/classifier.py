@@ -37,13 +37,9 @@ class Classifier:
     device: torch.device
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the probability of every class.
+        """Return the probability of every class, (n, k), each row summing to 1.
 
-        Args:
-            pixels: (n, h, w, c), of the size that the dataset's images have.
-
-        Returns:
-            (n, k), each row summing to 1.
+        `pixels` are (n, h, w, c), of the size that the dataset's images have.
         """
         found = [np.empty((0, len(self.manifest.class_names)), np.float32)]
         for chunk in self._prepared(pixels):
@@ -55,14 +51,10 @@ class Classifier:
     def activation_maps(
         self, pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32] | None:
-        """Return where in each image the model saw a class; None if it has no feature map.
+        """Return where in each image the model saw a class, (n, h', w') in 0 to 1.
 
-        Args:
-            pixels: (n, h, w, c), as for `probabilities`; n is 1 or more.
-            classes: (n,) the class to explain for each image.
-
-        Returns:
-            (n, h', w') in 0 to 1.
+        None if the network has no feature map. `pixels` are as for `probabilities`, one image or
+        more; `classes` (n,) are the classes to explain.
         """
         found = []
         wanted = torch.from_numpy(classes).to(self.device).split(self.batch_size)
@@ -91,13 +83,9 @@ class Classifier:
 def load_classifier(
     weights: Path, config: TrainConfig, manifest: Manifest, device: torch.device | None = None
 ) -> Classifier:
-    """Return the classifier with trained weights.
+    """Return the classifier of a training, on the default device unless one is given.
 
-    Args:
-        weights: a checkpoint's safetensors file: the averaged weights where there are any.
-        config: of the training.
-        manifest: of the dataset that it was trained on.
-        device: None chooses.
+    `weights` is a checkpoint's safetensors file: the averaged weights where there are any.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another model.

@@ -29,8 +29,7 @@ def activation_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor
         (n, h, w) float32 in 0 to 1, all 0 where nothing contributes. None where the last features
         have no place in the image: a transformer's tokens, or a map of a single pixel.
 
-    Source:
-        Selvaraju et al., Grad-CAM, arXiv 1610.02391, equations 1 and 2.
+    Source: Selvaraju et al., Grad-CAM, arXiv 1610.02391, equations 1 and 2.
     """
     if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
         return None

@@ -93,16 +93,11 @@ def confusion(labels: Ints, predicted: Ints, num_classes: int) -> list[list[int]
 def calibration(confidence: Floats, hits: npt.NDArray[np.bool_]) -> tuple[Calibration, float]:
     """Return the reliability diagram and the expected calibration error.
 
-    Args:
-        confidence: (n,) probability of the predicted class; bin m holds those in
-            ((m - 1) / 15, m / 15].
-        hits: (n,) whether the prediction was right.
+    The error is the mean over all images of |accuracy - confidence| of their bin. `confidence` (n,)
+    is the probability of the predicted class, `hits` (n,) whether it was right; bin m holds the
+    confidences in ((m - 1) / 15, m / 15].
 
-    Returns:
-        The bins, and the mean over all images of |accuracy - confidence| of their bin.
-
-    Source:
-        Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equations 2 and 3.
+    Source: Guo et al., arXiv 1706.04599, On Calibration of Modern Neural Networks, equations 2, 3.
     """
     edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
     bins = np.digitize(confidence, edges, right=True)

@@ -14,9 +14,7 @@ from trainables.config import TrainConfig
 from trainables.training.device import autocast, cpu_info
 
 _BUDGET_S = 1.0  # of each of the two measurements
-_MOST_RUNS = 100
-_LEAST_RUNS = 3
-_WARM_UP_RUNS = 3
+_LEAST_RUNS, _MOST_RUNS, _WARM_UP_RUNS = 3, 100, 3
 _LONGEST_BATCH_S = 0.3
 
 
@@ -28,12 +26,8 @@ def inference_time(
     Medians of the network's forward pass, from a prepared image on the device to its logits, in
     the precision of the training.
 
-    Args:
-        config: of the training.
-        model: in evaluation mode.
-        image: (1, c, h, w), prepared, on the device.
-        largest_batch: images that fit into the memory. On a CPU it is halved until a batch should
-            take no more than 0.3 s.
+    `model` is in evaluation mode, `image` (1, c, h, w) prepared and on the device. `largest_batch`
+    images fit into the memory; on a CPU it is halved until a batch should take 0.3 s at most.
     """
     with torch.inference_mode(), autocast(config, image.device):
         single_s = _median_s(model, image)

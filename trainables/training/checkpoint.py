@@ -39,11 +39,9 @@ def save(
 ) -> None:
     """Write a checkpoint durably; at any time `load` finds the whole of it or the previous one.
 
-    Args:
-        folder: is replaced if it exists.
-        weights: state dicts by name, each written as `<name>.safetensors`.
-        optimizer: the optimizer's state dict (tensors, numbers, lists and dicts only).
-        state: JSON-ready values: epoch, metrics, configuration.
+    `weights` are state dicts by name, each written as `<name>.safetensors`; `optimizer` is a state
+    dict of tensors, numbers, lists and dicts only; `state` is JSON-ready: epoch, metrics,
+    configuration. An existing folder is replaced.
 
     Raises:
         OSError: the disk is full, or cannot be written.
@@ -63,10 +61,7 @@ def save(
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
-    """Read a checkpoint back, onto the CPU.
-
-    Returns:
-        weights by name, the optimizer's state dict, and the state.
+    """Return a checkpoint's weights by name, the optimizer's state dict and the state, on the CPU.
 
     Raises:
         CheckpointError: a file is missing, damaged, or not of the form that `save` writes.

@@ -68,10 +68,8 @@ def compiled_if_possible(
 ) -> Callable[[Tensor], Tensor]:
     """Return the model's forward pass, compiled, or uncompiled where that fails.
 
-    Args:
-        model: not changed, nor are its gradients.
-        forward: runs a forward pass on a batch as in training and returns a loss; it may draw
-            random numbers.
+    `forward` runs a forward pass on a batch as in training and returns a loss; it may draw random
+    numbers. The model is not changed, nor are its gradients.
 
     Raises:
         torch.OutOfMemoryError: a batch is too large.

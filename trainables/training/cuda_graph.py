@@ -28,9 +28,8 @@ def can_replay(config: TrainConfig, device: torch.device, is_resident: bool) -> 
     timm's LAMB counts its steps on the host, data-parallel workers communicate, and images that do
     not fit into the device's memory come from the host.
     """
-    return (
-        device.type == "cuda" and is_resident and config.workers == 1 and config.optimizer != "lamb"
-    )
+    is_on_device = device.type == "cuda" and is_resident
+    return is_on_device and config.workers == 1 and config.optimizer != "lamb"
 
 
 class Replayed:

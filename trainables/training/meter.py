@@ -18,23 +18,15 @@ class EpochMeter:
         self.sums.zero_()
 
     def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch.
+        """Add one batch: its summed loss, its logits (n, k) and its labels.
 
-        Args:
-            loss_sum: the batch's summed loss, a scalar.
-            logits: (n, k).
-            labels: (n,) class numbers, or (n, k) soft targets, whose positive entries all count.
+        `labels` are (n,) class numbers, or (n, k) soft targets, whose positive entries all count.
         """
         top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # (n, 5)
         hits = labels.gather(1, top) > 0 if labels.dim() == 2 else top == labels[:, None]
-        self.sums += torch.stack(
-            [
-                loss_sum.detach().double(),
-                hits[:, 0].sum().double(),
-                hits.any(dim=1).sum().double(),
-                torch.full((), len(logits), dtype=torch.float64, device=logits.device),
-            ]
-        )
+        images = torch.full((), len(logits), dtype=torch.float64, device=logits.device)
+        counts = (loss_sum.detach(), hits[:, 0].sum(), hits.any(dim=1).sum(), images)
+        self.sums += torch.stack([count.double() for count in counts])
 
     def read(self) -> tuple[float, float, float, int]:
         """Return mean loss, top-1, top-5 and number of images, over all data-parallel workers."""
