@@ -32,7 +32,7 @@ def only_problem(**values: Any) -> str:
     return problem
 
 
-def test_a_right_space_passes() -> None:
+def test_a_valid_space_passes_the_check() -> None:
     search_spaces.check(space())
     search_spaces.check(
         space(params={}, trials=1, first_rung_epochs=0, keep_best=0, image_size="paper")
@@ -119,7 +119,7 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"mode": "min"}, "`metric` 'val_top1' gets better towards 'max'; got `mode` 'min'."),
     ],
 )
-def test_a_mistake_is_answered_with_its_rule(values: dict[str, Any], problem: str) -> None:
+def test_each_mistake_is_reported_with_its_rule(values: dict[str, Any], problem: str) -> None:
     assert problem in only_problem(**values)
 
 
@@ -166,7 +166,7 @@ def test_a_mistake_of_one_variant_names_that_one() -> None:
         ("CategoricalDistribution([])", "choices"),
     ],
 )
-def test_a_range_that_optuna_refuses_is_a_sentence_with_its_file(
+def test_a_range_that_optuna_refuses_is_reported_with_its_file(
     tmp_path: Path, source: str, expected: str
 ) -> None:
     path = tmp_path / "mine.py"
@@ -198,7 +198,7 @@ def test_a_users_own_file_is_a_space(tmp_path: Path) -> None:
         ("import nothing_of_that_name", "cannot be read as a space: ModuleNotFoundError"),
     ],
 )
-def test_a_file_that_is_no_space_says_why(
+def test_a_file_without_a_space_is_refused_with_the_reason(
     tmp_path: Path, content: str | None, message: str
 ) -> None:
     path = tmp_path / "mine.py"
@@ -208,7 +208,7 @@ def test_a_file_that_is_no_space_says_why(
         search_spaces.load(str(path))
 
 
-def test_an_unknown_space_is_answered_with_the_known_and_the_nearest() -> None:
+def test_an_unknown_space_is_refused_with_the_known_and_the_nearest_names() -> None:
     with pytest.raises(ValueError, match="Unknown search space 'digts'") as error:
         search_spaces.load("digts")
     assert "Did you mean 'digits'?" in str(error.value)
@@ -320,13 +320,13 @@ def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
         ),
     ],
 )
-def test_a_mistake_in_what_is_published_or_enqueued_is_answered_with_its_rule(
+def test_a_mistake_in_published_rows_or_enqueued_trials_is_reported_with_its_rule(
     values: dict[str, Any], problem: str
 ) -> None:
     assert problem in only_problem(**values)
 
 
-def test_what_is_published_is_no_part_of_what_a_sweep_is_compared_by() -> None:
+def test_published_results_do_not_affect_the_comparison_of_spaces() -> None:
     row = Published(variant="cnn2", label="Model 1", val_top1=0.1419, parameters=13_070_472)
     told = space(published=(row,), source="a study", recipe_notes=("A note.",))
     assert told.to_dict() == space().to_dict()
@@ -354,7 +354,7 @@ def test_what_is_published_is_no_part_of_what_a_sweep_is_compared_by() -> None:
     }
 
 
-def test_the_values_tried_are_ends_choices_and_a_second_whole_number() -> None:
+def test_ranges_are_checked_at_their_ends_all_choices_and_the_second_integer() -> None:
     assert tried(FloatDistribution(0.1, 0.5)) == [0.1, 0.5]
     assert tried(CategoricalDistribution(["a", "b", "c"])) == ["a", "b", "c"]
     assert tried(IntDistribution(2, 10, step=4)) == [2, 10, 6]
@@ -362,7 +362,7 @@ def test_the_values_tried_are_ends_choices_and_a_second_whole_number() -> None:
     assert tried(IntDistribution(5, 5)) == [5, 5, 5]
 
 
-def test_trial_seeds_are_a_fixed_function() -> None:
+def test_trial_seeds_never_change() -> None:
     assert trial_seed(0, "cnn2", 0) == trial_seed(0, "cnn2", 0)
     seeds = {trial_seed(s, v, n) for s in range(9) for v in ("cnn2", "cnn3") for n in range(9)}
     assert len(seeds) == 162
@@ -371,7 +371,7 @@ def test_trial_seeds_are_a_fixed_function() -> None:
     assert trial_seed(0, "cnn2", 0) == 154_594_690
 
 
-def test_better_is_by_mode_and_nan_never_is() -> None:
+def test_is_better_follows_the_mode_and_nan_is_never_better() -> None:
     assert is_better(2, 1, "max")
     assert not is_better(1, 1, "max")
     assert is_better(1, 2, "min")
@@ -389,7 +389,7 @@ def built_in(request: pytest.FixtureRequest) -> SearchSpace:
     return search_spaces.load(request.param)
 
 
-def test_the_promised_spaces_exist() -> None:
+def test_the_documented_spaces_exist() -> None:
     assert {"cifar10", "cifar100", "digits", "tinyimagenet"} <= set(search_spaces.names())
     seeds = {"tinyimagenet_b3", "tinyimagenet_baselines", "cifar100_family", "cifar10_scaling"}
     assert seeds | {"cifar100_transfer", "scaling_grid"} <= set(search_spaces.names())
@@ -400,7 +400,7 @@ def test_a_built_in_space_survives_json(built_in: SearchSpace) -> None:
     assert json.loads(json.dumps(built_in.to_dict())) == built_in.to_dict()
 
 
-def test_a_built_in_space_bears_its_files_name() -> None:
+def test_a_built_in_space_has_the_name_of_its_file() -> None:
     for name in search_spaces.names():
         assert search_spaces.load(name).name == name
 

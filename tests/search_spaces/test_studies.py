@@ -84,7 +84,7 @@ def test_a_studys_file_gives_data_command_and_published_figures(name: str) -> No
     assert "not yet measured" not in text
 
 
-def test_models_1_to_5_of_tinyimagenet_baselines_are_trained_as_it_says() -> None:
+def test_tinyimagenet_baselines_has_the_published_recipes() -> None:
     space = search_spaces.load("tinyimagenet_baselines")
     assert space.variants == ("cnn2", "cnn3", "cnn6", "cnn3_bn", "resnet50_mlp1024")
     common = {
@@ -164,7 +164,7 @@ def test_tinyimagenet_b3s_recipe_is_the_first_trial() -> None:
     assert space.final_seeds == 3
 
 
-def test_tinyimagenet_b3s_contradiction_stands_beside_the_figure_it_is_compared_with() -> None:
+def test_tinyimagenet_b3_lists_the_contradicting_figure_beside_the_compared_one() -> None:
     space = search_spaces.load("tinyimagenet_b3")
     ours, *others = space.published
     assert (ours.variant, ours.val_top1, ours.loss) == ("efficientnet_b3", 0.7698, 0.9887)
@@ -179,7 +179,7 @@ def test_tinyimagenet_b3s_contradiction_stands_beside_the_figure_it_is_compared_
     assert all("contradicts" in row.note.lower() for row in others)
 
 
-def test_tinyimagenet_b3_and_001s_fine_tuning_strategies_are_searched() -> None:
+def test_fine_tuning_strategies_are_searched_by_tinyimagenet_b3_and_backbones() -> None:
     for name in ("tinyimagenet_b3", "tinyimagenet_backbones"):
         space = search_spaces.load(name)
         for variant in space.variants:
@@ -191,7 +191,7 @@ def test_tinyimagenet_b3_and_001s_fine_tuning_strategies_are_searched() -> None:
         assert space.first_rung_epochs > 2
 
 
-def test_tinyimagenet_baseliness_later_backbones_begin_with_model_5s_recipe() -> None:
+def test_tinyimagenet_backbones_first_trials_are_model_5s_recipe() -> None:
     space = search_spaces.load("tinyimagenet_backbones")
     assert space.variants == (
         "resnet50_mlp1024",
@@ -214,7 +214,7 @@ def test_tinyimagenet_baseliness_later_backbones_begin_with_model_5s_recipe() ->
     assert [row.label for row in space.published] == ["Model 5"]
 
 
-def test_a_backbone_rests_for_its_share_of_a_shortened_training() -> None:
+def test_a_shortened_training_shortens_the_frozen_epochs_in_proportion() -> None:
     space = search_spaces.load("tinyimagenet_b3")
     params = {**space.enqueued[0], "freeze_epochs": 2}
     for epochs, frozen in ((1, 0), (5, 1), (9, 1), (10, 2), (20, 2)):
@@ -230,7 +230,7 @@ def test_a_backbone_rests_for_its_share_of_a_shortened_training() -> None:
         assert (config.epochs, config.freeze_epochs) == (epochs, frozen)
 
 
-def test_cifar100_familys_family_is_trained_as_it_says() -> None:
+def test_cifar100_family_has_the_published_recipe() -> None:
     space = search_spaces.load("cifar100_family")
     assert space.variants == tuple(f"efficientnet_b{phi}" for phi in range(8))
     common = {
@@ -279,7 +279,7 @@ def test_the_tables_of_cifar100_family_are_as_published() -> None:
     ]
 
 
-def test_cifar100_familys_notes_are_what_its_table_says() -> None:
+def test_cifar100_familys_notes_agree_with_its_table() -> None:
     rows = search_spaces.load("cifar100_family").published[:8]
     val = [row.val_top1 or 0.0 for row in rows]
     test = [row.test_top1 or 0.0 for row in rows]
@@ -289,7 +289,7 @@ def test_cifar100_familys_notes_are_what_its_table_says() -> None:
     assert worse == [phi for phi in range(8) if rows[phi].note] == [2, 5, 7]
 
 
-def test_cifar10_scalings_models_are_trained_as_it_says() -> None:
+def test_cifar10_scaling_has_the_published_recipe() -> None:
     space = search_spaces.load("cifar10_scaling")
     assert space.variants[:5] == (
         "efficientnet_b0",
@@ -319,8 +319,8 @@ def test_cifar10_scalings_models_are_trained_as_it_says() -> None:
             "hflip": True,
             "crop_padding_px": 4,
         }
-    sides = [config_of(space, variant).image_size_px for variant in space.variants]
-    assert sides == [224, 224, 224, 448, 256, 240, 300, 380, 456, 528, 600]
+    sizes_px = [config_of(space, variant).image_size_px for variant in space.variants]
+    assert sizes_px == [224, 224, 224, 448, 256, 240, 300, 380, 456, 528, 600]
 
 
 def test_the_table_of_cifar10_scaling_is_as_published() -> None:
@@ -342,8 +342,8 @@ def test_the_table_of_cifar10_scaling_is_as_published() -> None:
     ]
 
 
-def test_cifar10_scalings_flops_are_twice_the_operations_at_the_sizes_its_space_has() -> None:
-    """Which says both what they count and, as they do not, at which side they trained."""
+def test_cifar10_scalings_flops_are_twice_the_multiply_accumulates_at_its_image_sizes() -> None:
+    """Which says both what they count and, as they do not, at which image size they trained."""
     space = search_spaces.load("cifar10_scaling")
     for variant in space.variants[:5]:
         row, image_size_px = row_of(space, variant), config_of(space, variant).image_size_px
@@ -357,13 +357,13 @@ def test_cifar10_scalings_flops_are_twice_the_operations_at_the_sizes_its_space_
 
 
 def test_cifar10_scalings_b2_was_not_the_papers() -> None:
-    """Neither its side, 260 px, nor the compound model of 1.8 billion it is set beside."""
+    """Neither its image size, 260 px, nor the compound model of 1.8 billion it is set beside."""
     assert 1.82e9 / (2 * macs("efficientnet_b2", 260)) == pytest.approx(0.92, abs=0.005)
     assert macs("efficientnet_b0_d1.4_w1.2_r1.3", 291) == pytest.approx(1.8e9, rel=0.01)
     assert sorted(round(1.82 / other, 2) for other in (3.35, 3.02, 3.27)) == [0.54, 0.56, 0.60]
 
 
-def test_cifar100_transfers_transfer_is_trained_as_it_says() -> None:
+def test_cifar100_transfers_efficientnet_has_the_published_recipe() -> None:
     space = search_spaces.load("cifar100_transfer")
     assert space.variants == ("efficientnet_b0", "cnn9")
     assert space.params == {}
@@ -426,7 +426,7 @@ def test_the_figures_of_cifar100_transfer_are_as_published() -> None:
     assert "reconstruction" in cnn.note
 
 
-def test_what_cifar100_transfer_found_worse_is_tried_after_its_recipe_one_change_each() -> None:
+def test_cifar100_transfer_settings_tries_the_recipe_then_one_change_each() -> None:
     space = search_spaces.load("cifar100_transfer_settings")
     recipe, *others = space.enqueued
     fixed = search_spaces.load("cifar100_transfer").fixed_for("efficientnet_b0")
@@ -450,7 +450,9 @@ def test_what_cifar100_transfer_found_worse_is_tried_after_its_recipe_one_change
 
 
 @pytest.mark.parametrize("point", GRID)
-def test_every_point_of_the_grid_keeps_the_rule(point: tuple[float, float, float]) -> None:
+def test_every_point_of_the_grid_follows_the_scaling_rule(
+    point: tuple[float, float, float],
+) -> None:
     alpha, beta, gamma = point
     product = alpha * beta**2 * gamma**2
     if point == PAPER:
@@ -471,7 +473,7 @@ def test_the_grid_holds_the_papers_point_and_the_three_single_dimensions() -> No
     assert "efficientnet_b0_d1.2_w1.1_r1.15" in space.variants
 
 
-def test_the_networks_of_the_grid_cost_more_than_the_rule_says() -> None:
+def test_the_grids_networks_cost_more_than_the_scaling_rule_predicts() -> None:
     space = search_spaces.load("scaling_grid")
     base = macs("efficientnet_b0", 32, stem_stride=1, classes=100)
     ratios = [
@@ -488,7 +490,7 @@ def test_the_grid_is_trained_by_cifar100_familys_recipe_of_b0() -> None:
 
 
 @pytest.mark.parametrize("name", [*STUDIES, "scaling_grid"])
-def test_a_studys_trial_of_one_epoch_at_a_small_size_is_a_configuration(name: str) -> None:
+def test_every_study_can_be_run_for_one_epoch_at_a_small_size(name: str) -> None:
     """What `--epochs 1 --image-size 32 --weights none` asks for."""
     space = search_spaces.load(name)
     image_size_px = 75 if name == "tinyimagenet_backbones" else 32

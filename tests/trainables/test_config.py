@@ -25,7 +25,7 @@ def test_every_field_changes_the_signature_unless_it_cannot_affect_the_result(na
     assert (changed.signature() != config().signature()) == affects_result
 
 
-def test_only_the_micro_batch_is_no_part_of_the_identity():
+def test_only_the_micro_batch_is_left_out_of_the_signature():
     left_out = {f.name for f in fields(TrainConfig) if not f.metadata.get("affects_result", True)}
     assert left_out == {"micro_batch_size"}
 
@@ -136,5 +136,5 @@ def test_unknown_and_missing_fields_are_named_together():
     assert "`variant` is required." in text
 
 
-def test_only_what_is_trained_on_what_must_be_given():
+def test_only_variant_dataset_epochs_seed_and_image_size_are_required():
     assert {f.name for f in fields(TrainConfig) if f.default is MISSING} == REQUIRED

@@ -51,7 +51,7 @@ WITHIN_IMAGE = {
 # --- what holds for every augmentation -----------------------------------------------------------
 
 
-def test_nothing_switched_on_returns_the_same_tensors():
+def test_without_augmentation_the_same_tensors_are_returned():
     images, labels = noise_images(4), torch.arange(4)
     generator = seeded()
     before = generator.get_state()
@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_operation_makes_the_host_wait():
+def test_no_operation_makes_the_host_wait_for_the_device():
     images, labels = noise_images(30), torch.arange(30)
     generator = seeded()
     with Recorder() as recorder:
@@ -142,7 +142,7 @@ def test_no_operation_makes_the_host_wait():
     assert recorder.waiting == []
 
 
-def test_the_recorder_notices_waiting():
+def test_the_recorder_of_host_waits_detects_one():
     with Recorder() as recorder:
         values = torch.arange(3.0)
         values[values > 1]
@@ -346,7 +346,7 @@ def test_shear_moves_rows_sideways_by_a_uniform_angle():
     assert stats.kstest(degrees / limit, "uniform", args=(-1, 2)).pvalue > 0.001
 
 
-def test_geometry_comes_in_order_flips_then_the_slots():
+def test_flips_come_first_then_the_geometric_operations_of_each_slot():
     n = 40
     shift = torch.tensor([[1.0, 0.0, 6.0], [0.0, 1.0, 0.0]]).expand(n, -1, -1)  # 6 px to the left
     turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0]]).expand(n, -1, -1)
@@ -474,7 +474,7 @@ def test_erased_boxes_are_rectangles_with_the_areas_shapes_and_places_of_timm():
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_image_grid_shows_the_originals_beside_what_became_of_them(name):
+def test_image_grid_shows_originals_beside_augmented_images(name):
     images = real_images(3)
     with Image.open(write_grid(name, images)) as picture:
         sheet = torch.from_numpy(np.array(picture)).permute(2, 0, 1)

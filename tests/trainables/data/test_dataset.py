@@ -80,7 +80,7 @@ def test_images_and_labels_are_those_of_the_source(digits_dir):
     assert found == known
 
 
-def test_the_manifest_says_what_the_files_hold(digits_dir):
+def test_the_manifest_describes_the_files(digits_dir):
     manifest = dataset.load_manifest(digits_dir)
     images, labels = dataset.open_split(digits_dir, "train")
     assert manifest.class_names == tuple("0123456789")
@@ -91,7 +91,7 @@ def test_the_manifest_says_what_the_files_hold(digits_dir):
     assert set(labels) == set(range(10))
 
 
-def test_a_folder_without_a_dataset_is_named_with_the_way_out(tmp_path):
+def test_a_folder_without_a_dataset_is_refused_with_the_command_that_prepares_it(tmp_path):
     with pytest.raises(dataset.DatasetError, match=r"holds no prepared dataset.*prepare digits"):
         dataset.load_manifest(tmp_path / "digits")
 
@@ -99,7 +99,7 @@ def test_a_folder_without_a_dataset_is_named_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"splits": []}', "\udcff", "null", '{"name": 1, "splits": {}}']
 )
-def test_a_manifest_that_is_none_is_refused(digits_dir, tmp_path, text):
+def test_a_file_that_is_not_a_manifest_is_refused(digits_dir, tmp_path, text):
     folder = copied(digits_dir, tmp_path)
     (folder / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(dataset.DatasetError, match=r"is not a dataset manifest .*prepare it again"):
@@ -185,7 +185,7 @@ def test_the_split_depends_on_its_seed_alone(digits_dir):
     assert not np.array_equal(dataset.split_indices(labels, 0.1, 1)[1], first)
 
 
-def test_without_a_fraction_everything_trains():
+def test_without_a_validation_fraction_all_images_are_training_images():
     train, val = dataset.split_indices(np.array([0, 1, 1]), 0.0, 0)
     assert train.tolist() == [0, 1, 2]
     assert val.tolist() == []
@@ -208,7 +208,7 @@ def test_classes_of_one_image_each_cannot_be_split():
         dataset.split_indices(np.arange(5), 0.1, 0)
 
 
-def test_a_split_that_was_found_once_is_read_by_other_processes(digits_dir, tmp_path, monkeypatch):
+def test_a_saved_validation_split_is_read_by_other_processes(digits_dir, tmp_path, monkeypatch):
     folder = copied(digits_dir, tmp_path)
     fingerprint = dataset.load_manifest(folder).fingerprint
     labels = dataset.open_split(folder, "train")[1]
@@ -241,7 +241,7 @@ def test_a_split_that_was_found_once_is_read_by_other_processes(digits_dir, tmp_
     assert list((folder / "validation").iterdir()) == [file]
 
 
-def test_a_split_is_found_where_nothing_can_be_written(digits_dir, tmp_path, monkeypatch):
+def test_a_validation_split_is_computed_where_it_cannot_be_saved(digits_dir, tmp_path, monkeypatch):
     folder = copied(digits_dir, tmp_path)
     fingerprint = dataset.load_manifest(folder).fingerprint
     monkeypatch.setattr(Path, "mkdir", Mock(side_effect=OSError(errno.EROFS, "read-only")))
@@ -275,7 +275,7 @@ def test_the_order_depends_on_seed_and_epoch():
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("images", [64, 61, 6])
-def test_workers_share_out_the_batches_of_one(images, workers):
+def test_workers_batches_together_are_those_of_one_worker(images, workers):
     rows = torch.arange(images)
     whole = batches(rows)
     shares = [batches(rows, rank=rank, workers=workers) for rank in range(workers)]

@@ -57,7 +57,7 @@ def test_a_channel_weighs_as_much_as_its_mean_gradient():
     assert torch.allclose(maps[0], by_hand / by_hand.max())
 
 
-def test_where_nothing_speaks_for_a_class_its_map_is_zero():
+def test_the_map_is_zero_where_nothing_contributes_to_the_class():
     maps = activation_maps(Pooled([[-1.0, -1.0]]), IMAGES, torch.tensor([0, 0]))
     assert maps is not None
     assert torch.equal(maps, torch.zeros(2, 2, 2))

@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_the_averaged_weights_on_the_test_split(
     ) == pytest.approx(float(confidence.mean()), rel=1e-5)
 
 
-def test_figures_that_say_the_same_agree(evaluation, digits_dir):
+def test_related_metrics_agree(evaluation, digits_dir):
     matrix = np.array(evaluation.confusion)
     assert (evaluation.split, evaluation.images, evaluation.epoch) == ("test", 359, 0)
     assert evaluation.images == dataset.load_manifest(digits_dir).images["test"]
@@ -108,7 +108,7 @@ def test_figures_that_say_the_same_agree(evaluation, digits_dir):
     assert evaluation.superclass_top1 is None
 
 
-def test_what_the_model_costs_is_counted(trained, evaluation):
+def test_parameters_and_multiply_accumulates_are_counted(trained, evaluation):
     model = build.build_model(trained[0], num_classes=10, in_channels=1)
     assert evaluation.parameters == cost.count_parameters(model)
     # Two statistics per channel of four batch norms: 64, 128, 256 and 512.
@@ -128,7 +128,9 @@ def test_speed_is_measured_on_a_named_device(trained, evaluation):
     assert evaluation.device.endswith(", 1 thread")
 
 
-def test_examples_are_the_stored_images_with_what_the_network_says(trained, evaluation, digits_dir):
+def test_examples_are_the_stored_images_with_the_networks_predictions(
+    trained, evaluation, digits_dir
+):
     config, folder = trained
     images, labels = dataset.open_split(digits_dir, "test")
     logs = by_hand(config, digits_dir, folder, "average")
@@ -160,7 +162,7 @@ def test_examples_are_spread_over_classes_and_depend_on_the_split_alone(digits_d
     assert sorted(example_rows(np.array([2, 2, 5]), 3)) == [0, 1, 2]
 
 
-def test_mistakes_are_wrong_ones_however_few_there_are(evaluation, digits_dir):
+def test_mistakes_are_misclassified_images_even_when_there_are_few(evaluation, digits_dir):
     labels = dataset.open_split(digits_dir, "test")[1]
     predicted = labels.copy()
     predicted[[7, 300]] = (labels[[7, 300]] + 1) % 10
@@ -184,7 +186,9 @@ def test_all_figures_survive_json_by_their_names(evaluation):
     assert set(values["examples"][0]["map"]) == {"height", "width", "values"}
 
 
-def test_micro_batches_and_streamed_images_judge_the_same(trained, evaluation, digits_dir):
+def test_micro_batches_and_streamed_images_give_the_same_evaluation(
+    trained, evaluation, digits_dir
+):
     config = replace(trained[0], micro_batch_size=50)
     steps = []
     started = time.perf_counter()
@@ -230,7 +234,9 @@ def test_a_loaded_model_predicts_as_it_was_evaluated(trained, evaluation, digits
     assert logits.softmax(1).max() == pytest.approx(example.top5[0][1], rel=1e-5)
 
 
-def test_what_cannot_be_evaluated_is_refused(trained, digits_dir, tmp_path):
+def test_unusable_checkpoints_and_datasets_are_refused_and_nan_logits_rank_last(
+    trained, digits_dir, tmp_path
+):
     config, folder = trained
     with pytest.raises(CheckpointError, match=f"belongs to trial {config.signature()}, not"):
         evaluate_test(replace(config, lr=0.9), digits_dir, folder, device=CPU)
@@ -260,7 +266,7 @@ def test_what_cannot_be_evaluated_is_refused(trained, digits_dir, tmp_path):
 def test_vgg_and_inception_are_trained_evaluated_and_explained(
     digits_dir, tmp_path, variant, image_size_px, map_px
 ):
-    """What `tinyimagenet_baselines` names as future work, at small sides."""
+    """What `tinyimagenet_baselines` names as future work, at small image sizes."""
     config = digits_config(
         digits_dir,
         variant=variant,

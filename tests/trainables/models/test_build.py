@@ -1,4 +1,4 @@
-"""Variants: names, sides, counts, shapes, regularisation, and mistakes."""
+"""Variants: names, image sizes, counts, shapes, regularisation, and mistakes."""
 
 import subprocess
 import sys
@@ -114,7 +114,7 @@ def test_multiply_accumulates_of_cnn2_equal_a_hand_count():
     assert count_multiply_accumulates(model, image_size_px=64, in_channels=3) == by_hand
 
 
-def test_counting_leaves_weights_and_modes_alone():
+def test_counting_changes_no_weights_and_no_modes():
     model = build("efficientnet_b0").train()
     model.blocks[0].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -174,7 +174,7 @@ def test_known_names_are_variants(name):
         ("", "Unknown variant ''"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(name, sentence):
+def test_unknown_names_are_refused_with_the_nearest_name(name, sentence):
     with pytest.raises(ValueError, match=r"variant|scales") as caught:
         check_variant(config(name, image_size_px=64))
     assert sentence in str(caught.value)
@@ -182,7 +182,7 @@ def test_unknown_names_are_refused_with_the_nearest(name, sentence):
         build(name)
 
 
-# Shapes, at every side a dataset or an upscaling gives.
+# Shapes, at every image size that a dataset or an upscaling gives.
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -215,7 +215,7 @@ def test_forward_and_backward_reach_every_parameter(variant):
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_resnet50_is_timms():
+def test_resnet50_is_the_one_of_timm():
     ours, timms = on_meta("resnet50", classes=1000), timm.create_model("resnet50")
     assert count_parameters(ours) == 25_557_032
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
@@ -230,7 +230,7 @@ def test_resnet50_mlp1024_has_1024_hidden_units_with_relu_and_dropout():
     assert head[2].p == 0.3
 
 
-def test_pinned_weights_bring_tensorflows_padding_and_epsilon():
+def test_pretrained_models_have_tensorflows_padding_and_epsilon():
     scratch, pinned = on_meta("efficientnet_b0"), on_meta("efficientnet_b0", weights="imagenet")
     assert (scratch.bn1.eps, pinned.bn1.eps) == (1e-5, 1e-3)
     assert type(pinned.conv_stem).__name__ == "Conv2dSame"
@@ -274,9 +274,11 @@ def test_stem_stride_1_doubles_the_size_of_the_feature_maps(variant, weights):
     assert count_parameters(stock) == count_parameters(reduced)
 
 
-def test_timm_models_take_the_size_and_leave_out_options_that_ask_for_nothing():
+def test_timm_models_take_the_image_size_and_get_no_unknown_option_that_is_0():
     images = torch.empty(1, 3, 64, 64, device="meta")
-    fixed = on_meta("vit_tiny_patch16_224", image_size_px=64).eval()  # a model of one fixed side
+    fixed = on_meta(
+        "vit_tiny_patch16_224", image_size_px=64
+    ).eval()  # a model of one fixed image size
     assert fixed(images).shape == (1, 10)
     plain = on_meta("vgg11", image_size_px=64).eval()  # takes no drop_path_rate
     assert plain(images).shape == (1, 10)
@@ -317,7 +319,7 @@ def test_a_timm_model_too_deep_for_the_size_is_refused_before_training():
 @pytest.mark.parametrize(
     ("variant", "least_px"), [("vgg16", 32), ("vgg16_bn", 32), ("inception_v3", 75)]
 )
-def test_a_size_that_is_refused_is_answered_with_the_smallest_one(variant, least_px):
+def test_a_size_that_is_refused_is_reported_with_the_smallest_one(variant, least_px):
     """Backbones of `tinyimagenet_backbones`: VGG takes 64 px images, Inception does not."""
     check_variant(config(variant, image_size_px=least_px))
     with pytest.raises(ValueError, match=f"the smallest that it takes {least_px} px"):
@@ -353,8 +355,8 @@ def test_a_weights_path_that_does_not_exist_is_refused_before_training(tmp_path)
 
 
 def test_paper_sizes_are_the_published_ones():
-    sides = [input_size_px(name, 32, "paper") for name in FAMILY]
-    assert sides == [224, 240, 260, 300, 380, 456, 528, 600]
+    sizes_px = [input_size_px(name, 32, "paper") for name in FAMILY]
+    assert sizes_px == [224, 240, 260, 300, 380, 456, 528, 600]
     assert input_size_px("resnet50", 32, "paper") == 224
     assert input_size_px("cnn6", 32, "paper") == 64
     assert input_size_px("cnn9", 64, "paper") == 32
@@ -370,7 +372,7 @@ def test_native_size_is_the_datasets_times_the_resolution_multiplier():
     assert input_size_px("efficientnet_b0_d1.4_w1.2_r1.3", 32, "native") == 42
 
 
-def test_a_number_is_taken_as_it_is():
+def test_an_image_size_in_pixels_is_used_as_given():
     assert input_size_px("efficientnet_b3", 64, 96) == 96
     assert input_size_px("efficientnet_b0_resolution", 32, 96) == 96
 
@@ -405,7 +407,7 @@ def test_grey_images_get_the_average_of_the_weights_statistics():
     assert std == (pytest.approx((0.229 + 0.224 + 0.225) / 3),)
 
 
-def test_weights_without_published_statistics_keep_the_datasets():
+def test_weights_without_published_statistics_use_the_datasets():
     own = config("cnn3", weights="own.safetensors")
     assert normalisation(own, [0.3], [0.4]) == ((0.3,), (0.4,))
 

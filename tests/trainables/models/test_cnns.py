@@ -43,7 +43,7 @@ def test_cnn9_has_the_published_trainable_parameters_in_nine_layers():
     assert running_statistics(model) == 0
 
 
-def test_layer_table_of_cnn3_is_figure_6():
+def test_layers_of_cnn3_have_the_parameters_of_figure_6():
     parameters = [p.numel() for p in on_meta("cnn3").parameters()]
     layers = [a + b for a, b in zip(parameters[::2], parameters[1::2], strict=True)]
     assert layers == [896, 18_496, 73_856, 2_359_808, 102_600]
@@ -96,7 +96,7 @@ def test_smallest_sizes_are_10_for_cnn2_22_for_cnn3_and_8_for_padded_ones():
         ("cnn9", [0.2, 0.5, 0.5, 0.5, 0.5]),
     ],
 )
-def test_dropout_sits_where_it_is_published(name, rates):
+def test_dropout_is_where_the_studies_have_it(name, rates):
     model = on_meta(name, dropout=0.5)
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == pytest.approx(rates)
     assert isinstance(model.hidden[-1], nn.Dropout)  # the last thing before the classifier

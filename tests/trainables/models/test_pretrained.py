@@ -53,7 +53,7 @@ def b0_state():
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_own_folder_is_looked_into_first_and_the_head_is_replaced(offline, b0_state):
+def test_the_users_folder_comes_first_and_the_classifier_is_replaced(offline, b0_state):
     save_file(b0_state, offline / "tf_efficientnet_b0.aa_in1k.safetensors")
     model = build("efficientnet_b0", weights="imagenet")
     loaded = model.state_dict()
@@ -76,7 +76,7 @@ def test_a_path_works_in_place_of_imagenet(tmp_path, b0_state):
     assert model.bn1.eps == 1e-3
 
 
-def test_reading_can_be_left_out_for_a_restore():
+def test_a_pretrained_model_can_be_built_without_reading_weights():
     model = build_model(
         config("efficientnet_b0", weights="imagenet"),
         num_classes=10,
@@ -86,7 +86,7 @@ def test_reading_can_be_left_out_for_a_restore():
     assert model.bn1.eps == 1e-3
 
 
-def test_resnet50_takes_the_published_weights_whole(tmp_path):
+def test_resnet50_loads_the_published_weights_completely(tmp_path):
     published = timm.create_model("resnet50")
     path = saved(published, tmp_path / "resnet50.safetensors")
     model = build("resnet50", classes=1000, weights=str(path))
@@ -95,7 +95,7 @@ def test_resnet50_takes_the_published_weights_whole(tmp_path):
     )
 
 
-def test_resnet50_mlp1024_takes_the_published_body_under_its_own_head(tmp_path):
+def test_resnet50_mlp1024_loads_the_published_backbone_and_keeps_its_own_head(tmp_path):
     published = timm.create_model("resnet50")
     path = saved(published, tmp_path / "resnet50.safetensors")
     model = build("resnet50_mlp1024", weights=str(path))
@@ -117,7 +117,7 @@ def test_own_cnns_load_their_own_files(tmp_path):
         build("cnn3", image_size_px=32, weights=str(path))
 
 
-def test_timms_own_conversion_fits_position_embeddings_to_the_side(tmp_path):
+def test_timms_own_conversion_fits_position_embeddings_to_the_image_size(tmp_path):
     published = timm.create_model("vit_tiny_patch16_224")
     path = saved(published, tmp_path / "vit.safetensors")
     model = build("vit_tiny_patch16_224", image_size_px=64, weights=str(path))

@@ -59,7 +59,7 @@ def test_a_checkpoint_replaces_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_0000"]
 
 
-def test_too_little_memory_to_load_is_no_damage(tmp_path, monkeypatch):
+def test_too_little_memory_to_load_is_not_reported_as_damage(tmp_path, monkeypatch):
     save(tmp_path / "a", 1.0)
 
     def too_little(path):
@@ -192,7 +192,7 @@ def test_a_replacement_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, er
     assert numbers == sorted(numbers)
 
 
-def test_a_failed_save_leaves_no_litter(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_no_files(tmp_path, monkeypatch):
     countdown = Countdown(monkeypatch, 5)
     countdown.error = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space left"):
@@ -249,7 +249,7 @@ def test_a_missing_file_is_found(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"sha256": {}}', '{"sha256": []}'])
-def test_a_manifest_that_vouches_for_nothing_is_refused(tmp_path, text):
+def test_a_manifest_without_digests_is_refused(tmp_path, text):
     save(tmp_path / "c", 1.0)
     (tmp_path / "c" / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError):
@@ -262,7 +262,7 @@ def test_a_file_the_manifest_does_not_name_is_not_read(tmp_path):
     assert set(checkpoint.load(tmp_path / "c")[0]) == {"model", "average"}
 
 
-def test_a_folder_that_is_not_there_is_no_checkpoint(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
         checkpoint.load(tmp_path / "none")
 

@@ -98,7 +98,7 @@ def as_if_replayed(monkeypatch) -> None:
     monkeypatch.setattr(cuda_graph, "Replayed", lambda work, _draws: work)
 
 
-def test_a_training_that_auto_compiles_learns_the_same(digits_dir, as_if_replayed, graphs):
+def test_a_compiled_training_gives_the_same_results(digits_dir, as_if_replayed, graphs):
     config = digits_config(digits_dir, variant="test_efficientnet", epochs=2, lr=0.001)
     compiled = train(config, digits_dir)
     assert graphs
@@ -107,7 +107,7 @@ def test_a_training_that_auto_compiles_learns_the_same(digits_dir, as_if_replaye
         assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-def test_what_cannot_be_compiled_is_trained_as_it_is(
+def test_a_model_that_cannot_be_compiled_is_trained_uncompiled(
     digits_dir, as_if_replayed, monkeypatch, caplog
 ):
     config = digits_config(digits_dir, epochs=1)
@@ -134,7 +134,7 @@ def test_a_batch_too_large_to_compile_is_out_of_memory(digits_dir, as_if_replaye
         train(digits_config(digits_dir, epochs=1), digits_dir)
 
 
-def test_the_model_that_is_trained_is_not_touched_by_compiling(digits_dir, graphs):
+def test_compiling_does_not_change_the_trained_model(digits_dir, graphs):
     model = network(digits_dir, "test_efficientnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     compiling.compiled_if_possible(model, lambda stepped: stepped(images(4)).sum())

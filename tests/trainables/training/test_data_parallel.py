@@ -60,12 +60,12 @@ def figures_of(group: Path, rank: int, name: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", list(TRIALS))
-def test_all_workers_report_the_same_figures(group, name):
+def test_all_workers_report_the_same_metrics(group, name):
     assert figures_of(group, 0, name) == figures_of(group, 1, name)
 
 
 @pytest.mark.parametrize("name", ["plain", "parts", "frozen"])
-def test_two_workers_learn_what_one_does(group, digits_dir, tmp_path, name):
+def test_two_workers_learn_the_same_as_one(group, digits_dir, tmp_path, name):
     # Without batch norm, whose statistics are each worker's own.
     config = digits_config(digits_dir, **TRIALS[name])
     alone = train(config, digits_dir, tmp_path)
@@ -80,7 +80,7 @@ def test_two_workers_learn_what_one_does(group, digits_dir, tmp_path, name):
             assert torch.allclose(tensor, together[part][key], atol=1e-5), (part, key)
 
 
-def test_what_the_workers_evaluated_is_what_was_saved(group, digits_dir):
+def test_the_workers_evaluate_the_saved_weights(group, digits_dir):
     # Each worker has seen other images, so its batch-norm statistics differ from the saved ones
     # unless they are shared before the validation split is split among the workers.
     config = TrainConfig.from_dict(
@@ -99,7 +99,7 @@ def test_what_the_workers_evaluated_is_what_was_saved(group, digits_dir):
     assert (reported["val_top1"], reported["val_top5"]) == (top1, top5)
 
 
-def test_workers_draw_dropout_and_augmentation_each_for_themselves(group):
+def test_each_worker_draws_its_own_dropout_and_augmentation(group):
     layers, augmentation = zip(
         *(json.loads((group / f"seeds_{rank}.json").read_text()) for rank in (0, 1)), strict=True
     )

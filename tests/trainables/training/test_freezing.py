@@ -36,7 +36,7 @@ def weights_after(folder, epoch: int):
 # --- freezing ------------------------------------------------------------------------------------
 
 
-def test_the_classifier_alone_moves_until_the_backbone_thaws(digits_dir, tmp_path):
+def test_only_the_classifier_changes_until_the_backbone_is_unfrozen(digits_dir, tmp_path):
     config = digits_config(digits_dir, **FROZEN, l2=1e-3, dropout=0.2)
     epochs = loop.fit(config, digits_dir, checkpoints=tmp_path, device=CPU, keep_all=True)
     assert len(list(epochs)) == 4
@@ -60,7 +60,7 @@ def test_the_classifier_alone_moves_until_the_backbone_thaws(digits_dir, tmp_pat
         ("adamw", 1.0, 2),
     ],
 )
-def test_a_restart_before_at_or_after_the_thaw_goes_on_as_an_unbroken_training(
+def test_a_restart_before_at_or_after_unfreezing_equals_an_uninterrupted_training(
     digits_dir, tmp_path, optimizer, layer_decay, resumed_after
 ):
     config = digits_config(
@@ -114,7 +114,7 @@ def test_a_network_without_a_named_classifier_is_refused():
         freezing.backbone(nn.Linear(2, 3))
 
 
-def test_lambs_count_of_steps_begins_when_the_backbone_thaws(digits_dir, tmp_path):
+def test_lamb_counts_steps_from_when_the_backbone_is_unfrozen(digits_dir, tmp_path):
     config = digits_config(digits_dir, **FROZEN, optimizer="lamb", lr=0.003)
     train(config, digits_dir, tmp_path)
     groups = checkpoint.load(tmp_path / "epoch_0003")[1]["param_groups"]
@@ -138,7 +138,7 @@ def scales(model: nn.Module, config: TrainConfig) -> dict[str, float]:
     return {name: rates[id(weight)] / 0.1 for name, weight in model.named_parameters()}
 
 
-def test_every_layer_of_a_cnn_learns_slower_than_the_one_above(digits_dir):
+def test_every_layer_of_a_cnn_learns_slower_than_the_next(digits_dir):
     config = digits_config(digits_dir, variant="cnn3_bn", layer_decay=0.5)
     found = scales(on_meta(config), config)
     expected = {"features.0": 1 / 16, "features.1": 1 / 16, "features.4": 1 / 8}
@@ -147,7 +147,7 @@ def test_every_layer_of_a_cnn_learns_slower_than_the_one_above(digits_dir):
     assert {name.rpartition(".")[0]: scale for name, scale in found.items()} == expected
 
 
-def test_layers_of_timms_models_are_timms_own(digits_dir):
+def test_layers_of_timm_models_are_those_that_timm_defines(digits_dir):
     config = digits_config(digits_dir, variant="resnet50_mlp1024", layer_decay=0.8)
     found = scales(on_meta(config), config)
     # The stem, 3 + 4 + 6 + 3 blocks, and the head.
@@ -159,7 +159,7 @@ def test_layers_of_timms_models_are_timms_own(digits_dir):
 
 @pytest.mark.parametrize("variant", ["cnn3_bn", "efficientnet_b0", "vgg16_bn", "inception_v3"])
 @pytest.mark.parametrize("freeze_epochs", [0, 1])
-def test_layers_decay_their_matrices_alone_and_no_weight_is_left_out(
+def test_with_layer_decay_only_matrices_decay_and_every_weight_is_optimized(
     digits_dir, variant, freeze_epochs
 ):
     config = digits_config(
@@ -182,7 +182,7 @@ def test_layers_decay_their_matrices_alone_and_no_weight_is_left_out(
     assert max(group["lr_scale"] for group in groups) == 1.0
 
 
-def test_a_layer_decay_of_1_is_none(digits_dir):
+def test_a_layer_decay_of_1_changes_nothing(digits_dir):
     config = digits_config(digits_dir)
     assert set(scales(on_meta(config), config).values()) == {1.0}
 

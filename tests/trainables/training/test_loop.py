@@ -133,7 +133,7 @@ def test_four_epochs_equal_two_a_restart_and_two(digits_dir, tmp_path, optimizer
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
-def test_every_optimizer_goes_on_from_what_was_saved(digits_dir, tmp_path, optimizer):
+def test_every_optimizer_resumes_from_its_saved_state(digits_dir, tmp_path, optimizer):
     config = digits_config(digits_dir, optimizer=optimizer, lr=0.003, weight_decay=1e-3)
     straight = train(config, digits_dir, tmp_path / "straight")
     resumed = loop.fit(
@@ -172,7 +172,9 @@ def test_a_checkpoint_of_another_trial_is_refused(digits_dir, tmp_path):
         next(loop.fit(other, digits_dir, resume_from=tmp_path / "epoch_0000", device=CPU))
 
 
-def test_a_smaller_micro_batch_goes_on_from_the_same_checkpoint(digits_dir, tmp_path):
+def test_a_training_resumes_with_a_smaller_micro_batch_from_the_same_checkpoint(
+    digits_dir, tmp_path
+):
     train(digits_config(digits_dir, epochs=2), digits_dir, tmp_path)
     config = digits_config(digits_dir, epochs=2, micro_batch_size=8)
     resumed = loop.fit(config, digits_dir, resume_from=tmp_path / "epoch_0000", device=CPU)
@@ -195,7 +197,7 @@ def test_the_last_the_previous_and_the_best_checkpoint_are_kept(digits_dir, tmp_
 
 
 @pytest.mark.parametrize("select_by", ["val_top1", "val_loss"])
-def test_the_best_epoch_is_the_first_of_the_best_figures(digits_dir, select_by):
+def test_of_equally_good_epochs_the_first_is_the_best(digits_dir, select_by):
     config = digits_config(digits_dir, epochs=4, lr=0.3, schedule="constant", select_by=select_by)
     ends = train(config, digits_dir)
     sign = 1 if select_by == "val_top1" else -1
@@ -204,7 +206,7 @@ def test_the_best_epoch_is_the_first_of_the_best_figures(digits_dir, select_by):
         assert end.best_epoch == values[:number].index(max(values[:number]))
 
 
-def test_early_stopping_ends_the_training_and_a_restart_does_not_go_on(digits_dir, tmp_path):
+def test_early_stopping_ends_the_training_and_a_restart_does_not_continue_it(digits_dir, tmp_path):
     config = digits_config(digits_dir, epochs=9, lr=0.0, early_stop_patience_epochs=2)
     ends = train(config, digits_dir, tmp_path)
     assert [(end.epoch, end.is_last) for end in ends] == [(0, False), (1, False), (2, True)]
@@ -229,7 +231,7 @@ def test_plateau_reduces_the_learning_rate_of_the_next_epoch(digits_dir):
     assert rates == pytest.approx([1e-20, 1e-20, 0.5e-20, 0.25e-20], rel=1e-9)
 
 
-def test_without_a_validation_part_the_last_epoch_is_the_best(digits_dir):
+def test_without_a_validation_split_the_last_epoch_is_the_best(digits_dir):
     config = digits_config(digits_dir, epochs=3, validation_fraction=0.0)
     ends = train(config, digits_dir)
     assert [end.best_epoch for end in ends] == [0, 1, 2]
@@ -324,7 +326,7 @@ def test_soft_targets_of_mixed_images_are_learned_in_their_shares():
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
-def test_the_l2_penalty_pulls_weights_and_no_biases(micro_batch_size):
+def test_the_l2_penalty_applies_to_weights_and_not_to_biases(micro_batch_size):
     before, after, meter = one_step(IMAGES, LABELS, l2=0.05, micro_batch_size=micro_batch_size)
     loss, weight, bias = cross_entropy_by_hand(before, F.one_hot(LABELS, 3))
     assert meter.read()[0] == pytest.approx(loss / 5, rel=1e-6)  # the penalty is not reported
@@ -435,7 +437,7 @@ def test_a_cnns_training_imports_no_compiler(digits_dir, tmp_path, optimizer):
     assert ran.stdout == "[]\n"
 
 
-def test_figures_of_an_epoch_are_those_of_the_machine(digits_dir):
+def test_times_and_memory_of_an_epoch_are_measured_on_this_machine(digits_dir):
     started = time.perf_counter()
     end = train(digits_config(digits_dir, epochs=1, steps_per_epoch=3), digits_dir)[0]
     assert 0 < end.metrics.epoch_s < time.perf_counter() - started
@@ -447,7 +449,7 @@ def test_figures_of_an_epoch_are_those_of_the_machine(digits_dir):
 # --- how it is computed --------------------------------------------------------------------------
 
 
-def test_bfloat16_runs_on_a_cpu_and_stays_near_float32(digits_dir, tmp_path):
+def test_bfloat16_on_a_cpu_gives_nearly_the_losses_of_float32(digits_dir, tmp_path):
     options = {"epochs": 1, "steps_per_epoch": 4, "lr": 0.05}
     exact, coarse = (
         train(
@@ -529,7 +531,7 @@ def test_batches_have_the_memory_format_of_the_model(digits_dir, augmentation, c
     assert torch.equal(images, torch.full((4, 3, 32, 32), -2.0))
 
 
-def test_memory_formats_agree(digits_dir):
+def test_both_memory_formats_give_the_same_results(digits_dir):
     one, other = (
         train(digits_config(digits_dir, channels_last=value), digits_dir) for value in (True, False)
     )
@@ -600,7 +602,7 @@ def test_the_host_does_not_wait_for_the_device_within_an_epoch(digits_dir, optim
     assert many == few
 
 
-def test_compiled_training_stays_near(digits_dir):
+def test_compiled_training_gives_nearly_the_same_losses(digits_dir):
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -46,7 +46,7 @@ def test_batches_of_different_sizes_are_weighted_by_their_images():
     assert (loss, top1, images) == (2.0, 0.75, 4)
 
 
-def test_many_small_losses_are_summed_without_loss():
+def test_many_small_losses_are_summed_exactly():
     meter = EpochMeter(CPU)
     logits, labels = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
     meter.add(torch.tensor(1e8), logits, labels)
@@ -55,7 +55,7 @@ def test_many_small_losses_are_summed_without_loss():
     assert meter.read()[0] * 1001 == pytest.approx(1e8 + 500, abs=1e-3)
 
 
-def test_an_empty_tally_reads_zeros():
+def test_an_empty_meter_reads_zeros():
     assert EpochMeter(CPU).read() == (0.0, 0.0, 0.0, 0)
 
 

@@ -162,7 +162,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_steps_are_those_of_the_librarys_own_class_and_record_no_gradient(name):
+def test_steps_equal_those_of_the_librarys_own_class_and_record_no_gradient(name):
     """Ours lack what torch's have for its compiler."""
     model = Tiny()
     ours = build_optimizer(model, config(optimizer=name, lr=0.1, weight_decay=0.25))
@@ -225,7 +225,7 @@ def test_every_schedule_warms_up_linearly_and_without_a_jump(schedule):
     assert learning_rate(made, 2.0) == pytest.approx(0.4)
 
 
-def test_constant_and_plateau_stay():
+def test_constant_and_plateau_keep_the_learning_rate():
     for schedule in ("constant", "plateau"):
         made = config(schedule=schedule, lr=0.4, epochs=10)
         assert [learning_rate(made, epoch) for epoch in (0, 5.5, 10)] == [0.4, 0.4, 0.4]
@@ -254,7 +254,7 @@ def test_exponential_decay_is_that_of_efficientnet():
     assert learning_rate(made, 29) == pytest.approx(0.256 * 0.97**10)
 
 
-def test_no_schedule_falls_below_the_least_rate():
+def test_no_schedule_falls_below_min_lr():
     made = config(schedule="exponential", lr=0.1, epochs=100, min_lr=0.03)
     assert learning_rate(made, 90) == pytest.approx(0.1 * 0.97**37.5)
     assert learning_rate(made, 99) == 0.03
@@ -279,7 +279,7 @@ def test_plateau_reduces_after_as_many_bad_epochs_as_keras():
     assert scales(made, losses) == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125]
 
 
-def test_plateau_never_falls_below_the_least_rate():
+def test_plateau_never_falls_below_min_lr():
     made = config(schedule="plateau", plateau_patience_epochs=1, lr=0.1, min_lr=0.03)
     assert scales(made, [1.0, 1.0, 1.0, 1.0]) == pytest.approx([1, 0.5, 0.3, 0.3])
 

@@ -15,7 +15,9 @@ TRAIN = 1294  # images of the digits that train beside 144 that validate
     ("batch_size", "steps"),
     [(32, TRAIN // 32), (512, 2), (2000, 1)],  # many steps, fewer than are measured, one
 )
-def test_an_epoch_is_its_steps_its_validation_and_its_checkpoint(digits_dir, batch_size, steps):
+def test_an_epochs_time_is_that_of_its_steps_validation_and_checkpoint(
+    digits_dir, batch_size, steps
+):
     config = digits_config(digits_dir, batch_size=batch_size, steps_per_epoch=0, epochs=50)
     found = training_time(config, digits_dir)
     assert len(dataset.open_split(digits_dir, "train")[1]) == 1438
@@ -24,7 +26,7 @@ def test_an_epoch_is_its_steps_its_validation_and_its_checkpoint(digits_dir, bat
     assert found.peak_gib > 0
 
 
-def test_a_shortened_epoch_is_foreseen_as_it_is(digits_dir):
+def test_a_shortened_epoch_is_measured_as_such(digits_dir):
     config = digits_config(digits_dir, steps_per_epoch=3, validation_fraction=0.0)
     found = training_time(config, digits_dir)
     assert found.epoch_s > 3 * found.step_s
