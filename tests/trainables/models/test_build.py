@@ -276,9 +276,7 @@ def test_stem_stride_1_doubles_the_size_of_the_feature_maps(variant, weights):
 
 def test_timm_models_take_the_image_size_and_get_no_unknown_option_that_is_0():
     images = torch.empty(1, 3, 64, 64, device="meta")
-    fixed = on_meta(
-        "vit_tiny_patch16_224", image_size_px=64
-    ).eval()  # a model of one fixed image size
+    fixed = on_meta("vit_tiny_patch16_224", image_size_px=64).eval()  # of one fixed image size
     assert fixed(images).shape == (1, 10)
     plain = on_meta("vgg11", image_size_px=64).eval()  # takes no drop_path_rate
     assert plain(images).shape == (1, 10)
