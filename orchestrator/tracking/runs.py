@@ -7,19 +7,19 @@ run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.header import SweepHeader
-from orchestrator.ledger.records import Trial
+from orchestrator.ledger.records import Attempt, Trial
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import database
 from orchestrator.tracking.client import RetryingClient, with_retries
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run, RunTag
 
 # Names of the tags of a run.
 SWEEP_ID, SIGNATURE, OUTCOME = "sweep.id", "sweep.signature", "sweep.outcome"
@@ -75,6 +75,18 @@ class SweepRuns:
             run = _find_or_create(self.client, self.experiment, trial.name, started_s, tags)
             self.trials[signature] = _read(run, self.parent_id)
         return self.trials[signature]
+
+    def tags_of(self, attempts: Sequence[Attempt], outcome: str, mark: str) -> list[RunTag]:
+        """Return the tags of a trial's run that change with its attempts."""
+        from mlflow.entities import RunTag
+
+        tags = {OUTCOME: outcome, MARK: mark, PARENT_RUN_ID: self.parent_id}
+        tags["attempts"] = str(len(attempts))
+        if attempts and attempts[-1].micro_batch_size:
+            tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
+        if failed := [attempt for attempt in attempts if attempt.outcome == "failed"]:
+            tags["failure.class"] = str(failed[-1].failure_class)
+        return [RunTag(name, value) for name, value in tags.items()]
 
     def reload_parent(self) -> Run:
         """Read the sweep's own run from MLflow again and return it."""

@@ -21,15 +21,7 @@ from orchestrator.redaction import redacted
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import artifacts
 from orchestrator.tracking.client import reason
-from orchestrator.tracking.runs import (
-    MARK,
-    NO_WEIGHTS,
-    OUTCOME,
-    PARENT_RUN_ID,
-    RUN_STATUS,
-    SweepRuns,
-    connect,
-)
+from orchestrator.tracking.runs import NO_WEIGHTS, OUTCOME, RUN_STATUS, SweepRuns, connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
@@ -222,7 +214,7 @@ class Tracker:
         *before, seq = self._written.get(trial.signature, ("", "", -1))
         after = seq if before == [run.run_id, run.mark] else -1
         metrics = self._metrics(trial, attempts, after)
-        tags = _tags(attempts, outcome, mark, runs.parent_id)
+        tags = runs.tags_of(attempts, outcome, mark)
         status = RUN_STATUS[outcome]
         is_ended = status not in ("RUNNING", "SCHEDULED")
         # The mark must be written last. MLflow stores the tags of a batch after all else.
@@ -319,17 +311,6 @@ def _evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:
         metrics[f"test_{name}_weighted"] = evaluated[name]["weighted"]
     metrics |= {name: evaluated[name] for name in ("inference_ms", "inference_images_per_s")}
     return {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
-
-
-def _tags(attempts: Sequence[Attempt], outcome: str, mark: str, parent_id: str) -> list[RunTag]:
-    from mlflow.entities import RunTag
-
-    tags = {OUTCOME: outcome, MARK: mark, PARENT_RUN_ID: parent_id, "attempts": str(len(attempts))}
-    if attempts and attempts[-1].micro_batch_size:
-        tags["micro_batch_size"] = str(attempts[-1].micro_batch_size)
-    if failed := [attempt for attempt in attempts if attempt.outcome == "failed"]:
-        tags["failure.class"] = str(failed[-1].failure_class)
-    return [RunTag(name, value) for name, value in tags.items()]
 
 
 def _outcome(trial: Trial, attempts: Sequence[Attempt]) -> str:
