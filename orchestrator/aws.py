@@ -142,9 +142,8 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
     allowed = {r["CidrIp"] for rule in wanted["IpPermissions"] for r in rule["IpRanges"]}
     for vpc in vpcs:
         filters = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]
-        found = list(ec2.security_groups.filter(Filters=filters))
-        if found and found[0].ip_permissions:
-            group = found[0]
+        group = next(iter(ec2.security_groups.filter(Filters=filters)), None)
+        if group and group.ip_permissions:
             admitted = {r["CidrIp"] for rule in group.ip_permissions for r in rule["IpRanges"]}
             if admitted != allowed:
                 raise UsageError(
@@ -156,7 +155,7 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
             continue
         what = "Sweeps: SSH from one address, all traffic within the cluster"
         new = {"GroupName": name, "VpcId": vpc, "Description": what}
-        group = found[0] if found else ec2.create_security_group(**new)
+        group = group or ec2.create_security_group(**new)
         within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group.id}]}
         group.authorize_ingress(IpPermissions=[within, *wanted["IpPermissions"]])
         print(f"The security group {name} admits the file's address and itself ({group.id}).")

@@ -31,7 +31,6 @@ def run(
 
     An error that this project raises on purpose, or one of the system's, is printed to standard
     error without secrets, and without its traceback unless `--verbose` is given.
-
     The parser has the argument of `add_verbose`. `interrupted` is printed after Ctrl+C. `failed` is
     the exit status after an error other than a `UsageError`, whose status is 2.
     """

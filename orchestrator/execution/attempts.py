@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.execution import ray_internals
-from orchestrator.execution.capacity import Capacity
+from orchestrator.execution.cluster import Capacity
 from orchestrator.execution.failure_class import classify_death
 from orchestrator.execution.job import Job, Report
 from orchestrator.execution.watchdog import Watchdog
@@ -17,12 +17,7 @@ from orchestrator.storage.paths import attempt_log
 
 
 class AttemptRunner:
-    """What Tune's searcher and scheduler share. Decides nothing: that is the scheduler's part.
-
-    Attributes:
-        error: an exception that ends the sweep. Raised inside Tune's loop, it would not reach the
-            driver.
-    """
+    """What Tune's searcher and scheduler share. Decides nothing: that is the scheduler's part."""
 
     def __init__(
         self,
@@ -35,6 +30,7 @@ class AttemptRunner:
     ) -> None:
         self.scheduler, self.capacity, self.watchdog = scheduler, capacity, watchdog
         self.processes = TrialProcesses()
+        # Ends the sweep. Raised inside Tune's loop, it would not reach the driver.
         self.error: BaseException | None = None
         self._new_job, self._block_if_stopping = new_job, block_if_stopping
 
@@ -70,11 +66,8 @@ class AttemptRunner:
         if start is None:
             is_waiting = self.processes.trials or self.scheduler.is_paused()
             return None if is_waiting else "finished"
-        return {
-            "job": self._job(start).to_json(),
-            "signature": start.signature,
-            "attempt": start.attempt,
-        }
+        address = {"signature": start.signature, "attempt": start.attempt}
+        return {**address, "job": self._job(start).to_json()}
 
     def on_report(self, tune_id: str, report: Report) -> bool:
         """Process a worker's report and return whether its trial must stop."""
@@ -95,8 +88,8 @@ class AttemptRunner:
                 result = json.loads(report["result"])
                 return self.scheduler.on_evaluation(report["signature"], report["attempt"], result)
             case "end":
-                failure = report.get("failure_class"), report.get("failure_text")
-                self._on_end(report, report["outcome"], *failure)
+                failure = {name: report.get(name) for name in ("failure_class", "failure_text")}
+                self._on_end(report, report["outcome"], **failure)
                 # Stopping a complete trial saves a round trip before the next may use the process.
                 # A diverged trial still has to upload its log, and a failed one may raise to have
                 # its process replaced. A worker group ends by itself.
@@ -114,20 +107,8 @@ class AttemptRunner:
             self._on_end(report, "complete")
         return is_complete
 
-    def _on_end(
-        self,
-        address: Mapping[str, Any],  # with the attempt's `signature` and `attempt`
-        outcome: Literal["complete", "diverged", "failed"],
-        failure_class: str | None = None,
-        failure_text: str | None = None,
-    ) -> None:
-        self.scheduler.on_end(
-            address["signature"],
-            address["attempt"],
-            outcome=outcome,
-            failure_class=failure_class,
-            failure_text=failure_text,
-        )
+    def _on_end(self, address: Mapping[str, Any], outcome: Any, **failure: str | None) -> None:
+        self.scheduler.on_end(address["signature"], address["attempt"], outcome=outcome, **failure)
 
     def on_removal(self, trial: Any, text: str) -> None:
         """Process the end of a Tune trial.
@@ -136,7 +117,8 @@ class AttemptRunner:
         """
         self.watchdog.forget(trial.trial_id)
         self.processes.remove(trial.trial_id)
-        self._on_end(trial.config, "failed", classify_death(text), text)
+        failure_class = classify_death(text)
+        self._on_end(trial.config, "failed", failure_class=failure_class, failure_text=text)
 
     def check(self) -> None:
         """Process what no report announces: failed resets, a changed cluster, hanging trials."""
@@ -163,7 +145,8 @@ class AttemptRunner:
             self._kill(tune_id, "preempted", text)
 
     def _kill(self, tune_id: str, failure_class: str, text: str) -> None:
-        self._on_end(self.processes.trials[tune_id].config, "failed", failure_class, text)
+        config = self.processes.trials[tune_id].config
+        self._on_end(config, "failed", failure_class=failure_class, failure_text=text)
         self.processes.kill(tune_id)
 
     def _job(self, start: AttemptStart) -> Job:

@@ -1,4 +1,4 @@
-"""Starts or joins a Ray cluster, with a token and on the loopback interface."""
+"""Starts or joins a Ray cluster, with a token and on loopback, and says how many trials fit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.execution import ray_internals
-from orchestrator.plan.machines import Machine, planned_machines, total
+from orchestrator.plan.machines import Machine, Shape, fitting, planned_machines, shapes, total
+from orchestrator.plan.plan import Plan
 from trainables.files import temporary
+
+REFRESH_EVERY_S = 1.0  # shortest time between two questions for the cluster's nodes
 
 # Defaults that must be set before ray is imported.
 _ENVIRONMENT = {
@@ -144,17 +148,43 @@ def machines() -> tuple[Machine, ...]:
     """
     import ray
 
-    now = tuple(
-        (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    now = tuple((has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive)
     planned: tuple[Machine, ...] = ()
     file = Path.home() / ray_internals.AUTOSCALER_CONFIG
     head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
     if head == ray.util.get_node_ip_address() and file.is_file():
         planned = planned_machines(file.read_text())
     return max(now, planned, key=lambda each: total(each)[::-1])  # GPUs first
+
+
+class Capacity:
+    """The cluster's capacity for a plan's trials, which changes as nodes join and leave."""
+
+    def __init__(
+        self, plan: Plan, *, max_concurrent: int | None, gpus_per_trial: float | None, clock: Clock
+    ) -> None:
+        self._plan, self._clock = plan, clock
+        self._max_concurrent, self._gpus_per_trial = max_concurrent, gpus_per_trial
+        self._has_gpus = False  # stays true: if the last GPU leaves, trials wait for the next
+        self._refreshed_s: float | None = None
+        self.shapes: dict[str, Shape] = {}  # by variant
+        self.limit = 0  # trials at a time
+        self.draining: set[str] = set()  # ids of the nodes that will stop soon
+
+    def refresh(self) -> None:
+        """Ask Ray for the cluster's nodes, at most once a second."""
+        now_s = self._clock.monotonic_s()
+        if self._refreshed_s is not None and now_s - self._refreshed_s < REFRESH_EVERY_S:
+            return
+        self._refreshed_s = now_s
+        plan, found = self._plan, machines()
+        self._has_gpus = self._has_gpus or total(found)[1] > 0
+        self.shapes = shapes(plan, has_gpus=self._has_gpus, gpus_per_trial=self._gpus_per_trial)
+        fits = max(fitting(plan, found, self.shapes).values())
+        # One trial may always wait for a machine: its request makes an autoscaler add one.
+        self.limit = max(1, min(self._max_concurrent or fits, fits))
+        self.draining = ray_internals.draining_nodes()
 
 
 def disconnect() -> None:

@@ -177,8 +177,7 @@ def kill_process(trial: Any) -> None:
     """Kill the actor that runs a trial, if it has one. `ray/tune/experiment/trial.py`."""
     import ray
 
-    actor = trial.temporary_state.ray_actor
-    if actor is not None:
+    if actor := trial.temporary_state.ray_actor:
         ray.kill(actor)
 
 

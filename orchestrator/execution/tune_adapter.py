@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.clock import Clock
 from orchestrator.execution import group, ray_internals, worker
 from orchestrator.execution.attempts import AttemptRunner
-from orchestrator.execution.capacity import Capacity
+from orchestrator.execution.cluster import Capacity
 from orchestrator.execution.job import Job
 from orchestrator.execution.watchdog import Watchdog
 from orchestrator.plan.machines import workers_per_trial

@@ -136,16 +136,14 @@ class _Attempt:
         """Train the remaining epochs; return the best epoch, None if no epoch remained."""
         from trainables.training import loop
 
-        best_epoch = None
+        job, best_epoch = self.job, None
         for end in loop.fit(
             self.config,
-            Path(self.job.dataset_dir),
-            checkpoints=Path(
-                self.job.sweep_dir, attempt_path(self.job.signature, self.job.attempt)
-            ),
-            resume_from=_resume_point(self.job),
+            Path(job.dataset_dir),
+            checkpoints=Path(job.sweep_dir, attempt_path(job.signature, job.attempt)),
+            resume_from=_resume_point(job),
             device=self.device,
-            keep_all=self.job.keep_all,
+            keep_all=job.keep_all,
             on_step=self.on_step,
         ):
             best_epoch = end.best_epoch

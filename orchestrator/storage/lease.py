@@ -33,15 +33,11 @@ class LeaseLostError(OrchestratorError):
 
 
 class Lease:
-    """A lease that is held, and renewed by a thread of its own until it is released.
-
-    Attributes:
-        lost: the reason to stop once another driver holds the lease; None until then.
-    """
+    """A lease that is held, and renewed by a thread of its own until it is released."""
 
     def __init__(self, storage: Storage, token: str, clock: Clock) -> None:
         self.storage, self.token, self.clock = storage, token, clock
-        self.lost: str | None = None
+        self.lost: str | None = None  # the reason to stop once another driver holds the lease
         self._is_stopped = False
         self._thread = StepThread("lease", self.step, RENEW_S)
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.clock import Clock
 from orchestrator.execution import ray_internals
 from orchestrator.execution.attempts import AttemptRunner
-from orchestrator.execution.capacity import Capacity
+from orchestrator.execution.cluster import Capacity
 from orchestrator.execution.job import Job
 from orchestrator.execution.watchdog import Watchdog
 
