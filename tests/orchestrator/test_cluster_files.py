@@ -14,8 +14,8 @@ from jsonschema import ValidationError
 from orchestrator import aws, spot
 from orchestrator.execution import cluster
 from orchestrator.plan.machines import planned_machines, workers_fitting
-from orchestrator.sweep import arguments
 from orchestrator.tracking import client
+from tests.orchestrator.sweeps import parse_args
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster.onprem.yaml")
@@ -69,7 +69,7 @@ def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     ):
         assert f"{variable}=" in said
         monkeypatch.setenv(variable, value)
-        assert getattr(arguments.parse_args([]), field) == value
+        assert getattr(parse_args([]), field) == value
     # The page's address that a sweep prints is where the server of `services.sh` listens.
     (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", said)
     services = (ROOT / "orchestrator" / "services.sh").read_text()
