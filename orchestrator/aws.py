@@ -162,11 +162,7 @@ def make_group(ec2: Any, config: dict[str, Any]) -> None:
 
 
 def make_role(iam: Any, name: str, policy: dict[str, Any]) -> tuple[str, bool]:
-    """Create a role for machines and its instance profile, and set its policy.
-
-    Returns:
-        Its ARN, and whether the profile is new.
-    """
+    """Create or update a role for machines; return its ARN and whether its profile is new."""
     trust = _policy({"Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"})
     unless_there(iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
     iam.put_role_policy(RoleName=name, PolicyName="sweeps", PolicyDocument=json.dumps(policy))

@@ -26,6 +26,7 @@ METADATA = "http://169.254.169.254"  # EC2's instance metadata service, on every
 POLL_S = 5.0
 TOKEN_S = 21_600  # the longest lifetime of a token that the service accepts
 _REQUEST_S = 2.0
+_HEADER = "X-aws-ec2-metadata-token"
 
 
 class Metadata:
@@ -42,9 +43,9 @@ class Metadata:
         """
         for is_last in (False, True):
             if not self._token:
-                self._token = self._ask("PUT", "api/token", f"ttl-seconds:{TOKEN_S}")
+                self._token = self._ask("PUT", "api/token", f"{_HEADER}-ttl-seconds", TOKEN_S)
             try:
-                text = self._ask("GET", "meta-data/spot/instance-action", f":{self._token}")
+                text = self._ask("GET", "meta-data/spot/instance-action", _HEADER, self._token)
                 when = datetime.fromisoformat(json.loads(text)["time"])
                 return when if when.tzinfo else when.replace(tzinfo=UTC)
             except urllib.error.HTTPError as error:
@@ -57,12 +58,9 @@ class Metadata:
                 raise OSError(f"the metadata service sent an unusable answer: {error!r}") from error
         return None
 
-    def _ask(self, method: str, path: str, token: str) -> str:
-        name, _, value = token.partition(":")
-        header = "X-aws-ec2-metadata-token" + (f"-{name}" if name else "")
-        request = urllib.request.Request(
-            f"{self.address}/latest/{path}", method=method, headers={header: value}
-        )
+    def _ask(self, method: str, path: str, header: str, value: str | int) -> str:
+        url, headers = f"{self.address}/latest/{path}", {header: str(value)}
+        request = urllib.request.Request(url, method=method, headers=headers)
         # Never through a proxy: the service is this machine's own.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_REQUEST_S) as answer:
@@ -80,9 +78,8 @@ def watch(metadata: Metadata, address: str, node_ip: str, poll_s: float) -> str:
             when = metadata.interruption()
             if when is not None:
                 left_s = (when - datetime.now(UTC)).total_seconds()
-                return ray_internals.drain(
-                    address, node_ip, left_s, f"spot interruption at {when.isoformat()}"
-                )
+                reason = f"spot interruption at {when.isoformat()}"
+                return ray_internals.drain(address, node_ip, left_s, reason)
         except Exception as error:  # Ray's own are of many kinds
             if str(error) != last_printed:  # not the same line every 5 s
                 last_printed = str(error)
