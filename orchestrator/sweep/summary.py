@@ -82,11 +82,11 @@ def print_plan(console: Console, plan: Plan, costs: Costs) -> None:
     console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
     if plan.num_finals:
         console.print(
-            f"After its search, the best trial of each variant is trained again with "
+            f"After the search, the best trial of each variant is trained again with "
             f"{plan.final_seeds} {'seed' if plan.final_seeds == 1 else 'seeds'} and evaluated once "
             "on the test split."
         )
-    console.print("Operations are of one image, forward. A GPU is used where the cluster has one.")
+    console.print("MMACs and MFLOPs count one image's forward pass. A GPU is used if there is one.")
 
 
 def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker) -> None:

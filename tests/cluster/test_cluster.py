@@ -273,9 +273,9 @@ print("SAID" + json.dumps(said))
     return {method for method, answer in said.items() if answer == "UNAUTHENTICATED"}
 
 
-def readme_commands() -> dict[str, str]:
-    """Return the commands of the README's cluster chapter by what they are for."""
-    text = (ROOT / "README.md").read_text().partition("\n## A cluster\n")[2].partition("\n## ")[0]
+def documented_commands() -> dict[str, str]:
+    """Return the commands of "Run on a cluster on AWS" by what they are for."""
+    text = (ROOT / "docs/how-to/cluster-aws.md").read_text().partition("\n## Use it\n")[2]
     rows = re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE)
     return {
         what.strip(): found.group(1).replace("\\|", "|")
@@ -284,25 +284,25 @@ def readme_commands() -> dict[str, str]:
     }
 
 
-def test_the_readmes_commands_do_what_they_say(cluster: Cluster) -> None:
+def test_the_documented_commands_do_what_they_say(cluster: Cluster) -> None:
     """Word for word, by the operator: prepare, run, watch, open, stop, go on. The images are Tiny
     ImageNet's sample under the official name, where a download would have put them."""
     if not TINY.exists():
         pytest.skip(f"{TINY.name} is not at hand")
-    said = readme_commands()
+    said = documented_commands()
     place = data_location(f"s3://{cluster.bucket.name}/data").folder.name
     folder = cluster.head.home / ".cache" / "sweep-orchestrator" / "data" / place
     shutil.copy(TINY, folder / "tiny-imagenet-200.zip")
 
     def run(what: str, more: str = "") -> str:
         (command,) = [line for key, line in said.items() if key.startswith(what)]
-        words = shlex.split(command.replace("FILE", str(cluster.file)))
+        words = shlex.split(command.replace("cluster.yaml", str(cluster.file)))
         words[-1] = words[-1].replace("tinyimagenet 2>&1", f"tinyimagenet {more} 2>&1")
         ended = cluster.ray(*words[1:])
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout + ended.stderr
 
-    assert "fingerprint" in run("put a dataset")
+    assert "fingerprint" in run("prepare a dataset")
     out = cluster.head.home / "sweep.out"
     for more in ("--max-concurrent 1", "--max-concurrent 1 --resume"):
         run("run a sweep", more)
@@ -312,7 +312,7 @@ def test_the_readmes_commands_do_what_they_say(cluster: Cluster) -> None:
         cluster.wait_for(lambda: "Nothing is lost" in out.read_text(), "the end", 60)
         out.write_text("")
     command = next(line for key, line in said.items() if key.startswith("open MLflow"))
-    words = shlex.split(command.replace("FILE", str(cluster.file)))
+    words = shlex.split(command.replace("cluster.yaml", str(cluster.file)))
     with cluster.ray_in_terminal(*words[1:]):
         cluster.wait_for(lambda: http_status("http://127.0.0.1:5000/") == 200, "MLflow here", 60)
         cluster.wait_for(
