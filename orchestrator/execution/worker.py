@@ -16,9 +16,9 @@ from orchestrator.execution.failure_class import is_process_unusable
 from orchestrator.execution.job import Job, Report, Send, failure_report, make_report
 from orchestrator.execution.uploads import Uploads
 from orchestrator.redaction import RedactingFormatter
-from orchestrator.storage.checkpoints import fetch_checkpoint
 from orchestrator.storage.paths import attempt_path, checkpoint_path
 from orchestrator.storage.store import open_storage
+from orchestrator.storage.sweeps import fetch_checkpoint
 from trainables.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ranking import best_row, top_k
 from orchestrator.ledger.records import Trial
-from orchestrator.storage import checkpoints, sweeps
+from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.storage.store import Storage
 
@@ -21,7 +21,7 @@ def best_checkpoint(ledger: Ledger, paths: SweepPaths, trial: Trial) -> Path | N
         return None
     folder = paths.root / name
     if not folder.is_dir() and paths.remote:
-        return checkpoints.local_checkpoint(paths, name)
+        return sweeps.local_checkpoint(paths, name)
     return folder if folder.is_dir() else None
 
 

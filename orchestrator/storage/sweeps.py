@@ -1,4 +1,4 @@
-"""Finds sweeps by name, in a local storage or in one at an address."""
+"""Finds sweeps by name, and their files, in a local storage or in one at an address."""
 
 from __future__ import annotations
 
@@ -75,3 +75,27 @@ def local_file(paths: SweepPaths, name: str) -> Path | None:
     if not file.is_file() and storage is not None:
         storage.get_file(name, file)
     return file if file.is_file() else None
+
+
+def local_checkpoint(paths: SweepPaths, name: str) -> Path | None:
+    """Return a checkpoint as `fetch_checkpoint` does, from the sweep's folder and storage."""
+    return fetch_checkpoint(paths.root, storage_of(paths), name)
+
+
+def fetch_checkpoint(sweep_dir: Path, storage: Storage | None, name: str) -> Path | None:
+    """Return the folder of a whole checkpoint on this machine, or None if there is none.
+
+    Its name is relative to the sweep's folder. One that is not on this machine is fetched from the
+    sweep's folder in the storage.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    from trainables.training import checkpoint
+
+    folder = sweep_dir / name
+    whole = checkpoint.newest_valid([folder])
+    if whole is None and storage is not None:
+        storage.get_folder(name, folder, mark=checkpoint.MANIFEST)
+        whole = checkpoint.newest_valid([folder])
+    return whole

@@ -23,7 +23,7 @@ from orchestrator.plan import budget, disk, machines
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
-from orchestrator.storage import checkpoints, locks
+from orchestrator.storage import locks, sweeps
 from orchestrator.storage.paths import DataLocation
 from orchestrator.sweep import measure, opening, outputs, signals, summary
 from orchestrator.sweep.cleanup_thread import CleanupThread
@@ -151,7 +151,7 @@ def _new_scheduler(
     return TrialScheduler(
         context.ledger,
         plan,
-        is_loadable=lambda path: checkpoints.local_checkpoint(paths, path) is not None,
+        is_loadable=lambda path: sweeps.local_checkpoint(paths, path) is not None,
         has_room=lambda variant: config.force or disk.has_room(paths.root, plan, costs, variant),
         fits_budget=(
             budget.allowance(limits, context.ledger, plan, operations, epoch_s, context.clock)

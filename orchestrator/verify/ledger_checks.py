@@ -11,7 +11,7 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan.plan import trial_seed
 from orchestrator.search import decisions
-from orchestrator.storage import checkpoints
+from orchestrator.storage import sweeps
 from orchestrator.storage.paths import checkpoint_path
 from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of, requested_trials
 from trainables.config import TrainConfig
@@ -219,7 +219,7 @@ def _resume_checkpoints(snapshot: Snapshot, trial: Trial) -> list[str | None]:
 
 def _is_there(snapshot: Snapshot, path: str) -> bool:
     """Return whether a checkpoint is on this machine or was fetched from the sweep's storage."""
-    if snapshot.paths.remote and checkpoints.local_checkpoint(snapshot.paths, path) is not None:
+    if snapshot.paths.remote and sweeps.local_checkpoint(snapshot.paths, path) is not None:
         return True
     return (snapshot.paths.root / path).exists()
 

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.ledger import retention
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.storage import checkpoints, sweeps
+from orchestrator.storage import sweeps
 from orchestrator.storage.paths import SweepPaths, sweep_paths
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 
@@ -108,10 +108,10 @@ def test_the_best_weights_are_fetched_if_this_machine_lacks_them(
     found = retention.best_weights(ledger, paths, ledger.trial("a"))
     assert found == paths.root / name / "model.safetensors"
     assert found.read_bytes() == (made / "model.safetensors").read_bytes()
-    assert checkpoints.local_checkpoint(paths, name) == paths.root / name
+    assert sweeps.local_checkpoint(paths, name) == paths.root / name
     # A damaged one here is replaced; one that is damaged there is none.
     found.write_bytes(b"torn")
-    assert checkpoints.local_checkpoint(paths, name) == paths.root / name
+    assert sweeps.local_checkpoint(paths, name) == paths.root / name
     found.write_bytes(b"torn")
     storage.put(f"{name}/state.json", json.dumps({"flipped": 1}).encode())
-    assert checkpoints.local_checkpoint(paths, name) is None
+    assert sweeps.local_checkpoint(paths, name) is None
