@@ -1,4 +1,4 @@
-"""Search spaces: one file each; a file of the user's own works just as well."""
+"""The built-in search spaces, one file each, and functions to load and check a space."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> SearchSpace:
-    """Return a built-in space, or the one in a file, after `check`.
+    """Return a built-in space, or the one that a file defines, after checking it.
 
     Raises:
-        ValueError: there is none, the file defines no `SPACE`, or its values are wrong.
+        ValueError: there is no such space or file, it defines no `SPACE`, or a value is wrong.
     """
     from search_spaces.space import SearchSpace
 
@@ -35,8 +35,8 @@ def load(name: str) -> SearchSpace:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"Unknown search space {name!r}. Known: {', '.join(names())}.{hint} A space of your "
-            "own is given by the path of its file, ending in .py."
+            f"Unknown search space {name!r}. Known: {', '.join(names())}.{hint} To use your "
+            "own space, give the path of its .py file."
         )
     space = getattr(module, "SPACE", None)
     if not isinstance(space, SearchSpace):
@@ -61,7 +61,7 @@ def check(space: SearchSpace) -> None:
 
 
 def _load_file(path: Path) -> types.ModuleType:
-    """Run a user's file; an error names its line."""
+    """Return the module of a user's space file; an error names its line."""
     if not path.is_file():
         raise ValueError(f"There is no space file at {path}.")
     module = types.ModuleType(f"user_space_{path.stem}")

@@ -42,7 +42,7 @@ def problems_of(space: SearchSpace) -> list[str]:
 
 
 def _type_problems(space: SearchSpace) -> list[str]:
-    """Return the fields of a wrong type; only without them can the values be checked."""
+    """Return a problem for each field of a wrong type; values are checked only without them."""
     problems = []
     tuples = (("variants", "names"), ("recipe_notes", "texts"), ("published", "`Published`"))
     for name, what in tuples:
@@ -86,7 +86,7 @@ def _name_problems(space: SearchSpace) -> list[str]:
                 problems.append(f"In `{where}`: {unknown_field(name)}")
             elif name in _DECIDED_ELSEWHERE:
                 problems.append(
-                    f"In `{where}`: {name!r} is decided per sweep, not by a space; remove it."
+                    f"In `{where}`: {name!r} is set by the sweep; remove it from the space."
                 )
     named = {*space.by_variant, *space.image_size_by_variant, *space.gpus_by_variant}
     if unlisted := ", ".join(sorted(named - set(space.variants))):
@@ -97,17 +97,17 @@ def _name_problems(space: SearchSpace) -> list[str]:
 def _range_problems(space: SearchSpace) -> list[str]:
     problems = [
         f"`params[{name!r}]` must be a FloatDistribution, IntDistribution or "
-        f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs into `base`."
+        f"CategoricalDistribution of Optuna; got {value!r}. A fixed value belongs in `base`."
         for name, value in space.params.items()
         if not isinstance(value, BaseDistribution)
     ]
     problems += [
-        f"`base[{name!r}]` is a range; it belongs into `params`."
+        f"`base[{name!r}]` is a range; it belongs in `params`."
         for name, value in space.base.items()
         if isinstance(value, BaseDistribution)
     ]
     if both := sorted(set(space.base) & set(space.params)):
-        problems.append(f"In `base` and in `params` at once: {', '.join(both)}.")
+        problems.append(f"Both in `base` and in `params`: {', '.join(both)}.")
     searched = {name for variant in space.variants for name in space.params_for(variant)}
     if "epochs" in searched | set(space.params):
         problems.append(
@@ -138,8 +138,8 @@ def _number_problems(space: SearchSpace) -> list[str]:
             problems.append(f"`{name}` must be a whole number, {low} or more; got {value!r}.")
     if type(space.trials) is int and 0 < space.trials < len(space.enqueued):
         problems.append(
-            f"`trials` must be at least the {len(space.enqueued)} of `enqueued`, so that all of "
-            f"them are tried; got {space.trials}."
+            f"`trials` must be at least {len(space.enqueued)}, the number of `enqueued` "
+            f"configurations; got {space.trials}."
         )
     return problems
 
@@ -152,8 +152,8 @@ def _choice_problems(space: SearchSpace) -> list[str]:
         problems.append(f"`mode` must be 'max' or 'min'; got {space.mode!r}.")
     elif space.metric in METRIC_NAMES and space.mode != _DIRECTION.get(space.metric, space.mode):
         problems.append(
-            f"`metric` {space.metric!r} gets better towards {_DIRECTION[space.metric]!r}; got "
-            f"`mode` {space.mode!r}."
+            f"`metric` {space.metric!r} needs `mode` {_DIRECTION[space.metric]!r}; got "
+            f"{space.mode!r}."
         )
     for size in (space.image_size, *space.image_size_by_variant.values()):
         if size not in ("native", "paper") and not (type(size) is int and size > 0):
@@ -211,13 +211,13 @@ def _row_enqueued_problems(space: SearchSpace, where: str, row: Published) -> li
     if row.enqueued is None:
         return []
     if row.variant is None:
-        return [f"{where}: `enqueued` needs a `variant`, whose trial it names; give one."]
+        return [f"{where}: `enqueued` needs a `variant`; give one."]
     if row.variant not in space.variants:
         return []  # reported by `_published_problems`
     count = len(space.enqueued) if space.params_for(row.variant) else 0
     if type(row.enqueued) is int and 0 <= row.enqueued < count:
         return []
-    rule = f"must be a whole number, 0 to {count - 1}, of `enqueued`" if count else "must be None"
+    rule = f"must be a number from 0 to {count - 1}" if count else "must be None"
     why = "" if count else f", as no trial of {row.variant} is enqueued"
     return [f"{where}: `enqueued` {rule}{why}; got {row.enqueued!r}."]
 

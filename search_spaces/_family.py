@@ -1,4 +1,4 @@
-"""What the built-in spaces over B0 to B7 and the baselines have in common. Not a space itself."""
+"""The search that `cifar10`, `cifar100` and `tinyimagenet` share. Not a space itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.space import SearchSpace
 from trainables.models.build import EFFICIENTNETS
 
-# The learning rate spans what SGD and AdamW need; early stopping ends a wrong pairing at its
-# first rung.
+# The range of the learning rate covers SGD and AdamW. Early stopping ends trials whose learning
+# rate does not suit their optimizer.
 _PARAMS: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(5e-4, 0.2, log=True),
     "dropout": FloatDistribution(0.0, 0.5),
@@ -26,7 +26,7 @@ _EFFICIENTNET = {**_DEEP, "stem_stride": 1, "drop_path": FloatDistribution(0.0, 
 
 
 def family_space(dataset: str, *, crop_padding_px: int) -> SearchSpace:
-    """Return the search over the CNNs, ResNet-50 and B0 to B7 from scratch at the native size."""
+    """Return the search over CNNs, ResNet-50 and EfficientNet B0 to B7 at the native size."""
     return SearchSpace(
         name=dataset,
         dataset=dataset,

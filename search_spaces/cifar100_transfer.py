@@ -1,18 +1,18 @@
-"""A published study: EfficientNet-B0 from ImageNet weights on CIFAR-100, against a 9-layer CNN.
+"""A published study: EfficientNet-B0 from ImageNet weights, and a 9-layer CNN, on CIFAR-100.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer`
-In minutes: `--epochs 1 --trials 1 --image-size 32 --weights none`, on a sample.
+Quick check on a sample of the data: `--epochs 1 --trials 1 --image-size 32 --weights none`
 Weights: `tf_efficientnet_b0.aa_in1k`, downloaded; `--weights none` trains from scratch.
 Published: 82 % (B0) and 59 % (the CNN) on the test split.
 
-Nothing is searched: the trials of a model are its seeds. The space
+Nothing is searched: the trials of a model differ only in their seeds. The space
 `cifar100_transfer_settings` tries the settings that the study found worse.
 """
 
 from search_spaces.space import Published, SearchSpace
 
-# What both models have in common.
+# Shared by both models.
 BASE = {
     "validation_fraction": 0.2,
     "optimizer": "adam",
@@ -36,15 +36,15 @@ TRANSFER = {
     "elastic": 0.2,
 }
 TRANSFER_NOTES = (
-    "Said of B0: everything but the probabilities of the augmentation and the optimizer's epsilon. "
-    "The author's public notebook (CIFAR100_ImageRecognition) has 0.5 for the flips, 0.2 for grid "
-    "distortion and elastic transform, and Keras' default epsilon, 1e-7.",
-    "They augment the upscaled image, with the elastic transform of albumentations, whose default "
-    "strength moves nothing visibly; here the stored image is augmented, visibly, then upscaled.",
-    "They feed pixels in 0 to 1 to the network; here they are normalised as its weights expect. "
-    "The weights are timm's conversion of the published AutoAugment ones.",
-    "Not said, and here not: drop path. Pixels that distortion and elastic transform bring in from "
-    "outside the image are black here.",
+    "For B0, the study states everything except the probabilities of the augmentations and the "
+    "optimizer's epsilon. The author's public notebook (CIFAR100_ImageRecognition) has 0.5 for the "
+    "flips, 0.2 for grid distortion and elastic transform, and Keras's default epsilon, 1e-7.",
+    "The study augments the upscaled image, with albumentations' elastic transform, whose default "
+    "strength has no visible effect. Here the stored image is augmented, visibly, then upscaled.",
+    "The study feeds pixels from 0 to 1 to the network; here they are normalized as its weights "
+    "require. The weights are timm's conversion of the published AutoAugment weights.",
+    "The study does not mention drop path; it is not used here. Distortions fill pixels from "
+    "outside the image with black here.",
 )
 
 SPACE = SearchSpace(
@@ -75,9 +75,9 @@ SPACE = SearchSpace(
             test_top1=0.82,
             loss=0.19,
             parameters=4_177_664,
-            note="A cross-entropy of 0.19 does not go with 82 % on the same images. The text calls "
-            "it the test loss once and the validation loss another time. The parameters are said "
-            "to be trainable, but 42,016 of them are batch norm's running statistics.",
+            note="A cross-entropy of 0.19 is implausible at 82 % on the same images. The text "
+            "calls it the test loss once and the validation loss once. It calls all parameters "
+            "trainable, but 42,016 of them are batch norm's running statistics.",
         ),
         Published(
             variant="cnn9",
@@ -85,17 +85,18 @@ SPACE = SearchSpace(
             test_top1=0.59,
             loss=1.47,
             parameters=13_870_484,
-            note="Our model is a reconstruction: the study gives the number of layers, the total, "
-            "100 epochs and 59 %; the author's public repository the rest and the loss.",
+            note="Our model is a reconstruction: the study gives the numbers of layers and "
+            "parameters, 100 epochs and 59 %; the rest and the loss are from the author's "
+            "public repository.",
         ),
     ),
     recipe_notes=(
         *TRANSFER_NOTES,
-        "The study gives the CNN 9 layers and 100 epochs. From the script in its author's public "
-        "repository: Adam at 1e-4, batch 64, dropout, early stopping with patience 20, the best by "
-        "validation loss, a fifth for validation, flips, shear 0.2 (degrees, as Keras takes it), "
-        "zoom 0.2.",
-        "That script shifts by a tenth of the width; here crops of 3 px of padding, which shift in "
-        "height too. It augments validation and test images as well; here they stay as they are.",
+        "For the CNN, the study states 9 layers and 100 epochs. The rest is from the script in the "
+        "author's public repository: Adam at 1e-4, batch size 64, dropout, early stopping with "
+        "patience 20, the best epoch by validation loss, a fifth of the images for validation, "
+        "flips, shear 0.2 (Keras's unit is degrees), zoom 0.2.",
+        "That script shifts images by a tenth of the width. Here crops with 3 px of padding shift "
+        "them in height too. The script also augments validation and test images; here not.",
     ),
 )

@@ -5,10 +5,11 @@ the search continues from them, over the optimizers that the study proposes as f
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep cifar100_transfer_settings`
-In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
-Weights: as of `cifar100_transfer`.
-Published, without figures but one: learning rates 1e-2 and 1e-3 learn
-    nothing, 1e-5 is slow and worse, RMSProp is one point lower, dropout 0.2 overfits.
+Quick check on a sample of the data:
+    `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`
+Weights: as in `cifar100_transfer`.
+Published, with a figure for RMSProp only: learning rates 1e-2 and 1e-3 learn nothing, 1e-5 is slow
+    and worse, RMSProp is one point lower, dropout 0.2 overfits.
 """
 
 import dataclasses
@@ -47,19 +48,19 @@ SPACE = SearchSpace(
     published=(
         dataclasses.replace(
             study.SPACE.published[0],
-            note="The final recipe, here trial 0. The loss does not go with the accuracy.",
+            note="The final recipe, here trial 0. The loss is implausible at this accuracy.",
         ),
         Published(
             variant="efficientnet_b0",
             enqueued=4,
             label="the same with RMSProp",
             test_top1=0.81,
-            note="Said: one point lower.",
+            note="The study only states: one point lower.",
         ),
     ),
     recipe_notes=(
         *study.TRANSFER_NOTES,
-        "RMSProp as Keras has it: no momentum, and a smoothing constant of 0.9.",
-        "Each change is one from the final recipe; the study does not say what else was different.",
+        "RMSProp has Keras's defaults: no momentum, and a smoothing constant of 0.9.",
+        "Trials 1 to 5 each change one value of the recipe; the study states no other change.",
     ),
 )

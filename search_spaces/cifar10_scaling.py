@@ -2,20 +2,20 @@
 
 Data: `python -m orchestrator.data prepare cifar10`
 Command: `python -m orchestrator.sweep cifar10_scaling`
-Their table only: `--variants efficientnet_b0,efficientnet_b0_depth,efficientnet_b0_width,
-    efficientnet_b0_resolution,efficientnet_b2` (one word). For what is larger they had no memory;
-    here a batch that does not fit is trained in micro-batches by itself.
-In minutes: `--epochs 1 --trials 1 --image-size native`, with few variants, on a sample: 32 px,
-    and 64 px for `efficientnet_b0_resolution`. `--image-size 32` would make that one B0.
+The study's models only: `--variants efficientnet_b0,efficientnet_b0_depth,efficientnet_b0_width,
+    efficientnet_b0_resolution,efficientnet_b2` (no space). The study lacked memory for larger ones;
+    here a batch that does not fit in memory is trained in micro-batches.
+Quick check on a sample of the data: `--epochs 1 --trials 1 --image-size native` and few variants.
+    Do not use `--image-size 32`: it makes `efficientnet_b0_resolution` equal to B0.
 Published: 85.2 % (B2) to 89.5 % (B0).
 
-Nothing is searched: the trials of a model are its seeds. Models run smallest first.
+Nothing is searched: the trials of a model differ only in their seeds. Small models run first.
 """
 
 from search_spaces.space import Published, SearchSpace
 from trainables.models.build import EFFICIENTNETS
 
-# The five of their table.
+# The five models of the study's table.
 _TABLE = (
     "efficientnet_b0",
     "efficientnet_b0_depth",
@@ -24,7 +24,7 @@ _TABLE = (
     "efficientnet_b2",
 )
 
-# Of each model in `_TABLE`: their label, test top-1 and FLOPs, and the numbers in `_FLOPS`.
+# For each model in `_TABLE`: the study's label, test top-1 and FLOPs, and the numbers in `_FLOPS`.
 _RESULTS = (
     ("Baseline B0", 0.8945, 820_000_000, (1.07, 0.38, 224)),
     ("Scale by depth (B0)", 0.8631, 3_350_000_000, (1.06, 1.57, 224)),
@@ -32,14 +32,14 @@ _RESULTS = (
     ("Scale by resolution (B0)", 0.8880, 3_270_000_000, (1.06, 1.54, 448)),
     ("Compound scale (B2)", 0.8521, 1_820_000_000, (1.06, 0.86, 256)),
 )
-# Derived: they count twice the multiply-accumulates, 4 to 7 % more than torch does, which leaves
-# out norms and activations. That holds at 224 px, 448 px for the scaled resolution, and for B2 at
-# 256 px, but not at the paper's 260.
-_FLOPS = "Their FLOPs are {} times twice the {} billion multiply-accumulates at {} px."
+# The study's FLOPs are twice the multiply-accumulates and 4 to 7 % more than torch counts, which
+# omits norms and activations. That holds at 224 px, at 448 px for the scaled resolution and at
+# 256 px for B2, but not at the paper's 260 px.
+_FLOPS = "The FLOPs are {} times ours (twice {} billion multiply-accumulates at {} px)."
 _B2_NOTE = (
-    " (0.92 times at the paper's 260 px.) They set it beside 1.8 billion of the paper, which are "
-    "multiply-accumulates and of a larger network (depth 1.4, width 1.2, resolution 1.3), so their "
-    "compound model has 54 to 60 % of the compute of the three others it is compared with."
+    " At the paper's 260 px the factor is 0.92. The study compares this model with the paper's 1.8 "
+    "billion, which are multiply-accumulates of a larger network (depth 1.4, width 1.2, resolution "
+    "1.3), and with three models of its own that take 1.7 to 1.8 times as many operations."
 )
 
 # The paper's label, ImageNet top-1 and FLOPs, and what to add to `_PAPER`.
@@ -49,16 +49,13 @@ _PAPERS_RESULTS = (
     ("B0 by width 2, the paper", 0.789, 1_800_000_000, ""),
     ("B0 by resolution 2, the paper", 0.791, 1_900_000_000, ""),
     (
-        "Compound, the paper (theirs: B2)",
+        "Compound, the paper (the study: B2)",
         0.811,
         1_800_000_000,
         " Depth 1.4, width 1.2, resolution 1.3: not B2.",
     ),
 )
-_PAPER = (
-    "On ImageNet. The paper's FLOPs are multiply-accumulates: in the unit of the other column, "
-    "twice as many."
-)
+_PAPER = "On ImageNet. The paper's FLOPs are multiply-accumulates; the study's are twice as many."
 
 SPACE = SearchSpace(
     name="cifar10_scaling",
@@ -103,16 +100,18 @@ SPACE = SearchSpace(
         ),
     ),
     recipe_notes=(
-        "Said: RMSProp with momentum 0.9, alpha 0.9, epsilon 0.1; a linear, then exponential "
-        "learning rate; 35 epochs (the paper: 350).",
-        "The image sizes are not said: derived from their FLOPs, 224 px, 448 for the scaled "
-        "resolution, 256 for B2. CIFAR's 32 px are upscaled on the device.",
-        "Not said, here the paper's: 0.016 per 256 images, so 0.008 at batch 128; 5 epochs of "
-        "warm-up; a factor 0.97 every 2.4 epochs, not shortened with the epochs; weight decay "
-        "1e-5; dropout 0.2 and drop path 0.2, for every model, so that only the scaling differs.",
-        "Not said: augmentation, here flips and crops with 4 px of padding.",
-        "They do not say on which images the accuracy is measured; it is taken for the test split. "
-        "Here 10 % of the training images are held out, and the best epoch on them is evaluated.",
-        "B1 and B3 to B7 are their future work, at the paper's image sizes (240 to 600 px).",
+        "The study states: RMSProp with momentum 0.9, alpha 0.9, epsilon 0.1; a linear, then "
+        "exponential learning rate; 35 epochs (the paper: 350).",
+        "The image sizes are not stated. Derived from the study's FLOPs: 224 px, 448 px for the "
+        "scaled resolution, 256 px for B2. CIFAR's 32 px images are upscaled on the device.",
+        "Not stated; from the paper: learning rate 0.016 per 256 images, so 0.008 at batch size "
+        "128; 5 epochs of warm-up; decay by 0.97 every 2.4 epochs, although there are fewer "
+        "epochs; weight decay 1e-5; dropout and drop path 0.2 for every model, so that only the "
+        "scaling differs.",
+        "The augmentation is not stated; here flips, and crops with 4 px of padding.",
+        "The study does not state on which images it measures accuracy; it is compared with the "
+        "test split. Here 10 % of the training images form the validation split, and the epoch "
+        "that is best on it is evaluated on the test split.",
+        "B1 and B3 to B7 are the study's future work, at the paper's image sizes, 240 to 600 px.",
     ),
 )

@@ -1,7 +1,7 @@
-"""The default: a small search on scikit-learn's 1,797 digits, without a download.
+"""The default space: a small search on scikit-learn's 1,797 digits, without a download.
 
 Command: `python -m orchestrator.sweep digits` (or `make sweep`).
-Cost: 5 minutes on 2 cores of an AMD EPYC.
+Duration: 5 minutes on 2 cores of an AMD EPYC.
 Measured there: best validation top-1 0.993 (`cnn2`, `cnn3`) and 0.972 (`efficientnet_b0`) on 144
     images; test top-1 0.983, 0.978 and 0.981 on 359 images, one seed each.
 """
@@ -29,7 +29,7 @@ SPACE = SearchSpace(
         "batch_size": CategoricalDistribution([32, 64, 128]),
         "optimizer": CategoricalDistribution(["adamw", "radam", "lamb"]),
     },
-    # At 32 px the stock stride leaves 1 x 1 features.
+    # At 32 px, B0's usual stem stride of 2 leaves 1 x 1 feature maps.
     by_variant={"efficientnet_b0": {"stem_stride": 1}},
     first_rung_epochs=2,
     rung_factor=3,

@@ -1,18 +1,19 @@
-"""The grid over depth, width and resolution that compound scaling came from.
+"""The grid over depth, width and resolution from which compound scaling was derived.
 
-alpha * beta^2 * gamma^2 is about 2 at each point: B0 at phi = 1, scaled in 14 ways of equal cost,
-the paper's own (1.2, 1.1, 1.15) and the three single dimensions among them, on CIFAR-100 by the
-recipe of `cifar100_family`.
+B0 is scaled in 14 ways of about equal cost: alpha * beta^2 * gamma^2 is about 2 at each point
+(alpha: depth, beta: width, gamma: resolution). The paper's point (1.2, 1.1, 1.15) and the three
+single dimensions are included. The recipe is that of `cifar100_family`, on CIFAR-100.
 
 Data: `python -m orchestrator.data prepare cifar100`
 Command: `python -m orchestrator.sweep scaling_grid`
-In minutes: `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`, on a
-    sample. Not with `--image-size N`, which removes the resolution from the grid.
-Published: that (1.2, 1.1, 1.15) is best, on ImageNet.
+Quick check on a sample of the data:
+    `--epochs 1 --trials 1 --variants efficientnet_b0,efficientnet_b0_d1.2_w1.1_r1.15`
+    Do not use `--image-size N`: it removes the resolution from the grid.
+Published: (1.2, 1.1, 1.15) is the best point, on ImageNet.
 
-The cost is the rule's, not the networks': blocks are rounded up, channels to multiples of 8, and
-a pixel is 3 % of 32. Counted, the networks take 1.9 to 3.8 times B0's multiply-accumulates, so
-compare them along that axis.
+The networks' real cost differs: blocks are rounded up, channels to multiples of 8 and image sizes
+to whole pixels. They take 1.9 to 3.8 times B0's multiply-accumulates, so compare their accuracy
+at their multiply-accumulates.
 """
 
 import math
@@ -26,9 +27,9 @@ _WIDTHS = (1.0, 1.1, 1.2, 1.3, 1.41)
 
 
 def _points() -> tuple[tuple[float, float, float], ...]:
-    """Return (alpha, beta, gamma): gamma to two decimals so that the product is about 2.
+    """Return (alpha, beta, gamma), with gamma to two decimals so that the product is about 2.
 
-    Where the paper has a point with this alpha and beta, its gamma stands (a product of 1.92).
+    The paper's point keeps its own gamma (the product is 1.92).
     """
     points = []
     for alpha in _DEPTHS:
@@ -57,9 +58,9 @@ SPACE = SearchSpace(
     base={**RECIPE, "dropout": 0.2},
     source="Tan and Le, 2019, section 3.3",
     recipe_notes=(
-        "The paper names its best point, found on ImageNet, and neither the others nor any result. "
-        "Here alpha is 1, 1.2, 1.4, 1.6 or 2, beta 1, 1.1, 1.2, 1.3 or 1.41, and gamma what the "
-        "rule leaves, if that is 1 or more.",
+        "The paper names only its best point, found on ImageNet, without other points or results. "
+        "Here alpha (depth) is 1, 1.2, 1.4, 1.6 or 2, beta (width) 1, 1.1, 1.2, 1.3 or 1.41, and "
+        "gamma (resolution) follows from alpha * beta^2 * gamma^2 = 2 and is at least 1.",
         "alpha * beta^2 * gamma^2 is 1.92 at the paper's point and within 1 % of 2 at all others; "
         "the networks' counted multiply-accumulates are 1.9 to 3.8 times B0's, since blocks are "
         "rounded up, channels to multiples of 8 and sizes to whole pixels.",

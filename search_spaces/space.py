@@ -1,4 +1,4 @@
-"""`SearchSpace`: what to try, as values. `search_spaces.check` finds its mistakes.
+"""`SearchSpace`: the values that define a search. `search_spaces.check` finds mistakes in it.
 
 A space names a dataset, the variants of a family, and fixed and searched hyperparameters.
 """
@@ -24,11 +24,11 @@ from trainables.models.build import ImageSize, weights_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """One row of a published table, as printed there, to stand beside our results.
+    """One row of a published table, as printed there, to be shown beside our results.
 
     Attributes:
         label: the study's name of the model.
-        variant: our variant that it is compared with; None: it is only shown.
+        variant: our variant that the row is compared with; None: the row is only shown.
         train_top1: training accuracy, a fraction; None: not published.
         val_top1: accuracy on the images that the study calls validation images.
         test_top1: accuracy on the study's test images.
@@ -42,8 +42,8 @@ class Published:
         note: a contradiction or another peculiarity of the row.
         val_is_test: True if the images that the study calls validation images are our test split,
             such as Tiny ImageNet's `val`. `val_top1` is then compared with our test accuracy.
-        enqueued: number of the enqueued trial that it is compared with, in a space with several
-            published settings of one model; None: the variant's final trials or first trial.
+        enqueued: number of the enqueued trial that the row is compared with, if a study has several
+            settings of one model; None: the variant's final trials or first trial.
     """
 
     label: str
@@ -69,9 +69,9 @@ class SearchSpace:
     Attributes:
         name: name of the space, and by default of the sweep.
         dataset: name of a prepared dataset; `--dataset` replaces it.
-        variants: names of models. Those that request equal CPUs and GPUs run together, among them
-            the one with the fewest multiply-accumulates first.
-        trials: search trials per variant.
+        variants: names of models. They are searched by increasing multiply-accumulates; models
+            that request the same CPUs and GPUs follow one another.
+        trials: number of search trials per variant.
         base: hyperparameters that stay fixed, by field of `TrainConfig`; `epochs` is required.
         params: hyperparameters to search, by field of `TrainConfig`. If empty, the trials of a
             variant differ in their seeds only.
@@ -80,22 +80,22 @@ class SearchSpace:
         image_size_by_variant: exceptions from `image_size`.
         metric: field of `EpochMetrics` to optimize.
         mode: whether a larger (`max`) or a smaller (`min`) value of the metric is better.
-        first_rung_epochs: epochs before early stopping compares trials for the first time; 0
-            disables early stopping.
-        rung_factor: each rung comes after this many times the epochs of the one before, and the
-            best 1 / rung_factor of the trials continue.
-        startup_trials: random suggestions per variant before the sampler uses results.
-        max_attempts: attempts of a trial. Those that ended because a process or machine was lost,
-            memory ran out or the disk failed do not count.
-        keep_best: trials per variant whose weights are kept.
-        final_seeds: seeds with which the best configuration of each searched variant is trained
-            again and evaluated on the test split.
+        first_rung_epochs: epochs after which early stopping compares trials for the first time (at
+            the first rung); 0 disables early stopping.
+        rung_factor: each further rung is at this many times the epochs of the previous rung. At
+            each rung, the best 1 / rung_factor of the trials continue.
+        startup_trials: number of random suggestions per variant before the sampler uses results.
+        max_attempts: limit of attempts of a trial. Attempts that ended because a process or machine
+            was lost, memory ran out or the disk failed do not count.
+        keep_best: number of the best trials per variant whose weights are kept.
+        final_seeds: number of seeds with which the best configuration of each searched variant is
+            trained again and evaluated on the test split.
         enqueued: configurations to try first, such as a published recipe, each with a value for
             every searched hyperparameter. They are never stopped early. Variants with nothing to
             search ignore them.
         source: authors and title of the study whose recipe this is.
         published: the results that the study reports.
-        recipe_notes: what the study leaves open and what was chosen here, and what differs.
+        recipe_notes: one text for each detail that the study leaves open or that differs here.
         gpus_per_trial: GPUs, or the share of one, for each worker of a trial.
         gpus_by_variant: exceptions from `gpus_per_trial`.
     """
@@ -153,8 +153,8 @@ class SearchSpace:
         """Return the configuration of a trial with the suggested hyperparameters `params`.
 
         `dataset` and `fingerprint` are those of the prepared dataset, `image_size_px` is the
-        resolved size. `overrides` are what the command line decides (`epochs`, `workers`). In a
-        shortened training `warmup_epochs` and `freeze_epochs` (rounded down) are shortened too.
+        resolved size. `overrides` are values from the command line (`epochs`, `workers`). With
+        fewer epochs, `warmup_epochs` and `freeze_epochs` (rounded down) shrink in proportion.
         `weights` "imagenet" applies to the variants that have such weights.
         """
         values = {**self.fixed_for(variant), **params}
@@ -226,7 +226,7 @@ def ends(distribution: BaseDistribution) -> list[Any]:
 def tried(distribution: BaseDistribution) -> list[Any]:
     """Return the values that a range is checked with: its ends, or all choices.
 
-    For integers also the second value: what divides the first and the second divides all.
+    An integer range is also checked with its second value: a divisor of both divides all values.
     """
     values = ends(distribution)
     if isinstance(distribution, IntDistribution):  # the step of a logarithmic range is 1

@@ -1,4 +1,4 @@
-"""The whole family from scratch on Tiny ImageNet, 200 classes at its native 64 x 64 pixels.
+"""EfficientNet B0 to B7, ResNet-50 and four CNNs from scratch on Tiny ImageNet, 64 x 64 pixels.
 
 Command: `python -m orchestrator.sweep tinyimagenet`
 """

@@ -1,15 +1,15 @@
-"""A published study: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and its tuning.
+"""A published study: EfficientNet-B3 from ImageNet weights on Tiny ImageNet, and a search.
 
-The first trial is the published recipe. The others search what the study names as future work:
-hyperparameters and fine-tuning (how long the backbone is frozen, how much slower its early layers
-learn).
+The first trial is the published recipe. The others search the study's future work: hyperparameters
+and fine-tuning (epochs with a frozen backbone, lower learning rates of early layers).
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_b3`
-The recipe alone: `--trials 1 --final-seeds 3`.
-In minutes: `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`, on a sample.
+Only the recipe: `--trials 1 --final-seeds 3`
+Quick check on a sample of the data:
+    `--epochs 1 --trials 2 --final-seeds 0 --image-size 32 --weights none`
 Weights: `tf_efficientnet_b3.aa_in1k`, downloaded; `--weights none` trains from scratch.
-Published: 77.0 % on the official validation split, our test split.
+Published: 77.0 % on the official validation images, which are our test split.
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -45,7 +45,7 @@ SPACE = SearchSpace(
             "label_smoothing": 0.0,
         },
     ),
-    first_rung_epochs=3,  # every backbone is trained by then
+    first_rung_epochs=3,  # by then every trial has trained its backbone
     rung_factor=3,
     startup_trials=8,
     final_seeds=3,
@@ -65,8 +65,8 @@ SPACE = SearchSpace(
             precision=0.89,
             recall=0.89,
             f1=0.89,
-            note="Contradicts section 5.2 of the same document (76.98 %), which ours is compared "
-            "with.",
+            note="Contradicts section 5.2 of the same document (76.98 %), with which our result "
+            "is compared.",
             val_is_test=True,
         ),
         *(
@@ -81,16 +81,16 @@ SPACE = SearchSpace(
         ),
     ),
     recipe_notes=(
-        "Said: ImageNet-style pretraining, 10 epochs, RAdam at 1e-3, weight decay 1e-4, 256 x 256 "
-        "pixels, horizontal flips, normalisation. That is trial 0.",
-        'The pretraining is said to be on "a diverse dataset"; here ImageNet, the paper\'s '
-        "AutoAugment recipe. It has seen the classes of Tiny ImageNet.",
-        "Not said: batch size, here 64; the learning rate's schedule, here none in trial 0; "
-        "dropout, here B3's own 0.3 in trial 0; drop path, here none; whether biases and batch "
-        "norm decay too, here they do not.",
-        "They train on all training images and report the official validation split; here 10 % of "
-        "the training images are held out for the search, and that split is the test split.",
-        "The study counts (3 x 1536 + 1) x 2304 parameters for one block of B3, which has no such "
+        "The study states: ImageNet-style pretraining, 10 epochs, RAdam at 1e-3, weight decay "
+        "1e-4, 256 x 256 pixels, horizontal flips, normalization. That is trial 0.",
+        'The study states pretraining on "a diverse dataset"; here it is on ImageNet with the '
+        "paper's AutoAugment recipe. ImageNet contains the classes of Tiny ImageNet.",
+        "Not stated; chosen here: batch size 64; in trial 0, a constant learning rate and B3's own "
+        "dropout of 0.3; no drop path; no weight decay on biases and batch norm.",
+        "The study trains on all training images and reports the official validation images. Here "
+        "10 % of the training images form the validation split; the official validation images "
+        "are the test split.",
+        "The study counts (3 x 1536 + 1) x 2304 parameters for one block of B3; B3 has no such "
         "block.",
     ),
 )

@@ -1,13 +1,14 @@
-"""Future work of `tinyimagenet_baselines`: four backbones fine-tuned from ImageNet weights.
+"""Future work of the study in `tinyimagenet_baselines`: four backbones, fine-tuned.
 
-The first trial of each is the recipe of the study's model 5; the others search how long the
-backbone is frozen, how much slower its early layers learn, and the regularization.
+All start from ImageNet weights. The first trial of each is the recipe of the study's model 5. The
+others search optimizer, learning rate, epochs with a frozen backbone, lower learning rates of early
+layers, and regularization.
 
 Data: `python -m orchestrator.data prepare tinyimagenet`
 Command: `python -m orchestrator.sweep tinyimagenet_backbones`
-In minutes: `--epochs 1 --trials 1 --final-seeds 0 --image-size 75 --weights none --variants
-    efficientnet_b0,inception_v3.tf_in1k`, on a sample (75 px are the least that Inception takes;
-    the others take 32).
+Quick check on a sample of the data: `--epochs 1 --trials 1 --final-seeds 0 --image-size 75
+    --weights none --variants efficientnet_b0,inception_v3.tf_in1k` (Inception needs at least 75 px,
+    the others 32 px).
 Weights: timm's resnet50.tv_in1k, vgg16_bn.tv_in1k, inception_v3.tf_in1k and
     tf_efficientnet_b0.aa_in1k, downloaded; `--weights none` trains from scratch.
 Published: 43.1 % for ResNet-50 at 64 px, on our test split.
@@ -48,7 +49,7 @@ SPACE = SearchSpace(
             "mixup_alpha": 0.0,
         },
     ),
-    first_rung_epochs=4,  # every backbone is trained for two epochs or more
+    first_rung_epochs=4,  # by then every trial has trained its backbone for two epochs or more
     rung_factor=3,
     startup_trials=6,
     final_seeds=3,
@@ -56,12 +57,12 @@ SPACE = SearchSpace(
     published=tuple(row for row in baselines.SPACE.published if row.variant == "resnet50_mlp1024"),
     recipe_notes=(
         "The study only names VGG16, Inception, EfficientNet, more regularization and more "
-        "fine-tuning as future work: the search is this project's.",
-        "Trial 0 of each model is model 5's recipe as `tinyimagenet_baselines` reads it, but at "
-        "128 px: Inception takes 75 and more, and weights from 224 or 299 px gain from it.",
-        "VGG16 is the one with batch norm, as the other three have it. Inception v3 has "
-        "TensorFlow's weights, without the auxiliary classifier.",
-        "A layer's rate is a power of `layer_decay`. What counts as a layer is timm's: in VGG16 "
-        "the batch norms too, so there the same value reaches further.",
+        "fine-tuning as future work; this project defined the search.",
+        "Trial 0 of each model is the recipe of model 5 in `tinyimagenet_baselines`, but at 128 "
+        "px: Inception needs 75 px or more, and weights trained at 224 or 299 px work better.",
+        "VGG16 has batch norm, like the other three. Inception v3 has TensorFlow's weights, "
+        "without the auxiliary classifier.",
+        "Layers are numbered as in timm, which counts VGG16's batch norms as layers. The same "
+        "`layer_decay` therefore lowers the learning rates of VGG16's early layers more.",
     ),
 )

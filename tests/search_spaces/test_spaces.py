@@ -59,12 +59,12 @@ def test_every_mistake_is_named_at_once() -> None:
     text = "\n".join(problems_of(wrong))
     for expected in (
         "In `base`: Unknown training parameter 'learning_rate'.",
-        "In `base`: 'seed' is decided per sweep, not by a space; remove it.",
-        "`base['dropout']` is a range; it belongs into `params`.",
+        "In `base`: 'seed' is set by the sweep; remove it from the space.",
+        "`base['dropout']` is a range; it belongs in `params`.",
         "`params['lr']` must be a FloatDistribution, IntDistribution or CategoricalDistribution",
         "In `params`: Unknown training parameter 'momentun'. Did you mean 'momentum'?",
         "In `by_variant['cnn2']`: Unknown training parameter 'threds'. Did you mean 'threads'?",
-        "In `base` and in `params` at once: epochs.",
+        "Both in `base` and in `params`: epochs.",
         "`epochs` cannot be searched",
         "Settings are given for cnn9, which `variants` does not list.",
         "`variants` must name each model once; got ('cnn2', 'cnn2').",
@@ -114,9 +114,9 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"gpus_by_variant": {"cnn9": 1}}, "Settings are given for cnn9"),
         (
             {"metric": "val_loss"},
-            "`metric` 'val_loss' gets better towards 'min'; got `mode` 'max'.",
+            "`metric` 'val_loss' needs `mode` 'min'; got 'max'.",
         ),
-        ({"mode": "min"}, "`metric` 'val_top1' gets better towards 'max'; got `mode` 'min'."),
+        ({"mode": "min"}, "`metric` 'val_top1' needs `mode` 'max'; got 'min'."),
     ],
 )
 def test_each_mistake_is_reported_with_its_rule(values: dict[str, Any], problem: str) -> None:
@@ -246,7 +246,7 @@ def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
         ({"enqueued": (3,)}, "`enqueued[0]` must be a dictionary with names as keys; got 3."),
         (
             {"enqueued": (RECIPE,) * 5},
-            "`trials` must be at least the 5 of `enqueued`, so that all of them are tried; got 4.",
+            "`trials` must be at least 5, the number of `enqueued` configurations; got 4.",
         ),
         (
             {"enqueued": ({"lr": 0.01},), "variants": ("cnn2",)},
@@ -308,7 +308,7 @@ def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
                 "published": (Published(label="theirs", variant="cnn2", enqueued=1),),
                 "enqueued": (RECIPE,),
             },
-            "`published[0]`: `enqueued` must be a whole number, 0 to 0, of `enqueued`; got 1.",
+            "`published[0]`: `enqueued` must be a number from 0 to 0; got 1.",
         ),
         (
             {"published": (Published(label="theirs", variant="cnn2", enqueued=0),)},
@@ -316,7 +316,7 @@ def test_a_recipe_is_enqueued_where_there_is_something_to_search() -> None:
         ),
         (
             {"published": (Published(label="theirs", enqueued=0),), "enqueued": (RECIPE,)},
-            "`enqueued` needs a `variant`, whose trial it names; give one.",
+            "`enqueued` needs a `variant`; give one.",
         ),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_studys_file_gives_data_command_and_published_figures(name: str) -> No
     assert text is not None
     assert f"Command: `python -m orchestrator.sweep {name}`" in text
     assert "Data: `python -m orchestrator.data prepare " in text
-    assert "In minutes: `--epochs 1" in text
+    assert "Quick check on a sample of the data: `--epochs 1" in " ".join(text.split())
     assert "Published" in text
     assert "not yet measured" not in text
 
@@ -142,7 +142,7 @@ def test_keras_default_l2_would_begin_with_a_penalty_of_23_nats() -> None:
     squares = sum(number * 2 / (inputs + outputs) for inputs, outputs, number in layers)
     assert 0.01 * squares == pytest.approx(22.8, abs=0.1)
     [note] = [n for n in search_spaces.load("tinyimagenet_baselines").recipe_notes if "nats" in n]
-    assert "0.01, would begin with a penalty of 23 nats" in note
+    assert "0.01, training would start with a penalty of 23 nats" in note
 
 
 def test_tinyimagenet_b3s_recipe_is_the_first_trial() -> None:
@@ -351,8 +351,8 @@ def test_cifar10_scalings_flops_are_twice_the_multiply_accumulates_at_its_image_
         ratio = (row.flops or 0) / (2 * count)
         assert 1.04 <= ratio < 1.07
         assert row.note.startswith(
-            f"Their FLOPs are {ratio:.2f} times twice the {count / 1e9:.2f} billion "
-            f"multiply-accumulates at {image_size_px} px."
+            f"The FLOPs are {ratio:.2f} times ours (twice {count / 1e9:.2f} billion "
+            f"multiply-accumulates at {image_size_px} px)."
         )
 
 
@@ -419,7 +419,7 @@ def test_the_figures_of_cifar100_transfer_are_as_published() -> None:
     assert (transfer.variant, transfer.test_top1, transfer.loss, transfer.parameters) == (
         *("efficientnet_b0", 0.82, 0.19, 4_177_664),
     )
-    assert "0.19 does not go with 82 %" in transfer.note
+    assert "0.19 is implausible at 82 %" in transfer.note
     assert (cnn.variant, cnn.test_top1, cnn.loss, cnn.parameters) == (
         *("cnn9", 0.59, 1.47, 13_870_484),
     )
