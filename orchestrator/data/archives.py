@@ -40,8 +40,6 @@ RATIO_EXEMPT_BYTES = 2**20  # up to this size a high ratio is harmless, and usua
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DEFLATE_WINDOW = -15  # raw, without zlib's own header
 
-_READ_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZipMember:
@@ -106,8 +104,7 @@ def member_names(source: Path) -> list[str]:
     if (zipped := _zip_members(source)) is not None:
         names = [member.name for member in zipped]
     else:
-        with _opened_tar(source) as archive:
-            names = [info.name.removeprefix("./") for info in _checked_tar(source, archive)]
+        names = [name for name, _ in _tar_contents(source, ())]
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -130,7 +127,8 @@ def read_members(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str, Con
     elif (zipped := _zip_members(source)) is not None:
         found = ((member.name, member) for member in zipped if member.name in missing)
     else:
-        found = _tar_contents(source, missing)
+        contents = _tar_contents(source, missing)
+        found = ((name, content) for name, content in contents if content is not None)
     for name, content in found:
         del missing[name]  # a second member of the same name is not read
         yield name, content
@@ -144,18 +142,6 @@ def _folder_contents(source: Path, wanted: Iterable[str]) -> Iterator[tuple[str,
         if path.stat().st_size > MAX_MEMBER_BYTES:
             raise _refused(source, name, f"is larger than {MAX_MEMBER_BYTES:,} bytes")
         yield name, path
-
-
-def _tar_contents(source: Path, wanted: Container[str]) -> Iterator[tuple[str, Content]]:
-    with _opened_tar(source) as archive:
-        for info in _checked_tar(source, archive):
-            name = info.name.removeprefix("./")
-            if name in wanted:
-                handle = archive.extractfile(info)
-                content = handle.read(info.size) if handle else b""
-                if len(content) != info.size:
-                    raise _refused(source, info.name, "is cut off")
-                yield name, content
 
 
 def read_small(source: Path, wanted: Iterable[str]) -> dict[str, bytes]:
@@ -247,17 +233,32 @@ def _listed(source: Path, state: tuple[int, int, int]) -> tuple[ZipMember, ...]:
     )
 
 
-@contextmanager
-def _opened_tar(source: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar or tar.gz by its content."""
+def _tar_contents(source: Path, wanted: Container[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the checked regular files of a tar or tar.gz: each name, and its bytes if wanted."""
+    total = 0
     with _explained(source), source.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         inner = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
         ceiling = max(MAX_RATIO * source.stat().st_size, 64 * RATIO_EXEMPT_BYTES)
         stream = _CappedStream(inner, source, min(ceiling, MAX_TOTAL_BYTES))
-        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
-            yield tar
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            for count, info in enumerate(archive, start=1):
+                _check_count(source, count)
+                _check_name(source, info.name)
+                if not (info.isfile() or info.isdir()) or info.issparse():
+                    raise _refused(source, info.name, "is a link or a special file")
+                total = _check_size(source, info.name, info.size, total)
+                if info.isfile():
+                    name, content = info.name.removeprefix("./"), None
+                    if name in wanted:
+                        content = archive.extractfile(info).read(info.size)
+                        if len(content) != info.size:
+                            raise _refused(source, info.name, "is cut off")
+                    yield name, content
+            # The checksum of a gzip stream is compared at its end, behind the last member.
+            while stream.read(RATIO_EXEMPT_BYTES):
+                pass
 
 
 @contextmanager
@@ -267,7 +268,7 @@ def _explained(source: Path) -> Iterator[None]:
         raise UsageError(f"The source must be a file or a folder that exists; got {source}.")
     try:
         yield
-    except _READ_ERRORS as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UsageError(
             f"{source} cannot be read as a whole zip, tar or tar.gz archive "
             f"({type(error).__name__}: {error}). It is damaged or cut off: delete it and fetch it "
@@ -305,23 +306,6 @@ class _CappedStream:
                 f"{self._source} was refused: it unpacks to more than {self._ceiling:,} bytes "
                 f"(at most {MAX_RATIO} times its own size are accepted)."
             )
-
-
-def _checked_tar(source: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar after checking each, and read the tar to its last byte."""
-    total = 0
-    for count, info in enumerate(archive, start=1):
-        _check_count(source, count)
-        _check_name(source, info.name)
-        if not (info.isfile() or info.isdir()) or info.issparse():
-            raise _refused(source, info.name, "is a link or a special file")
-        total = _check_size(source, info.name, info.size, total)
-        if info.isfile():
-            yield info
-    # The checksum of a gzip stream is compared at its end, behind the last member.
-    stream = archive.fileobj
-    while stream is not None and stream.read(RATIO_EXEMPT_BYTES):
-        pass
 
 
 def _check_entries(source: Path) -> None:

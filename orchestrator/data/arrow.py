@@ -49,11 +49,6 @@ class SplitFile:
         """Bytes of one image."""
         return math.prod(self.shape)
 
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of all images."""
-        return self.image_bytes * len(self.labels)
-
 
 def create_split(
     path: Path, shape: tuple[int, int, int], labels: Labels, coarse_labels: Labels | None = None
@@ -112,13 +107,6 @@ def _column(labels: Labels) -> Any:
 
 def _padded(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def write_pixels(split: SplitFile, pixels: Pixels) -> None:
-    """Write all pixels of a split from one array of shape (n, height, width, channels)."""
-    with split.path.open("r+b") as file:
-        file.seek(split.pixels_at)
-        file.write(np.ascontiguousarray(pixels).data.cast("B"))
 
 
 def checked_split(path: Path, shape: tuple[int, int, int]) -> tuple[SplitFile, Pixels]:
@@ -183,10 +171,7 @@ def digests(
     """
     with ThreadPoolExecutor(2) as pool:  # hashing releases the interpreter lock
         whole = pool.map(files.sha256, [split.path for split in splits.values()])
-        pixels = pool.map(
-            lambda split: files.sha256(split.path, split.pixels_at, split.pixel_bytes),
-            splits.values(),
-        )
+        pixels = pool.map(_pixel_digest, splits.values())
     content = {
         "class_names": list(class_names),
         "splits": {
@@ -201,6 +186,10 @@ def digests(
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical).hexdigest()[:16], dict(zip(splits, whole, strict=True))
+
+
+def _pixel_digest(split: SplitFile) -> str:
+    return files.sha256(split.path, split.pixels_at, split.image_bytes * len(split.labels))
 
 
 def _label_digest(labels: Labels | None) -> str:

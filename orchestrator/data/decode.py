@@ -52,14 +52,10 @@ def decode_split(
 ) -> Histogram:
     """Decode members to RGB, write each to its row, and return the histogram, (3, 256).
 
-    Args:
-        split: the file made by `create_split`; three channels.
-        members: as `archives.read_members` yields them, in any order.
-        row_of: the row of each member.
-        resize: True: centre crop to a square and resize to the split's image size; False: an
-            image of another size is an error.
-        pool: of `decoders`; None: decode in this process.
-        update: called with the number of images done so far.
+    `members` are those of `archives.read_members`, in any order; `row_of` is the row of each. With
+    `resize`, the centre square of an image is resized to the split's image size; without, an image
+    of another size is an error. `pool` is of `decoders`; None: decode in this process. `update` is
+    called with the number of images done so far.
 
     Raises:
         UsageError: images that are broken, too large or of a wrong size; all are named, up to
@@ -155,7 +151,6 @@ def _decode_chunk(split: SplitFile, resize: bool, chunk: _Chunk) -> _Decoded:
     problems: list[str] = []
     first = chunk[0][2]  # all are members of the same zip, or none is one
     zipped = first.archive.open("rb") if isinstance(first, ZipMember) else nullcontext()
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
     with split.path.open("r+b") as file, zipped as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unusual metadata of a camera is not an error
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -178,17 +173,13 @@ def _decode_chunk(split: SplitFile, resize: bool, chunk: _Chunk) -> _Decoded:
 def read_image(content: bytes | Path, name: str, shape: tuple[int, int, int]) -> Pixels:
     """Return the pixels of one image: its centre square, resized, in RGB or grey.
 
-    Args:
-        content: the file's bytes, or its path.
-        name: of the image, for errors.
-        shape: height, width and channels of the result, as of the dataset; channels are 1 or 3.
+    `shape` is height, width and channels (1 or 3) of the result; `name` is the image's, for errors.
 
     Raises:
         UsageError: it is missing, broken, too large or of an unknown format.
     """
     if isinstance(content, Path) and content.is_dir():
         raise UsageError(f"An image must be a file; {name!r} is a folder. Name the files in it.")
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as for a dataset; `decode` checks the size
@@ -217,16 +208,13 @@ def decode(content: bytes | Path, size: tuple[int, int], *, resize: bool) -> Pix
 
     Grey, palette, CMYK and 16-bit grey become RGB; transparency is dropped; of an animation the
     first frame is used. With `resize`, the camera's orientation is applied, and the centre square
-    is cropped and resized with Pillow's (antialiased) bicubic filter.
-
-    Args:
-        content: the file's bytes, or its path.
-        size: height and width of the result.
-        resize: False: the image must have this size already.
+    is cropped and resized with Pillow's (antialiased) bicubic filter; without, the image must have
+    this size, (height, width), already.
 
     Raises:
         Exception: any error of the decoder on a broken file; ValueError for a wrong size.
     """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the default; another library may have changed it
     height, width = size
     if not resize and (pixels := _jpeg_as_it_is(content, size)) is not None:
         return pixels

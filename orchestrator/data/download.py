@@ -36,13 +36,10 @@ def public_address(address: str) -> str:
 
 
 def download(address: str, destination: Path, *, md5: str | None = None, shown: bool) -> None:
-    """Download an address to a file; an existing one is left as it is.
+    """Download an http or https address to a file; an existing one is left as it is.
 
-    Args:
-        address: an http or https address.
-        destination: the file; an existing `<destination>.part` is continued.
-        md5: the published checksum in hex, if there is one.
-        shown: whether to report progress on standard error.
+    An existing `<destination>.part` is continued. `md5` is the published checksum in hex, if there
+    is one. With `shown`, progress is reported on standard error.
 
     Raises:
         UsageError: the address cannot be reached, answers with an error, breaks off repeatedly,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.data.sources.source import Contents
     from trainables.data.dataset import Manifest
 
 DEFAULT_IMAGE_SIZE_PX = 64  # of resized images
@@ -33,16 +30,6 @@ class KnownDataset:
     md5: str | None = None  # as published at the address and in torchvision
     sklearn_file: str = ""  # path in the installed package of scikit-learn
     needs_source: bool = False  # the user's own images, of any size, which are resized
-
-    def read(self, source: Path, image_size_px: int) -> Contents:
-        """Return what a source of this dataset holds; no image is decoded.
-
-        Raises:
-            UsageError: the source does not have this dataset's layout.
-        """
-        read = pkgutil.resolve_name(f"orchestrator.data.sources.{self.reader}")
-        contents: Contents = read(source, image_size_px)
-        return contents
 
 
 # To add a dataset: a row here and a reader in `sources/`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pkgutil
 import re
 import shutil
 import urllib.parse
@@ -91,21 +92,18 @@ def _prepare(
                 shutil.rmtree(left, ignore_errors=True)
         with files.temporary(folder, f"preparing-{os.getpid()}") as building:
             building.mkdir()
-            contents = known.read(path, size_px)
+            read = pkgutil.resolve_name(f"orchestrator.data.sources.{known.reader}")
             origin = {"address": address, "sha256": digest}
             about = {"name": name, "kind": known.name, "source": origin}
-            write_prepared(building, path, contents, about, shown=shown)
+            write_prepared(building, path, read(path, size_px), about, shown=shown)
             files.put_in_place(building, folder)
     return folder
 
 
 def ensure_prepared(name: str, data_dir: Path, address: str | None = None) -> Path:
-    """Return the folder of a dataset; prepare a known one if it is missing.
+    """Return the folder of a dataset, `<data_dir>/<name>`; prepare a known one if it is missing.
 
-    Args:
-        name: the dataset's name.
-        data_dir: the folder of prepared datasets on this host.
-        address: where datasets are fetched from, and put once prepared; None: nowhere.
+    If there is an address, datasets are fetched from it, and put there once prepared.
 
     Raises:
         UsageError: the name is neither prepared nor known, or preparing failed.

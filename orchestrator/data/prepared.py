@@ -171,12 +171,9 @@ def write_prepared(
 ) -> None:
     """Write all splits into an empty folder, and the manifest last.
 
-    Args:
-        folder: a temporary one, which the caller renames.
-        source: the archive or folder of the contents' members.
-        contents: the dataset.
-        about: the manifest's entries on the dataset's origin.
-        shown: whether to report progress on standard error.
+    `folder` is a temporary one, which the caller renames; `source` is the archive or folder of the
+    contents' members; `about` holds the manifest's entries on the dataset's origin. With `shown`,
+    progress is reported on standard error.
 
     Raises:
         UsageError: an image cannot be used, or the disk is too full.
@@ -232,7 +229,9 @@ def _write_split(
         folder / f"{name}.arrow", contents.shape, part.labels, part.coarse_labels
     )
     if part.pixels is not None:
-        arrow.write_pixels(split, part.pixels)
+        with split.path.open("r+b") as file:
+            file.seek(split.pixels_at)
+            file.write(np.ascontiguousarray(part.pixels).data.cast("B"))
         return split, arrow.histogram(part.pixels, contents.shape[2])
     row_of = {member: row for row, member in enumerate(part.members)}
     members = read_members(source, part.members)

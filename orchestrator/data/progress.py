@@ -19,11 +19,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Show the progress of a step; yield the function to call with the amount done so far.
 
-    Args:
-        what: the step, such as "Decoding train".
-        total: the amount at the end, or None if it is unknown.
-        unit: of the amounts.
-        shown: False prints nothing.
+    `what` is the step, such as "Decoding train"; `total` is the amount at its end, or None if that
+    is unknown. Nothing is printed if `shown` is False.
     """
     if not shown:
         yield lambda done: None

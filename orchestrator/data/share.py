@@ -21,18 +21,15 @@ from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
 def fetch(address: str, folder: Path, alive: Callable[[], None] | None = None) -> Manifest | None:
-    """Fetch a dataset to this host, unless its copy here is the dataset at the address.
+    """Return the manifest of a dataset, fetched to this host; None if the address has none.
 
-    Processes of one host wait for each other, so that one of them fetches. A copy of another
-    dataset is replaced.
+    A copy that is the dataset at the address is kept; one of another dataset is replaced. Processes
+    of one host wait for each other, so that one of them fetches.
 
     Args:
         address: of the folder of prepared datasets.
         folder: the copy; its name is the dataset's.
         alive: called every few seconds, also while another process fetches.
-
-    Returns:
-        The dataset's manifest; None if the address has no such dataset.
 
     Raises:
         DatasetError: a fetched file does not match its manifest.

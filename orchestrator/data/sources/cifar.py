@@ -21,35 +21,24 @@ def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
 
     Only the globals that the official files need are admitted, each replaced by a class or function
     of this module. An array is built from its raw bytes, so no constructor of numpy or of another
-    library is called.
-
-    Args:
-        content: the member's bytes.
-        member: its name, for the error.
-
-    Returns:
-        The dictionary with its keys as text; arrays are uint8, strings stay bytes.
+    library is called. Keys are returned as text; arrays are uint8, strings stay bytes.
 
     Raises:
-        UsageError: the pickle needs another global, or is damaged.
+        UsageError: the pickle needs another global, or is damaged; it is named `member`.
     """
     try:
         value = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, not a dictionary")
-        return {_text(key): _plain(item) for key, item in value.items()}
+        loaded = {}
+        for key, item in value.items():
+            text = key.decode() if isinstance(key, bytes) else str(key)
+            loaded[text] = item.to_numpy() if isinstance(item, _PickledArray) else item
+        return loaded
     except pickle.UnpicklingError as error:
         raise UsageError(f"The pickle {member!r} was refused: {error}.") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UsageError(f"The pickle {member!r} is damaged: {error!r}.") from error
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.to_numpy() if isinstance(value, _PickledArray) else value
 
 
 class _PickledDtype:
@@ -76,8 +65,6 @@ class _PickledArray:
 
     def to_numpy(self) -> Any:
         """Return the array; a shape that does not fit the bytes is a ValueError."""
-        import numpy as np
-
         return np.frombuffer(self.content, np.uint8).reshape(self.shape)
 
 
@@ -88,14 +75,10 @@ def _encode(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-def _empty_array(*_: object) -> _PickledArray:
-    return _PickledArray()
-
-
 # Python 2 wrote `numpy.core.multiarray` and raw strings; numpy 2 writes `numpy._core` and encode.
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,
     ("_codecs", "encode"): _encode,
@@ -106,9 +89,8 @@ class _CifarUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for an admitted global."""
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it needs {module}.{name}, which the official files do not"
-            )
+            why = f"it needs {module}.{name}, which the official files do not"
+            raise pickle.UnpicklingError(why)
         return _ADMITTED[module, name]
 
 
@@ -124,10 +106,7 @@ def read_cifar10(source: Path, image_size_px: int) -> Contents:
     files = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
     *train, test, (member, meta) = _loaded(source, "CIFAR-10", files)
     names = _names(meta, "label_names", member)
-    splits = {
-        name: _split(batches, (len(names), 0))
-        for name, batches in (("train", train), ("test", [test]))
-    }
+    splits = {"train": _split(train, len(names), 0), "test": _split([test], len(names), 0)}
     return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra={})
 
 
@@ -140,39 +119,33 @@ def read_cifar100(source: Path, image_size_px: int) -> Contents:
     train, test, (member, meta) = _loaded(source, "CIFAR-100", ("train", "test", "meta"))
     names = _names(meta, "fine_label_names", member)
     coarse_names = _names(meta, "coarse_label_names", member)
-    counts = (len(names), len(coarse_names))
-    splits = {"train": _split([train], counts), "test": _split([test], counts)}
-    extra = {
-        "coarse_names": list(coarse_names),
-        "fine_to_coarse": _fine_to_coarse(source, splits.values(), len(names)),
-    }
+    counts = len(names), len(coarse_names)
+    splits = {"train": _split([train], *counts), "test": _split([test], *counts)}
+    fine_to_coarse = _fine_to_coarse(source, splits.values(), len(names))
+    extra = {"coarse_names": list(coarse_names), "fine_to_coarse": fine_to_coarse}
     return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra=extra)
 
 
 def _loaded(source: Path, title: str, files: Sequence[str]) -> list[_Batch]:
     """Return the named files of one folder; of several copies the one with the shortest path."""
-    found: dict[str, str] = {}
-    for name in sorted(member_names(source), key=lambda name: (name.count("/"), name)):
-        found.setdefault(PurePosixPath(name).name, name)
+    names = sorted(member_names(source), key=lambda name: (name.count("/"), name), reverse=True)
+    found = {PurePosixPath(name).name: name for name in names}
     for file in files:
         if file not in found:
             raise layout_error(source, title, file)
-    members = [found[file] for file in files]
-    raw = read_small(source, members)
-    return [(member, load_cifar_pickle(raw[member], member)) for member in members]
+    raw = read_small(source, [found[file] for file in files])
+    return [(found[file], load_cifar_pickle(raw[found[file]], found[file])) for file in files]
 
 
 def _names(meta: dict[str, Any], key: str, member: str) -> tuple[str, ...]:
     values = meta.get(key)
     if not isinstance(values, list) or not values:
         raise UsageError(f"The pickle {member!r} must hold the list {key!r}; it does not.")
-    return tuple(
-        value.decode("latin1") if isinstance(value, bytes) else str(value) for value in values
-    )
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in values)
 
 
-def _split(batches: Sequence[_Batch], counts: tuple[int, int]) -> Split:
-    """Return the batches as one split; `counts` are the numbers of fine and coarse classes."""
+def _split(batches: Sequence[_Batch], classes: int, coarse_classes: int) -> Split:
+    """Return the batches as one split; `coarse_classes` 0: it has none."""
     pixels, labels, coarse_labels = [], [], []
     for member, batch in batches:
         data = batch.get("data")
@@ -181,10 +154,10 @@ def _split(batches: Sequence[_Batch], counts: tuple[int, int]) -> Split:
         if not len(data):
             raise UsageError(f"The pickle {member!r} holds no image.")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        key = "fine_labels" if counts[1] else "labels"
-        labels.append(_labels(batch, key, member, len(data), counts[0]))
-        if counts[1]:
-            coarse_labels.append(_labels(batch, "coarse_labels", member, len(data), counts[1]))
+        key = "fine_labels" if coarse_classes else "labels"
+        labels.append(_labels(member, batch, key, classes))
+        if coarse_classes:
+            coarse_labels.append(_labels(member, batch, "coarse_labels", coarse_classes))
     return Split(
         labels=np.concatenate(labels),
         coarse_labels=np.concatenate(coarse_labels) if coarse_labels else None,
@@ -192,10 +165,8 @@ def _split(batches: Sequence[_Batch], counts: tuple[int, int]) -> Split:
     )
 
 
-def _labels(
-    batch: dict[str, Any], key: str, member: str, images: int, classes: int
-) -> npt.NDArray[np.int64]:
-    values = batch.get(key)
+def _labels(member: str, batch: dict[str, Any], key: str, classes: int) -> npt.NDArray[np.int64]:
+    values, images = batch.get(key), len(batch["data"])
     if (
         not isinstance(values, list)
         or len(values) != images

@@ -10,9 +10,6 @@ from orchestrator.data.archives import member_names
 from orchestrator.data.sources.source import Contents, Split, members, raise_all, stratified_mask
 
 TEST_FRACTION = 0.1
-# One image each for training, validation and test; or for training and validation.
-MIN_PER_CLASS_TO_SPLIT = 3
-MIN_PER_CLASS = 2
 _SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left behind by operating systems
 
 # Names of files, by split and class.
@@ -30,24 +27,22 @@ def read_imagefolder(source: Path, image_size_px: int) -> Contents:
     """
     folders = _class_folders(source)
     raise_all(source, _class_problems(folders))
-    classes = sorted(folders["train"])
-    splits = {
-        "train" if name == "train" else "test": members(
-            {file: label for label, key in enumerate(classes) for file in files.get(key, ())}
-        )
-        for name, files in folders.items()
-    }
+    classes = tuple(sorted(folders["train"]))
+    splits = {}
+    for name, found in folders.items():
+        labels = {file: label for label, key in enumerate(classes) for file in found.get(key, ())}
+        splits["train" if name == "train" else "test"] = members(labels)
     extra = {}
     if "test" not in splits:
-        splits = _with_test_split(splits["train"])
+        every = splits["train"]
+        is_test = stratified_mask(every.labels, TEST_FRACTION)
+        splits = {
+            name: Split(labels=every.labels[mask], members=tuple(compress(every.members, mask)))
+            for name, mask in (("train", ~is_test), ("test", is_test))
+        }
         extra = {"held_out_fraction": TEST_FRACTION}
-    return Contents(
-        class_names=tuple(classes),
-        shape=(image_size_px, image_size_px, 3),
-        splits=splits,
-        resize=True,
-        extra=extra,
-    )
+    shape = (image_size_px, image_size_px, 3)
+    return Contents(class_names=classes, shape=shape, splits=splits, resize=True, extra=extra)
 
 
 def _class_folders(source: Path) -> _Folders:
@@ -60,11 +55,11 @@ def _class_folders(source: Path) -> _Folders:
     top = {name.split("/")[0] for name in names if "/" in name}
     # Only if nothing else is there: `train` and `test` could be classes among others.
     is_divided = "train" in top and top <= {"train", "val", "test"}
-    depth = 3 if is_divided else 2
+    layout = "train/CLASS/FILE" if is_divided else "CLASS/FILE"
     problems = [
-        f"The file {name!r} is not in a class folder ({'train/' if is_divided else ''}CLASS/FILE)."
+        f"The file {name!r} is not in a class folder ({layout})."
         for name in names
-        if name.count("/") != depth - 1
+        if name.count("/") != layout.count("/")
     ]
     if not names:
         problems.append("It holds no image.")
@@ -81,19 +76,11 @@ def _class_folders(source: Path) -> _Folders:
     return folders
 
 
-def _with_test_split(split: Split) -> dict[str, Split]:
-    is_test = stratified_mask(split.labels, TEST_FRACTION)
-    return {
-        name: Split(labels=split.labels[mask], members=tuple(compress(split.members, mask)))
-        for name, mask in (("train", ~is_test), ("test", is_test))
-    }
-
-
 def _class_problems(folders: _Folders) -> list[str]:
     classes = folders["train"]
     others = [split for split in folders if split != "train"]
-    minimum = MIN_PER_CLASS if others else MIN_PER_CLASS_TO_SPLIT
     splits = "training and validation" if others else "training, validation and test"
+    minimum = 2 if others else 3  # one image in each
     problems = [
         f"The class {label!r} needs at least {minimum} images to be split into {splits}; it has "
         f"{len(files)}."

@@ -7,8 +7,6 @@ so that a part of an official archive in the official layout can be prepared lik
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.archives import read_small
 from orchestrator.errors import UsageError
 
 _MAX_LISTED = 10  # problems in one error
@@ -44,16 +41,9 @@ class Contents:
 
 
 def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Return a random fraction of every class: at least one image and not all, with seed 0.
+    """Return a mask (n,) of a random fraction of every class: at least one image and not all.
 
-    `RandomState` is used because numpy guarantees that its stream never changes (NEP 19).
-
-    Args:
-        labels: (n,).
-        fraction: 0 to 1.
-
-    Returns:
-        True for the chosen, (n,).
+    `RandomState` with seed 0: numpy guarantees that its stream never changes (NEP 19).
     """
     random = np.random.RandomState(0)
     chosen = np.zeros(len(labels), np.bool_)
@@ -66,28 +56,13 @@ def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArr
 
 def members(labels: dict[str, int]) -> Split:
     """Return a split ordered by label and natural name, whatever order the source has."""
-    ordered = sorted(labels, key=lambda name: (labels[name], _natural(name), name))
-    return Split(
-        labels=np.array([labels[name] for name in ordered], np.int64), members=tuple(ordered)
-    )
+    ordered = tuple(sorted(labels, key=lambda name: (labels[name], _natural(name), name)))
+    return Split(labels=np.array([labels[name] for name in ordered], np.int64), members=ordered)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts `x_10` behind `x_9`."""
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
-
-
-def read_texts(source: Path, names: Sequence[str]) -> list[str]:
-    """Return the content of small UTF-8 text files of a source.
-
-    Raises:
-        UsageError: one is not UTF-8.
-    """
-    raw = read_small(source, names)
-    try:
-        return [raw[name].decode("utf-8") for name in names]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
 
 
 def layout_error(source: Path, title: str, missing: str) -> UsageError:
@@ -101,7 +76,6 @@ def layout_error(source: Path, title: str, missing: str) -> UsageError:
 def raise_all(source: Path, problems: list[str]) -> None:
     """Raise a UsageError that lists the problems of a source, if there are any."""
     if problems:
-        counted = Counter(problems)
-        shown = " ".join(list(counted)[:_MAX_LISTED])
-        more = f" And {len(counted) - _MAX_LISTED} more." if len(counted) > _MAX_LISTED else ""
-        raise UsageError(f"{source} was refused. {shown}{more}")
+        distinct = list(dict.fromkeys(problems))
+        more = f" And {len(distinct) - _MAX_LISTED} more." if len(distinct) > _MAX_LISTED else ""
+        raise UsageError(f"{source} was refused. {' '.join(distinct[:_MAX_LISTED])}{more}")

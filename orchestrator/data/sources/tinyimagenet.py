@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.data.archives import member_names
-from orchestrator.data.sources.source import Contents, layout_error, members, raise_all, read_texts
+from orchestrator.data.archives import member_names, read_small
+from orchestrator.data.sources.source import Contents, layout_error, members, raise_all
+from orchestrator.errors import UsageError
 
 _LISTS = ("wnids.txt", "words.txt", "val/val_annotations.txt")
 
@@ -18,7 +19,12 @@ def read_tinyimagenet(source: Path, image_size_px: int) -> Contents:
     """
     names = member_names(source)
     root = _root(source, names)
-    wnids_text, words, annotations = read_texts(source, [f"{root}{name}" for name in _LISTS])
+    lists = [f"{root}{name}" for name in _LISTS]
+    raw = read_small(source, lists)
+    try:
+        wnids_text, words, annotations = (raw[name].decode("utf-8") for name in lists)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
     wnids = sorted(set(wnids_text.split()))
     index = {wnid: label for label, wnid in enumerate(wnids)}
     problems: list[str] = []
