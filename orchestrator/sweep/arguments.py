@@ -174,8 +174,8 @@ def _add_modes(add: Callable[..., Any]) -> None:
     add(
         "--measure",
         "first train a few steps of each variant on this machine and print a forecast of "
-        "time, device-hours, memory and disk space; needs the prepared dataset; with --dry-run, "
-        "only that",
+        "time, device-hours, memory and disk space; with --dry-run, start no trial and require a "
+        "prepared dataset",
     )
     add(
         "--verify",
