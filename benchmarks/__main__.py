@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--full]`: measure; `--table`: print the table."""
+"""Runs the benchmarks, or prints a table of their latest results (`--table`)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NAMES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--full", action="store_true", help="full sizes; hours")
-    parser.add_argument("--repetitions", type=int, metavar="N", help="of each row")
-    parser.add_argument("--table", action="store_true", help="print what was measured last")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
+    parser.add_argument("--full", action="store_true", help="run at full size, which takes hours")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="measurements of each row")
+    parser.add_argument("--table", action="store_true", help="print the latest results")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,10 +1,10 @@
-"""`python -m orchestrator.aws cluster.yaml`: creates in AWS what the file names and Ray does not.
+"""`python -m orchestrator.aws FILE`: creates the AWS resources that a cluster file names.
 
-It creates the security group, which admits SSH from the file's address and all traffic between the
-cluster's machines (a group created by Ray admits SSH from everywhere), and the roles of head and
-workers: both may read and write the file's bucket, and the head may start and terminate machines.
-Run again, it updates the roles to the file; an existing group must match the file. It prints what
-it does and uses AWS's usual credentials.
+It creates the security group, which admits SSH from the address range in the file and all traffic
+between the cluster's machines (a group created by Ray would admit SSH from everywhere), and the
+roles of head and workers. Both roles may read and write the bucket in the file; the head's may also
+start and terminate machines. Existing roles are updated; an existing security group must match the
+file. The command prints each change and uses your usual AWS credentials.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ S3_OF_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMul
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status, 2 where the file is not ready for it."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.aws", description=__doc__)
-    parser.add_argument("file", type=Path, help="the cluster's file, such as cluster.yaml")
+    parser.add_argument("file", type=Path, help="a cluster file, such as cluster.yaml")
     command.add_verbose(parser.add_argument)
     return command.run(parser, _make, argv)
 

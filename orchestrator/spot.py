@@ -1,9 +1,9 @@
-"""`python -m orchestrator.spot`: drains a spot machine's node in Ray before EC2 reclaims it.
+"""`python -m orchestrator.spot`: drains the Ray node of a spot instance before EC2 reclaims it.
 
-It runs beside Ray on the machine. Ray does not ask EC2 whether a machine is about to be reclaimed.
-EC2 announces it two minutes ahead in the instance metadata and recommends polling every 5 s
-(docs.aws.amazon.com, "Spot Instance interruption notices"). Ray starts nothing more on a drained
-node, and a sweep leaves it at the end of an epoch.
+cluster.yaml starts it on each spot instance, because Ray does not check for interruptions. EC2
+announces an interruption two minutes ahead in the instance metadata and recommends polling every
+5 s (docs.aws.amazon.com, "Spot Instance interruption notices"). Ray starts no new work on a drained
+node, and a sweep moves its trials to other nodes at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.spot", description=__doc__)
     add = parser.add_argument
     add("--metadata", default=METADATA, metavar="URL", help="address of EC2's metadata service")
-    add("--address", metavar="HOST:PORT", help="of the Ray cluster (default: joined)")
+    add("--address", metavar="HOST:PORT", help="Ray cluster (default: this machine's)")
     add("--poll", type=float, default=POLL_S, metavar="S", help="seconds between polls")
-    add("--stay", action="store_true", help="keep running after the drain")
+    add("--stay", action="store_true", help="keep running after draining")
     command.add_verbose(add)
     return command.run(parser, _drain, argv)
 

@@ -1,4 +1,4 @@
-"""What defines one training: the frozen `TrainConfig` and its identity, `signature()`.
+"""`TrainConfig`: the configuration of one training, and its identity, `signature()`.
 
 Everything that can change a trial's result is a field here.
 """
@@ -39,13 +39,13 @@ class TrainConfig:
     dataset_fingerprint: str
     """The dataset's fingerprint, from its manifest."""
     epochs: int
-    """Length of the training."""
+    """Number of epochs of the training."""
     seed: int
-    """Seed of weights, order of images and augmentation."""
+    """Seed of the initial weights, the order of images and the augmentation."""
     image_size_px: int
-    """Height and width of the images that reach the model; the device resizes others."""
+    """Height and width of the model's input; images of other sizes are resized on the device."""
     stem_stride: Literal[1, 2] = 2
-    """Stride of EfficientNet's first convolution; 1 halves the total stride to 16."""
+    """Stride of EfficientNet's first convolution; 1 reduces the total stride from 32 to 16."""
     weights: str = "none"
     """Initial weights: `none`, `imagenet`, or the path of a safetensors file."""
     validation_fraction: float = 0.1
@@ -55,7 +55,7 @@ class TrainConfig:
 
     # Regularization in the model.
     dropout: float = 0.0
-    """Dropout before the classifier."""
+    """Dropout rate before the classifier."""
     drop_path: float = 0.0
     """Stochastic depth: probability of skipping a residual branch in training. It rises linearly
     from 0 at the first block to this value at the last."""
@@ -64,7 +64,7 @@ class TrainConfig:
     batch_size: int = 128
     """Images per optimizer step, over all workers."""
     optimizer: Optimizer = "sgd"
-    """Update rule."""
+    """Optimization algorithm."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
@@ -78,37 +78,37 @@ class TrainConfig:
     epsilon: float = 1e-8
     """Added to the denominator of adam, adamw, radam, lamb and rmsprop."""
     weight_decay: float = 0.0
-    """The optimizer's own weight decay, not applied to biases and norms."""
+    """The optimizer's weight decay, not applied to biases and normalization layers."""
     l2: float = 0.0
-    """Penalty l2 * sum(w^2) added to the loss, as Keras's kernel_regularizer."""
+    """Factor of a penalty l2 * sum(w^2) added to the loss, like Keras's kernel_regularizer."""
     clip_grad_norm: float = 0.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Norm to which larger gradients are clipped; 0: no clipping."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes; the rest is on the true class."""
+    """Share of the target distribution that is spread evenly over all classes."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights; 0: none."""
     schedule: Schedule = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     warmup_epochs: float = 0.0
-    """Linear rise of the learning rate from 0 to `lr`."""
+    """Epochs in which the learning rate rises linearly from 0 to `lr`."""
     final_lr_fraction: float = 0.0
     """Cosine: learning rate at the end of the training, as a fraction of `lr`."""
     decay_rate: float = 0.97
-    """Exponential: factor on the learning rate after every `decay_epochs` epochs."""
+    """Exponential: factor by which the learning rate falls every `decay_epochs` epochs."""
     decay_epochs: float = 2.4
     """Exponential: epochs in which the learning rate falls by the factor `decay_rate`."""
     plateau_patience_epochs: int = 5
     """Plateau: epochs without a better validation loss before the learning rate falls."""
     plateau_factor: float = 0.5
-    """Plateau: factor on the learning rate."""
+    """Plateau: factor by which the learning rate falls."""
     min_lr: float = 0.0
     """Lowest learning rate that a schedule reaches after the warm-up."""
     early_stop_patience_epochs: int = 0
     """Epochs without a better validation loss before the training ends; 0: never."""
     freeze_epochs: int = 0
-    """First epochs in which the classifier alone is trained."""
+    """Number of first epochs in which only the classifier is trained."""
     layer_decay: float = 1.0
-    """Each layer's learning rate is this factor times that of the layer after it, nearer to the
+    """Factor between the learning rates of a layer and of the next layer, which is nearer to the
     classifier; 1: equal learning rates."""
     select_by: SelectBy = "val_top1"
     """Metric that chooses the best epoch."""
@@ -119,21 +119,21 @@ class TrainConfig:
     vflip: bool = False
     """Random vertical flip."""
     crop_padding_px: int = 0
-    """Zero padding on each side before a random crop to the original size."""
+    """Padding with zeros on each side before a random crop to the original size."""
     rotation_deg: float = 0.0
-    """Rotation, uniform in plus or minus this angle."""
+    """Largest angle of a random rotation in either direction."""
     shear_deg: float = 0.0
-    """Shear, uniform in plus or minus this angle."""
+    """Largest angle of a random shear in either direction."""
     zoom: float = 0.0
-    """Scale, uniform in 1 plus or minus this."""
+    """The scale is drawn uniformly from 1 - `zoom` to 1 + `zoom`."""
     brightness: float = 0.0
-    """Brightness factor, uniform in 1 plus or minus this."""
+    """The brightness factor is drawn uniformly from 1 - `brightness` to 1 + `brightness`."""
     grid_distortion: float = 0.0
-    """Chance of a grid distortion."""
+    """Probability of a grid distortion."""
     elastic: float = 0.0
-    """Chance of an elastic distortion."""
+    """Probability of an elastic distortion."""
     random_erasing: float = 0.0
-    """Chance of an erased rectangle."""
+    """Probability that a random rectangle is erased."""
     randaugment_ops: int = 0
     """RandAugment operations per image; 0: none."""
     randaugment_magnitude: float = 9.0
@@ -145,21 +145,21 @@ class TrainConfig:
 
     # Precision and hardware; all of these can change results.
     precision: Precision = "auto"
-    """`auto`: bfloat16 where it is faster (training/device.py)."""
+    """`auto`: bfloat16 on GPUs, and on CPUs for the networks that train faster with it."""
     channels_last: bool = True
-    """Memory format of images and weights."""
+    """Store images and weights in the channels-last memory format."""
     compile: Literal["auto", True, False] = "auto"
-    """Torch.compile; `auto`: where it pays off (training/compiling.py)."""
+    """Use `torch.compile`; `auto`: in long GPU trainings without `drop_path`, mixup and CutMix."""
     deterministic: bool = False
-    """Deterministic kernels on CUDA, which are slower."""
+    """Use deterministic CUDA kernels, which are slower."""
     threads: int = 1
     """CPU threads of one worker."""
     workers: int = 1
     """Data-parallel workers."""
     steps_per_epoch: int = 0
-    """Optimizer steps per epoch, for probes and benchmarks; 0: all training images."""
+    """Optimizer steps per epoch, for measurements; 0: as many as the training images give."""
 
-    # Set per attempt: smaller after running out of memory.
+    # Set for each attempt; halved after running out of memory.
     micro_batch_size: int = field(default=0, metadata={"affects_result": False})
     """Images per forward pass, accumulated to `batch_size`; 0: the whole batch."""
 

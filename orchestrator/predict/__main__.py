@@ -83,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Classify images with the best model of a sweep.",
     )
     add = parser.add_argument
-    add("model", metavar="NAME|MLFLOW_RUN", help="a sweep, or the id of a run that holds a model")
+    add("model", metavar="NAME|MLFLOW_RUN", help="name of a sweep, or id of an MLflow run")
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
-    add("--variant", metavar="V", help="use the best trial of this model (default: of all models)")
+    add("--variant", metavar="V", help="use the best trial of this variant (default: of all)")
     add("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
     drawn = f"also draw images, Grad-CAM maps and labels: {', '.join(find.PICTURE_ENDINGS)}"
     add("--picture", type=Path, metavar="FILE", help=drawn)

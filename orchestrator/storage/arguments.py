@@ -1,4 +1,4 @@
-"""Command-line arguments that say where things are, alike in every command.
+"""Command-line arguments for locations, the same in every command.
 
 Each function takes the `add_argument` of a parser or of a group.
 """
@@ -32,7 +32,7 @@ def add_data_dir(add: Callable[..., Any]) -> None:
         default=path_or_address(os.environ.get("SWEEP_DATA_DIR") or "data"),
         metavar="FOLDER|URL",
         help="where prepared datasets are stored: a folder, or a URL (s3://bucket/prefix or "
-        "file:///folder), from which each host fetches them once (default: SWEEP_DATA_DIR, else "
+        "file:///folder) from which each host fetches them once (default: SWEEP_DATA_DIR, else "
         "data)",
     )
 
@@ -43,6 +43,6 @@ def add_tracking_uri(add: Callable[..., Any]) -> None:
         "--tracking-uri",
         default=os.environ.get("MLFLOW_TRACKING_URI") or None,
         metavar="URI",
-        help="MLflow's store (default: MLFLOW_TRACKING_URI, else a SQLite file in the storage "
-        "folder; for a storage that is not on a local disk, in ~/.cache/sweep-orchestrator)",
+        help="MLflow's tracking URI (default: MLFLOW_TRACKING_URI, else a SQLite file in the "
+        "storage folder or, if that is not on a local disk, in ~/.cache/sweep-orchestrator)",
     )

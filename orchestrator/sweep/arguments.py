@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.sweep",
         usage="python -m orchestrator.sweep [SPACE] [options]",
-        description="Search hyperparameters of a family of image classifiers, or resume a search.",
+        description="Search hyperparameters of image classifiers, or resume or verify a sweep.",
         epilog=f"Built-in spaces: {', '.join(search_spaces.names())}.",
         formatter_class=_formatter,
     )
@@ -79,7 +79,8 @@ def _add_trials(add: Callable[..., Any]) -> None:
     add("--dataset NAME", f"a prepared dataset {space_default}")
     add(
         "--image-size N",
-        f"image size of every variant: native, paper or a number of pixels {space_default}",
+        "image size of every variant: native (the dataset's), paper (each model's published size) "
+        f"or a number of pixels {space_default}",
     )
     add(
         "--weights WHAT",
@@ -91,8 +92,8 @@ def _add_trials(add: Callable[..., Any]) -> None:
 def _add_evaluation(add: Callable[..., Any]) -> None:
     add(
         "--final-seeds K",
-        "after the search, train the best trial of each variant again with K seeds and "
-        "evaluate it on the test split (default: the space's)",
+        "after the search, train the best configuration of each variant again with K seeds (the "
+        "final trials) and evaluate them on the test split (default: the space's)",
         type=int,
     )
     add(
@@ -110,8 +111,8 @@ def _add_locations(add: Callable[..., Any]) -> None:
     add_tracking_uri(add)
     add(
         "--address ADDR",
-        "the Ray cluster (default: RAY_ADDRESS, else a cluster on this machine, else a local "
-        "Ray of its own)",
+        "address of the Ray cluster, or local for a new one on this machine (default: RAY_ADDRESS, "
+        "else a running cluster that this machine belongs to, else local)",
     )
 
 
@@ -119,44 +120,43 @@ def _add_resources(add: Callable[..., Any]) -> None:
     add("--max-concurrent N", "trials that run at a time (default: as many as fit)", type=int)
     add(
         "--gpus-per-trial F",
-        "GPUs of each worker of a trial, also a share such as 0.25 (default: the space's)",
+        "GPUs of each worker of a trial; at 0.25, four share a GPU (default: the space's)",
         type=float,
     )
     add("--workers-per-trial N", "data-parallel workers of each trial (default: 1)", type=int)
     add(
         "--budget TIME",
-        "start a trial only if it is expected to end within this time from now, such as 90m, "
-        "2h or 1h30m; before the first epoch and without --measure, any trial starts until the "
-        "time is over (default: no limit)",
+        "start a trial only if it is expected to end within this time from now (90m, 2h, 1h30m); "
+        "until --measure or the first epoch gives an estimate, start any trial before that time "
+        "(default: no limit)",
         dest="budget_s",
         type=_duration_s,
     )
     add(
         "--max-device-hours H",
         "start a trial only if all trials together are expected to use at most this many "
-        "device-hours; before the first epoch, as for --budget (default: no limit)",
+        "device-hours; estimated as for --budget (default: no limit)",
         type=float,
     )
     add(
         "--hang-timeout S",
-        "end and retry a trial that has reported nothing for this many seconds (default: 600)",
+        "stop and retry a trial that has reported nothing for this many seconds (default: 600)",
         dest="hang_timeout_s",
         type=float,
         default=600.0,
     )
     add(
         "--keep WHAT",
-        "checkpoints to keep of ended trials: best-K (of the K best trials of each variant), "
-        "last or all (default: best-K with the space's K)",
+        "checkpoints to keep of ended trials: best-K (those of the best K trials of each variant), "
+        "last (also each trial's last one) or all (default: best-K with the space's keep_best)",
     )
 
 
 def _add_modes(add: Callable[..., Any]) -> None:
     add(
         "--resume",
-        "continue the sweep with this name; flags of trials and evaluation, "
-        "--gpus-per-trial, --workers-per-trial, --keep and --tracking-uri default to their "
-        "earlier values",
+        "resume the sweep with this name; the flags under trials and evaluation, --gpus-per-trial, "
+        "--workers-per-trial, --keep and --tracking-uri default to their earlier values",
     )
     add(
         "--retry-failed",
