@@ -92,7 +92,7 @@ def _changed_epochs(sweep: SweepData) -> Iterator[str]:
         changes = {v: _shortened_span(sweep.plan.space, v, span, given) for v in sweep.variants}
         shortened = {name: change for name, change in changes.items() if change}
         if shortened and span not in sweep.plan.overrides:
-            yield f"{span}, shortened with the epochs: {_by_variant(shortened)}."
+            yield f"{span}, in proportion to the epochs: {_by_variant(shortened)}."
 
 
 def _shortened_span(space: RecordedSpace, variant: str, span: str, given: int) -> str | None:

@@ -21,10 +21,10 @@ from orchestrator.verify.snapshot import Result, Snapshot, name_of, problems_of
 
 def check_suggestions(snapshot: Snapshot) -> Result:
     """Check that a rebuilt study makes the same suggestions."""
-    what = "suggestions follow from the results of their time"
+    what = "suggestions are reproduced from earlier results"
     written = snapshot.header.versions.get("optuna")
     if written != optuna_version():
-        note = f"suggestions: they were made with Optuna {written}, this is {optuna_version()}."
+        note = f"suggestions: made with Optuna {written}, installed is {optuna_version()}."
         return Result("decisions", what, 0, [], note)
     found: list[str] = []
     checked, left_out = 0, []
@@ -64,7 +64,7 @@ def _wrong_suggestions(snapshot: Snapshot, variant: str, own: list[Trial]) -> It
             suggested = study.ask(trial.number)
         is_wrong = _as_stored(suggested) != trial.params
         if is_wrong:
-            text = f"{trial.params} was suggested, but the results of its time give {suggested}."
+            text = f"{trial.params} was suggested, but the results known then give {suggested}."
             yield from problems_of("decisions", trial, [text])
         if doubtful or is_wrong:
             study = None  # it contains trials as failed that may not be, or other suggestions
@@ -116,13 +116,13 @@ def check_finals(snapshot: Snapshot) -> Result:
         best = ranking.best_of([other for other in own if _had_ended(other, trial)], mode)
         name = "none" if best is None else name_of(best)
         if best is None or best.signature != trial.origin:
-            text = f"it trains {trial.origin} again, but the best trial of its time was {name}."
+            text = f"it trains {trial.origin} again, but the best trial then was {name}."
         elif trial.params != best.params:
             text = f"its parameters differ from those of {name}."
         else:
             continue
         found += problems_of("decisions", trial, [text])
-    what = "final trials follow from their variant's search"
+    what = "final trials train the best trial of the search"
     return Result("decisions", what, len(checked), found)
 
 
@@ -143,11 +143,11 @@ def check_early_stopping(snapshot: Snapshot) -> Result:
             pending = row is rows[-1] and trial.ended_seq is None
             if wanted != was and not pending:
                 was_text, wanted_text = "was" if was else "was not", "" if wanted else "not "
-                text = f"it {was_text} stopped after epoch {row.epoch + 1}, but the values of that "
-                text += f"time require it {wanted_text}to be stopped."
+                text = f"it {was_text} stopped after epoch {row.epoch + 1}, but by the values "
+                text += f"known then it should {wanted_text}have been."
                 found += problems_of("decisions", trial, [text])
         if trial.status == "stopped" and wanted is None:  # after its last epoch
             text = "it was stopped after an epoch that is not a rung."
             found += problems_of("decisions", trial, [text])
-    what = "early stopping follows from the values of its time"
+    what = "early stopping is reproduced from earlier values"
     return Result("decisions", what, checked, found)

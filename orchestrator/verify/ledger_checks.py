@@ -151,7 +151,7 @@ def check_evaluations(snapshot: Snapshot) -> Result:
         found += problems_of("ledger", trial, _evaluation_problems(snapshot, trial, evaluation))
     text = "there is an evaluation of a trial that was not planned."
     found += [f"ledger: {signature}: {text}" for signature in sorted(evaluations)]
-    what = "chosen trials are evaluated on the test split"
+    what = "only chosen trials are evaluated on the test split"
     return Result("ledger", what, len(snapshot.trials), found)
 
 
@@ -197,7 +197,7 @@ def check_checkpoints(snapshot: Snapshot) -> Result:
         problems = [_damage(snapshot, path) for path in there or candidates]
         if all(problems) and not _is_being_deleted(snapshot, there):
             found += problems_of("checkpoints", trial, map(str, problems))
-    return Result("checkpoints", "the checkpoints needed can be loaded", checked, found)
+    return Result("checkpoints", "required checkpoints can be loaded", checked, found)
 
 
 def _resume_checkpoints(snapshot: Snapshot, trial: Trial) -> list[str | None]:

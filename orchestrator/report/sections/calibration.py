@@ -18,10 +18,10 @@ def calibration(sweep: SweepData) -> Section:
     """Return accuracy against confidence of each variant, as a figure and as a table."""
     bins = {v: values for v in sweep.variants if (values := _bins(sweep.evaluated(v))).size}
     intro = (
-        "The predictions on the test split in 15 equal bins of confidence, all seeds of a variant "
-        "together. Below the dotted line a model is overconfident. The expected calibration error "
-        "(ECE) of the leaderboard is the mean distance from that line, weighted by the number of "
-        "predictions, computed for each seed and averaged."
+        "Predictions on the test split in 15 bins of equal width by confidence, all seeds of a "
+        "variant together. Below the dotted line a model is overconfident. The expected "
+        "calibration error (ECE) of the leaderboard is the mean distance from that line, weighted "
+        "by the number of predictions, computed for each seed and averaged."
     )
     blocks = (intro, _figure(sweep, bins), _table(bins)) if bins else (NOT_EVALUATED,)
     return Section.of("calibration", "Calibration", *blocks)

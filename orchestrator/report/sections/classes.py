@@ -92,8 +92,8 @@ def _matrix(
         drawn,
         height_px=560 if is_few else 900,
         note=f"{blocks.counted(images, 'prediction')} of {of}. Each row is a true class. Blue: "
-        "share of correct predictions. Orange to red: share of wrong predictions, on a scale on "
-        "which 2.0 % is visible.",
+        "share of correct predictions. Orange to red: share of wrong predictions, on a scale "
+        "that makes small shares visible.",
     )
 
 

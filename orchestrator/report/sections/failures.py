@@ -41,7 +41,7 @@ def failures(sweep: SweepData) -> Section:
         columns=(
             *(Column("outcome", "outcome"), Column("class", "failure class")),
             Column("reason", "last line of the error"),
-            *Column.of("count", attempts="attempts", trials="trials", given_up="trials given up"),
+            *Column.of("count", attempts="attempts", trials="trials", given_up="trials ended"),
             *Column.of(variants="variants", example="first trial", log="its log"),
         ),
         rows=rows,
@@ -50,8 +50,9 @@ def failures(sweep: SweepData) -> Section:
         "diverged trial had a non-finite loss: that is a result and not an error, and the trial is "
         "not retried.",
     )
-    retry = f"To retry failed trials: python -m orchestrator.sweep {again} --resume"
-    return Section.of("failures", "Failures", table, retry)
+    retry = [f"To retry failed trials: python -m orchestrator.sweep {again} --resume"]
+    has_failed = any(record.trial.status == "failed" for record in sweep.records)
+    return Section.of("failures", "Failures", table, *(retry if has_failed else ()))
 
 
 def _reason(attempt: Attempt) -> str:

@@ -22,12 +22,12 @@ _RECONSTRUCTED = {
 }
 _INTRODUCTION = (
     "The search used only the validation split. The best configuration of each variant was then "
-    "retrained with several seeds, and each retrained model was evaluated once on the test split. "
-    "For a variant with nothing to search, its trials are the seeds.",
+    "retrained with other seeds, and each retrained model was evaluated once on the test split. "
+    "A variant with nothing to search is not retrained: its trials differ only in their seeds.",
     "Test metrics are means over the seeds, with the sample standard deviation (sd) and the "
     "95 % confidence interval of Student's t (CI low to CI high). A single seed has neither.",
-    "The interval covers the variation between seeds only; other test images would add to it. With "
-    "few seeds it is wide and may exceed 100 %.",
+    "The interval covers only the variation between seeds, not that between samples of test "
+    "images. With few seeds it is wide, and its upper end may exceed 100 %.",
 )
 
 
@@ -53,7 +53,7 @@ def _leaderboard(sweep: SweepData) -> Table:
             Column("variant", "variant"),
             Column(f"best_{sweep.metric}", f"best {sweep.metric} of the search", kind),
             Column("seeds", "seeds", "count"),
-            Column(f"seeds_{sweep.metric}", f"{sweep.metric} of the seeds", kind),
+            Column(f"seeds_{sweep.metric}", f"mean {sweep.metric} of the seeds", kind),
             *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
             *Column.of("percent", test_top1_low="CI low", test_top1_high="CI high"),
             *Column.of("percent", test_top5_mean="test top-5"),
@@ -138,7 +138,7 @@ def _note(sweep: SweepData) -> str:
 _COST_COLUMNS = (
     Column("variant", "variant"),
     *Column.of("count", image_size_px="image size, px", parameters="parameters"),
-    *Column.of("count", parameters_with_statistics="with batch-norm statistics"),
+    *Column.of("count", parameters_with_statistics="parameters with batch-norm statistics"),
     *Column.of("mega", multiply_accumulates="multiply-accumulates", flops="FLOPs"),
     *Column.of("count", training_images_per_s="training images/s"),
     *Column.of("ms", inference_ms="inference"),
@@ -152,7 +152,7 @@ _COST_NOTE = (
     "as many). Inference in ms is for batch size 1, inference in images/s for the batch size given "
     "in the table. Training speed is that of the best configuration, without the first epoch of "
     "each attempt. Device time is the duration of all attempts times their workers; a trial that "
-    f"shares a device counts as a whole one. {SHARED}"
+    f"shares a device counts as if it had one of its own. {SHARED}"
 )
 
 

@@ -18,7 +18,7 @@ def overview(sweep: SweepData, written_s: float) -> Section:
         blocks.append(Text(("Deviations from the space's recipe:",), is_warning=True))
         blocks.append(Text(lines))
     else:
-        blocks.append("The command line changed nothing in the space's recipe.")
+        blocks.append("There are no deviations from the space's recipe.")
     if not any(record.trial.status in ("complete", "stopped") for record in sweep.records):
         blocks.append(Text(("No trial of this sweep has finished yet.",), is_warning=True))
     return Section.of("sweep", "Overview", *blocks)
@@ -42,7 +42,7 @@ def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
         ("report written", _time(written_s)),
         ("dataset", plan.dataset),
         ("dataset fingerprint", plan.fingerprint),
-        ("images", ", ".join(images)),
+        ("images (train includes validation)", ", ".join(images)),
         ("classes", str(len(sweep.class_names) or "")),
         ("variants", ", ".join(sweep.variants)),
         ("search metric", f"{sweep.metric} on the validation split, {direction}"),

@@ -21,14 +21,14 @@ _DEFINITION = (
     "device-seconds of the cheaper of the two searches.",
     "Each variant is represented by the configuration with the best validation result among the "
     "trials that count. The values compared are the test top-1 of its seeds. For a variant with "
-    "nothing to search, the trials that count are the seeds.",
+    "nothing to search, the trials that count are its seeds.",
     "A difference is significant if its 95 % confidence interval (Welch's t test) excludes zero. "
-    '"Too few seeds" means that one of the two has fewer than two evaluated seeds, for example '
-    "because the best of fewer trials is not the configuration that was retrained, or that the "
-    "seeds of neither variant differ.",
-    "The interval covers the variation between seeds on these test images only; other images or "
-    "another search would add to it. The table also shows which differences remain significant "
-    "when all pairs are tested together (Holm's correction at 5 %).",
+    'Without an interval ("too few seeds"), a variant has fewer than two evaluated seeds, or each '
+    "variant's seeds have equal results. If the best of the trials that count is not the "
+    "configuration that was retrained, the variant has no seeds to compare.",
+    "The interval covers only the variation between seeds, not that between samples of test images "
+    "or between searches. The table also shows which differences remain significant when all pairs "
+    "are tested together (Holm's correction at 5 %).",
 )
 
 
@@ -177,7 +177,7 @@ def _table(sweep: SweepData, found: Sequence[Pair]) -> Table:
             *Column.of("count", first_seeds="seeds of the first"),
             *Column.of("count", second_seeds="seeds of the second"),
             *Column.of("points", difference="difference", low="CI low", high="CI high"),
-            *Column.of(significant="by itself", significant_holm="all pairs tested together"),
+            *Column.of(significant="tested alone", significant_holm="all pairs tested together"),
             *Column.of(reason="why there is no interval"),
         ),
         rows=[

@@ -18,7 +18,7 @@ from orchestrator.report.facts import Record, SweepData
 _MOST_MAPS = 12
 _SIZE_PX = 96  # height and width of a picture in the page
 _COLOURS_KEPT = 128  # colours in the PNG of an overlay
-_MAPS, _GRID = "Where the models look", "Predicted and true labels"
+_MAPS, _GRID = "Grad-CAM maps", "Predicted and true labels"
 
 
 def pictures(sweep: SweepData) -> tuple[list[Section], dict[str, str]]:
@@ -52,7 +52,7 @@ def _maps(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
             Tabs("mistakes", [(v, [_mistakes(sweep, v, r)]) for v, r in with_maps.items()]),
         ]
     if without:
-        shown.append(f"Models without a spatial feature map: {', '.join(without)}.")
+        shown.append(f"No maps, because the model has no spatial features: {', '.join(without)}.")
     return Section.of("maps", _MAPS, *shown)
 
 

@@ -40,7 +40,7 @@ def _tables(sweep: SweepData, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             rows=[line for row in rows for line in _published_lines(sweep, row)],
             note="Our figures are means over the seeds, in brackets with their standard deviation "
             "and number. Our validation figures are those of the epoch whose weights were kept. "
-            "Our loss is that of the split of the published loss. If the published validation "
+            "Our loss is computed on the split of the published loss. If the published validation "
             "images are this project's test split, the published figure is shown as test. A row "
             "without a variant is shown for comparison; its model is not part of this sweep.",
         )

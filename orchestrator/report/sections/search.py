@@ -30,8 +30,8 @@ def search(sweep: SweepData) -> Section:
         "comparable value. Final trials are not part of the search."
     )
     origins = [
-        f"{variant}: {counted(kind.enqueued, 'trial')} enqueued by the space, {kind.random} "
-        f"random, {kind.adaptive} suggested by TPE from the results of earlier trials."
+        f"{variant}: {counted(kind.enqueued, 'trial')} enqueued by the space, {kind.random} drawn "
+        f"at random, {kind.adaptive} suggested by TPE from the results of earlier trials."
         for variant, kind in kinds.items()
     ]
     tabs = Tabs("search", [(variant, _of_variant(sweep, variant)) for variant in searched])
@@ -67,18 +67,18 @@ def suggested(sweep: SweepData, variant: str) -> Suggested:
 def _adaptive(kinds: Sequence[Suggested]) -> str:
     if any(kind.adaptive for kind in kinds):
         return (
-            "The sampler was adaptive: TPE suggested more values similar to those of good trials. "
-            "The values are therefore not evenly distributed, and importance and slices are biased "
+            "TPE suggested some of the trials, with values similar to those of good trials. The "
+            "values are therefore not evenly distributed, and importance and slices are biased "
             "towards the region that was searched. They describe this search; they do not prove "
             "causes."
         )
     if any(kind.enqueued for kind in kinds):
         return (
-            "No suggestion was adaptive. The values that the space enqueued are not evenly "
-            "distributed either, so importance and slices describe these trials; they do not prove "
+            "TPE suggested no trial. The values that the space enqueued are not evenly "
+            "distributed, so importance and slices describe only these trials; they do not prove "
             "causes."
         )
-    return "No suggestion was adaptive: all values were drawn at random from the whole ranges."
+    return "TPE suggested no trial: all values were drawn at random from the whole ranges."
 
 
 def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
@@ -106,8 +106,8 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
         "from all trials."
     )
     if complete < ENOUGH_TRIALS:
-        ped_anova += f" Of {complete} trials only two or three are the best ones, so this is only "
-        ped_anova += "a hint."
+        ped_anova += f" The best tenth of {complete} trials is two or three trials, so the values "
+        ped_anova += "are uncertain."
     later, importance = "The darker a point, the later its trial.", drawn["importance"]
     title = f"Hyperparameter importance, {complete:,} complete trials"
     height_px = 140 + 34 * len(sweep.plan.space.params[variant])

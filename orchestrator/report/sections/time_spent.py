@@ -19,14 +19,14 @@ _PAUSE_S = 60.0
 _IDLE = "idle"
 # Activity, meaning, colour.
 _ACTIVITIES = (
-    ("start", "from the start of an attempt to its first epoch: process, images, model", "#a6761d"),
+    ("start", "before the first epoch: starting the process, loading images and model", "#a6761d"),
     ("data", "preparing training batches: gathering, augmenting, normalizing", "#117733"),
     ("train", "the rest of an epoch, without validation", "#0072b2"),
     ("validate", "validation after each epoch", "#56b4e9"),
     ("checkpoint", "writing checkpoints", "#009e73"),
     ("report", "between epochs: reporting to the driver and waiting for its decision", "#e69f00"),
     ("test", "after the last epoch of a complete or stopped attempt: test, cleanup", "#cc79a7"),
-    ("unfinished", "after the last reported epoch of other attempts", "#d55e00"),
+    ("unfinished", "after the last epoch of failed, diverged and lost attempts", "#d55e00"),
     (_IDLE, "slots times wall time, minus all of the above", "#cccccc"),
 )
 _Spent = Mapping[str, float]
@@ -46,10 +46,10 @@ def time_spent(sweep: SweepData) -> Section:
     total = _summed(by_variant.values())
     total[_IDLE] = max(0.0, slots * wall_s - sum(total.values()))
     intro = (
-        f"At most {counted(slots, 'attempt')} ran at a time; this is taken as the number of slots. "
-        f"Wall time is {wall_s:,.1f} s: the time during which an attempt ran, and gaps of less "
-        f"than {_PAUSE_S:.0f} s. Longer gaps are pauses between commands ({paused_s:,.1f} s in "
-        "total) and do not count."
+        f"At most {counted(slots, 'attempt')} ran at a time; this is the number of slots below. "
+        f"Wall time is {wall_s:,.1f} s: the time in which at least one attempt ran, and gaps of "
+        f"less than {_PAUSE_S:.0f} s. Longer gaps are pauses between commands ({paused_s:,.1f} s "
+        "in total) and do not count."
     )
     shown = _activities(total), _figure(by_variant, total), _table(by_variant, total)
     forecasts = *_forecast(sweep), *_whole_forecast(sweep, wall_s)

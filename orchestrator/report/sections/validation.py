@@ -31,8 +31,8 @@ def validation(sweep: SweepData) -> Section:
     every = [(val, test) for own in points.values() for val, test, _ in own]
     means = [(fmean(p[0] for p in own), fmean(p[1] for p in own)) for own in points.values()]
     correlations = (
-        _correlation("Over trials (the seeds of a variant are not independent)", every, "trial"),
-        _correlation("Over the means of variants", means, "variant"),
+        _correlation("Correlation over trials (seeds of a variant are dependent)", every, "trial"),
+        _correlation("Correlation over the means of variants", means, "variant"),
     )
     drawn, colour = go.Figure(), colours(sweep.variants)
     for variant in filter(points.get, sweep.variants):
@@ -57,6 +57,6 @@ def _correlation(over: str, points: list[tuple[float, float]], unit: str) -> str
     x, y = [x for x, _ in points], [y for _, y in points]
     found, n = correlation(x, y), f"n = {counted(len(x), unit)}"
     if found is None:
-        return f"{over}: no correlation, because there are too few values or all are equal ({n})."
+        return f"{over}: undefined, because there are too few values or all are equal ({n})."
     pearson, spearman = found
     return f"{over}: Pearson's r = {pearson:.2f}, Spearman's ρ = {spearman:.2f}, {n}."  # noqa: RUF001

@@ -116,8 +116,8 @@ def test_spans_that_are_shortened_with_the_epochs_are_deviations(tmp_path: Path)
     base = {"epochs": 10, "warmup_epochs": 5.0, "freeze_epochs": 3}
     assert of_sweep(tmp_path / "a", sweeps.space(base=base), {"epochs": 2}) == [
         "Epochs: 2 instead of 10.",
-        "warmup_epochs, shortened with the epochs: 1 instead of 5.",
-        "freeze_epochs, shortened with the epochs: 0 instead of 3.",
+        "warmup_epochs, in proportion to the epochs: 1 instead of 5.",
+        "freeze_epochs, in proportion to the epochs: 0 instead of 3.",
     ]
     assert of_sweep(tmp_path / "b", sweeps.space(base=base), {"epochs": 20}) == [
         "Epochs: 20 instead of 10.",
@@ -125,9 +125,9 @@ def test_spans_that_are_shortened_with_the_epochs_are_deviations(tmp_path: Path)
     own = {"cnn2": {"warmup_epochs": 1.0}, "cnn3": {"freeze_epochs": IntDistribution(0, 3)}}
     assert of_sweep(tmp_path / "c", sweeps.space(base=base, by_variant=own), {"epochs": 5}) == [
         "Epochs: 5 instead of 10.",
-        "warmup_epochs, shortened with the epochs: 0.5 instead of 1 (cnn2); "
+        "warmup_epochs, in proportion to the epochs: 0.5 instead of 1 (cnn2); "
         "2.5 instead of 5 (cnn3).",
-        "freeze_epochs, shortened with the epochs: 1 instead of 3 (cnn2); less than the "
+        "freeze_epochs, in proportion to the epochs: 1 instead of 3 (cnn2); less than the "
         "searched value of each trial (cnn3).",
     ]
 
@@ -254,7 +254,7 @@ def test_a_source_without_figures_is_shown_with_its_notes(tmp_path: Path) -> Non
     build(tmp_path / "l", trials=1, variants=("cnn2",), published=study).close()
     section = published(read(tmp_path / "l"))
     assert "Source: Tan and Le, 2019" in words(section)
-    assert "The paper names its best point" in words(section)
+    assert "The paper names only its best point" in words(section)
     assert not [block for block in section.blocks if isinstance(block, Table)]
     nothing = {"source": "", "rows": [], "recipe_notes": []}
     build(tmp_path / "n", trials=1, variants=("cnn2",), published=nothing).close()

@@ -227,8 +227,8 @@ def test_a_curve_of_a_single_epoch_has_markers(tmp_path: Path) -> None:
 
 def test_the_search_has_figures_by_optuna_and_is_called_adaptive(sweep: SweepData) -> None:
     section = search(sweep)
-    assert "The sampler was adaptive: TPE suggested more values similar to" in words(section)
-    counts = "cnn2: no trials enqueued by the space, 3 random, 9 suggested by TPE"
+    assert "TPE suggested some of the trials, with values similar to" in words(section)
+    counts = "cnn2: no trials enqueued by the space, 3 drawn at random, 9 suggested by TPE"
     assert counts in words(section)
     importance = figure(section, "importance-cnn2")["data"][0]
     assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
@@ -243,11 +243,11 @@ def test_a_search_of_enqueued_and_random_trials_is_not_called_adaptive(tmp_path:
     ledger.put("plan", {**plan, "space": space})
     sweep = read_sweep(ledger)
     assert suggested(sweep, "cnn2") == Suggested(enqueued=4, random=2, adaptive=0)
-    assert "No suggestion was adaptive." in words(search(sweep))
-    assert "sampler was adaptive" not in words(search(sweep))
+    assert "TPE suggested no trial." in words(search(sweep))
+    assert "TPE suggested some" not in words(search(sweep))
     ledger.put("plan", {**plan, "space": {**space, "enqueued": []}})
     sweep = read_sweep(ledger)
-    assert "No suggestion was adaptive: all values were drawn at random" in words(search(sweep))
+    assert "TPE suggested no trial: all values were drawn at random" in words(search(sweep))
     ledger.close()
 
 
@@ -341,7 +341,7 @@ def test_a_model_without_feature_maps_is_named(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=1, variants=("cnn2",))
     _without_maps(ledger)
     (maps, _), _ = pictures(read_sweep(ledger))
-    assert words(maps) == "Models without a spatial feature map: cnn2."
+    assert words(maps) == "No maps, because the model has no spatial features: cnn2."
     ledger.close()
 
 

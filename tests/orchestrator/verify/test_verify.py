@@ -332,7 +332,7 @@ def test_another_optuna_version_is_printed_and_is_no_problem(
     change(paths, 'UPDATE sweep SET value = \'{"optuna": "4.0"}\' WHERE key = "versions"')
     status, output = verify()
     assert status == 0
-    assert "Not checked: suggestions: they were made with Optuna 4.0" in output
+    assert "Not checked: suggestions: made with Optuna 4.0" in output
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_final_trial_of_another_configuration_than_the_best_is_named(
     status, output = verify()
     assert status == 1
     assert (
-        f"decisions: cnn2-final-000 ({key}): it trains {others[0]} again, but the best trial of"
+        f"decisions: cnn2-final-000 ({key}): it trains {others[0]} again, but the best trial then"
         in output
     )
 
