@@ -77,22 +77,22 @@ class RepeatedErrors:
     """The errors in the code that the trials of one variant share."""
 
     def __init__(self) -> None:
-        # By traceback: the trials whose latest attempt failed with it.
-        self._trials: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
+        self._by_trial: dict[str, str] = {}  # the traceback of each trial's latest attempt
 
     def note(self, attempt: Attempt) -> None:
-        """Remember a trial's last attempt if an error in the code ended it."""
+        """Remember an error in the code that ended a trial's latest attempt, or its absence."""
+        self.forget(attempt.signature)
         if attempt.outcome == "failed" and attempt.failure_class == "bug":
-            self._trials[fingerprint(attempt.failure_text or "")].add(attempt.signature)
+            self._by_trial[attempt.signature] = fingerprint(attempt.failure_text or "")
 
     def forget(self, signature: str) -> None:
         """Forget the errors of a trial that made progress since."""
-        for same in self._trials.values():
-            same.discard(signature)
+        self._by_trial.pop(signature, None)
 
     def reached_limit(self) -> bool:
         """Return whether `IDENTICAL_FAILURES` trials failed with the same error."""
-        return max(map(len, self._trials.values()), default=0) >= IDENTICAL_FAILURES
+        counts = collections.Counter(self._by_trial.values())
+        return max(counts.values(), default=0) >= IDENTICAL_FAILURES
 
 
 class DiskPauses:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from orchestrator.ledger.records import Attempt
 from orchestrator.search.retry_policy import (
+    IDENTICAL_FAILURES,
     MAX_UNCOUNTED,
     UNCOUNTED,
     Decision,
+    RepeatedErrors,
     decide,
     fingerprint,
 )
@@ -83,3 +87,21 @@ def test_fingerprint_ignores_numbers_and_addresses() -> None:
     assert fingerprint(TRACE.format(7, "7f00ab").replace("invalid", "wrong")) != first
     assert fingerprint(TRACE.format(7, "7f00ab").replace("in fit", "in step")) != first
     assert fingerprint("") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [("bug", "a", True), ("bug", "b", False), ("killed", "a", False)],
+)
+def test_only_a_trials_latest_failure_counts_towards_giving_up_its_variant(
+    kind: str, text: str, expected: bool
+) -> None:
+    """A driver that resumes reads the latest attempt alone: a running one counts it alone too."""
+    errors = RepeatedErrors()
+    [template] = attempts(("bug", 0))
+    for number in range(IDENTICAL_FAILURES):
+        trial = dataclasses.replace(template, signature=str(number), failure_text="a")
+        errors.note(trial)
+    assert errors.reached_limit()
+    errors.note(dataclasses.replace(trial, failure_class=kind, failure_text=text))
+    assert errors.reached_limit() == expected
