@@ -1,1 +1,1 @@
-"""Starts, watches, retries, records and reports trials; knows no tensor."""
+"""Starts, watches, retries, records and reports trials; training itself is in `trainables`."""

@@ -1,4 +1,4 @@
-"""The time, the pauses and the random numbers of a running sweep, which a simulation replaces."""
+"""The clock, sleep and random numbers of a running sweep; a simulation replaces them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: errors without tracebacks, exit statuses, the console, its end."""
+"""Shared by all commands: error messages, exit statuses, the console, the end of the process."""
 
 from __future__ import annotations
 

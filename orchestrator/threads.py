@@ -1,4 +1,4 @@
-"""Background threads that work in steps, which a simulation calls itself instead."""
+"""Background threads that work in steps; a simulation calls the steps without threads."""
 
 from __future__ import annotations
 

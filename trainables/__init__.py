@@ -1,1 +1,1 @@
-"""Trains one configuration in plain PyTorch; knows no Tune, Optuna or MLflow."""
+"""Trains one configuration in plain PyTorch, without Ray, Optuna or MLflow."""

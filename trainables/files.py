@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, SHA-256 digests, and file locks.
+"""Writes files and folders completely or not at all; SHA-256 digests and file locks.
 
 A file or folder is written under a temporary name beside its place, flushed to disk, and renamed.
 No reader ever finds a part of it, and no crash leaves one under its name.

@@ -1,4 +1,4 @@
-"""Prepares datasets from their archives, and moves prepared ones between this host and an address.
+"""Prepares datasets from their archives; fetches prepared ones from a URL and uploads them.
 
 The folder `<data-dir>/<name>` appears in one step, whole; its presence is the only state.
 """

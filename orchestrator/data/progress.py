@@ -1,4 +1,4 @@
-"""Progress of one long step on standard error: a bar on a terminal, else a line now and then."""
+"""Shows the progress of a long step on standard error: a bar on a terminal, otherwise lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepared datasets at an address: each host fetches a dataset once, checks it and shares its copy.
+"""Prepared datasets at a URL: each host fetches a dataset once, checks it and shares its copy.
 
 All trials of a host map the files of the same copy.
 """

@@ -1,4 +1,4 @@
-"""Runs one attempt on several devices: as a Ray Train worker group that reports through Tune.
+"""Runs one attempt on several devices as a Ray Train worker group that reports through Tune.
 
 Nothing of Ray Train's own state is kept. All processes of a group start anew for each trial, so
 there are as few as possible, and only the workers import torch: on 2 cores this shortened the time

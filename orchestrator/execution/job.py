@@ -1,4 +1,4 @@
-"""The messages between driver and worker: a job starts an attempt, reports follow it.
+"""The messages between driver and worker: a job starts an attempt, reports come back.
 
 A report is a flat dictionary, because Tune flattens nested ones. Each has the trial's `signature`
 and `attempt`, so that the driver can ignore an attempt that was replaced; `node`, the id of the

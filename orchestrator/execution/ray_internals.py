@@ -1,4 +1,4 @@
-"""Everything in Ray that this project uses although Ray does not document it.
+"""All uses of Ray's undocumented interfaces.
 
 All of it was read in Ray 2.60.0. Each definition names the file of Ray that it depends on;
 `tests/orchestrator/execution/test_ray_internals.py` fails when a new version of Ray changes it.

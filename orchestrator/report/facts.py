@@ -1,4 +1,4 @@
-"""`SweepData`: a sweep as the report's sections read it, all of it from the ledger, read once."""
+"""`SweepData`: the data of a sweep for the report's sections, read once from the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a failed attempt: the failure classes and one decision function.
+"""Decides what happens after a failed attempt; defines the failure classes.
 
 Two classes cover failures of several trials: `RepeatedErrors` those of a variant whose trials all
 fail in the same way, `DiskPauses` those of a disk that cannot be written. The scheduler guards both

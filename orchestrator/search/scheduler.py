@@ -1,4 +1,4 @@
-"""`TrialScheduler`: which trial starts next, which stops and which is retried.
+"""`TrialScheduler`: decides which trial starts next, which stops and which is retried.
 
 Every decision is a function of the ledger's rows and the sweep's seed. The scheduler knows nothing
 of Ray, MLflow or the terminal: `execution` drives it, `tracking` and the display read the ledger.

@@ -1,4 +1,4 @@
-"""Calls to a storage that are repeated when they fail, for a bounded time."""
+"""Retries failed calls to a storage for a limited time."""
 
 from __future__ import annotations
 

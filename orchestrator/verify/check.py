@@ -1,7 +1,7 @@
 """Runs all checks of a sweep and prints them: `python -m orchestrator.sweep NAME --verify`.
 
 It starts and writes nothing. It works on a copy of the ledger, so a running sweep can be checked
-too, and on the copy in the storage if that is an address, so any machine can check the sweep.
+too. If the storage is a URL, that copy comes from there, so any machine can check the sweep.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def check_evaluations(snapshot: Snapshot) -> Result:
         found += problems_of("ledger", trial, _evaluation_problems(snapshot, trial, evaluation))
     text = "there is an evaluation of a trial that was not planned."
     found += [f"ledger: {signature}: {text}" for signature in sorted(evaluations)]
-    what = "only chosen trials are evaluated on the test split"
+    what = "exactly the chosen trials are evaluated"
     return Result("ledger", what, len(snapshot.trials), found)
 
 

@@ -1,4 +1,4 @@
-"""RandAugment for a whole batch: random operations per image, each computed only where it is used.
+"""RandAugment for a whole batch: each operation is computed only for the images that draw it.
 
 The geometric operations are returned as matrices, so that `augment` samples only once.
 """

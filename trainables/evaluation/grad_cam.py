@@ -1,4 +1,4 @@
-"""Class activation maps: where in an image a network saw a class.
+"""Grad-CAM: maps of the image areas that contribute most to a predicted class.
 
 Legend: n images, c channels, h and w of the feature map, k classes.
 """

@@ -1,4 +1,4 @@
-"""Evaluates a trained checkpoint on the test split; the caller decides which, and when."""
+"""Evaluates a checkpoint on the test split; the caller chooses the checkpoint and the time."""
 
 from __future__ import annotations
 

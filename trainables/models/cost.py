@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of models, counted without memory."""
+"""Parameters and multiply-accumulates of models, counted without allocating weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds and loads pretrained weights by timm's names; `build.py` has each variant's.
+"""Finds and loads pretrained weights by timm's names; `build.py` has the name for each variant.
 
 Only safetensors files are read: loading a pickle can run any code.
 """

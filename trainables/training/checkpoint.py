@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and never unpickled.
+"""Checkpoints, written completely or not at all and loaded without pickle.
 
 A checkpoint is a folder: safetensors for weights, `optimizer.pt` (read with `weights_only`), JSON
 for the rest, and `manifest.json` with the SHA-256 of every file. It is written under a temporary

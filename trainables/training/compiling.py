@@ -1,4 +1,4 @@
-"""`torch.compile` for trainings that are long enough to gain from it.
+"""Uses `torch.compile` in trainings that are long enough to save time by it.
 
 The part of a network before its head is compiled. Of the usual hyperparameters only `drop_path` is
 in that part, so a process compiles once for all its trials of one network and batch size, and

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph, which the host launches at once.
+"""Captures a training step as a CUDA graph, which is then launched with a single call.
 
 A small network's step at 64 px is hundreds of short kernels, and the host takes longer to launch
 them than the GPU to run them. Kernels, order and random numbers are the same without a graph.

@@ -1,4 +1,4 @@
-"""The leaderboard: how good each variant is, what its search did, and what it costs."""
+"""The leaderboard: accuracy, search results and cost of each variant."""
 
 from __future__ import annotations
 
