@@ -82,7 +82,10 @@ def test_the_report_of_a_recorded_ledger_holds_the_value_of_each_best_trial(
 ) -> None:
     page = write_report(ledger, tmp_path / name / "report", name)
     assert "</html>" in page.read_text()
-    assert name in page.with_name("report.md").read_text()
+    text = page.with_name("report.md").read_text()
+    assert name in text
+    has_failed = any(trial["status"] == "failed" for trial in EXPECTED[name]["trials"])
+    assert ("To retry failed trials: " in text) == has_failed
     metric = ledger.facts()["plan"]["space"]["metric"]
     with page.with_name("trials.csv").open() as file:
         values = {row["signature"]: row[f"best_{metric}"] for row in csv.DictReader(file)}

@@ -94,13 +94,13 @@ class TrainConfig:
     final_lr_fraction: float = 0.0
     """Cosine: learning rate at the end of the training, as a fraction of `lr`."""
     decay_rate: float = 0.97
-    """Exponential: factor by which the learning rate falls every `decay_epochs` epochs."""
+    """Exponential: the learning rate is multiplied by this every `decay_epochs` epochs."""
     decay_epochs: float = 2.4
-    """Exponential: epochs in which the learning rate falls by the factor `decay_rate`."""
+    """Exponential: epochs in which the learning rate is multiplied by `decay_rate` once."""
     plateau_patience_epochs: int = 5
     """Plateau: epochs without a better validation loss before the learning rate falls."""
     plateau_factor: float = 0.5
-    """Plateau: factor by which the learning rate falls."""
+    """Plateau: the learning rate is multiplied by this."""
     min_lr: float = 0.0
     """Lowest learning rate that a schedule reaches after the warm-up."""
     early_stop_patience_epochs: int = 0
@@ -111,7 +111,7 @@ class TrainConfig:
     """Factor between the learning rates of a layer and of the next layer, which is nearer to the
     classifier; 1: equal learning rates."""
     select_by: SelectBy = "val_top1"
-    """Metric that chooses the best epoch."""
+    """Metric by which the best epoch is chosen."""
 
     # Augmentation of training images, drawn for each image.
     hflip: bool = False
@@ -157,7 +157,7 @@ class TrainConfig:
     workers: int = 1
     """Data-parallel workers."""
     steps_per_epoch: int = 0
-    """Optimizer steps per epoch, for measurements; 0: as many as the training images give."""
+    """Optimizer steps per epoch, for measurements; 0: one pass over the training images."""
 
     # Set for each attempt; halved after running out of memory.
     micro_batch_size: int = field(default=0, metadata={"affects_result": False})

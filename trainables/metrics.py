@@ -14,7 +14,7 @@ class EpochMetrics:
     split the `val_` metrics are 0. `lr` is the learning rate of the epoch's last step, `epoch_s`
     the seconds of training and validation together, `images_per_s` training images per second,
     `device_peak_gib` the peak device memory (on a CPU: the process's peak resident set), `data_s`
-    the seconds of preparing training batches (gathering, augmenting, normalising; on a GPU of
+    the seconds of preparing training batches (gathering, augmenting, normalizing; on a GPU of
     issuing that) and `val_s` those of validation, both part of `epoch_s`, and `checkpoint_s` those
     of writing the checkpoint, which are not.
     """

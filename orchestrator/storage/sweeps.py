@@ -1,4 +1,4 @@
-"""Finds sweeps by name, and their files, in a local storage or in one at an address."""
+"""Finds sweeps by name, and their files, in a local storage or in one at a URL."""
 
 from __future__ import annotations
 

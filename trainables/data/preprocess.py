@@ -1,4 +1,4 @@
-"""Prepares stored pixels for the model: augmented, resized, normalised."""
+"""Prepares stored pixels for the model: augments, resizes and normalizes them."""
 
 from __future__ import annotations
 
