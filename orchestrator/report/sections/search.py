@@ -106,8 +106,8 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
         "from all trials."
     )
     if complete < ENOUGH_TRIALS:
-        ped_anova += f" The best tenth of {complete} trials is two or three trials, so the values "
-        ped_anova += "are uncertain."
+        ped_anova += f" Of these {complete} trials, only two or three count as the best, so the "
+        ped_anova += "values are uncertain."
     later, importance = "The darker a point, the later its trial.", drawn["importance"]
     title = f"Hyperparameter importance, {complete:,} complete trials"
     height_px = 140 + 34 * len(sweep.plan.space.params[variant])
