@@ -158,7 +158,7 @@ def _receive(response: Any, address: str, part: Path, offset: int, *, shown: boo
     done, what = offset, f"Downloading {part.name.removesuffix('.part')}"
     with (
         part.open("ab" if offset else "wb") as handle,
-        progress(what, total=total, unit="bytes", shown=shown) as update,
+        progress(what, total=total, unit="bytes", start=offset, shown=shown) as update,
     ):
         while block := response.read(BLOCK_BYTES):
             handle.write(block)

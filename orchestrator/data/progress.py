@@ -15,22 +15,28 @@ PLAIN_LINE_EVERY_S = 5.0
 
 @contextmanager
 def progress(
-    what: str, *, total: int | None, unit: Literal["bytes", "images"], shown: bool = True
+    what: str,
+    *,
+    total: int | None,
+    unit: Literal["bytes", "images"],
+    start: int = 0,
+    shown: bool = True,
 ) -> Iterator[Callable[[int], None]]:
     """Show the progress of a step; yield the function to call with the amount done so far.
 
     `what` is the step, such as "Decoding train"; `total` is the amount at its end, or None if that
-    is unknown. Nothing is printed if `shown` is False.
+    is unknown; `start` is the amount done before, which does not count in the rate. Nothing is
+    printed if `shown` is False.
     """
     if not shown:
         yield lambda done: None
     elif sys.stderr.isatty():
-        yield from _bar(what, total, unit)
+        yield from _bar(what, total, unit, start)
     else:
-        yield from _lines(what, total, unit)
+        yield from _lines(what, total, unit, start)
 
 
-def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int | None, unit: str, start: int) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -41,17 +47,17 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
         columns.append(rich.MofNCompleteColumn())
     columns.append(rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(what, total=total)
+        task = display.add_task(what, total=total, completed=start)
         yield lambda done: display.update(task, completed=done)
 
 
-def _lines(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, total: int | None, unit: str, start: int) -> Iterator[Callable[[int], None]]:
     started_s = last_s = time.monotonic()
-    reached = 0
+    reached = start
 
     def show() -> None:
         of = f" of {_amount(total, unit)}" if total else ""
-        rate = reached / max(time.monotonic() - started_s, 1e-3)
+        rate = (reached - start) / max(time.monotonic() - started_s, 1e-3)
         warn(f"{what}: {_amount(reached, unit)}{of}, {_amount(round(rate), unit)}/s")
 
     def update(done: int) -> None:

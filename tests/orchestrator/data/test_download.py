@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from orchestrator.data import __main__ as data
-from orchestrator.data import download, prepare
+from orchestrator.data import download, prepare, progress
 from orchestrator.data.known_datasets import KNOWN
 from orchestrator.errors import UsageError
 from tests.orchestrator.data import archive_files as sources
@@ -206,6 +208,23 @@ def test_progress_is_printed_as_lines(
     err = capsys.readouterr().err
     assert err.startswith("Downloading file.bin: 1.0 MiB of 1.0 MiB, ")
     assert err.count("\n") == 1
+
+
+def test_the_rate_of_a_resumed_download_leaves_out_earlier_bytes(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.break_after = [600_000, 0, 0, 0]
+    with pytest.raises(UsageError):
+        _fetch(server, tmp_path)
+    capsys.readouterr()
+    clock = chain([0.0], repeat(2.0))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    download.download(server.address, tmp_path / "file.bin", shown=True)
+    # 400,000 bytes in 2 s.
+    assert capsys.readouterr().err == "Downloading file.bin: 1.0 MiB of 1.0 MiB, 0.2 MiB/s\n"
 
 
 def test_dataset_is_prepared_from_an_address(server: Server, tmp_path: Path) -> None:
