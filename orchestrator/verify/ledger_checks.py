@@ -128,7 +128,7 @@ def _epoch_problems(snapshot: Snapshot, trial: Trial) -> Iterator[str]:
 
 def _best_problems(snapshot: Snapshot, trial: Trial, rows: list[EpochRow]) -> Iterator[str]:
     metric, best = snapshot.header.plan_at(trial.ended_seq or 0).space.metric, None
-    if trial.status in ("complete", "stopped"):
+    if rows and trial.status in ("complete", "stopped"):
         best = decisions.best_epoch(trial, rows, metric)
     epoch, value = best or (None, None)
     value = None if value is None or math.isnan(value) else value  # SQLite stores NaN as NULL

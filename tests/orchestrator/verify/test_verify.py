@@ -259,6 +259,32 @@ def test_a_wrong_best_is_named(paths: SweepPaths, verify: Verify) -> None:
     assert f"ledger: {name} ({key}): its best epoch is recorded as " in output
 
 
+def test_a_complete_trial_without_a_finite_value_has_no_best_epoch(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    _, key = with_status(paths, "complete")
+    change(paths, f"UPDATE epochs SET val_top1 = NULL WHERE signature = '{key}'")
+    assert f"({key}): its best epoch is recorded as " in verify()[1]
+    change(
+        paths,
+        f"UPDATE trials SET best_epoch = NULL, best_value = NULL WHERE signature = '{key}'",
+    )
+    assert f"({key}): its best epoch is recorded as " not in verify()[1]
+
+
+def test_a_complete_trial_without_epochs_is_named(paths: SweepPaths) -> None:
+    name, key = with_status(paths, "complete")
+    change(
+        paths,
+        f"DELETE FROM epochs WHERE signature = '{key}'",
+        f"UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
+        f" WHERE signature = '{key}'",
+    )
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        found = check_epochs(read_snapshot(paths, ledger, None)).problems
+    assert any(f"{name} ({key}): it is complete with 0 of " in problem for problem in found)
+
+
 def test_an_open_attempt_without_a_driver_is_named(paths: SweepPaths, verify: Verify) -> None:
     name, key = with_status(paths, "complete")
     change(
