@@ -149,7 +149,8 @@ class TrainConfig:
     channels_last: bool = True
     """Store images and weights in the channels-last memory format."""
     compile: Literal["auto", True, False] = "auto"
-    """Use `torch.compile`; `auto`: in long GPU trainings without `drop_path`, mixup and CutMix."""
+    """Use `torch.compile`; `auto`: in long GPU trainings that are not `deterministic` and have no
+    `drop_path`, mixup or CutMix."""
     deterministic: bool = False
     """Use deterministic CUDA kernels, which are slower."""
     threads: int = 1

@@ -38,7 +38,7 @@ def decide(ledger: Ledger, plan: Plan | RecordedPlan, trial: Trial, row: EpochRo
 
 def is_stopped(
     value: float,  # the trial's metric after this epoch
-    values: Sequence[float],  # that of all trials of the variant that have reached this epoch
+    values: Sequence[float],  # the same of all trials of the variant that reached it, this one too
     *,
     epochs_done: int,  # 1 or more
     first_rung: int,  # in epochs; 0 disables early stopping

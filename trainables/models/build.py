@@ -60,6 +60,10 @@ VARIANTS = (
 )
 
 
+class UnknownRateError(ValueError):
+    """A timm model takes no dropout or no drop path, and its rate is above 0."""
+
+
 def check_variant(config: TrainConfig) -> None:
     """Check that a configuration's variant exists and can be built with its hyperparameters.
 
@@ -225,7 +229,7 @@ def _build_resnet50_mlp1024(options: dict[str, Any]) -> nn.Module:
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     """Build a timm model, without the rates of dropout and drop path that are 0 and unknown to it.
 
-    An unknown rate above 0 is a ValueError.
+    An unknown rate above 0 is an `UnknownRateError`.
     """
     import timm
 
@@ -240,7 +244,7 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
             if refused not in fields:
                 raise
             if rate := wanted.pop(refused):
-                raise ValueError(
+                raise UnknownRateError(
                     f"The timm model {name!r} takes no `{fields[refused]}`; got {rate}. "
                     "Set it to 0 for this variant."
                 ) from error
@@ -329,6 +333,8 @@ def _timm_problems(config: TrainConfig) -> list[str]:
                 key=lambda px: _refusal(model, channels, px) is None,
             )
             smallest = f", the smallest that it takes {least_px} px"
+    except UnknownRateError as unknown:
+        return [str(unknown)]
     except (AssertionError, RuntimeError, TypeError, ValueError) as building:
         error = building
     reason = str(error).rstrip(".")

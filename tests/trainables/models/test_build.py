@@ -282,6 +282,9 @@ def test_timm_models_take_the_image_size_and_get_no_unknown_option_that_is_0():
     assert plain(images).shape == (1, 10)
     with pytest.raises(ValueError, match=r"'vgg11' takes no `drop_path`; got 0.2"):
         on_meta("vgg11", image_size_px=64, drop_path=0.2)
+    with pytest.raises(ValueError, match="takes no `drop_path`") as caught:
+        check_variant(config("vgg11", image_size_px=64, drop_path=0.2))
+    assert str(caught.value).endswith("Set it to 0 for this variant.")  # not: choose another size
 
 
 # Mistakes.
