@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import search_spaces
+from tests.orchestrator.data.archive_files import SAMPLES
 from tests.orchestrator.sweeps import parse_args
 from trainables.metrics import METRIC_NAMES
 
@@ -24,7 +25,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *DOCS.rglob("*.md")]
 )
-SAMPLES = Path(os.environ.get("SWEEP_SAMPLES", ROOT / "../shared/data"))
 PHOTOS, CIFAR = "tiny-imagenet-200-sample.zip", "cifar-10-python-sample.tar.gz"
 # Programs that are not ours, and the shell's own.
 OTHERS = {"pip", "ray", "mlflow", "curl", "mkdir", "mv", ".", "export"}

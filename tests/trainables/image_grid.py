@@ -15,12 +15,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from tests.orchestrator.data.archive_files import SAMPLES
 from trainables.config import TrainConfig
 from trainables.data.augment import augment
 from trainables.data.mixing import mix
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ARCHIVE = REPOSITORY.parent / "shared" / "data" / "tiny-imagenet-200-sample.zip"
+ARCHIVE = SAMPLES / "tiny-imagenet-200-sample.zip"
 OUTPUT = REPOSITORY / "tests" / "output" / "augment"
 
 AUGMENTATIONS: dict[str, dict[str, float]] = {

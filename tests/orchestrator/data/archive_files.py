@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SAMPLES = Path(__file__).parents[4] / "shared" / "data"
+SAMPLES = Path(os.environ.get("SWEEP_SAMPLES", Path(__file__).parents[3] / "../shared/data"))
 
 # Not in sorted order, as in the official list.
 WNIDS = ("n02", "n01", "n03")
