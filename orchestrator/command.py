@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -81,6 +82,11 @@ def exit_fast(main: Callable[[], int]) -> NoReturn:
     atexit.register(end)  # the first to be registered is the last to run
     ended_with = main()
     sys.exit(ended_with)
+
+
+def sweep_command(*words: str) -> str:
+    """Return the text of a command of `orchestrator.sweep`, for a shell, without its secrets."""
+    return redacted(shlex.join(["python", "-m", "orchestrator.sweep", *words]))
 
 
 def say(text: str) -> None:

@@ -80,7 +80,9 @@ class SweepHeader:
     former_plans: Sequence[FormerPlan] = ()  # plans that `--force` replaced, oldest first
     keep_best: int  # the space's number of trials per variant whose weights are kept
     options: Mapping[str, Any] = field(default_factory=dict)  # flags that decide what is computed
-    space: str = ""  # as the command named it: a name or a path
+    space: str = ""  # as the command named it: a name, or a path in `folder`
+    folder: str = ""  # the command's working directory
+    data_dir: str = ""  # where datasets are, absolute, or a URL without its password
     # The space's own `trials`, `final_seeds` and `dataset`.
     space_own: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = ""  # name of the prepared dataset

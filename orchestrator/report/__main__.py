@@ -21,7 +21,8 @@ def _write(arguments: argparse.Namespace) -> int:
 
     paths = find_sweep(arguments.storage, arguments.name)
     with ledger_copy(paths) as ledger:
-        command.say(str(write_report(ledger, paths.report, paths.name)))
+        page = write_report(ledger, paths.report, paths.name, storage=paths.storage)
+        command.say(str(page))
     return command.COMPLETE
 
 

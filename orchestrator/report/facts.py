@@ -71,6 +71,7 @@ class SweepData:
     header: SweepHeader
     variants: tuple[str, ...]
     records: tuple[Record, ...]
+    storage: str = ""  # as `--storage` takes it; empty: not known
     is_pretrained: bool | None = None  # methods return only records like this; None: all
 
     @property
@@ -150,7 +151,7 @@ class SweepData:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
-def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
+def read_sweep(ledger: Ledger, name: str = "", storage: str = "") -> SweepData:
     """Return a ledger's whole sweep; its name is by default that of its space."""
     trials = ledger.trials()
     attempts: dict[str, list[Attempt]] = collections.defaultdict(list)
@@ -159,6 +160,7 @@ def read_sweep(ledger: Ledger, name: str = "") -> SweepData:
     evaluations, header = ledger.evaluations(), ledger.header()
     return SweepData(
         name=name or header.plan.space.name,
+        storage=storage,
         header=header,
         variants=_ordered(header, trials),
         records=tuple(

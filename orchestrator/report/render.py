@@ -35,17 +35,18 @@ from trainables import files
 
 
 def write_report(
-    ledger: Ledger, folder: Path, name: str = "", *, clock: Clock | None = None
+    ledger: Ledger, folder: Path, name: str = "", *, storage: str = "", clock: Clock | None = None
 ) -> Path:
     """Write a sweep's report and return the path of its page.
 
     The folder appears whole and in one step; an existing one is replaced. The name is by default
-    that of the sweep's space, the time printed in the report that of the machine.
+    that of the sweep's space, the time printed in the report that of the machine. `storage` is the
+    sweep's, for the commands that the report prints.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    sweep = read_sweep(ledger, name)
+    sweep = read_sweep(ledger, name, storage)
     sections, images = _sections(sweep, (clock or Clock()).now_s())
     title = f"Sweep {sweep.name!r} on {sweep.plan.dataset}"
     tables = [table for section in sections for table in blocks.tables_of(section.blocks)]

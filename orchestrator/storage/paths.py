@@ -45,6 +45,11 @@ class SweepPaths:
         return self.local_root / self.name
 
     @property
+    def storage(self) -> str:
+        """The storage, as `--storage` takes it in any folder."""
+        return self.remote or str(self.local_root.absolute())
+
+    @property
     def ledger(self) -> Path:
         """The one file from which everything else can be rebuilt."""
         return self.root / LEDGER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 
 from orchestrator.clock import Clock
 from orchestrator.command import say
@@ -118,6 +119,8 @@ def _create_ledger(
             "sweep_id": uuid.uuid4().hex[:12],
             "created_s": clock.now_s(),
             "space": config.space,
+            "folder": str(Path.cwd()),
+            "data_dir": redacted(config.data.address or str(config.data.folder.absolute())),
             "plan": plan.identity(),
             "keep_best": space.keep_best,
             "options": given_options(config),

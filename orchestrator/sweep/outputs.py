@@ -58,7 +58,7 @@ def _write_report(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder:
 
     if ledger.header().forecast_whole and not paths.remote:  # the report compares them
         ledger.put("disk_used_bytes", disk.used_bytes(paths.root))
-    write_report(ledger, folder, paths.name)
+    write_report(ledger, folder, paths.name, storage=paths.storage)
 
 
 def _write_model(ledger: Ledger, paths: SweepPaths, manifest: Manifest, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import statistics
 import sys
 import traceback
@@ -15,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.command import COMPLETE, console_on
+from orchestrator.command import COMPLETE, console_on, sweep_command
 from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
@@ -158,7 +157,7 @@ def print_stopped(context: SweepContext, error: BaseException) -> None:
 def resume_command() -> str:
     """Return the command that resumes this command's sweep, without its secrets."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    return redacted(shlex.join(["python", "-m", "orchestrator.sweep", *words, "--resume"]))
+    return sweep_command(*words, "--resume")
 
 
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:

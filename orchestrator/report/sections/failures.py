@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 from typing import Any
 
+from orchestrator.command import sweep_command
 from orchestrator.ledger.records import Attempt
 from orchestrator.report.document.blocks import Column, Section, Table
 from orchestrator.report.facts import Record, SweepData
@@ -24,8 +26,6 @@ def failures(sweep: SweepData) -> Section:
                 groups[key].append((record, attempt))
     if not groups:
         return Section.of("failures", "Failures", "No attempt failed, diverged or was lost.")
-    space = sweep.header.space or sweep.plan.space.name
-    again = space if sweep.name == sweep.plan.space.name else f"{space} --name {sweep.name}"
     rows: list[list[Any]] = []
     for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
         record, attempt = found[0]
@@ -50,9 +50,21 @@ def failures(sweep: SweepData) -> Section:
         "diverged trial had a non-finite loss: that is a result and not an error, and the trial is "
         "not retried.",
     )
-    retry = [f"To retry failed trials: python -m orchestrator.sweep {again} --resume"]
+    retry = [f"To retry failed trials: {_resume_command(sweep)}"]
     has_failed = any(record.trial.status == "failed" for record in sweep.records)
     return Section.of("failures", "Failures", table, *(retry if has_failed else ()))
+
+
+def _resume_command(sweep: SweepData) -> str:
+    """Return a command that resumes the sweep from any folder."""
+    header = sweep.header
+    space = header.space or sweep.plan.space.name
+    if space.endswith(".py") or "/" in space:
+        space = str(Path(header.folder, space))
+    name = "" if sweep.name == Path(space).stem else sweep.name
+    flags = {"--name": name, "--storage": sweep.storage, "--data-dir": header.data_dir}
+    words = [word for flag, value in flags.items() if value for word in (flag, value)]
+    return sweep_command(space, *words, "--resume")
 
 
 def _reason(attempt: Attempt) -> str:

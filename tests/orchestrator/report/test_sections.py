@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -363,6 +364,18 @@ def test_attempts_with_the_same_error_are_one_row(sweep: SweepData) -> None:
     ]
     assert rows[1]["reason"] == TRACEBACK.splitlines()[-1]
     assert rows[1]["log"] == "trials/cnn2-s0005/attempt_1.log"
+
+
+def test_the_command_that_retries_failed_trials_works_in_any_folder(sweep: SweepData) -> None:
+    header = replace(sweep.header, space="./my space.py", folder="/home/me", data_dir="/data")
+    mine = replace(sweep, name="mine", storage="/results of/2026", header=header)
+    line = words(failures(mine)).partition("To retry failed trials: ")[2]
+    assert shlex.split(line)[:3] == ["python", "-m", "orchestrator.sweep"]
+    config = sweeps.parse_args(shlex.split(line)[3:])
+    assert (config.space, config.name, config.resume) == ("/home/me/my space.py", "mine", True)
+    assert (config.storage, config.data_dir) == (Path("/results of/2026"), Path("/data"))
+    built_in = replace(sweep, name="digits", header=replace(header, space="digits", data_dir=""))
+    assert "python -m orchestrator.sweep digits --resume" in words(failures(built_in))
 
 
 def test_time_by_activity_adds_up(sweep: SweepData) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,25 @@ def test_failed_trials_are_listed_and_the_status_is_1(
     assert "These trials failed or diverged:" in printed
     assert "bug: ValueError: no" in printed
     assert "cnn3 was stopped: several of its trials failed with the same error." in printed
+
+
+def test_the_command_in_the_report_retries_failed_trials_from_any_folder(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("from search_spaces.digits import SPACE\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data_dir = arguments[arguments.index("--data-dir") + 1]
+    where = ("--data-dir", os.path.relpath(data_dir), "--storage", "results")
+    bug = failed("bug", "ValueError: no")
+    simulate(monkeypatch, lambda scheduler: run_trials(scheduler, end_at=lambda start, epoch: bug))
+    assert main(("mine.py", *SMALL[1:], *where)) == 1
+    report = (tmp_path / "results/mine/report/report.md").read_text()
+    (line,) = re.findall(r"python -m orchestrator\.sweep (.*)", report)
+    simulate(monkeypatch)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(shlex.split(line)) == 0
+    assert list(Path().iterdir()) == []
 
 
 def test_an_interrupted_sweep_has_status_130_and_keeps_its_trials(
