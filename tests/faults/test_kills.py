@@ -56,7 +56,7 @@ def test_killed_drivers_and_workers_leave_the_table_of_an_unbroken_sweep(soak: S
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "All requested trials have ended." in checked.stdout
     assert soak.breaches == []
-    assert ledger_of(broken.paths).get("asked") == {"cnn2": 3, "cnn3": 3}
+    assert ledger_of(broken.paths).header().asked == {"cnn2": 3, "cnn3": 3}
 
 
 def verify(sweep: Sweep) -> subprocess.CompletedProcess[str]:
