@@ -45,7 +45,7 @@ class Cluster:
 
     @property
     def dataset(self) -> str:
-        """CIFAR-10, or digits where its sample is not at hand."""
+        """CIFAR-10, or digits if its sample is missing."""
         return "cifar10" if ARCHIVE.exists() else "digits"
 
     @property
@@ -54,11 +54,11 @@ class Cluster:
 
     @property
     def storage(self) -> str:
-        """The sweeps' address, as this machine reaches it too."""
+        """The URL of the storage, the same on this machine."""
         return self.bucket.uri()
 
     def write(self, workers: list[Host], extra: str = "") -> None:
-        """Write the shipped file with this cluster's values where it says SET."""
+        """Write the shipped file with this cluster's values in the places marked SET."""
         text = (ROOT / "cluster.onprem.yaml").read_text()
         config = yaml.safe_load(text)
         config["provider"]["head_ip"] = self.head.address
@@ -100,7 +100,7 @@ class Cluster:
 
     @contextmanager
     def ray_in_terminal(self, *arguments: object) -> Iterator[None]:
-        """Run one of Ray's commands that wants a terminal, while the block lasts."""
+        """Run one of Ray's commands that needs a terminal until the block ends."""
         command = shlex.join(["script", "-qec", shlex.join([str(RAY), *map(str, arguments)])])
         process = subprocess.Popen(
             f"sleep 1000 | {command} /dev/null",
@@ -127,13 +127,13 @@ class Cluster:
         }
 
     def up(self, nodes: int) -> None:
-        """`ray up`, and wait until all nodes have joined."""
+        """Run `ray up` and wait until all nodes have joined."""
         ended = self.ray("up", self.file, "-y", "--no-config-cache")
         assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-3000:]
         self.wait_for(lambda: self.alive() >= nodes, f"{nodes} nodes", 120)
 
     def down(self) -> None:
-        """`ray down`."""
+        """Run `ray down`."""
         ended = self.ray("down", self.file, "-y")
         assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-3000:]
 
@@ -142,7 +142,7 @@ class Cluster:
         return len(self.nodes())
 
     def nodes(self) -> dict[str, str]:
-        """Return the living nodes: addresses, and Ray's ids."""
+        """Return Ray's ids of the nodes that are alive, by address."""
         code = (
             "from ray._raylet import GcsClient; "
             "from ray.core.generated import gcs_pb2; "
@@ -150,10 +150,10 @@ class Cluster:
             "print(*(f'{info.node_manager_address}={key.hex()}' for key, info in found.items() "
             "if info.state == gcs_pb2.GcsNodeInfo.ALIVE))"
         )
-        said = self.head.ssh(f"python -c {shlex.quote(code)}", check=False)
-        if said.returncode:
+        ended = self.head.ssh(f"python -c {shlex.quote(code)}", check=False)
+        if ended.returncode:
             return {}
-        return dict(pair.split("=") for pair in said.stdout.split() if "=" in pair)
+        return dict(pair.split("=") for pair in ended.stdout.split() if "=" in pair)
 
     def start(self, name: str, *arguments: object, module: str = "sweep") -> None:
         """Start a command on the head in tmux, as `ray exec --tmux` does."""
@@ -166,30 +166,30 @@ class Cluster:
         file = self.head.home / f"{name}.status"
         return int(file.read_text()) if file.exists() and file.read_text().strip() else None
 
-    def said(self, name: str) -> str:
-        """Return what a started command has said."""
+    def output(self, name: str) -> str:
+        """Return the output of a started command so far."""
         file = self.head.home / f"{name}.out"
         return file.read_text() if file.exists() else ""
 
     def finish(self, name: str, limit_s: float = 240) -> str:
-        """Wait for a started command and return what it said; it must end well."""
+        """Wait for the end of a started command, which must succeed, and return its output."""
         self.wait_for(lambda: self.status(name) is not None, f"the end of {name}", limit_s, name)
-        assert self.status(name) == 0, self.said(name)[-6000:]
-        return self.said(name)
+        assert self.status(name) == 0, self.output(name)[-6000:]
+        return self.output(name)
 
     def wait_for(
         self, is_so: Callable[[], Any], what: str, limit_s: float, name: str | None = None
     ) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds; `what` names it in the error."""
         until_s = time.monotonic() + limit_s
         while not is_so():
             if time.monotonic() > until_s:
-                said = self.said(name)[-4000:] if name else ""
-                raise AssertionError(f"There was no {what} within {limit_s:.0f} s. {said}")
+                output = self.output(name)[-4000:] if name else ""
+                raise AssertionError(f"There was no {what} within {limit_s:.0f} s. {output}")
             time.sleep(0.5)
 
     def sweep_paths(self, name: str) -> paths.SweepPaths:
-        """Where the head keeps a sweep while it runs."""
+        """Return the paths of a running sweep on the head."""
         cache = self.head.home / ".cache" / "sweep-orchestrator"
         found = [path.parent for path in cache.glob(f"*/{name}/ledger.sqlite")]
         if not found:
@@ -203,7 +203,7 @@ class Cluster:
 
 
 def new_cluster(hosts: list[Host], folder: Path, bucket: Bucket) -> Cluster:
-    """Return a cluster that is not up yet, with a token of its own."""
+    """Return a cluster that is not started yet, with its own token."""
     assert bucket.host == OUTSIDE
     folder.mkdir()
     token = folder / ".ray" / "auth_token"

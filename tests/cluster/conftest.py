@@ -1,4 +1,4 @@
-"""Three hosts, an object store that they share, and a cluster on them."""
+"""Three hosts, a shared object store, and a cluster on them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bucket(three: list[Host]) -> Iterator[Bucket]:
 def cluster(
     three: list[Host], bucket: Bucket, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """Up with all three hosts, and real images at the shared address."""
+    """A running cluster of all three hosts, with a prepared dataset in the object store."""
     made = new_cluster(three, tmp_path_factory.mktemp("operator") / "home", bucket)
     made.write(three[1:])
     made.up(3)

@@ -1,7 +1,7 @@
 """Hosts on one Linux machine, each with an address, processes, a home and an sshd of its own.
 
-A host is a network, PID, mount and UTS namespace. Killing its first process kills all of them, as
-pulling a plug does; what it had in its home and in Ray's temporary folder stays, as a disk does.
+A host is a network, PID, mount and UTS namespace. Killing its first process kills all of its
+processes, like a power failure; its home and Ray's temporary folder remain, like a disk.
 Needs root, iproute2, openssh-server and rsync.
 """
 
@@ -27,9 +27,9 @@ TOOLS = ("ip", "unshare", "nsenter", "/usr/sbin/sshd", "ssh", "ssh-keygen", "rsy
 
 
 def missing() -> str | None:
-    """Return why no hosts can be made here, None where they can."""
+    """Return why no hosts can be created on this machine, None if they can."""
     if os.geteuid() != 0:
-        return "hosts are made of namespaces, which takes root"
+        return "hosts are namespaces, and creating them needs root"
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
     if lacking:
         return (
@@ -42,13 +42,13 @@ def missing() -> str | None:
     ):
         ended = _run(*probe, check=False)
         if ended.returncode:
-            return f"this machine makes no hosts: {shlex.join(probe)} says {ended.stderr.strip()}"
+            return f"no hosts can be created: {shlex.join(probe)} failed: {ended.stderr.strip()}"
     return None
 
 
 @dataclass
 class Host:
-    """One host; `folder` is its disk, `key` lets `ray up` and the tests in."""
+    """One host; `folder` is its disk, `key` the SSH key for `ray up` and the tests."""
 
     number: int
     folder: Path
@@ -65,7 +65,7 @@ class Host:
 
     @property
     def home(self) -> Path:
-        """What the host sees as `HOME`."""
+        """The host's `HOME`, as a path on this machine."""
         return self.folder / "home"
 
     def boot(self) -> None:
@@ -86,7 +86,7 @@ class Host:
             f"mount --bind {disk}/ray /tmp/ray && mount --bind {disk}/hosts /etc/hosts && "
             f"mount --bind {disk}/passwd /etc/passwd && {sshd}"
         )
-        # Not /root itself: this machine's Python may lie in there.
+        # Not /root itself: this machine's Python may be in it.
         users = Path("/etc/passwd").read_text().splitlines()
         fields = next(line for line in users if line.startswith("root:")).split(":")
         ours = [":".join([*fields[:5], HOME, "/bin/bash"])]
@@ -130,7 +130,7 @@ class Host:
         return [int(pid) for pid in _run("ip", "netns", "pids", self.name).stdout.split()]
 
     def kill(self) -> None:
-        """Pull the plug."""
+        """Kill all of its processes, like a power failure."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -139,11 +139,11 @@ class Host:
             self.process.wait()
 
     def freeze(self) -> None:
-        """Stop all of its processes where they are."""
+        """Stop all of its processes with SIGSTOP."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Continue its stopped processes."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -152,22 +152,22 @@ class Host:
                 os.kill(pid, number)
 
     def cut(self) -> None:
-        """Pull its network cable."""
+        """Disconnect it from the network."""
         _run("ip", "link", "set", f"sweep-v{self.number}", "down")
 
     def reconnect(self) -> None:
-        """Plug it in again."""
+        """Connect it to the network again."""
         _run("ip", "link", "set", f"sweep-v{self.number}", "up")
 
     def lose_disk(self) -> None:
-        """Delete everything that it had."""
+        """Delete all of its files."""
         for name in ("home", "ray"):
             shutil.rmtree(self.folder / name)
 
 
 @contextlib.contextmanager
 def hosts(number: int, folder: Path) -> Iterator[list[Host]]:
-    """Make hosts on a network of their own, with this machine on it as `OUTSIDE`."""
+    """Yield hosts on their own network, in which this machine is `OUTSIDE`."""
     _clean_up()
     Path("/run/sshd").mkdir(exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _connect(host: Host) -> None:
 
 
 def _clean_up() -> None:
-    """Remove what an earlier run that was killed has left."""
+    """Remove namespaces and links that a killed run left behind."""
     for line in _run("ip", "netns", "list", check=False).stdout.splitlines():
         name = line.split()[0]
         if name.startswith("sweep-h"):

@@ -1,6 +1,6 @@
 """A cluster of three hosts, brought up by `ray up` over SSH from the shipped file.
 
-The tests run in this order, each on what the one before has left: what they break they mend.
+The tests run in this order and share the cluster; each repairs what it breaks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.orchestrator.test_spot import service
 
 TINY = SAMPLES / "tiny-imagenet-200-sample.zip"
 
-# Configurations that do not depend on results, and no early stopping: every run tries the same.
+# No suggestion depends on results and no trial is stopped early, so every sweep tries the same.
 SPACE = """
 from optuna.distributions import FloatDistribution
 from search_spaces.space import SearchSpace
@@ -57,12 +57,12 @@ def start(
 
 
 def ledger(cluster: Cluster, name: str) -> Ledger:
-    """Open what the head has of a sweep."""
+    """Return the head's ledger of a sweep, open."""
     return open_ledger(cluster.sweep_paths(name).ledger)
 
 
 def table(cluster: Cluster, name: str) -> list[tuple[Any, ...]]:
-    """Return what every trial was and came to, in the order of their numbers."""
+    """Return number, signature, status and validation losses of every trial, by number."""
     found = ledger(cluster, name)
     return [
         (t.number, t.signature, t.status, [(e.epoch, e.metrics["val_loss"]) for e in epochs])
@@ -72,7 +72,7 @@ def table(cluster: Cluster, name: str) -> list[tuple[Any, ...]]:
 
 
 def epochs_done(cluster: Cluster, name: str) -> int:
-    """Return how many epochs a sweep has finished so far."""
+    """Return how many epochs a sweep has finished."""
     if not cluster.sweep_paths(name).ledger.exists():
         return 0
     found = ledger(cluster, name)
@@ -80,7 +80,7 @@ def epochs_done(cluster: Cluster, name: str) -> int:
 
 
 def verify(cluster: Cluster, name: str, *options: object) -> str:
-    """Check a finished sweep by its own command: ledger, checkpoints, MLflow, decisions."""
+    """Run the sweep command with `--verify` on a finished sweep and return its output."""
     words = shlex.join(map(str, (f"./{name}.py", "--verify", *options)))
     ended = cluster.head.ssh(
         f"cd ~/sweep-orchestrator && python -m orchestrator.sweep {words}", check=False
@@ -90,10 +90,9 @@ def verify(cluster: Cluster, name: str, *options: object) -> str:
 
 
 @pytest.mark.quick
-def test_a_sweep_over_three_hosts_has_the_table_of_one_host(cluster: Cluster) -> None:
+def test_a_sweep_on_three_hosts_has_the_results_of_one_on_one_host(cluster: Cluster) -> None:
     start(cluster, "three", trials=6)
-    said = cluster.finish("three")
-    assert "on 3 nodes" in said
+    assert "on 3 nodes" in cluster.finish("three")
     for host in cluster.hosts:  # trials ran on each
         logs = list((host.home / ".cache/sweep-orchestrator").glob("*/three/trials/*/*.log"))
         assert logs, f"no trial ran on {host.name}"
@@ -105,7 +104,7 @@ def test_a_sweep_over_three_hosts_has_the_table_of_one_host(cluster: Cluster) ->
     assert [row[2] for row in table(cluster, "three")] == ["complete"] * 6
 
 
-def test_mlflow_on_the_head_has_every_trial_and_is_started_again_when_it_dies(
+def test_mlflow_on_the_head_has_every_trial_and_is_restarted_when_it_is_killed(
     cluster: Cluster,
 ) -> None:
     runs = mlflow_runs(cluster, "http://127.0.0.1:5000", "three")
@@ -120,14 +119,14 @@ def test_mlflow_on_the_head_has_every_trial_and_is_started_again_when_it_dies(
         60,
     )
     assert uvicorn(cluster) != server
-    # The command of the cluster's file again starts no second one.
+    # Running the cluster file's command again starts no second server.
     cluster.head.ssh("~/sweep-orchestrator/orchestrator/services.sh head; sleep 1")
     held = cluster.head.ssh("pgrep -fc '[f]lock --nonblock.*mlflow.lock'; true").stdout.split()
     assert held[-1] == "1"
 
 
 def mlflow_runs(cluster: Cluster, uri: str, experiment: str, host: int = 0, **env: str) -> Any:
-    """Ask MLflow from a host of the cluster for an experiment's runs."""
+    """Return an experiment's runs, requested from MLflow on a host of the cluster."""
     code = f"""
 import json, mlflow
 client = mlflow.MlflowClient({uri!r})
@@ -146,43 +145,43 @@ print("RUNS" + json.dumps([{{"signature": run.data.tags.get("sweep.signature"),
 
 
 def uvicorn(cluster: Cluster) -> str:
-    """Return the process that serves MLflow."""
+    """Return the id of the process that serves MLflow."""
     return cluster.head.ssh("pgrep -f '[-]m uvicorn'").stdout.split()[-1]
 
 
 def title(pid: int) -> str:
-    """Return the command line of a process, which may be gone."""
+    """Return the command line of a process, empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
 
 
-def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) -> None:
-    """Every listening socket of every host; what is open to the network is sshd, or Ray's."""
+def test_every_port_of_the_cluster_refuses_requests_without_a_token(cluster: Cluster) -> None:
+    """Tests all listening sockets of all hosts; only those of sshd and Ray accept connections."""
     start(cluster, "ports", trials=3, epochs=20000)
     cluster.wait_for(lambda: epochs_done(cluster, "ports") >= 3, "epochs", 120, "ports")
-    asked, refused = 0, set[str]()
+    tested, refused = 0, set[str]()
     for host in cluster.hosts:
         for address, port, owner in listening(host):
             if address.startswith("127.") or address == "[::1]":
                 continue
             assert owner == "sshd" or is_rays(owner), f"{owner} listens on {address}:{port}"
             if owner != "sshd":
-                asked += 1
+                tested += 1
                 answer = without_token(cluster, host.address, port)
-                # Prometheus's figures, which Ray shows to anyone, are to be read and no more.
+                # Ray serves Prometheus metrics without a token; they can only be read.
                 assert answer in ("refused", "no HTTP", "metrics"), f"{owner}, {port}: {answer}"
                 if answer == "no HTTP":
                     refused |= grpc_refused(cluster, host.address, port)
-    assert asked >= 9  # at least the GCS, and two of each raylet
-    assert refused == set(GRPC)  # each of the services was met, and told the stranger so
+    assert tested >= 9  # at least the GCS, and two of each raylet
+    assert refused == set(GRPC)  # every service was found and refused the request
     for address in (f"{cluster.head.address}:6379", f"ray://{cluster.head.address}:10001"):
         code = (
             f"import ray; ray.init(address={address!r}, log_to_driver=False); "
             "print('JO' + 'INED', ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()))"
         )
-        # With the right one the same command joins.
+        # With the right token the same command joins.
         assert "JOINED" in cluster.hosts[1].ssh(f"timeout 90 python -c {shlex.quote(code)}").stdout
         for env in ("RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=" + "0" * 64):
             ended = cluster.hosts[1].ssh(
@@ -196,10 +195,9 @@ def test_every_port_of_the_cluster_refuses_who_has_no_token(cluster: Cluster) ->
 
 def listening(host: Any) -> list[tuple[str, int, str]]:
     """Return address, port and program of every TCP socket that a host listens on."""
-    said = host.ssh("ss -ltnpH").stdout
     found = []
-    for line in said.splitlines():
-        if not line.startswith("LISTEN"):  # what the shell says without a terminal
+    for line in host.ssh("ss -ltnpH").stdout.splitlines():
+        if not line.startswith("LISTEN"):  # the shell's warning that it has no terminal
             continue
         words = line.split()
         address, _, port = words[3].rpartition(":")
@@ -213,7 +211,7 @@ def is_rays(owner: str) -> bool:
 
 
 def without_token(cluster: Cluster, address: str, port: int) -> str:
-    """Ask a port over HTTP, as a stranger on the network would; Ray's other ports speak gRPC."""
+    """Send an HTTP request without a token and return the result; Ray's other ports use gRPC."""
     code = f"""
 import http.client
 try:
@@ -227,11 +225,11 @@ except OSError:
 except http.client.HTTPException:
     print("no HTTP")
 """
-    said = cluster.hosts[-1].ssh(f"python -c {shlex.quote(code)}").stdout.split("\n")
-    return said[-2] if len(said) > 1 else said[-1]
+    lines = cluster.hosts[-1].ssh(f"python -c {shlex.quote(code)}").stdout.split("\n")
+    return lines[-2] if len(lines) > 1 else lines[-1]
 
 
-# Ray's services that hosts offer each other, with a method of each that would tell or do something.
+# Ray's gRPC services, with a method of each that would reveal or change something.
 GRPC = (
     "ray.rpc.NodeInfoGcsService/GetAllNodeInfo",  # the GCS
     "ray.rpc.InternalKVGcsService/InternalKVKeys",
@@ -248,33 +246,33 @@ GRPC = (
 
 
 def grpc_refused(cluster: Cluster, address: str, port: int) -> set[str]:
-    """Call the methods without a token; return those that said why not. None may do anything."""
+    """Call the methods without a token and return those that require one; none may succeed."""
     code = f"""
 import grpc, json
-link, said = grpc.insecure_channel("{address}:{port}"), {{}}
+link, codes = grpc.insecure_channel("{address}:{port}"), {{}}
 for method in {GRPC!r}:
     try:
         link.unary_unary("/" + method)(b"", timeout=5)
-        said[method] = "OK"
+        codes[method] = "OK"
     except grpc.RpcError as error:
-        said[method] = error.code().name
-        if said[method] in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+        codes[method] = error.code().name
+        if codes[method] in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             break  # no gRPC
-print("SAID" + json.dumps(said))
+print("CODES" + json.dumps(codes))
 """
     ended = cluster.hosts[-1].ssh(
         f"PYTHONWARNINGS=ignore GRPC_VERBOSITY=NONE python -c {shlex.quote(code)}", timeout_s=120
     )
-    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("SAID"))
-    said: dict[str, str] = json.loads(line[4:])
-    # A port of another service does not know the method; one that speaks no gRPC cannot be called.
+    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("CODES"))
+    codes: dict[str, str] = json.loads(line.removeprefix("CODES"))
+    # A port of another service does not know the method; one without gRPC cannot be called.
     known = {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
-    assert set(said.values()) <= known, f"{address}:{port}: {said}"
-    return {method for method, answer in said.items() if answer == "UNAUTHENTICATED"}
+    assert set(codes.values()) <= known, f"{address}:{port}: {codes}"
+    return {method for method, code in codes.items() if code == "UNAUTHENTICATED"}
 
 
 def documented_commands() -> dict[str, str]:
-    """Return the commands of "Run on a cluster on AWS" by what they are for."""
+    """Return the commands of the page "Run on a cluster on AWS" by their purpose."""
     text = (ROOT / "docs/how-to/cluster-aws.md").read_text().partition("\n## Use it\n")[2]
     rows = re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE)
     return {
@@ -284,18 +282,20 @@ def documented_commands() -> dict[str, str]:
     }
 
 
-def test_the_documented_commands_do_what_they_say(cluster: Cluster) -> None:
-    """Word for word, by the operator: prepare, run, watch, open, stop, go on. The images are Tiny
-    ImageNet's sample under the official name, where a download would have put them."""
+def test_the_documented_commands_work(cluster: Cluster) -> None:
+    """Runs them unchanged: prepare, run, watch, stop, resume, open MLflow.
+
+    The images are Tiny ImageNet's sample, in the place and with the name of the official archive.
+    """
     if not TINY.exists():
-        pytest.skip(f"{TINY.name} is not at hand")
-    said = documented_commands()
+        pytest.skip(f"{TINY.name} is missing")
+    commands = documented_commands()
     place = data_location(f"s3://{cluster.bucket.name}/data").folder.name
     folder = cluster.head.home / ".cache" / "sweep-orchestrator" / "data" / place
     shutil.copy(TINY, folder / "tiny-imagenet-200.zip")
 
     def run(what: str, more: str = "") -> str:
-        (command,) = [line for key, line in said.items() if key.startswith(what)]
+        (command,) = [line for key, line in commands.items() if key.startswith(what)]
         words = shlex.split(command.replace("cluster.yaml", str(cluster.file)))
         words[-1] = words[-1].replace("tinyimagenet 2>&1", f"tinyimagenet {more} 2>&1")
         ended = cluster.ray(*words[1:])
@@ -311,7 +311,7 @@ def test_the_documented_commands_do_what_they_say(cluster: Cluster) -> None:
         run("stop the sweep")
         cluster.wait_for(lambda: "Nothing is lost" in out.read_text(), "the end", 60)
         out.write_text("")
-    command = next(line for key, line in said.items() if key.startswith("open MLflow"))
+    command = next(line for key, line in commands.items() if key.startswith("open MLflow"))
     words = shlex.split(command.replace("cluster.yaml", str(cluster.file)))
     with cluster.ray_in_terminal(*words[1:]):
         cluster.wait_for(lambda: http_status("http://127.0.0.1:5000/") == 200, "MLflow here", 60)
@@ -335,17 +335,17 @@ LONG = {"trials": 3, "epochs": 10, "steps": 25}
 
 @pytest.fixture(scope="session")
 def unbroken(cluster: Cluster) -> list[tuple[Any, ...]]:
-    """What the longer sweeps below come to when nobody disturbs them."""
+    """The results of the longer sweeps below when nothing fails."""
     start(cluster, "unbroken", "--address", "local", "--max-concurrent", 2, **LONG)
     cluster.finish("unbroken")
     return table(cluster, "unbroken")
 
 
-def test_hosts_that_die_and_freeze_lose_nothing(
+def test_killed_and_frozen_hosts_lose_no_results(
     cluster: Cluster, unbroken: list[tuple[Any, ...]]
 ) -> None:
-    """One host's plug is pulled, another one is frozen until its trial is done elsewhere; when it
-    thaws, its late writes count for nothing."""
+    """One host is killed, another is frozen until Ray counts it as lost; its late writes do not
+    count."""
     start(cluster, "killed", **LONG)
     cluster.wait_for(lambda: epochs_done(cluster, "killed") >= 6, "epochs", 120, "killed")
     _, second, third = cluster.hosts
@@ -367,7 +367,7 @@ def test_hosts_that_die_and_freeze_lose_nothing(
     )
 
 
-def test_a_host_that_was_cut_off_and_is_back_loses_nothing(
+def test_a_host_that_lost_its_network_for_a_while_loses_no_results(
     cluster: Cluster, unbroken: list[tuple[Any, ...]]
 ) -> None:
     rejoin(cluster)
@@ -383,7 +383,7 @@ def test_a_host_that_was_cut_off_and_is_back_loses_nothing(
 
 
 def rejoin(cluster: Cluster) -> None:
-    """Have Ray on every host again."""
+    """Start Ray again on every host that left the cluster."""
     for host in cluster.hosts[1:]:
         if host.address not in cluster.nodes():
             host.ssh(
@@ -394,8 +394,8 @@ def rejoin(cluster: Cluster) -> None:
     cluster.wait_for(lambda: cluster.alive() == 3, "three nodes", 90)
 
 
-def test_a_node_that_is_to_go_is_left_in_time_and_one_that_comes_is_used(cluster: Cluster) -> None:
-    """A spot machine's notice, from a metadata service, drains its node; another host joins."""
+def test_trials_leave_a_draining_node_in_time_and_use_a_new_one(cluster: Cluster) -> None:
+    """An interruption notice from a metadata service drains a node; another host joins."""
     rejoin(cluster)
     _, second, third = cluster.hosts
     third.ssh("ray stop -f")
@@ -409,13 +409,13 @@ def test_a_node_that_is_to_go_is_left_in_time_and_one_that_comes_is_used(cluster
             {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", when)}
         )
         began_s = time.monotonic()
-        said = second.ssh(
+        printed = second.ssh(
             f"cd ~/sweep-orchestrator && python -m orchestrator.spot --metadata {address} --poll 1"
         ).stdout
-        assert "is drained" in said
+        assert "is drained" in printed
         cluster.wait_for(
             lambda: [a for a in ledger(cluster, "drained").attempts() if a.outcome == "failed"],
-            "left node",
+            "preempted attempt",
             limit_s,
             "drained",
         )
@@ -428,7 +428,7 @@ def test_a_node_that_is_to_go_is_left_in_time_and_one_that_comes_is_used(cluster
     second.boot()
     verify(cluster, "drained")
     logs = list((third.home / ".cache/sweep-orchestrator").glob("*/drained/trials/*/*.log"))
-    assert logs, "the host that came was not used"
+    assert logs, "the new host was not used"
     attempts = ledger(cluster, "drained").attempts()
     assert [a.outcome for a in attempts if a.signature == left.signature][-1] == "complete"
     assert all(row[2] == "complete" for row in table(cluster, "drained"))
@@ -460,7 +460,7 @@ def test_two_workers_on_two_hosts_equal_one_and_survive_a_killed_rank(cluster: C
 
 
 def test_four_trials_share_one_gpu(cluster: Cluster) -> None:
-    """Ray's logical GPU on a host without one: who runs where is Ray's, and so is the share."""
+    """The host has no GPU: Ray counts a logical one, and it decides where trials run."""
     rejoin(cluster)
     third = cluster.hosts[2]
     third.ssh("ray stop -f")
@@ -473,15 +473,15 @@ def test_four_trials_share_one_gpu(cluster: Cluster) -> None:
         running = [pid for pid in third.pids() if "ray::ImplicitFunc" in title(pid)]
         most = max(most, len(running))
         time.sleep(0.2)
-    assert cluster.status("quarter") == 0, cluster.said("quarter")
+    assert cluster.status("quarter") == 0, cluster.output("quarter")
     assert most == 4
-    assert "1 GPUs" in cluster.said("quarter")
+    assert "1 GPUs" in cluster.output("quarter")
     logs = list((third.home / ".cache/sweep-orchestrator").glob("*/quarter/trials/*/*.log"))
     assert len(logs) == 5
 
 
-def test_mlflow_beyond_loopback_asks_who_it_is(cluster: Cluster) -> None:
-    """Reached by name and by address from another host, artifacts through the server."""
+def test_mlflow_beyond_loopback_requires_a_login(cluster: Cluster) -> None:
+    """Requests by name and by address from another host, with artifacts through the server."""
     head = cluster.head
     head.ssh("pkill -KILL -f '[m]lflow'; sleep 1; true")
     head.ssh(f"SWEEP_MLFLOW_HOST={head.address} ~/sweep-orchestrator/orchestrator/services.sh head")
@@ -508,11 +508,11 @@ def test_mlflow_beyond_loopback_asks_who_it_is(cluster: Cluster) -> None:
             f"print(open(client.download_artifacts({trial['id']!r}, 'config.json')).read())"
         )
         settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in password.items())
-        said = cluster.hosts[1].ssh(f"{settings} python -c {shlex.quote(code)}").stdout
-        assert '"variant": "cnn3"' in said
+        printed = cluster.hosts[1].ssh(f"{settings} python -c {shlex.quote(code)}").stdout
+        assert '"variant": "cnn3"' in printed
 
 
-def test_a_head_that_is_lost_with_its_disk_is_gone_on_from_the_storage(
+def test_a_sweep_resumes_from_the_storage_after_its_head_and_disk_are_lost(
     cluster: Cluster, unbroken: list[tuple[Any, ...]]
 ) -> None:
     """MLflow's database, the ledger and all checkpoints of the head are deleted with it."""
@@ -525,7 +525,7 @@ def test_a_head_that_is_lost_with_its_disk_is_gone_on_from_the_storage(
     cluster.head.lose_disk()
     cluster.head.boot()
     assert cluster.sweep_paths("lost").ledger.exists() is False
-    cluster.down()  # or Ray takes the head for set up: the operator's machine remembers that it was
+    cluster.down()  # otherwise this machine's Ray assumes that the head is set up
     cluster.up(3)
     (cluster.head.home / "sweep-orchestrator" / "lost.py").write_text(space)
     cluster.start("lost", "./lost.py", "--final-seeds", 0, "--resume")
@@ -534,7 +534,7 @@ def test_a_head_that_is_lost_with_its_disk_is_gone_on_from_the_storage(
     assert table(cluster, "lost") == unbroken
     found = ledger(cluster, "lost")
     before = [e for t in found.trials() for e in found.epochs(t.signature) if e.attempt == 1]
-    assert len(before) >= done - 3  # of each trial at most the epoch whose copy was under way
+    assert len(before) >= done - 3  # at most one epoch of each trial was not copied yet
     runs = mlflow_runs(cluster, "http://127.0.0.1:5000", "lost")
     assert sorted(r["signature"] for r in runs if r["signature"]) == sorted(
         row[1] for row in unbroken

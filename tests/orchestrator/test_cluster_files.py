@@ -1,4 +1,4 @@
-"""The clusters' files: valid for Ray, safe, and in step with the program's own names."""
+"""The cluster files: valid for Ray, safe, and consistent with the program's names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ray_accepts_the_file(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(read(name))
-    validate_config(prepared)  # raises where its schema does not hold
+    validate_config(prepared)  # raises if the file does not match Ray's schema
     assert prepared["cluster_name"] == "sweeps"
     with pytest.raises(ValidationError, match="'wrong' was unexpected"):
         validate_config(prepared | {"wrong": 1})
@@ -54,36 +54,36 @@ def test_every_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) 
     assert "--dashboard-host=127.0.0.1" in head
     assert "0.0.0.0" not in (ROOT / name).read_text().replace("0.0.0.0/0 ", "")
     mounts = read(name)["file_mounts"]
-    # Where `cluster.ensure_token` and Ray look for it.
+    # The place where `cluster.ensure_token` and Ray look for it.
     assert "~/.ray/auth_token" in mounts
     assert 'Path.home() / ".ray" / "auth_token"' in Path(cluster.__file__).read_text()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_names_are_the_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "\n".join(commands(name))
+def test_names_in_the_files_exist_in_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(commands(name))
     for variable, value, field in (
         ("SWEEP_DATA_DIR", "s3://bucket/data", "data_dir"),
         ("SWEEP_STORAGE", "s3://bucket/sweeps", "storage"),
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000", "tracking_uri"),
     ):
-        assert f"{variable}=" in said
+        assert f"{variable}=" in text
         monkeypatch.setenv(variable, value)
         assert getattr(parse_args([]), field) == value
-    # The page's address that a sweep prints is where the server of `services.sh` listens.
-    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", said)
+    # The server of `services.sh` listens at the address of the page that a sweep prints.
+    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+?);", text)
     services = (ROOT / "orchestrator" / "services.sh").read_text()
     assert uri == "http://127.0.0.1:5000"
     assert "--port 5000" in services
     assert client.page_address("sqlite:///x", "1", "m", "max").startswith(uri)
-    for module in re.findall(r"python -m (\S+)", services + said):
+    for module in re.findall(r"python -m (\S+)", services + text):
         assert find_spec(module) is not None
-    for script in re.findall(r"~/sweep-orchestrator/(\S+)", said.replace(".venv/bin", "")):
+    for script in re.findall(r"~/sweep-orchestrator/(\S+)", text.replace(".venv/bin", "")):
         if not script.startswith(":"):
             assert (ROOT / script).exists(), script
 
 
-def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -> None:
+def test_the_aws_file_has_no_key_and_requires_version_2_of_the_metadata_service() -> None:
     text = (ROOT / "cluster.yaml").read_text()
     assert not re.search(r"AKIA|aws_secret|SECRET_ACCESS", text, re.IGNORECASE)
     found = read("cluster.yaml")
@@ -91,7 +91,7 @@ def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -
         node = kind["node_config"]
         assert node["MetadataOptions"]["HttpTokens"] == "required"
         assert "KeyName" not in node
-        assert None not in node.values()  # which boto3 refuses
+        assert None not in node.values()  # boto3 refuses it
         assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
     types = found["available_node_types"]
     assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
@@ -105,16 +105,16 @@ def test_the_aws_file_holds_no_key_and_no_machine_that_answers_old_questions() -
     assert spot.METADATA == "http://169.254.169.254"
 
 
-def test_every_value_to_set_is_asked_for_before_anything_is_made(
+def test_all_values_to_set_are_reported_before_anything_is_created(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All marks of the file that cannot work as they are."""
+    """All values marked SET that cannot work unchanged."""
     unset = aws.unset(read("cluster.yaml"))
     assert len(unset) == 4
     assert aws.main([str(ROOT / "cluster.yaml")]) == 2
-    said = capsys.readouterr().err
-    assert said.splitlines() == unset
-    assert "MY-BUCKET" in said
+    printed = capsys.readouterr().err
+    assert printed.splitlines() == unset
+    assert "MY-BUCKET" in printed
 
 
 def test_roles_and_bucket_are_those_of_the_file() -> None:
@@ -126,14 +126,14 @@ def test_roles_and_bucket_are_those_of_the_file() -> None:
     assert {s["Resource"] for s in policy["Statement"]} == {"arn:aws:s3:::b", "arn:aws:s3:::b/*"}
 
 
-def test_a_driver_on_the_head_knows_what_its_autoscaler_may_add() -> None:
-    """Four machines in all, although the two kinds together could be six; the head has none."""
+def test_a_driver_on_the_head_knows_the_machines_that_its_autoscaler_may_add() -> None:
+    """Four machines, although the limits of both kinds add up to six; the head runs no trial."""
     text = (ROOT / "cluster.yaml").read_text()
     assert planned_machines(text) == ((0.0, 0.0), *[(8.0, 1.0)] * 4)
     assert set(planned_machines((ROOT / "cluster.onprem.yaml").read_text())) == set()
 
 
-def test_no_worker_lies_on_two_machines_and_shares_fill_a_device() -> None:
+def test_a_worker_uses_one_machine_and_shares_fill_a_device() -> None:
     machines = ((0.0, 0.0), (8.0, 1.0), (8.0, 1.0))
     for cpus, gpus, number in (
         *((16, 0, 0), (1, 1, 2), (1, 0.25, 8), (1, 0.2, 10), (0.5, 0.1, 20), (3, 0.25, 4)),
