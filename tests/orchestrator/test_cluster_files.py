@@ -60,7 +60,7 @@ def test_every_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_names_in_the_files_exist_in_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_a_file_exist_in_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(commands(name))
     for variable, value, field in (
         ("SWEEP_DATA_DIR", "s3://bucket/data", "data_dir"),
