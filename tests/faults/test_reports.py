@@ -84,7 +84,7 @@ def test_a_diverging_trial_ends_as_diverged_and_is_never_the_best(
     assert by_rate == {1e9: {("diverged", True)}, 1e-2: {("complete", False)}}
     diverged = [trial for trial in ledger.trials() if trial.status == "diverged"]
     assert ended.stdout.count("the loss was not finite") == len(diverged)
-    board = ended.stdout.split("Best of each variant")[1].split("These trials")[0]
+    board = ended.stdout.split("Search results")[1].split("These trials")[0]
     assert not any(trial.signature in board for trial in diverged)
     # In the study of a restarted driver they are pruned and have no intermediate values.
     config = SweepConfig(space=str(tmp_path / "mine.py"), name="mine")
