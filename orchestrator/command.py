@@ -58,7 +58,9 @@ def console_on(file: TextIO) -> Console:
     from rich.console import Console
 
     # Only a terminal has a width. Rich's default of 80 columns would fold the tables.
-    return Console(file=file, width=None if file.isatty() else 140)
+    # Brackets and colons in paths are not markup.
+    width = None if file.isatty() else 140
+    return Console(file=file, width=width, markup=False, emoji=False)
 
 
 def exit_fast(main: Callable[[], int]) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.storage import paths as storage_paths
+from orchestrator.storage import tracking_uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +99,8 @@ class SweepConfig:
                 "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
                 f"digit; got {self.name!r}."
             )
+        if self.tracking_uri is not None:
+            problems += filter(None, [tracking_uri.problem(self.tracking_uri)])
         return problems
 
     @property

@@ -23,6 +23,7 @@ from orchestrator.errors import UsageError
 from orchestrator.predict import model as predict_model
 from orchestrator.predict.model import TrainedModel
 from orchestrator.storage.paths import MODEL
+from orchestrator.storage.tracking_uri import sqlite_file
 from orchestrator.tracking.client import reason
 from trainables import files
 
@@ -153,8 +154,8 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
     Raises:
         UsageError: the store cannot be reached, the run does not exist, or it has no model.
     """
-    file = uri.removeprefix("sqlite:///")
-    if file != uri and not Path(file).is_file():  # MLflow would create one
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():  # MLflow would create one
         raise UsageError(f"There is no MLflow store at {uri}. Give its URI with --tracking-uri.")
     # The user waits for this, so time out soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

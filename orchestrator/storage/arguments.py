@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.storage import tracking_uri
 from orchestrator.storage.paths import path_or_address
 
 
@@ -41,6 +42,7 @@ def add_tracking_uri(add: Callable[..., Any]) -> None:
     """Add `--tracking-uri`, a text or None."""
     add(
         "--tracking-uri",
+        type=tracking_uri.absolute,
         default=os.environ.get("MLFLOW_TRACKING_URI") or None,
         metavar="URI",
         help="MLflow's tracking URI (default: MLFLOW_TRACKING_URI, else a SQLite file in the "

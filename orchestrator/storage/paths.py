@@ -16,6 +16,7 @@ from pathlib import Path
 
 from orchestrator.redaction import redacted
 from orchestrator.storage.store import is_uri
+from orchestrator.storage.tracking_uri import sqlite_uri
 
 # Names of files and folders, relative to a sweep's folder.
 LEDGER = "ledger.sqlite"  # also the name of its copy in a storage at an address
@@ -67,7 +68,7 @@ class SweepPaths:
     @property
     def default_tracking_uri(self) -> str:
         """MLflow's store when none is given: one SQLite file for all sweeps of this storage."""
-        return f"sqlite:///{self.mlflow_database.absolute()}"
+        return sqlite_uri(self.mlflow_database)
 
     @property
     def mlflow_database(self) -> Path:

@@ -18,7 +18,7 @@ from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
-from orchestrator.storage import sweeps
+from orchestrator.storage import sweeps, tracking_uri
 from orchestrator.storage.paths import SweepPaths
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
@@ -70,7 +70,9 @@ def open_sweep(config: SweepConfig, clock: Clock) -> tuple[Ledger, Plan, Costs, 
 def choose_tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     """Return MLflow's URI: from this command, an earlier one, or the default; remember it."""
     default = config.paths.default_tracking_uri
-    uri = config.tracking_uri or ledger.header().tracking_uri or default
+    uri = tracking_uri.absolute(config.tracking_uri or ledger.header().tracking_uri or default)
+    if (problem := tracking_uri.problem(uri)) is not None:  # of an earlier version's ledger
+        raise UsageError(problem)
     # The default moves with the storage. A URI with a password is not stored.
     if config.tracking_uri is not None and redacted(uri) == uri:
         ledger.put("tracking_uri", None if uri == default else uri)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -99,7 +100,8 @@ def reason(error: Exception, uri: str) -> str:
             return sentence
     if status := re.search(r"too many (\d+) error responses", text):
         return f"it responded with HTTP status {status[1]}."
-    first_line = (text.strip().splitlines() or [""])[0][:300]
+    first_line = (text.strip().splitlines() or [""])[0]
+    first_line = textwrap.shorten(first_line, 300, placeholder=" ...")
     return f"{type(error).__name__}{first_line and ': '}{first_line}."
 
 

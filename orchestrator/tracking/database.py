@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.storage.tracking_uri import sqlite_file, sqlite_uri
 from trainables import files
 
 _ABANDONED_AFTER_S = 600  # age of an unfinished file whose process was killed; it takes seconds
@@ -22,9 +23,8 @@ def create(uri: str) -> None:
     MLflow creates it in hundreds of steps and cannot open a file whose creation was interrupted
     ("table _alembic_tmp_tags already exists").
     """
-    if not uri.startswith("sqlite:///") or "?" in uri:
+    if (path := sqlite_file(uri)) is None:
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     for left in path.parent.glob(f".{path.name}.*.new*"):
         with suppress(FileNotFoundError):  # another driver deleted it first
             if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
@@ -35,7 +35,7 @@ def create(uri: str) -> None:
     from mlflow.store.db import utils
 
     with files.temporary(path, f"{uuid.uuid4().hex}.new") as new:
-        engine = utils.create_sqlalchemy_engine(f"sqlite:///{new}")
+        engine = utils.create_sqlalchemy_engine(sqlite_uri(new))
         try:
             utils._initialize_tables(engine)
         finally:

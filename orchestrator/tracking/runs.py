@@ -150,7 +150,7 @@ def _find_or_create_experiment(client: RetryingClient, paths: SweepPaths, uri: s
         return str(experiment.experiment_id)
     # A server has its own place for artifacts; a database file has none.
     folder = (paths.artifacts / paths.name).absolute().as_uri()
-    location = folder if uri.startswith("sqlite:") else None
+    location = folder if uri.startswith("sqlite") else None
     return str(client.create_experiment(paths.name, artifact_location=location))
 
 

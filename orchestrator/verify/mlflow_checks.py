@@ -9,13 +9,12 @@ from __future__ import annotations
 import collections
 import math
 import os
-import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
+from orchestrator.storage.tracking_uri import sqlite_file
 from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of
 from trainables.metrics import METRIC_NAMES
 
@@ -39,8 +38,8 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
 
     A missing MLflow database is not created.
     """
-    store = Path(urllib.parse.unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
-    if uri.startswith("sqlite:///") and not (store.exists() and store.stat().st_size):
+    store = sqlite_file(uri)
+    if store is not None and not (store.exists() and store.stat().st_size):
         if snapshot.paths.remote and uri == snapshot.paths.default_tracking_uri:
             elsewhere = "MLflow: the store is on the machine that ran this sweep last."
             return Result("MLflow", _WHAT, 0, [], elsewhere)

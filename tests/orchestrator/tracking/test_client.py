@@ -35,6 +35,12 @@ class Counting:
     log_batch = create_run
 
 
+def test_a_long_reason_is_cut_between_words() -> None:
+    text = reason(ValueError("word " * 100), URI)
+    assert text.endswith("word word ....")
+    assert len(text) <= len("ValueError: ") + 301
+
+
 def test_a_rejected_host_name_names_the_flag_that_allows_it() -> None:
     error = Refusal(403, "failed with error code 403. 'Invalid Host header - possible DNS ...'")
     assert advice(error, URI) == (

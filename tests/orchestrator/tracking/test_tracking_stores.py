@@ -45,6 +45,21 @@ def test_another_store_is_filled_completely(finished: Sweep, tmp_path: Path) -> 
     assert {key: value[4] for key, value in finished.content().items()}.keys() == before.keys()
 
 
+def test_the_path_of_the_store_may_hold_any_character(tmp_path: Path) -> None:
+    """MLflow reads percent escapes and "?" in the URI of a database, and escapes in artifacts'."""
+    every = "".join(chr(code) for code in range(1, 128) if chr(code) != "/")
+    names = ["feature%2Fx 50%20", every]
+    for name in names:
+        sweep = Sweep(tmp_path / name / "results", "sweep")
+        key = sweep.run_trial(0, 0.5)
+        sweep.tracker.finish("complete", {"trials": 1})
+        check(sweep)
+        assert sweep.files(key)["weights/model.safetensors"] == f"weights of {key} 1"
+        there = sorted(path.name for path in sweep.paths.local_root.iterdir())
+        assert there == ["mlartifacts", "mlflow.db", "sweep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)  # no stray folder
+
+
 def test_a_store_is_created_after_a_process_was_killed_while_creating_it(
     finished: Sweep, tmp_path: Path
 ) -> None:
