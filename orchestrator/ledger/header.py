@@ -95,6 +95,7 @@ class SweepHeader:
     # The most search trials that any command asked for, by variant.
     asked: Mapping[str, int] = field(default_factory=dict)
     tracking_uri: str | None = None  # MLflow's, where the user gave one without a password
+    mlflow_experiment: str = ""  # id of the sweep's experiment in MLflow, whatever its name is now
     # Trials that MLflow rejects, by signature, each with the reason.
     tracking_behind: Mapping[str, str] = field(default_factory=dict)
     drivers: Sequence[str] = ()  # tokens of all that have held the sweep's lease, oldest first

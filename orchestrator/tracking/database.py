@@ -52,7 +52,7 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
-    """Point experiments of the default database to the artifacts beside it; return their names.
+    """Point experiments of the default database to the artifacts beside it; return the sweeps.
 
     This is needed after the folder was moved or copied: MLflow stores absolute locations and has no
     command to change them. Only locations that this program chose are changed, also those of other
@@ -70,12 +70,14 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
         if len(store.execute(tables).fetchall()) < 2:  # they do not exist yet
             return []
         moved = []
-        known = "SELECT experiment_id, name, artifact_location FROM experiments"
-        for number, name, old in store.execute(known).fetchall():
+        known = "SELECT experiment_id, artifact_location FROM experiments"
+        for number, old in store.execute(known).fetchall():
+            # The sweep's name, which is not the experiment's after that was renamed.
+            found = re.fullmatch(rf"file:.*/{paths.artifacts.name}/([^/%]+)", old or "")
+            name = found[1] if found else ""
             folder = paths.artifacts / name
             new = folder.absolute().as_uri()
-            is_ours = re.fullmatch(rf"file:.*/{paths.artifacts.name}/{re.escape(name)}", old or "")
-            if is_ours and old != new and (name == paths.name or folder.is_dir()):
+            if found and old != new and (name == paths.name or folder.is_dir()):
                 moved.append((number, name, old, new))
         if moved:
             store.execute("BEGIN IMMEDIATE")  # rolled back if an error closes the connection

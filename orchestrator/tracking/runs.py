@@ -1,13 +1,13 @@
 """Finds and creates the MLflow runs of a sweep: one parent run, and one run per trial.
 
 Runs are found by tag before they are created, so a request whose reply was lost creates no second
-run.
+run. They are found in any experiment, because users rename experiments and move and copy runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _SOURCE = {"mlflow.source.name": "orchestrator.sweep"}
 # The state of a run's folder of weights: "epoch N" (from 1) once all files are there, INCOMPLETE
 # while they change. A run without weights has no such tag, which reads as NO_WEIGHTS.
 WEIGHTS_TAG, INCOMPLETE, NO_WEIGHTS = "sweep.weights", "incomplete", ""
+_EXPERIMENTS_PER_SEARCH = 100
 # MLflow's status for each outcome of a trial; the tag `sweep.outcome` holds the outcome itself.
 RUN_STATUS = {
     "complete": "FINISHED",
@@ -56,7 +57,8 @@ class SweepRuns:
 
     client: RetryingClient
     uri: str
-    experiment: str  # its id
+    experiment: str  # the id of the one in which runs are created
+    experiments: Sequence[str]  # ids of all that hold runs of the sweep; the first is `experiment`
     sweep_id: str
     parent: Run
     trials: dict[str, TrialRun]  # by signature
@@ -72,7 +74,7 @@ class SweepRuns:
         if signature not in self.trials:
             tags = {SWEEP_ID: self.sweep_id, SIGNATURE: signature, PARENT_RUN_ID: self.parent_id}
             tags |= {**_SOURCE, "variant": trial.variant, "stage": trial.stage}
-            run = _find_or_create(self.client, self.experiment, trial.name, started_s, tags)
+            run = _find_or_create(self.client, self.experiments, trial.name, started_s, tags)
             self.trials[signature] = _read(run, self.parent_id)
         return self.trials[signature]
 
@@ -121,16 +123,16 @@ def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> S
         database.relocate(paths)
     database.create(uri)
     client = RetryingClient(mlflow.MlflowClient(tracking_uri=uri), clock)
-    experiment = _find_or_create_experiment(client, paths, uri)
     tags = {SWEEP_ID: header.sweep_id, **_SOURCE}
-    runs = _search(client, experiment, tags)
+    experiments = _find_or_create_experiments(client, header, paths, uri)
+    runs = _search(client, experiments, tags)
     parent = runs.pop("", None)
-    parent = parent or _find_or_create(client, experiment, paths.name, header.created_s, tags)
+    parent = parent or _find_or_create(client, experiments, paths.name, header.created_s, tags)
     if OUTCOME not in parent.data.tags:
         client.log_dict(parent.info.run_id, header.plan.to_dict(), "plan.json")
         client.set_tag(parent.info.run_id, OUTCOME, "running")
     trials = {signature: _read(run, parent.info.run_id) for signature, run in runs.items()}
-    return SweepRuns(client, uri, experiment, header.sweep_id, parent, trials)
+    return SweepRuns(client, uri, experiments[0], experiments, header.sweep_id, parent, trials)
 
 
 def _read(run: Run, parent_id: str) -> TrialRun:
@@ -141,54 +143,104 @@ def _read(run: Run, parent_id: str) -> TrialRun:
     return TrialRun(run.info.run_id, status, mark, tags.get(WEIGHTS_TAG, NO_WEIGHTS))
 
 
-def _find_or_create_experiment(client: RetryingClient, paths: SweepPaths, uri: str) -> str:
-    """Return the id of the sweep's experiment."""
-    experiment = client.get_experiment_by_name(paths.name)
-    if experiment is not None:
-        if experiment.lifecycle_stage == "deleted":
-            client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-    # A server has its own place for artifacts; a database file has none.
-    folder = (paths.artifacts / paths.name).absolute().as_uri()
-    location = folder if uri.startswith("sqlite") else None
-    return str(client.create_experiment(paths.name, artifact_location=location))
+def _find_or_create_experiments(
+    client: RetryingClient, header: SweepHeader, paths: SweepPaths, uri: str
+) -> list[str]:
+    """Return the ids of the experiments that hold runs of the sweep; the first is its own.
+
+    Its own is the one that the ledger remembers, if that still holds runs of the sweep. An
+    experiment that was deleted is restored, with its runs, unless another one has active runs.
+    """
+    from mlflow.entities import ViewType
+
+    known = {one.experiment_id: one for one in _pages(client.search_experiments, ViewType.ALL)}
+    runs = _tagged(client, list(known), {SWEEP_ID: header.sweep_id}, ViewType.ALL)
+    holding = {run.info.experiment_id for run in runs}
+    active = {run.info.experiment_id for run in runs if run.info.lifecycle_stage == "active"}
+
+    def order(number: str) -> tuple[bool, bool, bool, int]:
+        """A copy is made later than its original, and seldom has its name."""
+        one = known[number]
+        is_ours = number == header.mlflow_experiment
+        return not is_ours, number not in active, one.name != paths.name, one.creation_time or 0
+
+    own = client.get_experiment_by_name(paths.name)
+    if holding:
+        own = known[min(holding, key=order)]
+    if own is None:
+        # A server has its own place for artifacts; a database file has none.
+        folder = (paths.artifacts / paths.name).absolute().as_uri()
+        location = folder if uri.startswith("sqlite") else None
+        return [str(client.create_experiment(paths.name, artifact_location=location))]
+    if own.lifecycle_stage == "deleted":
+        client.restore_experiment(own.experiment_id)
+    return [str(own.experiment_id), *sorted(active - {own.experiment_id})]
 
 
 def _find_or_create(
-    client: RetryingClient, experiment: str, name: str, started_s: float, tags: Mapping[str, str]
+    client: RetryingClient,
+    experiments: Sequence[str],
+    name: str,
+    started_s: float,
+    tags: Mapping[str, str],
 ) -> Run:
     """Return the run with these tags; a sweep's own run has no signature."""
 
     def once() -> Run:
         """Search first: an earlier request may have been carried out and its reply lost."""
-        found = _search(client.without_retries, experiment, tags).get(tags.get(SIGNATURE, ""))
+        found = _search(client.without_retries, experiments, tags).get(tags.get(SIGNATURE, ""))
         start_ms = int(started_s * 1000)
-        return found or client.create_run(experiment, start_ms, dict(tags), name)
+        return found or client.create_run(experiments[0], start_ms, dict(tags), name)
 
     run: Run = with_retries(once, client.clock)()
     return run
 
 
-def _search(client: Any, experiment: str, tags: Mapping[str, str]) -> dict[str, Run]:
+def _search(client: Any, experiments: Sequence[str], tags: Mapping[str, str]) -> dict[str, Run]:
     """Return the runs with this sweep id, and signature if given, by signature ("": the parent).
 
-    Of several runs of one trial, from a request that was carried out after its caller had given
-    up, one is kept and the others are deleted.
+    A run in the sweep's own experiment, the first, is preferred: one in another experiment is a
+    copy, which is left alone, or was moved there. Of several in its own experiment, from a request
+    that was carried out after its caller had given up, one is kept and the others are deleted.
     """
-    wanted = f"tags.`{SWEEP_ID}` = '{tags[SWEEP_ID]}'"
-    if SIGNATURE in tags:
-        wanted += f" and tags.`{SIGNATURE}` = '{tags[SIGNATURE]}'"
-    page = client.search_runs([experiment], wanted)
-    runs: list[Run] = [*page]
-    while page.token:
-        page = client.search_runs([experiment], wanted, page_token=page.token)
-        runs += page
+    from mlflow.entities import ViewType
+
+    def order(run: Run) -> tuple[bool, bool, str]:
+        """The one that was written to comes first."""
+        info = run.info
+        return info.experiment_id != experiments[0], OUTCOME not in run.data.tags, info.run_id
+
     found: dict[str, Run] = {}
-    # Keep the one that was written to.
-    for run in sorted(runs, key=lambda run: (OUTCOME not in run.data.tags, run.info.run_id)):
-        key = run.data.tags.get(SIGNATURE, "")
-        if key in found:
+    for run in sorted(_tagged(client, experiments, tags, ViewType.ACTIVE_ONLY), key=order):
+        if found.setdefault(run.data.tags.get(SIGNATURE, ""), run) is run:
+            continue
+        if run.info.experiment_id == experiments[0]:
             client.delete_run(run.info.run_id)
-        else:
-            found[key] = run
     return found
+
+
+def _tagged(
+    client: Any, experiments: Sequence[str], tags: Mapping[str, str], view: int
+) -> list[Run]:
+    """Return the runs in these experiments with the sweep id, and signature if given, of tags."""
+    names = [name for name in (SWEEP_ID, SIGNATURE) if name in tags]
+    wanted = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
+    return [
+        run
+        for first in range(0, len(experiments), _EXPERIMENTS_PER_SEARCH)
+        for run in _pages(
+            client.search_runs,
+            experiments[first : first + _EXPERIMENTS_PER_SEARCH],
+            wanted,
+            view,
+        )
+    ]
+
+
+def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Yield the results of a search on all its pages."""
+    page = search(*arguments)
+    yield from page
+    while page.token:
+        page = search(*arguments, page_token=page.token)
+        yield from page

@@ -124,8 +124,11 @@ class Tracker:
     def _connect(self) -> SweepRuns:
         """Return the sweep's runs, read from MLflow unless they are known."""
         if self._runs is None:
-            self._runs = connect(self.header, self.paths, self.uri, self.clock)
+            header = self.ledger.header()
+            self._runs = connect(header, self.paths, self.uri, self.clock)
             self.experiment = self._runs.experiment
+            if self.experiment != header.mlflow_experiment:
+                self.ledger.put("mlflow_experiment", self.experiment)
             self._position, self._checks_weights = -1, True
             self.answered_s = self.clock.monotonic_s()
         return self._runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.records import ENDED, Trial
@@ -52,7 +52,7 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
     checked = 0
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
-        by_trial = _runs(client, snapshot)
+        by_trial, note = _runs(client, snapshot)
         found += [f"MLflow: {text}" for text in _parent_problems(snapshot, by_trial)]
         for trial in snapshot.trials:
             runs = by_trial.get(trial.signature, [])
@@ -69,22 +69,48 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
     except Exception as error:  # MLflow's own and its database's
         line = (str(error).splitlines() or [""])[0]
         found.append(f"MLflow: {redacted(uri)} cannot be read: {type(error).__name__}: {line}")
-    return Result("MLflow", _WHAT, checked, found)
+    return Result("MLflow", _WHAT, checked, found, note)
 
 
-def _runs(client: MlflowClient, snapshot: Snapshot) -> dict[str, list[Run]]:
-    """Return the sweep's runs by their trial's signature; "" has the sweep's own run."""
-    experiment = client.get_experiment_by_name(snapshot.paths.name)
-    found: dict[str, list[Run]] = collections.defaultdict(list)
+def _runs(client: MlflowClient, snapshot: Snapshot) -> tuple[dict[str, list[Run]], str]:
+    """Return the sweep's runs by their trial's signature; "" has the sweep's own run.
+
+    They may be in any experiment. Copies of runs in other experiments than the sweep's are only
+    counted, in the text.
+    """
+    experiments = {one.experiment_id: one for one in _all_pages(client.search_experiments)}
     wanted = f"tags.`sweep.id` = '{snapshot.header.sweep_id}'"
+    numbers = list(experiments)
+    runs: list[Run] = []
+    for first in range(0, len(numbers), 100):
+        among = numbers[first : first + 100]
+        runs += _all_pages(client.search_runs, experiment_ids=among, filter_string=wanted)
+
+    def order(number: str) -> tuple[bool, bool, int]:
+        one = experiments[number]
+        is_ours = number == snapshot.header.mlflow_experiment
+        return not is_ours, one.name != snapshot.paths.name, one.creation_time or 0
+
+    own = min({run.info.experiment_id for run in runs}, key=order, default="")
+    of_trial: dict[str, list[Run]] = collections.defaultdict(list)
+    for run in runs:
+        of_trial[run.data.tags.get("sweep.signature", "")].append(run)
+    found = {
+        signature: [run for run in each if run.info.experiment_id == own] or each
+        for signature, each in of_trial.items()
+    }
+    copies = len(runs) - sum(map(len, found.values()))
+    note = f"MLflow: {copies} copies of this sweep's runs, in other experiments than its own."
+    return found, note if copies else ""
+
+
+def _all_pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
     token = None
-    while experiment is not None:
-        page = client.search_runs([experiment.experiment_id], wanted, page_token=token)
-        for run in page:
-            found[run.data.tags.get("sweep.signature", "")].append(run)
+    while True:
+        page = search(**arguments, page_token=token)
+        yield from page
         if not (token := page.token):
-            break
-    return found
+            return
 
 
 def _parent_problems(snapshot: Snapshot, by_trial: dict[str, list[Run]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -24,7 +25,7 @@ from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, st
 @pytest.fixture
 def finished(storage: Path, request: pytest.FixtureRequest) -> Sweep:  # noqa: F811
     """A sweep that has ended and is in MLflow."""
-    sweep = Sweep(storage, request.node.name.partition("[")[0] + str(len(request.node.name)))
+    sweep = Sweep(storage, re.sub(r"\W+", "-", request.node.name).strip("-"))
     for scene in story(sweep):
         scene()
         sweep.tracker.sync()
@@ -253,3 +254,76 @@ def test_a_locked_store_is_relocated_later(tmp_path: Path) -> None:
         lock.execute("ROLLBACK")
     assert sorted(relocate(paths)) == ["moved", "other"]
     assert sweep.paths.name == "moved"
+
+
+def edit(sweep: Sweep, statement: str) -> None:
+    with closing(sqlite3.connect(sweep.paths.mlflow_database)) as store, store:
+        store.execute(statement)
+
+
+def copy_runs(sweep: Sweep, experiment: str) -> list[str]:
+    """Copy the sweep's runs as a user's script would, with all tags; return the new ids."""
+    new = []
+    for run in sweep.runs().values():
+        copy = sweep.client.create_run(experiment, tags=dict(run.data.tags))
+        sweep.client.set_terminated(copy.info.run_id)
+        new.append(copy.info.run_id)
+    return new
+
+
+@pytest.mark.parametrize("knows_id", [True, False])
+@pytest.mark.parametrize(
+    "how", ["renamed", "renamed, deleted", "moved runs", "moved trials", "copied runs"]
+)
+def test_runs_are_found_wherever_they_are(finished: Sweep, how: str, knows_id: bool) -> None:
+    client, name = finished.client, finished.paths.name
+    before = {key: run.info.run_id for key, run in finished.runs().items()}
+    experiment = finished.tracker.experiment
+    assert finished.ledger.header().mlflow_experiment == experiment
+    if not knows_id:  # as a ledger of an earlier version
+        finished.ledger.put("mlflow_experiment", "")
+    elsewhere = finished.paths.artifacts / "elsewhere"
+    other = client.create_experiment(f"other of {name}", artifact_location=elsewhere.as_uri())
+    copies: list[str] = []
+    if how.startswith("renamed"):
+        client.rename_experiment(experiment, f"new {name}")
+        if "deleted" in how:
+            client.delete_experiment(experiment)
+    elif how == "copied runs":
+        copies = copy_runs(finished, other)
+    else:
+        trials = "" if how == "moved runs" else f"AND run_uuid <> '{before['sweep']}'"
+        own = f"WHERE experiment_id = {experiment} {trials}"
+        edit(finished, f"UPDATE runs SET experiment_id = {other} {own}")
+    finished.tracker = finished.new_tracker()
+    assert finished.tracker.sync() == 0
+    key = finished.run_trial(4, 0.95)
+    assert finished.tracker.sync() == 1
+    finished.tracker.finish("complete", {"trials": 4})
+    own = f"tags.`sweep.id` = '{finished.ledger.header().sweep_id}'"
+    every = [one.experiment_id for one in client.search_experiments()]
+    after = {
+        run.data.tags.get("sweep.signature", "sweep"): run
+        for run in client.search_runs(every, own)
+        if run.info.run_id not in copies
+    }
+    assert len(client.search_runs(every, own)) == len(before) + 1 + len(copies)
+    assert {k: run.info.run_id for k, run in after.items() if k != key} == before
+    assert after[key].info.experiment_id == after["sweep"].info.experiment_id
+    assert finished.tracker.experiment == after["sweep"].info.experiment_id
+
+
+def test_a_renamed_experiment_keeps_its_artifacts_after_the_folder_moves(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "old", "ours")
+    key = sweep.run_trial(0, 0.5)
+    sweep.tracker.finish("complete", {"trials": 1})
+    sweep.client.rename_experiment(sweep.tracker.experiment, "another name")
+    sweep.ledger.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    paths = SweepPaths(tmp_path / "new", "ours")
+    assert relocate(paths) == ["ours"]
+    with closing(sqlite3.connect(paths.mlflow_database)) as store:
+        (folder,) = store.execute("SELECT artifact_location FROM experiments").fetchall()[-1]
+    assert folder == (tmp_path / "new/mlartifacts/ours").as_uri()
+    assert relocate(paths) == []
+    assert key

@@ -473,6 +473,24 @@ def test_trials_of_a_replaced_plan_are_checked_against_that_plan(
     assert status == 0, output
 
 
+def test_runs_in_a_renamed_experiment_are_checked_and_copies_are_mentioned(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(paths.default_tracking_uri)
+    experiment = client.get_experiment_by_name("mine").experiment_id
+    client.rename_experiment(experiment, "renamed")
+    assert verify()[0] == 0
+    other = client.create_experiment("mine")
+    for run in client.search_runs([experiment]):
+        client.create_run(other, tags=dict(run.data.tags))
+    status, output = verify()
+    assert status == 0, output
+    text = "copies of this sweep's runs, in other experiments than its own."
+    assert text in output
+
+
 def test_a_missing_run_is_named(paths: SweepPaths, verify: Verify) -> None:
     key = signature(paths)
     change_mlflow(
