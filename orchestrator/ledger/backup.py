@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.ledger import Ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, check_belongs, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import lease as leases
 from orchestrator.storage.paths import LEDGER, SweepPaths
@@ -227,9 +227,16 @@ def _open_copy(copy: Path, storage: Storage, paths: SweepPaths) -> Ledger:
     if written == content + _trailer(content):
         copy.write_bytes(content)
         try:
-            return open_ledger(copy)
+            ledger = open_ledger(copy)
         except LedgerError as error:
             problem = str(error)
+        else:
+            try:
+                check_belongs(ledger, paths)
+            except LedgerError as error:
+                ledger.close()
+                raise UsageError(str(error).replace(str(paths.ledger), storage.shown)) from error
+            return ledger
     way_out = "Put an earlier version of it in place, or start the sweep under another --name."
     if paths.ledger.exists():
         way_out = f"Delete it to resume from this machine's ledger, {paths.ledger}."

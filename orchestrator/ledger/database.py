@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ from trainables.metrics import METRIC_NAMES
 SCHEMA = 6  # of the tables, and of the signatures in them
 # Ledgers of schema 5 can be read, not written: their signatures were computed from other names.
 READABLE = (5, SCHEMA)
+# Errors of SQLite that say nothing about a file's contents: PERM, BUSY, LOCKED, READONLY, IOERR,
+# FULL, CANTOPEN.
+_UNDAMAGED = (3, 5, 6, 8, 10, 13, 14)
 _OLD_NAMES = {f"side{end}": f"image_size{end}" for end in ("", "_px", "_by_variant")}
 
 _TABLES = f"""
@@ -194,8 +198,7 @@ def connect(path: Path, *, read_only: bool) -> Database:
     Raises:
         LedgerError: the file is missing, damaged, or of another version.
     """
-    if not path.is_file():
-        raise LedgerError(f"There is no ledger at {path}.")
+    check_access(path, os.R_OK if read_only else os.R_OK | os.W_OK)
     try:
         with ExitStack() as after_an_error:
             connection = sqlite3.connect(
@@ -213,16 +216,43 @@ def connect(path: Path, *, read_only: bool) -> Database:
             after_an_error.pop_all()
             return database
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNDAMAGED:
+            raise LedgerError(
+                f"{path} cannot be opened: {error}. This says nothing about its contents. Check "
+                "the permissions of the file and its folder, the space on the disk, and that no "
+                "other program locks the file."
+            ) from error
         raise LedgerError(
             f"{path} is not a readable ledger ({error}). Restore it from a copy, or move the "
             "folder away and start a new sweep."
         ) from error
 
 
+def check_access(path: Path, mode: int = os.R_OK) -> None:
+    """Raise a `LedgerError` if there is no ledger, or this user lacks a permission for it."""
+    denied = [folder for folder in (path.parent.parent, path.parent) if not _has(folder, os.X_OK)]
+    if not denied and not path.is_file():
+        raise LedgerError(f"There is no ledger at {path}.")
+    if not denied and _has(path, mode) and (mode == os.R_OK or _has(path.parent, os.W_OK)):
+        return
+    use, flag = ("read", "r") if mode == os.R_OK else ("read and written", "rw")
+    raise LedgerError(
+        f"The ledger {path} must be {use} by this user, who has no permission for it. Its owner "
+        f"can grant it, for example with `chmod u+{flag} {path}` and `chmod u+rwx {path.parent}`."
+    )
+
+
+def _has(path: Path, mode: int) -> bool:
+    return not path.exists() or os.access(path, mode)
+
+
 def _check_is_ledger(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise sqlite3.DatabaseError("it is empty")
+    facts = "SELECT count(*) FROM sweep"
+    if version in READABLE and not connection.execute(facts).fetchone()[0]:
+        raise sqlite3.DatabaseError("it holds no sweep")
     if version not in READABLE:
         raise LedgerError(
             f"{path} has schema {version}; this version reads {READABLE[0]} to {SCHEMA}. Use "

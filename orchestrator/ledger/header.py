@@ -75,6 +75,7 @@ class SweepHeader:
     """Every fact of the ledger's `sweep` table. A fact that was never stored has its default."""
 
     sweep_id: str  # identifies the sweep in MLflow and in the storage
+    name: str = ""  # the sweep's, which is that of its folder
     created_s: float  # Unix time at which the ledger was created
     plan: RecordedPlan  # the plan in force
     former_plans: Sequence[FormerPlan] = ()  # plans that `--force` replaced, oldest first

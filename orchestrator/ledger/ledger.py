@@ -17,10 +17,10 @@ from typing import Any
 
 from orchestrator.clock import Clock
 from orchestrator.ledger import database
-from orchestrator.ledger.database import Database, encode
+from orchestrator.ledger.database import Database, LedgerError, encode
 from orchestrator.ledger.header import SweepHeader
 from orchestrator.ledger.records import ENDED, Attempt, EpochRow, Metrics, Stage, Trial, TrialStatus
-from orchestrator.storage.paths import attempt_log
+from orchestrator.storage.paths import SweepPaths, attempt_log
 from trainables.metrics import METRIC_NAMES
 
 
@@ -301,6 +301,17 @@ def open_ledger(path: Path, *, read_only: bool = False, clock: Clock | None = No
         LedgerError: the file is missing, damaged, or of another version.
     """
     return Ledger(database.connect(path, read_only=read_only), clock or Clock())
+
+
+def check_belongs(ledger: Ledger, paths: SweepPaths) -> None:
+    """Raise a `LedgerError` if a ledger is that of another sweep than the folder's."""
+    name = ledger.header().name  # ledgers of earlier versions have none
+    if name not in ("", paths.name):
+        raise LedgerError(
+            f"{paths.ledger} must be the ledger of the sweep {paths.name!r}, but it is that of "
+            f"{name!r}. Restore this sweep's own ledger; or, if its folder was renamed, rename it "
+            f"back to {name!r}."
+        )
 
 
 def _epoch(row: sqlite3.Row) -> EpochRow:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger import backup
-from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.ledger import Ledger, open_ledger
+from orchestrator.ledger.database import LedgerError, check_access
+from orchestrator.ledger.ledger import Ledger, check_belongs, open_ledger
 from orchestrator.redaction import redacted
 from orchestrator.storage import locks
 from orchestrator.storage.paths import SweepPaths
@@ -68,6 +68,7 @@ def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
     """
     with tempfile.TemporaryDirectory(prefix="sweep-read-") as folder:
         copy = Path(folder) / paths.ledger.name
+        check_access(paths.ledger)
         if driver is None:
             # Copied with its journal: opening the original would make SQLite write to it.
             for end in ("", "-wal"):
@@ -85,4 +86,5 @@ def local_copy(paths: SweepPaths, driver: str | None) -> Iterator[Ledger]:
             damage = ledger.database.integrity_problems()
             if damage:
                 raise LedgerError(f"{paths.ledger} is damaged: {'; '.join(damage[:3])}.")
+            check_belongs(ledger, paths)
             yield ledger

@@ -8,6 +8,7 @@ import logging
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.ledger.records import ENDED
 from orchestrator.redaction import redacted
 from orchestrator.sweep.signals import EndLimit
 from orchestrator.threads import StepThread
@@ -145,12 +146,21 @@ class MlflowThread:
             return None
         return self._last_pauses_s.pop(0)
 
+    def _figures(self, outcome: str) -> dict[str, float]:
+        """Return the metrics of the sweep's own run: their final values, none before that.
+
+        An interrupted sweep has points that an unbroken one does not have otherwise.
+        """
+        trials = self.tracker.ledger.trials()
+        is_final = outcome != "interrupted" and all(trial.status in ENDED for trial in trials)
+        return {"trials": len(trials)} if is_final else {}
+
     def _sync(self, outcome: str | None = None) -> bool:
         """Bring MLflow up to date once; return whether it accepted everything."""
         self._pass_began_s = self._clock.monotonic_s()
         try:
             if outcome is not None:
-                self.tracker.finish(outcome, {"trials": len(self.tracker.ledger.trials())})
+                self.tracker.finish(outcome, self._figures(outcome))
             else:
                 self.tracker.sync()
         except Exception as error:

@@ -13,7 +13,7 @@ from orchestrator.data import prepare
 from orchestrator.errors import SweepExistsError, UsageError
 from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
+from orchestrator.ledger.ledger import Ledger, check_belongs, create_ledger, open_ledger
 from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan
@@ -106,6 +106,7 @@ def _open_existing(config: SweepConfig, clock: Clock) -> Ledger | None:
     try:
         ledger = open_ledger(config.paths.ledger, clock=clock)
         ledger.database.check_schema()
+        check_belongs(ledger, config.paths)
     except LedgerError as error:
         raise UsageError(str(error)) from error
     return ledger
@@ -119,6 +120,7 @@ def _create_ledger(
         config.paths.ledger,
         {
             "sweep_id": uuid.uuid4().hex[:12],
+            "name": config.name,
             "created_s": clock.now_s(),
             "space": config.space,
             "folder": str(Path.cwd()),

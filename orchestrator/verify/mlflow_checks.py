@@ -49,7 +49,7 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
     import mlflow
 
     found: list[str] = []
-    checked = 0
+    checked, note = 0, ""
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         by_trial, note = _runs(client, snapshot)

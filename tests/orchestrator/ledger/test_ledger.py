@@ -18,8 +18,11 @@ import pytest
 
 from orchestrator.ledger import database
 from orchestrator.ledger.database import LedgerError
-from orchestrator.ledger.ledger import Ledger, create_ledger, open_ledger
-from tests.orchestrator.sweeps import metrics
+from orchestrator.ledger.ledger import Ledger, check_belongs, create_ledger, open_ledger
+from orchestrator.ledger.snapshot import newest_copy
+from orchestrator.storage.paths import SweepPaths
+from tests.orchestrator.sweeps import metrics, new_ledger, space
+from tests.orchestrator.sweeps import plan as sweep_plan
 from trainables.metrics import METRIC_NAMES
 
 
@@ -491,3 +494,57 @@ def test_a_journal_left_behind_is_not_played_into_a_new_ledger(ledger: Ledger, p
     fresh = create_ledger(path, {"sweep_id": "fresh"})
     assert fresh.trials() == []
     assert fresh.facts()["sweep_id"] == "fresh"
+
+
+@pytest.mark.parametrize("script", ["", "PRAGMA user_version = 6", database._TABLES])
+def test_a_file_without_a_sweep_is_a_ledger_error(path: Path, script: str) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.executescript(f"{script}; PRAGMA user_version = {database.SCHEMA if script else 0}")
+    with pytest.raises(LedgerError, match="is not a readable ledger"):
+        open_ledger(path)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_missing_permission_is_not_called_damage(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """Permissions do not bind root, who may run the tests."""
+    ledger.close()
+    denied = os.R_OK if read_only else os.W_OK
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda file, mode: file != path or (not mode & denied and real(file, mode))
+    )
+    with pytest.raises(LedgerError) as error:
+        open_ledger(path, read_only=read_only)
+    use = "read" if read_only else "read and written"
+    assert f"must be {use} by this user, who has no permission" in str(error.value)
+    assert "chmod u+r" in str(error.value)
+
+
+def test_a_locked_ledger_is_not_called_damaged(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, **{**k, "timeout": 0.1}))
+    ledger.database.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    ledger.put("key", 1)
+    with pytest.raises(LedgerError, match=r"cannot be opened: .*locked.* says nothing about"):
+        open_ledger(path)
+
+
+def test_a_ledger_of_another_sweep_is_refused(tmp_path: Path) -> None:
+    """One without a name is of an earlier version."""
+    mine = SweepPaths(tmp_path, "mine")
+    for name in ("other", "mine", ""):
+        facts = {"name": name} if name else {}
+        with contextlib.closing(new_ledger(mine.ledger, sweep_plan(space()), **facts)) as ledger:
+            if name == "other":
+                with pytest.raises(LedgerError, match=r"of the sweep 'mine', but .* 'other'"):
+                    check_belongs(ledger, mine)
+                with pytest.raises(LedgerError, match="'other'"), newest_copy(mine):
+                    pass
+            else:
+                check_belongs(ledger, mine)
+        mine.ledger.unlink()

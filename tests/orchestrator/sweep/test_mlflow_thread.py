@@ -133,6 +133,33 @@ def test_a_simulation_makes_the_steps_itself_and_is_told_the_pauses(tmp_path: Pa
     assert [thread.step() for _ in range(3)] == [1.0, 3.0, None]
 
 
+@pytest.mark.parametrize("ends", [("interrupted", "failed", "complete"), ("complete",)])
+def test_an_interrupted_sweep_has_the_metrics_of_an_unbroken_one(
+    tmp_path: Path, ends: tuple[str, ...]
+) -> None:
+    """Also if a full disk halted it, which leaves trials that have not ended."""
+    sweep = Sweep(tmp_path, "sweep")
+    for number in range(3):
+        key = sweep.start(number)
+        sweep.epoch(key, 0, 0.5)
+        if len(ends) == 3 and number < 2:
+            sweep.end(key, "running", outcome="lost")
+            end_tracking(sweep, ends[number])
+            assert sweep.values("sweep", "trials") == []
+            assert sweep.start(number) == key
+        sweep.end(key, "complete", (0, 0.5))
+    end_tracking(sweep, "complete")
+    end_tracking(sweep, "complete")  # `--resume` of a sweep that has ended
+    assert sweep.values("sweep", "trials") == [(3, 3.0)]
+    assert set(sweep.runs()["sweep"].data.metrics) == {"trials"}
+
+
+def end_tracking(sweep: Sweep, outcome: str) -> None:
+    thread = MlflowThread(sweep.new_tracker())
+    thread.end(outcome)
+    assert thread.step() is None
+
+
 def test_the_end_waits_for_threads_up_to_its_limits() -> None:
     time_, interruption = Time(), Interruption()
     limit = EndLimit(interruption, Clock(monotonic_s=time_.monotonic_s))
