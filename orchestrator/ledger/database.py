@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ READABLE = (5, SCHEMA)
 # Errors of SQLite that say nothing about a file's contents: PERM, BUSY, LOCKED, READONLY, IOERR,
 # FULL, CANTOPEN.
 _UNDAMAGED = (3, 5, 6, 8, 10, 13, 14)
+_GONE = " (deleted)"  # ends the target of a link in /proc to a deleted file
 _OLD_NAMES = {f"side{end}": f"image_size{end}" for end in ("", "_px", "_by_variant")}
 
 _TABLES = f"""
@@ -85,8 +86,9 @@ class Database:
     must see the same state.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.connection, self.path = connection, path.absolute()
+        self._file = _file_id(self.path)
         self.lock = threading.RLock()
         self.schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
         connection.row_factory = sqlite3.Row
@@ -164,6 +166,37 @@ class Database:
             self.connection.backup(target)
         temporary.replace(path)
 
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to the open file, which can be moved or deleted."""
+        try:
+            return _file_id(self.path) == self._file
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # the disk does not answer now
+            return True
+
+    def rescue(self) -> Path:
+        """Return where the contents are after the file was moved or deleted.
+
+        If it was deleted, they are written to its path again, or beside another file there.
+        """
+        # SQLite does not merge the journal of a moved file when it closes it, and would apply the
+        # journal that is left to another file at the path.
+        with self.lock:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for link in Path("/proc/self/fd").glob("*"):
+            with suppress(OSError):  # the descriptor of this listing
+                if _file_id(link) == self._file and not (to := os.readlink(link)).endswith(_GONE):
+                    return Path(to)
+        path = self.path
+        if path.exists():
+            path = path.with_name(f"{path.stem}.rescued{path.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_to(path)
+        if path == self.path:
+            self._file = _file_id(path)
+        return path
+
     def integrity_problems(self) -> list[str]:
         """Return the problems that SQLite's own check finds; it reads every page."""
         try:
@@ -171,6 +204,11 @@ class Database:
         except sqlite3.DatabaseError as error:
             return [str(error)]
         return [] if found == ["ok"] else found
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def create(path: Path, facts: Mapping[str, Any]) -> None:
@@ -212,7 +250,7 @@ def connect(path: Path, *, read_only: bool) -> Database:
             _check_is_ledger(connection, path)
             if not read_only:
                 _prepare_for_writing(connection)
-            database = Database(connection)
+            database = Database(connection, path)
             after_an_error.pop_all()
             return database
     except sqlite3.DatabaseError as error:
@@ -237,8 +275,8 @@ def check_access(path: Path, mode: int = os.R_OK) -> None:
         return
     use, flag = ("read", "r") if mode == os.R_OK else ("read and written", "rw")
     raise LedgerError(
-        f"The ledger {path} must be {use} by this user, who has no permission for it. Its owner "
-        f"can grant it, for example with `chmod u+{flag} {path}` and `chmod u+rwx {path.parent}`."
+        f"The ledger {path} must be {use} by this user, who has no permission for it. If it is "
+        f"yours, `chmod u+{flag} {path}` and `chmod u+rwx {path.parent}` grant it."
     )
 
 

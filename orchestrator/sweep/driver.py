@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks, sweeps
 from orchestrator.storage.paths import DataLocation
+from orchestrator.storage.tracking_uri import sqlite_file
 from orchestrator.sweep import measure, opening, outputs, signals, summary
 from orchestrator.sweep.cleanup_thread import CleanupThread
 from orchestrator.sweep.context import SweepContext
@@ -129,6 +131,8 @@ def _run(context: SweepContext) -> int:
             if context.backup and context.backup.lease.lost:
                 context.fail(context.backup.lease.lost)
                 return FAILED
+            if not ledger.database.is_in_place():
+                return _end_without_ledger(context, mlflow, cleanup)
             is_interrupted = context.interruption.wanted.is_set() or error is not None
             outcome = _outcome(context, scheduler, is_interrupted)
             if outcome != "interrupted":
@@ -254,11 +258,16 @@ def _run_trials(
 
 
 def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread) -> None:
-    """Show the progress of the trials until they end, are interrupted, or the lease is lost."""
+    """Show the progress of the trials until they end, are interrupted, or must be.
+
+    They must be if the lease is lost, or the ledger's file moved or deleted.
+    """
     interrupted, ledger_backup = context.interruption.wanted, context.backup
     with Display(context.console, context.ledger, context.plan, context.clock) as display:
         while trials.is_alive() and not interrupted.is_set():
             trials.join(timeout=0.5)
+            if not context.ledger.database.is_in_place():
+                return
             display.show()
             mlflow.report(context.console)
             if ledger_backup:
@@ -293,6 +302,28 @@ def _finish(
         f"again, run this command here: {summary.resume_command()}"
     )
     return "failed" if outcome == "complete" else outcome
+
+
+def _end_without_ledger(context: SweepContext, mlflow: MlflowThread, cleanup: CleanupThread) -> int:
+    """End a sweep whose ledger was moved or deleted while it ran; return the exit status."""
+    paths, database = context.paths, context.ledger.database
+    cleanup.stop()
+    place = database.rescue()
+    where, again = f"Its ledger is now {place}.", summary.resume_command()
+    if place == database.path:
+        store = sqlite_file(mlflow.tracker.uri)
+        if store is None or store.exists():
+            _finish(context, mlflow, cleanup, "interrupted")
+        where = f"The ledger was written to {place} again; other deleted files are lost."
+    elif (place.parent.name, place.name) == (paths.name, database.path.name):
+        again += f" --storage {shlex.quote(str(place.parent.parent))}"
+    else:
+        where += f" Move it back to {database.path}."
+    context.fail(
+        "The sweep stopped, because its ledger was moved, replaced or deleted while it ran. "
+        f"{where} Continue with: {again}"
+    )
+    return FAILED
 
 
 def _outcome(context: SweepContext, scheduler: TrialScheduler, is_interrupted: bool) -> str:

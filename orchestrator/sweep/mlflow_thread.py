@@ -158,6 +158,8 @@ class MlflowThread:
     def _sync(self, outcome: str | None = None) -> bool:
         """Bring MLflow up to date once; return whether it accepted everything."""
         self._pass_began_s = self._clock.monotonic_s()
+        if not self.tracker.ledger.database.is_in_place():
+            return False  # MLflow would create its files again where the sweep was before
         try:
             if outcome is not None:
                 self.tracker.finish(outcome, self._figures(outcome))

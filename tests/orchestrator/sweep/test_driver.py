@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,13 @@ from orchestrator.storage.paths import SweepPaths
 from orchestrator.sweep import driver, measure
 from orchestrator.sweep.__main__ import main
 from orchestrator.tracking.tracker import Tracker
-from tests.orchestrator.simulated_sweeps import failed, run_trials
+from tests.orchestrator.simulated_sweeps import (
+    failed,
+    no_early_end,
+    run_epoch,
+    run_trials,
+    start_next,
+)
 from trainables.training.probe import TrainingTime
 
 SMALL = ("digits", "--trials", "2", "--epochs", "2", "--variants", "cnn3", "--final-seeds", "0")
@@ -52,6 +61,64 @@ def statuses(tmp_path: Path) -> list[str]:
     found = [trial.status for trial in ledger.trials()]
     ledger.close()
     return found
+
+
+def disturb(how: str, storage: Path) -> None:
+    ledger = storage / "digits" / "ledger.sqlite"
+    if how == "the storage is moved":
+        storage.rename(storage.with_name("moved"))
+    elif how == "the storage is deleted":
+        shutil.rmtree(storage)
+    elif how == "the ledger is deleted":
+        ledger.unlink()
+    elif how == "the ledger is renamed":
+        ledger.rename(ledger.with_name("mine"))
+    else:
+        shutil.copy(ledger, storage / "other")
+        (storage / "other").replace(ledger)
+
+
+@pytest.mark.parametrize(
+    ("how", "place"),
+    [
+        ("the storage is moved", "moved/digits/ledger.sqlite"),
+        ("the storage is deleted", "results/digits/ledger.sqlite"),
+        ("the ledger is deleted", "results/digits/ledger.sqlite"),
+        ("the ledger is renamed", "results/digits/mine"),
+        ("the ledger is replaced", "results/digits/ledger.rescued.sqlite"),
+    ],
+)
+def test_a_sweep_whose_ledger_disappears_stops_and_names_where_it_is(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    place: str,
+) -> None:
+    def run(scheduler: TrialScheduler) -> None:
+        running = start_next(scheduler)
+        assert running is not None
+        while run_epoch(scheduler, running, no_early_end):
+            pass
+        disturb(how, tmp_path / "results")
+        time.sleep(3)
+
+    simulate(monkeypatch, run)
+    monkeypatch.setattr("sys.argv", ["sweep", *arguments])
+    assert main(arguments) == 1
+    printed = capfd.readouterr().out
+    assert "its ledger was moved, replaced or deleted while it ran" in printed
+    assert str(tmp_path / place) in printed
+    assert "Search results" not in printed
+    with contextlib.closing(open_ledger(tmp_path / place)) as ledger:
+        assert [trial.status for trial in ledger.trials()] == ["complete"]
+    command = printed.rpartition("Continue with: python -m orchestrator.sweep ")[2]
+    if place.endswith("/ledger.sqlite"):
+        simulate(monkeypatch)
+        assert main(shlex.split(command)) == 0
+        with contextlib.closing(open_ledger(tmp_path / place)) as ledger:
+            assert [trial.status for trial in ledger.trials()] == ["complete", "complete"]
 
 
 def test_a_sweep_runs_to_its_end_and_its_resume_has_nothing_to_do(
