@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.redaction import redacted
@@ -18,6 +19,64 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COMPLETE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Output:
+    """A text stream that goes quiet once it cannot be written, instead of raising.
+
+    Its reader may have ended, as with `| head`, its disk be full or its terminal closed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None  # the first one
+        self.is_needed = True  # else the command succeeds without it
+
+    def write(self, text: str) -> int:
+        """Write a text; return its length."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except OSError as error:
+            self.error = self.error or error
+            # What is buffered, and what libraries write, goes nowhere from now on.
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _quiet_output() -> Iterator[Output]:
+    """Replace standard output by one that never raises, until the block ends."""
+    # A descriptor that was closed would become that of the next file that is opened.
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)
+    kept = sys.stdout
+    output = Output(kept or open(1, "w", closefd=False))  # noqa: SIM115 - for the whole process
+    sys.stdout = cast(TextIO, output)
+    try:
+        yield output
+    finally:
+        output.flush()
+        sys.stdout = kept
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def run(
@@ -33,8 +92,25 @@ def run(
     An error that this project raises on purpose, or one of the system's, is printed to standard
     error without secrets, and without its traceback unless `--verbose` is given.
     The parser has the argument of `add_verbose`. `interrupted` is printed after Ctrl+C. `failed` is
-    the exit status after an error other than a `UsageError`, whose status is 2.
+    the exit status after an error other than a `UsageError`, whose status is 2, and after standard
+    output could not be written. That its reader has ended is no error.
     """
+    with _quiet_output() as output:
+        status = _run(parser, action, argv, interrupted, failed)
+        output.flush()
+    if output.error is None or isinstance(output.error, BrokenPipeError):
+        return status
+    warn(f"Standard output cannot be written: {output.error}.")
+    return status or (failed if output.is_needed else COMPLETE)
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    action: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    interrupted: str,
+    failed: int,
+) -> int:
     arguments = parser.parse_args(argv)
     try:
         return action(arguments)
@@ -46,6 +122,12 @@ def run(
     except KeyboardInterrupt:
         warn(interrupted)
         return INTERRUPTED
+
+
+def output_is_optional() -> None:
+    """Let this command succeed if standard output cannot be written, as its results are files."""
+    if isinstance(sys.stdout, Output):
+        sys.stdout.is_needed = False
 
 
 def add_verbose(add: Callable[..., Any]) -> None:
@@ -60,7 +142,8 @@ def console_on(file: TextIO) -> Console:
     # Only a terminal has a width. Rich's default of 80 columns would fold the tables.
     # Brackets and colons in paths are not markup.
     width = None if file.isatty() else 140
-    return Console(file=file, width=width, markup=False, emoji=False)
+    quiet = file if isinstance(file, Output) else cast(TextIO, Output(file))
+    return Console(file=quiet, width=width, markup=False, emoji=False)
 
 
 def exit_fast(main: Callable[[], int]) -> NoReturn:
@@ -97,5 +180,6 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line to standard error at once."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line to standard error at once, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -32,6 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return dry_run(config)
     from orchestrator.sweep.driver import sweep
 
+    command.output_is_optional()
     return sweep(config)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.clock import Clock
-from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, console_on, warn
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, console_on, say, warn
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import cluster as clusters
 from orchestrator.execution import tune_adapter
@@ -46,7 +46,7 @@ def sweep(config: SweepConfig) -> int:
         opening.check_name(config)  # again: another driver may have created it meanwhile
         if ledger_backup:
             ledger_backup.fetch()
-        print(f"Sweep {config.name!r}: preparing.", flush=True)
+        say(f"Sweep {config.name!r}: preparing.")
         try:
             opened = opening.open_sweep(config, clock)
         except BaseException:

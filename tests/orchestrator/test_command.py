@@ -175,3 +175,53 @@ def test_exit_fast_keeps_the_status_without_any_output_stream():
     script = "from orchestrator.command import exit_fast; exit_fast(lambda: 3)"
     shell = ["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
     assert subprocess.run(shell, check=False).returncode == 3
+
+
+_COMMAND = """
+import argparse, sys
+from orchestrator import command
+
+def action(arguments):
+    for number in range(20000):
+        command.say(f"line {number}")
+    command.console_on(sys.stdout).print("the end")
+    print("open:", open("/dev/null").fileno() > 2, file=sys.stderr)
+    if arguments.optional:
+        command.output_is_optional()
+    return command.COMPLETE
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--optional", action="store_true")
+command.add_verbose(parser.add_argument)
+command.exit_fast(lambda: command.run(parser, action, None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "printed", "error"),
+    [
+        ("{command} | head -1", 0, "line 0\n", ""),
+        ("{command} --help | head -1", 0, "usage:", None),
+        ("{command} > /dev/full", 2, "", "No space left on device.\n"),
+        ("{command} --optional > /dev/full", 0, "", "No space left on device.\n"),
+        ("{command} > /dev/full 2> /dev/full", 2, "", ""),
+        ("{command} >&-", 0, "", ""),
+        ("{command} <&- >&- 2>&-", 0, "", ""),
+    ],
+)
+def test_a_command_whose_output_cannot_be_written_ends_quietly(
+    shell: str, status: int, printed: str, error: str | None, tmp_path: Path
+) -> None:
+    """A reader that has ended is no error; a full disk is, unless the results are files."""
+    program = tmp_path / "program.py"
+    program.write_text(_COMMAND)
+    line = shell.format(command=f"{sys.executable} {program}")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    shell_line = ["bash", "-c", f"set -o pipefail; {line}"]
+    ended = subprocess.run(shell_line, capture_output=True, text=True, check=False, env=env)
+    assert ended.returncode == status, ended
+    assert ended.stdout.startswith(printed)
+    assert len(ended.stdout.splitlines()) <= 1
+    if error is not None and "2>" not in shell:
+        expected = f"Standard output cannot be written: [Errno 28] {error}" if error else ""
+        assert ended.stderr == f"open: True\n{expected}"

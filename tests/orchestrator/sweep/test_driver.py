@@ -121,6 +121,26 @@ def test_a_sweep_whose_ledger_disappears_stops_and_names_where_it_is(
             assert [trial.status for trial in ledger.trials()] == ["complete", "complete"]
 
 
+@pytest.mark.parametrize("where", ["/dev/full", "a pipe without a reader", "closed"])
+def test_a_sweep_whose_output_cannot_be_written_runs_to_its_end(
+    arguments: tuple[str, ...], tmp_path: Path, where: str
+) -> None:
+    kept = os.dup(1)
+    try:
+        if where == "closed":
+            os.close(1)
+        else:
+            reader, writer = os.pipe()
+            os.close(reader)
+            target = os.open(where, os.O_WRONLY) if where.startswith("/") else writer
+            os.dup2(target, 1)
+        assert main(arguments) == 0
+    finally:
+        os.dup2(kept, 1)
+    assert statuses(tmp_path) == ["complete", "complete"]
+    assert (tmp_path / "results" / "digits" / "report" / "report.html").is_file()
+
+
 def test_a_sweep_runs_to_its_end_and_its_resume_has_nothing_to_do(
     arguments: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
