@@ -7,9 +7,11 @@ import atexit
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from orchestrator.errors import OrchestratorError, UsageError
@@ -172,6 +174,21 @@ def exit_fast(main: Callable[[], int]) -> NoReturn:
 def sweep_command(*words: str) -> str:
     """Return the text of a command of `orchestrator.sweep`, for a shell, without its secrets."""
     return redacted(shlex.join(["python", "-m", "orchestrator.sweep", *words]))
+
+
+def program(name: str) -> str:
+    """Return how a user runs a program of this environment, as typed in the current folder.
+
+    The environment need not be activated: `make` uses its programs by their path.
+    """
+    own = Path(sys.executable).absolute().with_name(name)
+    found = shutil.which(name)
+    if not own.exists() or (found is not None and Path(found).absolute() == own):
+        return name
+    with contextlib.suppress(OSError):  # the current folder was deleted
+        if own.is_relative_to(Path.cwd()):
+            own = own.relative_to(Path.cwd())
+    return shlex.quote(str(own))
 
 
 def say(text: str) -> None:

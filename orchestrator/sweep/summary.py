@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.command import COMPLETE, console_on, sweep_command
+from orchestrator.command import COMPLETE, console_on, program, sweep_command
 from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
@@ -115,7 +117,7 @@ def _print_failures(console: Console, trials: Sequence[Trial], attempts: Sequenc
         return
     console.print("These trials failed or diverged:", style="bold")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
     console.print(f"To retry the failed ones, run: {resume_command()}", soft_wrap=True)
 
 
@@ -135,9 +137,15 @@ def _print_places(context: SweepContext, tracker: Tracker) -> None:
         lines.append(f"MLflow: {command}")
     if tracker.experiment:
         page = client.page_address(uri, tracker.experiment, space.metric, space.mode)
-        lines.append(f"then open {page}")
+        if not context.console.is_terminal:
+            lines.append(f"then open {page}")
     for line in lines:
-        context.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        context.console.print(line, soft_wrap=True, highlight=False)
+    if tracker.experiment and context.console.is_terminal:
+        # One line on a narrow terminal; many terminals open the whole address of the link.
+        short = f"{page.partition('?')[0]}?workflowType=machine_learning"
+        context.console.print("then open:", highlight=False)
+        context.console.print(Text(short, style=Style(link=page)), soft_wrap=True)
 
 
 def print_stopped(context: SweepContext, error: BaseException) -> None:
@@ -157,7 +165,7 @@ def print_stopped(context: SweepContext, error: BaseException) -> None:
 def resume_command() -> str:
     """Return the command that resumes this command's sweep, without its secrets."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    return sweep_command(*words, "--resume")
+    return program("python") + sweep_command(*words, "--resume").removeprefix("python")
 
 
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.clock import Clock
+from orchestrator.command import program
 
 _PAUSES_S = (0.2, 1.0)
 _REASONS = {  # by what the text of an error contains
@@ -109,7 +110,7 @@ def ui_command(uri: str) -> str | None:
     """Return the command that serves the runs of a database file, None if a server does."""
     if uri.startswith(("http://", "https://")):
         return None
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:

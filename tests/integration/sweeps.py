@@ -170,6 +170,6 @@ def is_measured_time(metric: str) -> bool:
 
 def tracking_uri(output: str) -> str:
     """Return the MLflow store that the sweep printed."""
-    match = re.search(r"^MLflow: (mlflow ui .*)$", output, re.MULTILINE)
+    match = re.search(r"^MLflow: (\S*mlflow ui .*)$", output, re.MULTILINE)
     assert match, output
     return shlex.split(match.group(1))[3]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import command
+from orchestrator.command import program
 from orchestrator.data.__main__ import main as data
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.predict.__main__ import _parser as predict_parser
@@ -225,3 +226,29 @@ def test_a_command_whose_output_cannot_be_written_ends_quietly(
     if error is not None and "2>" not in shell:
         expected = f"Standard output cannot be written: [Errno 28] {error}" if error else ""
         assert ended.stderr == f"open: True\n{expected}"
+
+
+def test_a_printed_command_runs_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the environment is not activated, and another one of the same name is."""
+    programs = tmp_path / "my project" / ".venv" / "bin"
+    for folder in (programs, tmp_path / "other"):
+        folder.mkdir(parents=True)
+        (folder / "mlflow").write_text("#!/bin/sh\necho $0\n")
+        (folder / "mlflow").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python3"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'other'}:/bin:/usr/bin")
+    monkeypatch.chdir(tmp_path / "my project")
+    assert program("mlflow") == ".venv/bin/mlflow"
+    monkeypatch.chdir(tmp_path)
+    assert program("mlflow") == "'my project/.venv/bin/mlflow'"
+    monkeypatch.chdir(tmp_path / "other")
+    assert program("mlflow") == f"'{programs}/mlflow'"
+    ran = subprocess.run(
+        ["sh", "-c", program("mlflow")], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == f"{programs}/mlflow\n"
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    assert program("mlflow") == "mlflow"
+    assert program("absent") == "absent"

@@ -113,7 +113,7 @@ def test_a_sweep_whose_ledger_disappears_stops_and_names_where_it_is(
     assert "Search results" not in printed
     with contextlib.closing(open_ledger(tmp_path / place)) as ledger:
         assert [trial.status for trial in ledger.trials()] == ["complete"]
-    command = printed.rpartition("Continue with: python -m orchestrator.sweep ")[2]
+    command = printed.rpartition("Continue with: ")[2].partition(" -m orchestrator.sweep ")[2]
     if place.endswith("/ledger.sqlite"):
         simulate(monkeypatch)
         assert main(shlex.split(command)) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,7 +353,8 @@ def test_the_store_has_one_row_per_metric_and_epoch(storage: Path, sweep: Sweep)
     assert total >= 2 * len(METRIC_NAMES) + 1
 
 
-def test_the_ui_command_quotes_the_path_of_the_store() -> None:
+def test_the_ui_command_quotes_the_path_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert ui_command("sqlite:////a/b.db") == "mlflow ui --backend-store-uri sqlite:////a/b.db"
     assert ui_command("sqlite:////it's $here/b.db") == (
         "mlflow ui --backend-store-uri 'sqlite:////it'\"'\"'s $here/b.db'"
