@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.clock import Clock
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.ranking import is_better
+from orchestrator.ledger.ranking import best_row, is_better
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import forecast
 from orchestrator.plan.plan import Plan
@@ -90,7 +91,7 @@ class Display:
             count = Counter(trial.status for trial in own)
             latest = [rows.get(t.signature) for t in own if t.status == "running"]
             speed = sum(row.metrics["images_per_s"] for row in latest if row)
-            best = self._best(own, rows)
+            best = self._best(own)
             table.add_row(
                 variant,
                 str(self.plan.trials + (self.plan.final_seeds if is_searched else 0)),
@@ -103,15 +104,18 @@ class Display:
             )
         return table
 
-    def _best(self, trials: Sequence[Trial], rows: dict[str, EpochRow]) -> float | None:
-        best: float | None = None
+    def _best(self, trials: Sequence[Trial]) -> float | None:
+        """Return the best value of any epoch of trials that are running or can be chosen."""
+        metric = self.plan.space.metric
+        best = math.nan
         for trial in trials:
-            value = trial.best_value
-            if value is None and trial.signature in rows and trial.status == "running":
-                value = rows[trial.signature].metrics[self.plan.space.metric]
-            if value is not None and (best is None or is_better(value, best, self.plan.space.mode)):
+            value = trial.best_value if trial.status in ("complete", "stopped") else None
+            if trial.status == "running":
+                row = best_row(self.ledger.epochs(trial.signature), metric)
+                value = row.metrics[metric] if row else None
+            if value is not None and is_better(value, best, self.plan.space.mode):
                 best = value
-        return best
+        return None if math.isnan(best) else best
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         count = Counter(trial.status for trial in trials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,30 @@ def cells(text: str, variant: str) -> list[str]:
     """Return the cells of a table's row that begins with a variant."""
     [line] = [line for line in text.splitlines() if line.startswith(f"│ {variant} ")]
     return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_best_is_the_best_epoch_so_far_not_the_latest(ledger: Ledger, of_plan: Plan) -> None:
+    to, out = console(terminal=True)
+    add(ledger, "a" * 12, "cnn2", 0)
+    add(ledger, "b" * 12, "cnn2", 1)
+    seen = []
+    with Display(to, ledger, of_plan) as screen:
+
+        def best() -> str:
+            out.truncate(0)
+            screen.show()
+            return cells(out.getvalue(), "cnn2")[6]
+
+        assert best() == ""
+        for epoch, value in enumerate((math.nan, 0.5385, 0.4231, 0.4615)):
+            ledger.record_epoch("a" * 12, 1, epoch, metrics(val_top1=value), None)
+            seen.append(best())
+        end(ledger, "a" * 12, "complete", (1, 0.5385))
+        ledger.record_epoch("b" * 12, 1, 0, metrics(val_top1=0.9), None)
+        seen.append(best())
+        end(ledger, "b" * 12, "diverged", (0, 0.9))  # such a trial is never chosen
+        seen.append(best())
+    assert seen == ["", "53.8", "53.8", "53.8", "90.0", "53.8"]
 
 
 def test_the_end_of_each_trial_is_printed_as_one_line(ledger: Ledger, of_plan: Plan) -> None:
