@@ -12,6 +12,7 @@ import base64
 import binascii
 import io
 import os
+import shlex
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -19,12 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.command import program
 from orchestrator.errors import UsageError
 from orchestrator.predict import model as predict_model
 from orchestrator.predict.model import TrainedModel
 from orchestrator.storage.paths import MODEL
 from orchestrator.storage.tracking_uri import sqlite_file
 from orchestrator.tracking.client import reason
+from orchestrator.tracking.database import upgrade_from
 from trainables import files
 
 if TYPE_CHECKING:
@@ -157,6 +160,11 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
     file = sqlite_file(uri)
     if file is not None and not file.is_file():  # MLflow would create one
         raise UsageError(f"There is no MLflow store at {uri}. Give its URI with --tracking-uri.")
+    if upgrade_from(uri) is not None:
+        raise UsageError(
+            f"The MLflow database at {uri} is of an older version and must be upgraded before it "
+            f"is read. Copy the file, then run `{program('mlflow')} db upgrade {shlex.quote(uri)}`."
+        )
     # The user waits for this, so time out soon.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -68,7 +68,9 @@ class MlflowThread:
         self.thread.wake()
 
     def report(self, console: Console) -> None:
-        """Print once that MLflow is behind, and once that it is up to date again."""
+        """Print the tracker's notes, and once that MLflow is behind or up to date again."""
+        while self.tracker.notes:
+            console.print(Text(self.tracker.notes.pop(0), style="yellow"), soft_wrap=True)
         problem = self._problem()
         if self._reported_s is not None:
             if self._up_to_date_s > self._reported_s:

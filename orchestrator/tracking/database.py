@@ -51,6 +51,40 @@ def _put_in_place(new: Path, path: Path) -> None:
             new.rename(path)
 
 
+def upgrade_from(uri: str) -> str | None:
+    """Return the schema version of a database that MLflow upgrades on opening it, else None.
+
+    MLflow does so, and says nothing, if the file lacks tables that its own version has.
+    """
+    path = sqlite_file(uri)
+    if path is None or not path.is_file():
+        return None
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        try:
+            names = {row[0] for row in store.execute("SELECT name FROM sqlite_master")}
+            version = store.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.Error:  # not a database, or MLflow has not created its tables yet
+            return None
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - defines the tables
+    from mlflow.store.db.base_sql_model import Base
+
+    return str(version[0]) if version and not names.issuperset(Base.metadata.tables) else None
+
+
+def keep_older(uri: str) -> Path | None:
+    """Copy a database that MLflow will upgrade; return the copy, None if it will not."""
+    path, version = sqlite_file(uri), upgrade_from(uri)
+    if path is None or version is None:
+        return None
+    copy = path.with_name(f"{path.stem}.before-{version}{path.suffix}")
+    if not copy.exists():  # else an earlier command made it, and was killed during the upgrade
+        with files.temporary(copy) as new:
+            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(new)) as target:
+                source.backup(target)
+            files.put_in_place(new, copy)
+    return copy
+
+
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     """Point experiments of the default database to the artifacts beside it; return the sweeps.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.clock import Clock
@@ -62,6 +63,7 @@ class SweepRuns:
     sweep_id: str
     parent: Run
     trials: dict[str, TrialRun]  # by signature
+    kept: Path | None = None  # the copy of a database that MLflow has upgraded
 
     @property
     def parent_id(self) -> str:
@@ -121,6 +123,7 @@ def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> S
 
     if uri == paths.default_tracking_uri:
         database.relocate(paths)
+    kept = database.keep_older(uri)
     database.create(uri)
     client = RetryingClient(mlflow.MlflowClient(tracking_uri=uri), clock)
     tags = {SWEEP_ID: header.sweep_id, **_SOURCE}
@@ -132,7 +135,8 @@ def connect(header: SweepHeader, paths: SweepPaths, uri: str, clock: Clock) -> S
         client.log_dict(parent.info.run_id, header.plan.to_dict(), "plan.json")
         client.set_tag(parent.info.run_id, OUTCOME, "running")
     trials = {signature: _read(run, parent.info.run_id) for signature, run in runs.items()}
-    return SweepRuns(client, uri, experiments[0], experiments, header.sweep_id, parent, trials)
+    own = experiments[0]
+    return SweepRuns(client, uri, own, experiments, header.sweep_id, parent, trials, kept)
 
 
 def _read(run: Run, parent_id: str) -> TrialRun:

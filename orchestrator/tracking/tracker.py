@@ -61,6 +61,7 @@ class Tracker:
         self.rejected: dict[str, RejectedTrial] = {}  # by signature
         self.answered_s: float | None = None  # monotonic time of MLflow's last reply
         self.experiment = ""  # its id, once known
+        self.notes: list[str] = []  # to be printed once
         self.outputs: Sequence[artifacts.Output] = ()  # uploaded to the sweep's own run by `finish`
         self._runs: SweepRuns | None = None  # None: not connected
         self._position = -1  # trials changed up to here are written or in `rejected`
@@ -127,6 +128,11 @@ class Tracker:
             header = self.ledger.header()
             self._runs = connect(header, self.paths, self.uri, self.clock)
             self.experiment = self._runs.experiment
+            if self._runs.kept is not None:
+                self.notes.append(
+                    f"The database at {redacted(self.uri)} was of an older version of MLflow, "
+                    f"which has upgraded it. Its old state is kept as {self._runs.kept}."
+                )
             if self.experiment != header.mlflow_experiment:
                 self.ledger.put("mlflow_experiment", self.experiment)
             self._position, self._checks_weights = -1, True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.ledger.records import ENDED, Trial
 from orchestrator.redaction import redacted
 from orchestrator.storage.tracking_uri import sqlite_file
+from orchestrator.tracking.database import upgrade_from
 from orchestrator.verify.snapshot import Result, Snapshot, is_open, problems_of
 from trainables.metrics import METRIC_NAMES
 
@@ -44,6 +45,9 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
             elsewhere = "MLflow: the store is on the machine that ran this sweep last."
             return Result("MLflow", _WHAT, 0, [], elsewhere)
         return Result("MLflow", _WHAT, 0, [f"MLflow: there is no MLflow store at {uri}."])
+    if upgrade_from(uri) is not None:
+        older = "MLflow: the database is of an older version; --resume keeps a copy of it."
+        return Result("MLflow", _WHAT, 0, [], older)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow

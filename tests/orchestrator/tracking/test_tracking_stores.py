@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import UsageError
 from orchestrator.ledger.ledger import open_ledger
+from orchestrator.predict.mlflow_model import fetch_files
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking.database import _put_in_place, create, relocate
+from orchestrator.tracking.database import _put_in_place, create, relocate, upgrade_from
 from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.tracking.test_tracker import storage  # noqa: F401 (a fixture: one fast store)
 from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
@@ -327,3 +329,51 @@ def test_a_renamed_experiment_keeps_its_artifacts_after_the_folder_moves(tmp_pat
     assert folder == (tmp_path / "new/mlartifacts/ours").as_uri()
     assert relocate(paths) == []
     assert key
+
+
+def make_older(database: Path) -> str:
+    """Create a database of an earlier version of MLflow; return its schema version."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    from alembic import command
+    from mlflow.store.db import utils
+    from mlflow.store.db.base_sql_model import Base  # noqa: F401
+    from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+
+    database.parent.mkdir(parents=True)
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{database}")
+    InitialBase.metadata.create_all(engine)
+    config, version = utils._get_alembic_config(f"sqlite:///{database}"), "728d730b5ebd"
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, version)
+    engine.dispose()
+    return version
+
+
+def test_an_older_database_is_copied_before_mlflow_upgrades_it(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "results", "sweep", uri=f"sqlite:///{tmp_path}/older/store.db")
+    database = tmp_path / "older" / "store.db"
+    version = make_older(database)
+    before = database.read_bytes()
+    assert upgrade_from(sweep.uri) == version
+    with pytest.raises(UsageError, match="older version"):
+        fetch_files("0" * 32, sweep.uri, tmp_path)
+    assert database.read_bytes() == before
+    sweep.run_trial(0, 0.5)
+    sweep.tracker.finish("complete", {"trials": 1})
+    check(sweep)
+    copy = database.with_name(f"store.before-{version}.db")
+    (note,) = sweep.tracker.notes
+    assert note.endswith(f"Its old state is kept as {copy}.")
+    assert upgrade_from(sweep.uri) is None
+    assert upgrade_from(f"sqlite:///{copy}") == version
+    sweep.new_tracker().sync()
+    assert sorted(path.name for path in database.parent.iterdir()) == [copy.name, database.name]
+
+
+def test_other_files_are_not_taken_for_an_older_database(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database" * 100)
+    (tmp_path / "empty").touch()
+    for uri in (f"sqlite:///{tmp_path}/{name}" for name in ("text", "empty", "absent")):
+        assert upgrade_from(uri) is None
+    assert upgrade_from("http://127.0.0.1:5000") is None
