@@ -25,8 +25,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from orchestrator.data.archives import Content, ZipMember
+from orchestrator.data.archives import Content
 from orchestrator.data.arrow import Histogram, Pixels, SplitFile, histogram
+from orchestrator.data.zip_member import ZipMember
 from orchestrator.errors import OrchestratorError, UsageError
 
 MAX_PIXELS = 64 * 10**6
@@ -200,13 +201,15 @@ def _reason(error: Exception) -> str:
         return f"it has more than the {MAX_PIXELS:,} pixels accepted"
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image in a known format ({', '.join(FORMATS)})"
+    if "MAX_TEXT" in str(error):
+        return "its text metadata unpacks to several MB; save it without metadata"
     return str(error).rstrip(".") or type(error).__name__
 
 
 def decode(content: bytes | Path, size: tuple[int, int], *, resize: bool) -> Pixels:
     """Return the pixels of one image file in RGB, (height, width, 3).
 
-    Grey, palette, CMYK and 16-bit grey become RGB; transparency is dropped; of an animation the
+    Grey (8 or 16 bits), palette and CMYK become RGB; transparency is dropped; of an animation the
     first frame is used. With `resize`, the camera's orientation is applied, and the centre square
     is cropped and resized with Pillow's (antialiased) bicubic filter; without, the image must have
     this size, (height, width), already.
@@ -219,9 +222,12 @@ def decode(content: bytes | Path, size: tuple[int, int], *, resize: bool) -> Pix
     if not resize and (pixels := _jpeg_as_it_is(content, size)) is not None:
         return pixels
     file = io.BytesIO(content) if isinstance(content, bytes) else content
-    with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:  # known from the header, nothing decoded yet
+    with Image.open(file, formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:  # known from the header, nothing decoded yet
             raise Image.DecompressionBombError
+        # Pillow opens a PGM of 16 bits in its mode for 32.
+        is_pgm = opened.format == "PPM" and opened.mode == "I"
+        image: Image.Image = opened.convert("I;16") if is_pgm else opened
         if not resize:
             if (image.height, image.width) != size:
                 got = f"{image.height} x {image.width}"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
+import os
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +56,21 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
 
 
 def test_member_that_appears_twice_is_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name in ("x", "./x"):
-            archive.addfile(tarfile.TarInfo(name))
-    with pytest.raises(UsageError, match="'x' appears twice"):
-        archives.member_names(tmp_path / "a.tar")
+    for last in (b"1", b"2"):
+        tar, zipped = tmp_path / "a.tar", tmp_path / "a.zip"
+        with tarfile.open(tar, "w") as archive, zipfile.ZipFile(zipped, "w") as pack:
+            for name, content in (("x", b"1"), ("y", b"3"), ("./x", last)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+                pack.writestr(name, content)
+        for source in (tar, zipped):
+            if last == b"1":  # the same content is not ambiguous
+                assert archives.member_names(source) == ["x", "y"]
+                assert archives.read_small(source, ["x"]) == {"x": b"1"}
+            else:
+                with pytest.raises(UsageError, match="'x' appears twice"):
+                    archives.member_names(source)
 
 
 def test_bombs_are_refused_by_ratio_before_they_are_unpacked(tmp_path: Path) -> None:
@@ -126,7 +142,10 @@ def test_damaged_member_is_named(tmp_path: Path) -> None:
         archives.read_small(source, ["x", "y"])
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "packing",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+)
 @pytest.mark.parametrize("prefix", [b"", b"#!/bin/sh\n"])
 def test_members_have_the_content_that_zipfile_reads(
     tmp_path: Path, packing: int, prefix: bytes
@@ -176,12 +195,176 @@ def test_gzip_checksum_is_compared(tmp_path: Path) -> None:
         archives.member_names(source)
 
 
-def test_plain_tar_and_compressed_tar_read_alike(tmp_path: Path) -> None:
-    packed = sources.write_tar(tmp_path / "a.tar.gz", {"d/b": b"2", "d/a": b"1"})
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_plain_tar_and_compressed_tar_read_alike(tmp_path: Path, pack: Any) -> None:
+    packed = sources.write_tar(tmp_path / "a.tar.gz", {"./d/b": b"2", "d//a": b"1"})
+    source = tmp_path / "a.tar.any"
+    source.write_bytes(pack(gzip.decompress(packed.read_bytes())))
+    assert archives.member_names(source) == ["d/a", "d/b"]
+    assert archives.read_small(source, ["d/a", "d/b"]) == {"d/a": b"1", "d/b": b"2"}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_bombs_in_compressed_tars_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any
+) -> None:
+    monkeypatch.setattr(archives, "RATIO_EXEMPT_BYTES", 2**10)
+    tar = sources.write_tar(tmp_path / "a.tar.gz", {"bomb": bytes(2**22), "after": b"x"})
+    tar.write_bytes(pack(gzip.decompress(tar.read_bytes())))
+    with pytest.raises(UsageError, match=r"unpacks to more than .* \(at most 200 times"):
+        archives.member_names(tar)
+
+
+def test_a_damaged_header_does_not_end_a_tar_early(tmp_path: Path) -> None:
+    """`tarfile` would return the members before it, as if they were all."""
+    tar = sources.write_tar(tmp_path / "a.tar.gz", {"a": b"1", "b": b"2", "c": b"3"})
+    content = bytearray(gzip.decompress(tar.read_bytes()))
+    for changed in (content[:1024] + b"\xff" * 512 + content[1536:], content[: 1024 + 200]):
+        tar.write_bytes(changed)
+        with pytest.raises(UsageError, match="damaged or cut off"):
+            archives.member_names(tar)
+
+
+def test_a_hard_link_in_a_tar_has_the_content_of_the_member_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GNU tar writes one for the second name of a file."""
+
+    def pack(*order: str) -> Path:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name in order:
+                info = tarfile.TarInfo(f"./{name}")
+                info.size = 2 if name == "a" else 0
+                if name != "a":
+                    info.type, info.linkname = tarfile.LNKTYPE, "./a" if name == "b" else "b"
+                archive.addfile(info, io.BytesIO(b"hi"))
+        return tmp_path / "a.tar"
+
+    source = pack("a", "b", "c")
+    assert archives.read_small(source, ["c", "a"]) == {"a": b"hi", "c": b"hi"}
+    monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 2**20)
+    assert archives.read_small(source, ["b"]) == {"b": b"hi"}
+    with pytest.raises(UsageError, match="'b' is a link or a special file"):
+        archives.member_names(pack("b", "a"))
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = sources.write_zip(tmp_path / "a.zip", {"inner": b"1"}).read_bytes()
+    packed = sources.write_tar(tmp_path / "a.tar.gz", {"x": b"1", "inner.zip": inner})
     (tmp_path / "a.tar").write_bytes(gzip.decompress(packed.read_bytes()))
-    for source in (packed, tmp_path / "a.tar"):
-        assert archives.member_names(source) == ["d/a", "d/b"]
-        assert archives.read_small(source, ["d/a", "d/b"]) == {"d/a": b"1", "d/b": b"2"}
+    assert archives.member_names(tmp_path / "a.tar") == ["inner.zip", "x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"7z\xbc\xaf'\x1c\0\4" + bytes(99), "a 7z archive"),
+        (b"Rar!\x1a\x07\x01\0" + bytes(99), "a RAR archive"),
+        (b"\x28\xb5\x2f\xfd" + bytes(99), "a Zstandard archive"),
+        (b"PAR1" + bytes(99), "a Parquet file"),
+        (b"\n<!DOCTYPE html><html>Virus scan warning</html>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document"),
+        (b'{"error": "caf\xc3\xa9"}', "a text file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (sources.encoded(sources.image("red")), "an image"),
+        (b"\x80\x04}", "a Python pickle"),
+        (bytes(range(1, 255)) * 9, "a file of an unknown kind"),
+    ],
+)
+def test_a_whole_file_of_another_kind_is_not_called_damaged(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    source = tmp_path / "a.tar"
+    for stored, what in ((content, kind), (gzip.compress(content), f"a compressed file .* {kind}")):
+        source.write_bytes(stored)
+        with pytest.raises(UsageError, match=f"is {what}. The source must be a folder") as caught:
+            archives.member_names(source)
+        assert "It is damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_members_of_other_methods_are_named(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("x", bytes(range(256)) * 99)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[60:80] = bytes(20)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(UsageError, match=r"its member 'x' is (damaged|cut off)"):
+        archives.read_small(tmp_path / "a.zip", ["x"])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_of_another_method_is_unpacked_up_to_its_stated_size(
+    tmp_path: Path, method: int
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("x", bytes(10**6))
+    lie = (tmp_path / "a.zip").read_bytes().replace(struct.pack("<I", 10**6), b"\x0a\0\0\0")
+    (tmp_path / "a.zip").write_bytes(lie)
+    with pytest.raises(UsageError, match="'x' is damaged"):
+        archives.read_small(tmp_path / "a.zip", ["x"])
+
+
+def test_an_unknown_method_of_compression_is_named(tmp_path: Path) -> None:
+    content = sources.write_zip(tmp_path / "a.zip", {"x": b"0" * 99}).read_bytes()
+    at = content.index(b"PK\x01\x02") + 10
+    (tmp_path / "a.zip").write_bytes(content[:at] + b"\x09\0" + content[at + 2 :])
+    with pytest.raises(UsageError, match="with method 9, which is not read; unpack the archive"):
+        archives.member_names(tmp_path / "a.zip")
+
+
+def _named_zip(path: Path, raw: bytes, extra: bytes = b"") -> Path:
+    """Write a zip of one file whose name is `raw`, not marked as UTF-8."""
+    stand_in = "x" * len(raw)
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo(stand_in)
+        info.extra = extra
+        archive.writestr(info, b"content")
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), raw))
+    return path
+
+
+def test_names_in_a_zip_are_the_same_in_every_version_of_python(tmp_path: Path) -> None:
+    def extra(name: str, raw: bytes, version: int = 1) -> bytes:
+        data = struct.pack("<BI", version, zlib.crc32(raw)) + name.encode()
+        return struct.pack("<HH4sHH", 0x5455, 4, b"time", 0x7075, len(data)) + data
+
+    japanese = "\u732b".encode("cp932")
+    for raw, field, name in (
+        (b"caf\x82/1", b"", "caf\u00e9/1"),  # cp437
+        (japanese, b"", japanese.decode("cp437")),  # its encoding is not known
+        (japanese, extra("\u732b", japanese), "\u732b"),  # WinRAR, 7-Zip
+        (b"cafe/1", extra("caf\u00e9/1", b"cafe/1"), "caf\u00e9/1"),
+        (japanese, extra("\u732b", b"another"), japanese.decode("cp437")),  # of an older name
+        ("caf\u00e9/1".encode(), b"", "caf\u00e9/1"),  # macOS: UTF-8 without the flag
+    ):
+        source = _named_zip(tmp_path / "a.zip", raw, field)
+        assert archives.member_names(source) == [name], (raw, field)
+        assert archives.read_small(source, [name]) == {name: b"content"}
+
+
+def test_a_name_that_is_not_the_utf8_it_is_marked_as_is_refused(tmp_path: Path) -> None:
+    source = sources.write_zip(tmp_path / "a.zip", {"caf\u00e9": b"1"})
+    source.write_bytes(source.read_bytes().replace("\u00e9".encode(), b"\xe9\xe9"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        archives.member_names(source)
+
+
+def test_folder_names_hold_empty_folders(tmp_path: Path) -> None:
+    members = {"a/b/x": b"1"}
+    tar = sources.write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(tar, "w") as archive:
+        for name in ("./c", "c/d"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+        archive.addfile(tarfile.TarInfo("a/b/x"))
+    zipped = sources.write_zip(tmp_path / "a.zip", members | {"c/d/": b""})
+    folder = sources.write_folder(tmp_path / "folder", members)
+    (folder / "c" / "d").mkdir(parents=True)
+    for source in (tar, zipped, folder):
+        assert archives.folder_names(source) == {"a", "a/b", "c", "c/d"}
+        assert archives.member_names(source) == ["a/b/x"]
 
 
 def test_missing_member_is_named(tmp_path: Path) -> None:
@@ -190,11 +373,36 @@ def test_missing_member_is_named(tmp_path: Path) -> None:
         archives.read_small(source, ["a", "b"])
 
 
-def test_a_folder_with_a_loop_of_links_is_read_once(tmp_path: Path) -> None:
+def test_links_in_a_folder_are_followed_but_no_folder_is_read_twice(tmp_path: Path) -> None:
     root = sources.write_folder(tmp_path / "root", {"a/x": b"1", "b/y": b"2"})
-    (root / "a" / "loop").symlink_to(root, target_is_directory=True)
+    other = sources.write_folder(tmp_path / "other", {"x": b"3"})
+    (root / "c").symlink_to(other, target_is_directory=True)
     (root / "z").symlink_to(root / "a" / "x")
-    assert archives.member_names(root) == ["a/x", "b/y", "z"]
+    (root / ".kept").symlink_to(other, target_is_directory=True)
+    assert archives.member_names(root) == ["a/x", "b/y", "c/x", "z"]
+    (root / "a" / "loop").symlink_to(root, target_is_directory=True)
+    with pytest.raises(UsageError, match="'a/loop' is a link to a folder that holds it"):
+        archives.member_names(root)
+    (root / "a" / "loop").unlink()
+    (root / "d").symlink_to(other, target_is_directory=True)
+    with pytest.raises(UsageError, match="'d' is the same folder as 'c'"):
+        archives.member_names(root)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources.write_folder(tmp_path, {"a/x": b"1", "b/y": b"2"})
+    scan = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UsageError, match=r"'b' cannot be read \(Permission denied\)"):
+        archives.member_names(tmp_path)
 
 
 def test_broken_link_in_a_folder_is_named(tmp_path: Path) -> None:
