@@ -71,9 +71,16 @@ def _prepare(arguments: argparse.Namespace, place: DataLocation) -> None:
     if place.address is not None:
         share.publish(folder, place.address)
         where = f"{redacted(place.address).rstrip('/')}/{folder.name}"
-    manifest = prepared.read_prepared(folder).manifest
-    images = ", ".join(f"{number:,} {split}" for split, number in manifest.images.items())
-    print(f"{where}: {images} images, fingerprint {manifest.fingerprint}.")
+    found = prepared.read_prepared(folder)
+    manifest, skipped = found.manifest, found.skipped_files
+    images = ", ".join(f"{manifest.images[split]:,} {split}" for split in ("train", "test"))
+    classes = f"{len(manifest.class_names):,} classes"
+    print(f"{where}: {images} images of {classes}, fingerprint {manifest.fingerprint}.")
+    if found.test_split:
+        print(f"The test split is {found.test_split}.")
+    if skipped:
+        what = "file that is no image:" if skipped == 1 else "files that are no images, such as"
+        print(f"Skipped {skipped:,} {what} {found.first_skipped!r}.")
 
 
 def _print_list(place: DataLocation) -> None:

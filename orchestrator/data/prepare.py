@@ -95,6 +95,7 @@ def _prepare(
             read = pkgutil.resolve_name(f"orchestrator.data.sources.{known.reader}")
             origin = {"address": address, "sha256": digest}
             about = {"name": name, "kind": known.name, "source": origin}
+            about["test_split"] = known.test_split  # a reader may know better
             write_prepared(building, path, read(path, size_px), about, shown=shown)
             files.put_in_place(building, folder)
     return folder

@@ -40,6 +40,9 @@ class PreparedDataset:
     source_sha256: str
     files: dict[str, tuple[str, str]]  # by split: name and SHA-256
     disk_bytes: int
+    test_split: str = ""  # which images it holds; "": prepared by an older version
+    skipped_files: int = 0  # files of the source that are no images
+    first_skipped: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -104,6 +107,9 @@ def _from_manifest(folder: Path, content: bytes, disk_bytes: int) -> PreparedDat
         source_sha256=raw["source"]["sha256"],
         files={name: (entry["file"], entry["sha256"]) for name, entry in raw["splits"].items()},
         disk_bytes=disk_bytes,
+        test_split=raw.get("test_split", ""),
+        skipped_files=raw.get("skipped_files", 0),
+        first_skipped=raw.get("first_skipped_file", ""),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,9 +20,9 @@ from orchestrator.errors import UsageError
 def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
     """Unpickle one file of a CIFAR python archive without running any code that it names.
 
-    Only the globals that the official files need are admitted, each replaced by a class or function
-    of this module. An array is built from its raw bytes, so no constructor of numpy or of another
-    library is called. Keys are returned as text; arrays are uint8, strings stay bytes.
+    Only the globals that such files need are admitted, each replaced by a class or function of
+    this module. An array is built from its raw bytes, so no constructor of numpy or of another
+    library is called. Keys are returned as text; arrays hold integers, strings stay bytes.
 
     Raises:
         UsageError: the pickle needs another global, or is damaged; it is named `member`.
@@ -42,30 +43,56 @@ def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
 
 
 class _PickledDtype:
-    """Stands in for `numpy.dtype`; CIFAR's files need uint8 only."""
+    """Stands in for `numpy.dtype`; CIFAR's files need integers only."""
+
+    is_big_endian = False
 
     def __init__(self, code: object, *_: object) -> None:
-        if code not in ("u1", b"u1", "uint8", b"uint8"):
-            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of uint8")
+        text = code.decode("latin1") if isinstance(code, bytes) else str(code)
+        if not re.fullmatch("[iu][1248]|uint8", text):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of integers")
+        self.code = text.replace("uint8", "u1")
 
-    def __setstate__(self, state: object) -> None:
-        """Ignore byte order and alignment, which single bytes do not have."""
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.is_big_endian = state[1] in (">", b">")
+
+    def to_numpy(self, content: bytes | bytearray) -> Any:
+        """Return the integers, one-dimensional."""
+        return np.frombuffer(content, np.dtype((">" if self.is_big_endian else "<") + self.code))
 
 
 class _PickledArray:
     """Stands in for `numpy.ndarray`: keeps shape and bytes until it is complete."""
 
     shape: tuple[int, ...] = ()
-    content: bytes = b""
+    dtype: _PickledDtype | None = None
+    content: bytes | bytearray = b""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, dtype, fortran_order, self.content = state
         if not isinstance(dtype, _PickledDtype) or fortran_order:
-            raise pickle.UnpicklingError("it holds an array that is not uint8 in C order")
+            raise pickle.UnpicklingError("it holds an array that is not of integers in C order")
+        self.dtype = dtype
 
     def to_numpy(self) -> Any:
         """Return the array; a shape that does not fit the bytes is a ValueError."""
-        return np.frombuffer(self.content, np.uint8).reshape(self.shape)
+        if self.dtype is None:
+            return np.zeros(0, np.uint8)
+        return self.dtype.to_numpy(self.content).reshape(self.shape)
+
+
+def _from_buffer(content: Any, dtype: object, shape: Any, order: object, *_: object) -> Any:
+    """Stand in for numpy's `_frombuffer`, which holds arrays in protocol 5 pickles."""
+    array = _PickledArray()
+    array.__setstate__((1, shape, dtype, order not in ("C", b"C"), content))
+    return array
+
+
+def _scalar(dtype: object, content: object) -> int:
+    """Stand in for numpy's `scalar`, which holds single integers such as labels."""
+    if not isinstance(dtype, _PickledDtype) or not isinstance(content, bytes):
+        raise pickle.UnpicklingError("it holds a number that is no integer")
+    return int(dtype.to_numpy(content)[0])
 
 
 def _encode(text: object, encoding: object) -> bytes:
@@ -77,11 +104,17 @@ def _encode(text: object, encoding: object) -> bytes:
 
 # Python 2 wrote `numpy.core.multiarray` and raw strings; numpy 2 writes `numpy._core` and encode.
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,
     ("_codecs", "encode"): _encode,
+} | {
+    (f"{core}.{module}", name): stand_in
+    for core in ("numpy.core", "numpy._core")
+    for module, name, stand_in in (
+        ("multiarray", "_reconstruct", lambda *_: _PickledArray()),
+        ("multiarray", "scalar", _scalar),
+        ("numeric", "_frombuffer", _from_buffer),
+    )
 }
 
 
@@ -89,7 +122,7 @@ class _CifarUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for an admitted global."""
         if (module, name) not in _ADMITTED:
-            why = f"it needs {module}.{name}, which the official files do not"
+            why = f"it needs {module}.{name}, which CIFAR's files do not"
             raise pickle.UnpicklingError(why)
         return _ADMITTED[module, name]
 
@@ -104,7 +137,7 @@ def read_cifar10(source: Path, image_size_px: int) -> Contents:
         UsageError: a batch is missing, damaged or inconsistent, or needs code.
     """
     files = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-    *train, test, (member, meta) = _loaded(source, "CIFAR-10", files)
+    *train, test, (member, meta) = _loaded(source, "cifar10", files)
     names = _names(meta, "label_names", member)
     splits = {"train": _split(train, len(names), 0), "test": _split([test], len(names), 0)}
     return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra={})
@@ -116,7 +149,7 @@ def read_cifar100(source: Path, image_size_px: int) -> Contents:
     Raises:
         UsageError: a batch is missing, damaged or inconsistent, or needs code.
     """
-    train, test, (member, meta) = _loaded(source, "CIFAR-100", ("train", "test", "meta"))
+    train, test, (member, meta) = _loaded(source, "cifar100", ("train", "test", "meta"))
     names = _names(meta, "fine_label_names", member)
     coarse_names = _names(meta, "coarse_label_names", member)
     counts = len(names), len(coarse_names)
@@ -126,13 +159,13 @@ def read_cifar100(source: Path, image_size_px: int) -> Contents:
     return Contents(class_names=names, shape=(32, 32, 3), splits=splits, extra=extra)
 
 
-def _loaded(source: Path, title: str, files: Sequence[str]) -> list[_Batch]:
+def _loaded(source: Path, kind: str, files: Sequence[str]) -> list[_Batch]:
     """Return the named files of one folder; of several copies the one with the shortest path."""
     names = sorted(member_names(source), key=lambda name: (name.count("/"), name), reverse=True)
     found = {PurePosixPath(name).name: name for name in names}
     for file in files:
         if file not in found:
-            raise layout_error(source, title, file)
+            raise layout_error(source, kind, file, names[::-1])
     raw = read_small(source, [found[file] for file in files])
     return [(found[file], load_cifar_pickle(raw[found[file]], found[file])) for file in files]
 
@@ -149,8 +182,10 @@ def _split(batches: Sequence[_Batch], classes: int, coarse_classes: int) -> Spli
     pixels, labels, coarse_labels = [], [], []
     for member, batch in batches:
         data = batch.get("data")
-        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
-            raise UsageError(f"The pickle {member!r} must hold 'data' as an array of n x 3072.")
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+            raise UsageError(
+                f"The pickle {member!r} must hold 'data' as an array of n x 3072, uint8."
+            )
         if not len(data):
             raise UsageError(f"The pickle {member!r} holds no image.")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -167,6 +202,8 @@ def _split(batches: Sequence[_Batch], classes: int, coarse_classes: int) -> Spli
 
 def _labels(member: str, batch: dict[str, Any], key: str, classes: int) -> npt.NDArray[np.int64]:
     values, images = batch.get(key), len(batch["data"])
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
     if (
         not isinstance(values, list)
         or len(values) != images

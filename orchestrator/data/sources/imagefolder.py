@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+import unicodedata
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
-from orchestrator.data.archives import member_names
-from orchestrator.data.sources.source import Contents, Split, members, raise_all, stratified_mask
+from orchestrator.data.archives import folder_names, member_names
+from orchestrator.data.sources.source import (
+    Contents,
+    Split,
+    is_no_image,
+    members,
+    raise_all,
+    stratified_mask,
+)
 
 TEST_FRACTION = 0.1
-_SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left behind by operating systems
+_LAYOUT = (
+    "Put the images of each class into a folder (CLASS/FILE), or into train/CLASS/FILE and "
+    "val/CLASS/FILE or test/CLASS/FILE (in any case; `training`, `valid`, `validation` and "
+    "`testing` are known too). Labels are taken from these folders only."
+)
+_SPLIT_NAME = re.compile(
+    r"(?P<train>train(ing)?)|(?P<val>val(id(ation)?)?)|(?P<test>test(ing)?)", re.IGNORECASE
+)
+_PUBLISHED = {"data_batch_1": "cifar10", "wnids.txt": "tinyimagenet"}  # known by these files
 
-# Names of files, by split and class.
-_Folders = dict[str, dict[str, list[str]]]
+
+@dataclass(slots=True)
+class _Folders:
+    """The class folders of one split."""
+
+    path: str  # that holds them, "" or with a slash at its end
+    name: str  # of the split's folder
+    files: dict[str, list[str]] = field(default_factory=dict)  # by class
 
 
 def read_imagefolder(source: Path, image_size_px: int) -> Contents:
-    """Read class folders, alone or under `train/` and `val/` (or `test/`).
+    """Read class folders, alone or in the folders of a training and a test split.
 
-    Hidden files are skipped. Without `val/` or `test/`, 10 % of every class become the test split.
+    All can lie in wrapping folders. Hidden files, text and data are skipped and counted. Without a
+    test split, 10 % of every class become it.
 
     Raises:
-        UsageError: files outside a class folder, unknown classes in the test split, or classes
-            with too few images.
+        UsageError: images outside a class folder, a class that is empty, too small, unknown in the
+            test split or there twice, or a name that is not UTF-8.
     """
-    folders = _class_folders(source)
-    raise_all(source, _class_problems(folders))
-    classes = tuple(sorted(folders["train"]))
-    splits = {}
-    for name, found in folders.items():
-        labels = {file: label for label, key in enumerate(classes) for file in found.get(key, ())}
-        splits["train" if name == "train" else "test"] = members(labels)
-    extra = {}
+    every = member_names(source)
+    images = [name for name in every if not is_no_image(name)]
+    skipped = sorted(set(every) - set(images), key=lambda name: (name.startswith("."), name))
+    folders = sorted(name for name in folder_names(source) if not is_no_image(f"{name}/image"))
+    found, problems = _class_folders(images, folders)
+    problems = problems or _class_problems(found)
+    if not images:
+        other = f", only other files such as {skipped[0]!r}" if skipped else ""
+        problems = [f"It holds no image{other}. {_LAYOUT}"]
+    published = {_PUBLISHED.get(name.rpartition("/")[2], "") for name in every} - {""}
+    if problems and published:
+        problems.insert(0, f"It looks like `{published.pop()}`: prepare it under that name.")
+    raise_all(source, problems)
+    contents = _contents(found, image_size_px)
+    if skipped:
+        contents.extra["skipped_files"] = len(skipped)
+        contents.extra["first_skipped_file"] = skipped[0]
+    return contents
+
+
+def _contents(found: dict[str, _Folders], image_size_px: int) -> Contents:
+    classes = tuple(sorted(found["train"].files))
+    splits: dict[str, Split] = {}
+    test_split = "10 % of every class, because the source has no folder for it"
+    extra: dict[str, Any] = {}
+    for role, folder in found.items():
+        labels = {
+            file: label for label, key in enumerate(classes) for file in folder.files.get(key, ())
+        }
+        splits["train" if role == "train" else "test"] = members(labels)
+        if role != "train":
+            test_split = f"the folder {folder.name!r}"
     if "test" not in splits:
         every = splits["train"]
         is_test = stratified_mask(every.labels, TEST_FRACTION)
@@ -41,57 +90,118 @@ def read_imagefolder(source: Path, image_size_px: int) -> Contents:
             for name, mask in (("train", ~is_test), ("test", is_test))
         }
         extra = {"held_out_fraction": TEST_FRACTION}
-    shape = (image_size_px, image_size_px, 3)
-    return Contents(class_names=classes, shape=shape, splits=splits, resize=True, extra=extra)
+    return Contents(
+        class_names=classes,
+        shape=(image_size_px, image_size_px, 3),
+        splits=splits,
+        resize=True,
+        extra=extra | {"test_split": test_split},
+    )
 
 
-def _class_folders(source: Path) -> _Folders:
-    """Return the files of every class folder; raise a UsageError for any other layout."""
-    names = [
-        name
-        for name in member_names(source)
-        if not any(part.startswith(".") or part in _SYSTEM_FILES for part in name.split("/"))
-    ]
-    top = {name.split("/")[0] for name in names if "/" in name}
+def _class_folders(images: list[str], folders: list[str]) -> tuple[dict[str, _Folders], list[str]]:
+    """Return the class folders of each split with their images, and the problems of the layout."""
+    holders = {image.rpartition("/")[0] for image in images}
+    root = _unwrapped("", folders, holders)
+    tops = [top.removeprefix(root) for top in _inner(root, folders)]
+    roles = {top: _role(top) for top in tops}
     # Only if nothing else is there: `train` and `test` could be classes among others.
-    is_divided = "train" in top and top <= {"train", "val", "test"}
-    layout = "train/CLASS/FILE" if is_divided else "CLASS/FILE"
-    problems = [
-        f"The file {name!r} is not in a class folder ({layout})."
-        for name in names
-        if name.count("/") != layout.count("/")
-    ]
-    if not names:
-        problems.append("It holds no image.")
-    if is_divided and {"val", "test"} <= top:
+    if "train" not in roles.values() or "" in roles.values():
+        found = {"train": _Folders(path=root, name=root.rstrip("/"))}
+        return found, _fill(found, images, folders)
+    found, problems = {}, []
+    for top, role in roles.items():
+        if role in found:
+            problems.append(f"`{found[role].name}` and `{top}` are the same split; merge them.")
+        found[role] = _Folders(path=_unwrapped(f"{root}{top}/", folders, holders), name=top)
+    if {"val", "test"} <= found.keys():
+        train, val, test = (found[role].name for role in ("train", "val", "test"))
         problems.append(
-            "It has both `val` and `test` beside `train`; validation images are split off from "
-            "`train`, so keep one of them as the test split and move the other into `train`."
+            f"It has both `{val}` and `{test}` beside `{train}`; validation images are split off "
+            f"from `{train}`, so keep one of them as the test split and move the other into "
+            f"`{train}`."
         )
-    raise_all(source, problems)
-    folders: _Folders = defaultdict(lambda: defaultdict(list))
-    for name in names:
-        *split, label, _ = name.split("/")
-        folders[split[0] if split else "train"][label].append(name)
-    return folders
+    return found, problems or _fill(found, images, folders)
 
 
-def _class_problems(folders: _Folders) -> list[str]:
-    classes = folders["train"]
-    others = [split for split in folders if split != "train"]
+def _role(folder: str) -> str:
+    """Return the split that a folder's name stands for: "train", "val", "test" or ""."""
+    match = _SPLIT_NAME.fullmatch(folder)
+    return str(match.lastgroup) if match else ""
+
+
+def _inner(path: str, folders: list[str]) -> list[str]:
+    """Return the folders directly in `path`, which ends with a slash or is empty."""
+    return [each for each in folders if each.startswith(path) and "/" not in each[len(path) :]]
+
+
+def _unwrapped(path: str, folders: list[str], holders: set[str]) -> str:
+    """Return the path below all folders that hold one folder of folders and nothing else."""
+    while len(inner := _inner(path, folders)) == 1 and path.rstrip("/") not in holders:
+        deeper = f"{inner[0]}/"
+        if inner[0] in holders or not _inner(deeper, folders):
+            break  # a class
+        path = deeper
+    return path
+
+
+def _fill(found: dict[str, _Folders], images: list[str], folders: list[str]) -> list[str]:
+    """Add the classes and images of each split, and return the problems."""
+    problems = []
+    files_in: dict[str, list[str]] = {}
+    for part in found.values():
+        for folder in _inner(part.path, folders):
+            label = unicodedata.normalize("NFC", folder.removeprefix(part.path))
+            if label in part.files:
+                problems.append(
+                    f"There are two class folders {label!r}, which differ only in the "
+                    f"normal form of Unicode ({folder!a}); merge them."
+                )
+            if not _is_utf8(label):
+                problems.append(f"The name of the class folder {folder!r} is not UTF-8; rename it.")
+            files_in[folder] = part.files.setdefault(label, [])
+    outside: list[str] = []
+    for image in images:
+        files_in.get(image.rpartition("/")[0], outside).append(image)
+    if outside:
+        more = f" (the first of {len(outside):,} such images)" if len(outside) > 1 else ""
+        problems.append(f"The image {outside[0]!r} is not in a class folder{more}. {_LAYOUT}")
+    return problems
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of the file system that are no UTF-8
+        return False
+    return True
+
+
+def _class_problems(found: dict[str, _Folders]) -> list[str]:
+    classes = found["train"].files
+    others = [part for role, part in found.items() if role != "train"]
     splits = "training and validation" if others else "training, validation and test"
     minimum = 2 if others else 3  # one image in each
     problems = [
+        f"The class folder {part.path + label!r} holds no image; add images or delete the folder."
+        for part in found.values()
+        for label, files in part.files.items()
+        if not files
+    ]
+    problems += [
         f"The class {label!r} needs at least {minimum} images to be split into {splits}; it has "
         f"{len(files)}."
         for label, files in sorted(classes.items())
-        if len(files) < minimum
+        if 0 < len(files) < minimum
     ]
     if len(classes) < 2:
-        problems.append(f"At least 2 classes are needed; got {sorted(classes)}.")
-    for split in others:
+        problems.append(f"At least 2 classes are needed; got {sorted(classes)}. {_LAYOUT}")
+    for part in others:
+        if not part.files:
+            problems.append(f"The folder `{part.name}` holds no class folder; fill or delete it.")
         problems += [
-            f"The class {label!r} in `{split}` is unknown: `train` has no such folder."
-            for label in sorted(set(folders[split]) - set(classes))
+            f"The class {label!r} in `{part.name}` is unknown: `{found['train'].name}` has no such "
+            "folder."
+            for label in sorted(set(part.files) - set(classes))
         ]
     return problems

@@ -7,6 +7,7 @@ so that a part of an official archive in the official layout can be prepared lik
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.data.known_datasets import KNOWN
 from orchestrator.errors import UsageError
 
 _MAX_LISTED = 10  # problems in one error
+# Left behind by operating systems.
+_SYSTEM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"}
+# Text and data, which people keep beside their images.
+_OTHER_FILES = re.compile(
+    r".*\.(txt|md|rst|csv|tsv|json|jsonl|xml|ya?ml|html?|ini|log|py|ipynb|pdf|docx?|xlsx?|db|mat"
+    r"|npy|npz|pkl|pickle|h5|parquet|lnk|url|sha256|md5)|(readme|license|licence|makefile)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +64,13 @@ def stratified_mask(labels: npt.NDArray[np.int64], fraction: float) -> npt.NDArr
     return chosen
 
 
+def is_no_image(name: str) -> bool:
+    """Return whether a name is of a hidden file, one of an operating system, or text or data."""
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part.lower() in _SYSTEM_FILES for part in parts)
+    return hidden or _OTHER_FILES.fullmatch(parts[-1]) is not None
+
+
 def members(labels: dict[str, int]) -> Split:
     """Return a split ordered by label and natural name, whatever order the source has."""
     ordered = tuple(sorted(labels, key=lambda name: (labels[name], _natural(name), name)))
@@ -65,11 +82,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
-def layout_error(source: Path, title: str, missing: str) -> UsageError:
-    """Return the error for a source that does not have its official layout."""
+def layout_error(source: Path, kind: str, missing: str, names: Sequence[str]) -> UsageError:
+    """Return the error for a source without its official layout; `names` are its members."""
+    shown = [name for name in names if not name.rpartition("/")[2].startswith(".")][:3]
+    more = f" and {len(names) - len(shown)} other files" if len(names) > len(shown) else ""
+    but = f", but {', '.join(map(repr, shown))}{more}" if shown else ""
+    official = KNOWN[kind].address.rpartition("/")[2]
     return UsageError(
-        f"{source} must be in the official layout of {title}; it holds no {missing!r}. Give the "
-        "archive as it was published, or its extracted folder."
+        f"{source} must be in the official layout of {kind}; it holds no {missing!r}{but}. Give "
+        f"the archive as it was published ({official}), or its extracted folder."
     )
 
 

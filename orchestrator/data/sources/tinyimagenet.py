@@ -1,41 +1,50 @@
-"""Reads the official archive of Tiny ImageNet."""
+"""Reads the archive of Tiny ImageNet, as published or as people keep it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from orchestrator.data.archives import member_names, read_small
-from orchestrator.data.sources.source import Contents, layout_error, members, raise_all
+from orchestrator.data.sources.source import (
+    Contents,
+    is_no_image,
+    layout_error,
+    members,
+    raise_all,
+)
 from orchestrator.errors import UsageError
-
-_LISTS = ("wnids.txt", "words.txt", "val/val_annotations.txt")
 
 
 def read_tinyimagenet(source: Path, image_size_px: int) -> Contents:
     """Read the layout of `tiny-imagenet-200.zip`; its labelled `val` folder is the test split.
 
+    The images of `val` may also be sorted into class folders, with or without
+    `val_annotations.txt`. Without `words.txt` the classes have their WordNet ids for names.
+
     Raises:
-        UsageError: an unknown class, a missing or unlisted file, or another layout.
+        UsageError: an unknown class, an image that is missing or has no label, or another layout.
     """
     names = member_names(source)
-    root = _root(source, names)
-    lists = [f"{root}{name}" for name in _LISTS]
-    raw = read_small(source, lists)
-    try:
-        wnids_text, words, annotations = (raw[name].decode("utf-8") for name in lists)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
+    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
+    if not lists:
+        raise layout_error(source, "tinyimagenet", "wnids.txt", names)
+    root = min(lists, key=len).removesuffix("wnids.txt")
+    wnids_text, words, annotations = _texts(source, names, root)
     wnids = sorted(set(wnids_text.split()))
     index = {wnid: label for label, wnid in enumerate(wnids)}
     problems: list[str] = []
-    train, test_files = _images(names, root, index, problems)
-    test = _annotated(f"{root}val/", annotations, index, test_files, problems)
+    images = [name for name in names if not is_no_image(name.removeprefix(root))]
+    train, test, unsorted = _images(images, root, index, problems)
+    if annotations is not None:
+        test = _annotated(f"{root}val/", annotations, index, test, unsorted, problems)
+    elif unsorted:
+        raise layout_error(source, "tinyimagenet", f"{root}val/val_annotations.txt", names)
     missing = sorted(set(wnids) - {wnids[label] for label in train.values()})
     problems += [f"The class {wnid!r} has no training image." for wnid in missing]
     if not test:
-        problems.append(f"{root}val/val_annotations.txt lists no image.")
+        problems.append(f"{root}val holds no labelled image.")
     raise_all(source, problems)
-    readable = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
+    readable = dict(line.split("\t", 1) for line in (words or "").splitlines() if "\t" in line)
     return Contents(
         class_names=tuple(readable.get(wnid, wnid).split(",")[0].strip() for wnid in wnids),
         shape=(64, 64, 3),
@@ -44,58 +53,77 @@ def read_tinyimagenet(source: Path, image_size_px: int) -> Contents:
     )
 
 
-def _root(source: Path, names: list[str]) -> str:
-    """Return the folder of the dataset in the archive, "" or with a slash at its end."""
-    lists = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
-    if not lists:
-        raise layout_error(source, "Tiny ImageNet", "wnids.txt")
-    root = min(lists, key=len).removesuffix("wnids.txt")
-    for name in _LISTS:
-        if f"{root}{name}" not in names:
-            raise layout_error(source, "Tiny ImageNet", f"{root}{name}")
-    return root
+def _texts(source: Path, names: list[str], root: str) -> tuple[str, str | None, str | None]:
+    """Return the texts of wnids.txt, words.txt and val_annotations.txt; None: there is none."""
+    lists = [f"{root}{name}" for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")]
+    raw = read_small(source, set(lists) & set(names))
+    try:
+        wnids, words, annotations = (
+            raw[name].decode("utf-8-sig") if name in raw else None for name in lists
+        )
+    except UnicodeDecodeError as error:
+        raise UsageError(f"A text file of {source} is not UTF-8: {error}.") from error
+    return wnids or "", words, annotations
 
 
 def _images(
     names: list[str], root: str, index: dict[str, int], problems: list[str]
-) -> tuple[dict[str, int], set[str]]:
-    """Return the label of each training image, and the files in `val`; adds to `problems`."""
-    train: dict[str, int] = {}
-    test: set[str] = set()
+) -> tuple[dict[str, int], dict[str, int], set[str]]:
+    """Return the labels of the images in class folders of `train` and of `val`, and other images.
+
+    The latter are those in `val/images`. Adds to `problems`.
+    """
+    labels: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+    unsorted: set[str] = set()
     for name in names:
         match name.removeprefix(root).split("/"):
-            case [*_, file] if file.startswith("."):
-                continue
-            case ["train", wnid, "images", _] if wnid in index:
-                train[name] = index[wnid]
-            case ["train", _, "images", _]:
-                problems.append(f"The class of {name!r} is not listed in wnids.txt.")
             case ["val", "images", _]:
-                test.add(name)
-    return train, test
+                unsorted.add(name)
+            case ["train" | "val" as split, wnid, _] | [
+                "train" | "val" as split,
+                wnid,
+                "images",
+                _,
+            ]:
+                if wnid in index:
+                    labels[split][name] = index[wnid]
+                else:
+                    problems.append(f"The class of {name!r} is not listed in wnids.txt.")
+    return labels["train"], labels["val"], unsorted
 
 
 def _annotated(
-    folder: str, text: str, index: dict[str, int], present: set[str], problems: list[str]
+    folder: str,
+    text: str,
+    index: dict[str, int],
+    sorted_labels: dict[str, int],
+    unsorted: set[str],
+    problems: list[str],
 ) -> dict[str, int]:
-    """Return the label of each file in val_annotations.txt; adds to `problems`."""
-    labels: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        file, _, rest = line.partition("\t")
-        wnid = rest.split("\t")[0]
+    """Return the label of each image of `val`, as val_annotations.txt and the folders have it.
+
+    Adds to `problems`.
+    """
+    labels = dict(sorted_labels)
+    label_of = {name.rpartition("/")[2]: label for name, label in sorted_labels.items()}
+    listed: set[str] = set()
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for number, line in lines:
+        file, wnid, *_ = [*line.split("\t"), ""]
         name = f"{folder}images/{file}"
         where = f"Line {number} of {folder}val_annotations.txt"
         if wnid not in index:
             problems.append(f"{where} gives {file!r} the class {wnid!r}, which is unknown.")
-        elif name not in present:
-            problems.append(f"{where} names {name!r}, which is missing.")
-        elif name in labels:
+        elif file in listed:
             problems.append(f"{where} names {file!r} a second time.")
-        else:
+        elif name in unsorted:
             labels[name] = index[wnid]
+        elif file not in label_of:
+            problems.append(f"{where} names {name!r}, which is missing.")
+        elif label_of[file] != index[wnid]:
+            problems.append(f"{where} gives {file!r} the class {wnid!r}; its folder is another.")
+        listed.add(file)
     if not problems:
-        unlisted = sorted(present - set(labels))
+        unlisted = sorted(unsorted - set(labels))
         problems += [f"{name!r} is not listed in val_annotations.txt." for name in unlisted]
     return labels

@@ -278,7 +278,7 @@ def test_train_among_other_folders_is_a_class(tmp_path: Path) -> None:
     [
         (_classes("a", images=2) | _classes("b"), "class 'a' needs at least 3 images .* it has 2"),
         (_classes("a"), r"At least 2 classes are needed; got \['a'\]"),
-        (_classes("a", "b") | {"a/notes.txt": b"hello"}, "'a/notes.txt' cannot be used: it is no"),
+        (_classes("a", "b") | {"a/notes.svg": b"<svg/>"}, "'a/notes.svg' cannot be used: it is no"),
         (_classes("a", "b") | {"c.png": b""}, "'c.png' is not in a class folder"),
         (_classes("a", "b/deep"), "'b/deep/0.png' is not in a class folder"),
         (_classes("train/a", "train/b", "val/x"), "class 'x' in `val` is unknown"),
@@ -424,8 +424,8 @@ def test_exit_statuses_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixt
     where = ["--data-dir", str(tmp_path)]
     assert data.main(["prepare", "digits", *where]) == 0
     out = capsys.readouterr().out
-    expected = "1,438 train, 359 test images, fingerprint 06029e7a61040290."
-    assert out == f"{tmp_path / 'digits'}: {expected}\n"
+    expected = "1,438 train, 359 test images of 10 classes, fingerprint 06029e7a61040290."
+    assert out == (f"{tmp_path / 'digits'}: {expected}\nThe test split is 20 % of every class.\n")
     assert data.main(["verify", "digits", *where]) == 0
     (tmp_path / "digits" / "test.arrow").write_bytes(b"")
     assert data.main(["verify", "digits", *where]) == 1

@@ -1,0 +1,370 @@
+"""Datasets as people keep and send them: every class and split arrives, or is named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.data import __main__ as data
+from orchestrator.data import prepare
+from orchestrator.data.decode import decode
+from orchestrator.errors import UsageError
+from tests.orchestrator.data import archive_files as sources
+
+_NFC, _NFD = "caf\u00e9", "cafe\u0301"
+
+
+def _prepared(kind: str, source: Path) -> dict[str, Any]:
+    """Prepare a source and return the manifest."""
+    data_dir = source.parent / f"prepared_{source.name}"
+    folder = prepare.prepare(kind, data_dir=data_dir, source=str(source), progress=False)
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def _refusal(kind: str, source: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        _prepared(kind, source)
+    assert not list((source.parent / f"prepared_{source.name}").glob("[!.]*"))
+    return str(caught.value)
+
+
+def _images(manifest: dict[str, Any]) -> dict[str, int]:
+    return {split: entry["images"] for split, entry in manifest["splits"].items()}
+
+
+def _photos(
+    root: str = "", classes: Mapping[str, str] | None = None, n: int = 3
+) -> dict[str, bytes]:
+    """Images of classes in `root`, each of one color of its own."""
+    colors = classes or {"cat": "red", "dog": "blue"}
+    return {
+        f"{root}{name}/{number}.png": sources.encoded(sources.image(color, size=(8 + number, 8)))
+        for name, color in colors.items()
+        for number in range(n)
+    }
+
+
+_WRITERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
+    "folder": sources.write_folder,
+    "zip": sources.write_zip,
+    "tar": sources.write_tar,
+    "./ zip": lambda path, members: sources.write_zip(path, _dotted(members)),
+    "./ tar": lambda path, members: sources.write_tar(path, _dotted(members)),
+}
+
+
+def _dotted(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {f"./{name}": content for name, content in members.items()}
+
+
+@pytest.mark.parametrize("writer", _WRITERS)
+@pytest.mark.parametrize("wrapping", ["photos/", "download/my photos/", "a/b/c/"])
+def test_wrapping_folders_change_nothing(tmp_path: Path, writer: str, wrapping: str) -> None:
+    plain = _prepared("imagefolder", sources.write_folder(tmp_path / "plain", _photos()))
+    members = _photos(wrapping) | {
+        f"{wrapping}README.md": b"hi",
+        "labels.csv": b"a,b",
+        "__MACOSX/photos/cat/._0.png": b"m",
+        ".DS_Store": b"x",
+        f"{wrapping}cat/Thumbs.db": b"\xd0\xcf",
+        f"{wrapping}cat/desktop.ini": b"[x]",
+        f"{wrapping}dog/.ipynb_checkpoints/0-checkpoint.png": b"x",
+    }
+    got = _prepared("imagefolder", _WRITERS[writer](tmp_path / "given", members))
+    assert got["fingerprint"] == plain["fingerprint"]
+    assert got["class_names"] == ["cat", "dog"]
+    assert got["skipped_files"] == 7
+    assert "skipped_files" not in plain
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("train", "test"),
+        ("Training", "Testing"),
+        ("Train", "Val"),
+        ("TRAIN", "valid"),
+        ("training", "Validation"),
+    ],
+)
+@pytest.mark.parametrize("wrapping", ["", "data/", "data/v2/"])
+def test_folders_of_splits_are_known_by_their_usual_names(
+    tmp_path: Path, train: str, test: str, wrapping: str
+) -> None:
+    members = _photos(f"{wrapping}{train}/") | _photos(f"{wrapping}{test}/", n=1)
+    manifest = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert _images(manifest) == {"train": 6, "test": 2}
+    assert manifest["class_names"] == ["cat", "dog"]
+    assert manifest["test_split"] == f"the folder {test!r}"
+
+
+def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    members = _photos("data/train/train/") | _photos("data/test/test/", {"dog": "blue"}, n=1)
+    manifest = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert _images(manifest) == {"train": 6, "test": 1}
+    assert manifest["class_names"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        (_photos("Train/") | _photos("valid/") | _photos("TEST/"), "both `valid` and `TEST`"),
+        (_photos("train/") | _photos("Training/"), "are the same split; merge them"),
+        (
+            _photos("animals/") | _photos("plants/", {"rose": "red", "tulip": "pink"}),
+            "'animals/cat/0.png' is not in a class folder (the first of 12 such images). Put the",
+        ),
+        (_photos("train/") | _photos("holdout/"), "`valid`, `validation` and `testing` are known"),
+        (
+            {f"train/{n}.png": b"" for n in range(2)} | {"labels.csv": b"0,cat"},
+            "'train/0.png' is not in a class folder (the first of 2 such images). Put the images "
+            "of each class into a folder (CLASS/FILE)",
+        ),
+        (_photos() | {"bird/readme.txt": b"none"}, "'bird' holds no image; add images or delete"),
+        (
+            _photos("x/train/") | _photos("x/val/") | {"x/val/owl/a.txt": b""},
+            "'x/val/owl' holds no",
+        ),
+        ({"x.npy": b"1", "y.npy": b"2"}, "holds no image, only other files such as 'x.npy'"),
+        (sources.cifar10(), "It looks like `cifar10`: prepare it under that name."),
+    ],
+)
+def test_a_layout_that_is_not_read_is_explained(
+    tmp_path: Path, members: dict[str, bytes], sentence: str
+) -> None:
+    source = sources.write_zip(tmp_path / "a.zip", members)
+    assert sentence in _refusal("imagefolder", source)
+
+
+@pytest.mark.parametrize("writer", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(
+    ("root", "empty"), [("", "bird"), ("train/", "train/bird"), ("train/", "val")]
+)
+def test_an_empty_folder_is_named(tmp_path: Path, writer: str, root: str, empty: str) -> None:
+    members = _photos(root)
+    source = tmp_path / "given"
+    if writer == "folder":
+        (sources.write_folder(source, members) / empty).mkdir()
+    elif writer == "zip":
+        sources.write_zip(source, members | {f"{empty}/": b""})
+    else:
+        with tarfile.open(source, "w") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            info = tarfile.TarInfo(f"./{empty}")
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+    shown = f"`{empty}` holds no class" if empty == "val" else f"{empty!r} holds no image"
+    assert shown in _refusal("imagefolder", source)
+
+
+def test_links_to_one_folder_are_named(tmp_path: Path) -> None:
+    real = sources.write_folder(tmp_path / "real", _photos())
+    for name, links, sentence in (
+        (
+            "classes",
+            {"cat": "cat", "dog": "dog", "pet": "cat"},
+            "'pet' is the same folder as 'cat'",
+        ),
+        ("splits", {"train": "", "val": ""}, "'val' is the same folder as 'train'"),
+        ("mixed", {"train": "", "val/cat": "cat"}, "'val/cat' is the same folder as 'train/cat'"),
+    ):
+        for link, target in links.items():
+            path = tmp_path / name / link
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(real / target, target_is_directory=True)
+        assert sentence in _refusal("imagefolder", tmp_path / name)
+    (real / "dog" / "more").symlink_to(real, target_is_directory=True)
+    assert "'dog/more' is a link to a folder that holds it" in _refusal("imagefolder", real)
+
+
+def test_linked_classes_and_images_are_read(tmp_path: Path) -> None:
+    real = sources.write_folder(tmp_path / "real", _photos())
+    linked = tmp_path / "linked"
+    (linked / "dog").mkdir(parents=True)
+    (linked / "cat").symlink_to(real / "cat", target_is_directory=True)
+    for image in (real / "dog").iterdir():
+        (linked / "dog" / image.name).symlink_to(image)
+    expected = _prepared("imagefolder", real)["fingerprint"]
+    assert _prepared("imagefolder", linked)["fingerprint"] == expected
+
+
+def test_a_class_has_one_name_in_both_forms_of_unicode(tmp_path: Path) -> None:
+    colors = {"dog": "blue"}
+    members = _photos("train/", {_NFD: "red"} | colors) | _photos("val/", {_NFC: "red"}, n=1)
+    manifest = _prepared("imagefolder", sources.write_folder(tmp_path / "a", members))
+    assert manifest["class_names"] == [_NFC, "dog"]
+    assert _images(manifest) == {"train": 6, "test": 1}
+    both = sources.write_folder(tmp_path / "b", _photos("", {_NFC: "red", _NFD: "pink"}))
+    assert r"'caf\xe9'" in _refusal("imagefolder", both)
+
+
+@pytest.mark.parametrize("writer", ["folder", "tar"])
+def test_class_names_that_are_not_utf8_are_refused(tmp_path: Path, writer: str) -> None:
+    """They would break the report after all training."""
+    name = os.fsdecode(b"caf\xe9")
+    members = _photos("", {name: "red", "dog": "blue"})
+    message = _refusal("imagefolder", _WRITERS[writer](tmp_path / "a", members))
+    assert r"class folder 'caf\udce9' is not UTF-8" in message
+    files = {f"{key}{name}.png": value for key, value in _photos().items()}
+    assert _images(_prepared("imagefolder", _WRITERS[writer](tmp_path / "b", files))) == {
+        "train": 4,
+        "test": 2,
+    }
+
+
+def test_the_command_prints_classes_splits_and_skipped_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = _photos() | {"cat/notes.txt": b"hi"}
+    source = sources.write_folder(tmp_path / "photos", members)
+    command = ["prepare", "imagefolder", "--source", str(source), "--data-dir", str(tmp_path)]
+    for _ in range(2):  # a dataset that is there already is described too
+        assert data.main(command) == 0
+        first, *others = capsys.readouterr().out.splitlines()
+        assert ": 4 train, 2 test images of 2 classes, fingerprint " in first
+        assert others == [
+            "The test split is 10 % of every class, because the source has no folder for it.",
+            "Skipped 1 file that is no image: 'cat/notes.txt'.",
+        ]
+
+
+_ROOT = "tiny-imagenet-200/"
+
+
+def _sorted_val(inner: str) -> dict[str, bytes]:
+    """Tiny ImageNet with the images of `val` in class folders, without val_annotations.txt."""
+    members = sources.tinyimagenet(val=4)
+    annotations = members.pop(f"{_ROOT}val/val_annotations.txt").decode()
+    for line in annotations.splitlines():
+        file, wnid = line.split("\t")[:2]
+        members[f"{_ROOT}val/{wnid}/{inner}{file}"] = members.pop(f"{_ROOT}val/images/{file}")
+    return members
+
+
+@pytest.mark.parametrize("writer", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("inner", ["", "images/"])
+@pytest.mark.parametrize("annotated", [False, True])
+def test_val_of_tinyimagenet_can_be_sorted_into_class_folders(
+    tmp_path: Path, writer: str, inner: str, annotated: bool
+) -> None:
+    official = sources.tinyimagenet(val=4)
+    expected = _prepared("tinyimagenet", sources.write_zip(tmp_path / "a.zip", official))
+    members = _sorted_val(inner)
+    if annotated:
+        name = f"{_ROOT}val/val_annotations.txt"
+        members[name] = official[name].replace(b"\n", b"\r\n")
+    got = _prepared("tinyimagenet", _WRITERS[writer](tmp_path / "sorted", members))
+    assert got["fingerprint"] == expected["fingerprint"]
+    assert _images(got) == {"train": 9, "test": 4}
+
+
+def test_a_partly_sorted_val_takes_each_label_from_where_it_is(tmp_path: Path) -> None:
+    official = sources.tinyimagenet(val=4)
+    members = dict(official)
+    members[f"{_ROOT}val/n02/val_0.JPEG"] = members.pop(f"{_ROOT}val/images/val_0.JPEG")
+    expected = _prepared("tinyimagenet", sources.write_zip(tmp_path / "a.zip", official))
+    got = _prepared("tinyimagenet", sources.write_zip(tmp_path / "b.zip", members))
+    assert _images(got) == _images(expected)
+    moved = {name.replace("val/n02/", "val/n03/"): value for name, value in members.items()}
+    assert "gives 'val_0.JPEG' the class 'n02'; its folder is another" in _refusal(
+        "tinyimagenet", sources.write_zip(tmp_path / "c.zip", moved)
+    )
+
+
+def test_tinyimagenet_without_words_has_wordnet_ids_for_names(tmp_path: Path) -> None:
+    members = _sorted_val("")
+    del members[f"{_ROOT}words.txt"]
+    manifest = _prepared("tinyimagenet", sources.write_zip(tmp_path / "a.zip", members))
+    assert manifest["class_names"] == manifest["class_ids"] == ["n01", "n02", "n03"]
+
+
+def test_tinyimagenet_without_any_label_of_val_is_refused(tmp_path: Path) -> None:
+    members = sources.tinyimagenet()
+    del members[f"{_ROOT}val/val_annotations.txt"]
+    message = _refusal("tinyimagenet", sources.write_zip(tmp_path / "a.zip", members))
+    assert "it holds no 'tiny-imagenet-200/val/val_annotations.txt'" in message
+
+
+@pytest.mark.parametrize("file", ["Thumbs.db", "desktop.ini", ".DS_Store", "ehthumbs.db"])
+def test_files_of_operating_systems_in_tinyimagenet_are_skipped(tmp_path: Path, file: str) -> None:
+    members = sources.tinyimagenet()
+    expected = _prepared("tinyimagenet", sources.write_zip(tmp_path / "a.zip", members))
+    places = ("", "train/", "train/n01/", "train/n01/images/", "val/", "val/images/", "val/n01/")
+    members |= {f"{_ROOT}{place}{file}": b"junk" for place in places}
+    members |= {f"__MACOSX/{_ROOT}train/n01/images/._n01_0.JPEG": b"junk"}
+    got = _prepared("tinyimagenet", sources.write_zip(tmp_path / "b.zip", members))
+    assert got["fingerprint"] == expected["fingerprint"]
+
+
+def test_cifar_has_one_fingerprint_however_it_is_packed(tmp_path: Path) -> None:
+    members = sources.cifar10()
+    flat = {name.rpartition("/")[2]: content for name, content in members.items()}
+    tar = gzip.decompress(sources.write_tar(tmp_path / "a.tar.gz", members).read_bytes())
+    given = {"a.tar.gz": gzip.compress(tar), "a.tar.xz": lzma.compress(tar), "a.tar": tar}
+    given["a.tar.bz2"] = bz2.compress(tar)
+    packed = [sources.write_folder(tmp_path, given) / name for name in given]
+    for number, method in enumerate((zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED)):
+        packed.append(tmp_path / f"{number}.zip")
+        with zipfile.ZipFile(packed[-1], "w", method) as archive:
+            for name, content in flat.items():
+                archive.writestr(f"CIFAR10/data/{name}", content)
+    packed += [sources.write_folder(tmp_path / "flat", flat)]
+    packed += [sources.write_tar(tmp_path / "dot.tgz", _dotted(flat))]
+    assert len({_prepared("cifar10", source)["fingerprint"] for source in packed}) == 1
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("text_keys", [False, True])
+@pytest.mark.parametrize("labels", [list, np.array, lambda labels: list(np.array(labels))])
+def test_cifar_pickled_again_is_read(
+    tmp_path: Path, protocol: int, text_keys: bool, labels: Any
+) -> None:
+    members = sources.cifar10()
+    expected = _prepared("cifar10", sources.write_folder(tmp_path / "a", members))
+    for name, content in members.items():
+        batch = {
+            key.decode() if text_keys else key: labels(value) if key == b"labels" else value
+            for key, value in pickle.loads(content).items()
+        }
+        members[name] = pickle.dumps(batch, protocol)
+    got = _prepared("cifar10", sources.write_folder(tmp_path / "b", members))
+    assert got["fingerprint"] == expected["fingerprint"]
+
+
+def test_another_form_of_cifar_is_refused_by_what_it_holds(tmp_path: Path) -> None:
+    members = {f"cifar-10-batches-bin/{n}.bin": b"abc" for n in ("data_batch_1", "test_batch")}
+    message = _refusal("cifar10", sources.write_tar(tmp_path / "a.tar.gz", members))
+    assert message.endswith(
+        "it holds no 'data_batch_1', but 'cifar-10-batches-bin/data_batch_1.bin', "
+        "'cifar-10-batches-bin/test_batch.bin'. Give the archive as it was published "
+        "(cifar-10-python.tar.gz), or its extracted folder."
+    )
+
+
+@pytest.mark.parametrize("magic", [b"P5", b"P2"])
+def test_a_pgm_of_16_bits_is_scaled_to_8(tmp_path: Path, magic: bytes) -> None:
+    values = np.array([[0, 256], [0x8000, 0xFFFF]], ">u2")
+    raw = values.tobytes() if magic == b"P5" else b" ".join(b"%d" % v for v in values.ravel())
+    content = magic + b"\n2 2\n65535\n" + raw
+    assert decode(content, (2, 2), resize=False)[..., 1].tolist() == [[0, 1], [128, 255]]
+    assert decode(content, (2, 2), resize=True)[..., 1].tolist() == [[0, 1], [128, 255]]
