@@ -79,8 +79,9 @@ def _prepare(arguments: argparse.Namespace, place: DataLocation) -> None:
     if found.test_split:
         print(f"The test split is {found.test_split}.")
     if skipped:
-        what = "file that is no image:" if skipped == 1 else "files that are no images, such as"
-        print(f"Skipped {skipped:,} {what} {found.first_skipped!r}.")
+        noun = "file" if skipped == 1 else "files"
+        first = found.first_skipped
+        print(f"Skipped {skipped:,} {noun} (hidden, text or data); the first is {first!r}.")
 
 
 def _print_list(place: DataLocation) -> None:

@@ -79,8 +79,13 @@ def member_names(source: Path) -> list[str]:
 def folder_names(source: Path) -> set[str]:
     """Return the names of all folders, empty ones among them. Raises like `member_names`."""
     listing = _listing(source)
-    found = set(listing.folders)
-    for name in (*listing.files, *listing.folders):
+    return folders_above([*listing.files, *(f"{name}/" for name in listing.folders - {"."})])
+
+
+def folders_above(names: Iterable[str]) -> set[str]:
+    """Return all folders in which the named files lie."""
+    found: set[str] = set()
+    for name in names:
         while (name := name.rpartition("/")[0]) and name not in found:
             found.add(name)
     return found
@@ -335,9 +340,10 @@ def _explained(source: Path) -> Iterator[None]:
     """Turn errors of reading an archive into a UsageError."""
     try:
         yield
-    except (UnicodeDecodeError, NotImplementedError) as error:
+    except (UnicodeDecodeError, NotImplementedError, MemoryError) as error:
         raise UsageError(
-            f"{source} cannot be read ({error}). Unpack it and give the folder."
+            f"{source} cannot be read ({type(error).__name__}: {error}). Unpack it and give the "
+            "folder."
         ) from error
     except (*_BROKEN, EOFError, OSError) as error:
         raise _unreadable(source, error) from error

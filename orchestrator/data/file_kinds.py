@@ -8,6 +8,7 @@ import re
 HEAD_BYTES = 2048  # enough to recognize a file
 
 _UNPACK = "unpack it and give the folder"
+_JOIN = "join its parts (`zip -s 0 PARTS.zip --out WHOLE.zip`) and give the whole"
 _CONVERT = "write its images to one folder per class and prepare that folder as `imagefolder`"
 _FETCH = "look at it in an editor, then delete it and download the archive itself"
 _WHOLE = "give the folder or archive that holds it"
@@ -19,6 +20,7 @@ _KINDS = (
     (rb"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
     (rb"\x04\x22\x4d\x18|LZIP|\x1f\x9d|\x5d\0\0", "an LZ4, lzip, LZMA or .Z archive", _UNPACK),
     (rb"MSCF|xar!|!<arch>", "a cabinet, xar or ar archive", _UNPACK),
+    (rb"PK\x07\x08", "the first part of a split zip", _JOIN),
     (rb"PAR1", "a Parquet file", _CONVERT),
     (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", _CONVERT),
     (rb"\x89HDF", "an HDF5 file", _CONVERT),
@@ -34,7 +36,7 @@ _KINDS = (
     (rb"(?:\xef\xbb\xbf)?\s*<\?xml", "an XML document", _FETCH),
 )
 # Zip, gzip, bzip2, xz and tar.
-_ARCHIVES = re.compile(rb"PK|\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL)
+_ARCHIVES = re.compile(rb"PK(?!\x07\x08)|\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL)
 
 
 def other_kind(head: bytes) -> tuple[str, str] | None:

@@ -41,7 +41,7 @@ class PreparedDataset:
     files: dict[str, tuple[str, str]]  # by split: name and SHA-256
     disk_bytes: int
     test_split: str = ""  # which images it holds; "": prepared by an older version
-    skipped_files: int = 0  # files of the source that are no images
+    skipped_files: int = 0  # hidden files, text and data in the source
     first_skipped: str = ""
 
     @property

@@ -9,7 +9,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.archives import folder_names, member_names
+from orchestrator.data.archives import folder_names, folders_above, member_names
 from orchestrator.data.sources.source import (
     Contents,
     Split,
@@ -26,7 +26,8 @@ _LAYOUT = (
     "`testing` are known too). Labels are taken from these folders only."
 )
 _SPLIT_NAME = re.compile(
-    r"(?P<train>train(ing)?)|(?P<val>val(id(ation)?)?)|(?P<test>test(ing)?)", re.IGNORECASE
+    r"((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?)|(?P<test>test(ing)?))([-_ ]?set)?",
+    re.IGNORECASE,
 )
 _PUBLISHED = {"data_batch_1": "cifar10", "wnids.txt": "tinyimagenet"}  # known by these files
 
@@ -54,7 +55,7 @@ def read_imagefolder(source: Path, image_size_px: int) -> Contents:
     images = [name for name in every if not is_no_image(name)]
     skipped = sorted(set(every) - set(images), key=lambda name: (name.startswith("."), name))
     folders = sorted(name for name in folder_names(source) if not is_no_image(f"{name}/image"))
-    found, problems = _class_folders(images, folders)
+    found, problems = _class_folders(images, folders, skipped)
     problems = problems or _class_problems(found)
     if not images:
         other = f", only other files such as {skipped[0]!r}" if skipped else ""
@@ -99,12 +100,16 @@ def _contents(found: dict[str, _Folders], image_size_px: int) -> Contents:
     )
 
 
-def _class_folders(images: list[str], folders: list[str]) -> tuple[dict[str, _Folders], list[str]]:
+def _class_folders(
+    images: list[str], folders: list[str], skipped: list[str]
+) -> tuple[dict[str, _Folders], list[str]]:
     """Return the class folders of each split with their images, and the problems of the layout."""
     holders = {image.rpartition("/")[0] for image in images}
-    root = _unwrapped("", folders, holders)
-    tops = [top.removeprefix(root) for top in _inner(root, folders)]
-    roles = {top: _role(top) for top in tops}
+    # Folders of text and data only, such as annotations, neither wrap nor divide.
+    others = folders_above(skipped) - folders_above(images)
+    outer = [folder for folder in folders if folder not in others]
+    root = _unwrapped("", outer, holders)
+    roles = {top: _role(top) for top in (path.removeprefix(root) for path in _inner(root, outer))}
     # Only if nothing else is there: `train` and `test` could be classes among others.
     if "train" not in roles.values() or "" in roles.values():
         found = {"train": _Folders(path=root, name=root.rstrip("/"))}
@@ -113,7 +118,7 @@ def _class_folders(images: list[str], folders: list[str]) -> tuple[dict[str, _Fo
     for top, role in roles.items():
         if role in found:
             problems.append(f"`{found[role].name}` and `{top}` are the same split; merge them.")
-        found[role] = _Folders(path=_unwrapped(f"{root}{top}/", folders, holders), name=top)
+        found[role] = _Folders(path=_unwrapped(f"{root}{top}/", outer, holders), name=top)
     if {"val", "test"} <= found.keys():
         train, val, test = (found[role].name for role in ("train", "val", "test"))
         problems.append(
@@ -127,7 +132,7 @@ def _class_folders(images: list[str], folders: list[str]) -> tuple[dict[str, _Fo
 def _role(folder: str) -> str:
     """Return the split that a folder's name stands for: "train", "val", "test" or ""."""
     match = _SPLIT_NAME.fullmatch(folder)
-    return str(match.lastgroup) if match else ""
+    return next(role for role, text in match.groupdict().items() if text) if match else ""
 
 
 def _inner(path: str, folders: list[str]) -> list[str]:

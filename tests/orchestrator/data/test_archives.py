@@ -262,6 +262,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
         (b"Rar!\x1a\x07\x01\0" + bytes(99), "a RAR archive"),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "a Zstandard archive"),
         (b"PAR1" + bytes(99), "a Parquet file"),
+        (b"PK\x07\x08PK\3\4", "the first part of a split zip"),
         (b"\n<!DOCTYPE html><html>Virus scan warning</html>", "an HTML page"),
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document"),
         (b'{"error": "caf\xc3\xa9"}', "a text file"),
@@ -354,7 +355,7 @@ def test_folder_names_hold_empty_folders(tmp_path: Path) -> None:
     members = {"a/b/x": b"1"}
     tar = sources.write_tar(tmp_path / "a.tar", members)
     with tarfile.open(tar, "w") as archive:
-        for name in ("./c", "c/d"):
+        for name in ("./", "./c", "c/d"):
             info = tarfile.TarInfo(name)
             info.type = tarfile.DIRTYPE
             archive.addfile(info)

@@ -102,6 +102,7 @@ def test_wrapping_folders_change_nothing(tmp_path: Path, writer: str, wrapping: 
         ("Train", "Val"),
         ("TRAIN", "valid"),
         ("training", "Validation"),
+        ("training_set", "test_set"),
     ],
 )
 @pytest.mark.parametrize("wrapping", ["", "data/", "data/v2/"])
@@ -113,6 +114,24 @@ def test_folders_of_splits_are_known_by_their_usual_names(
     assert _images(manifest) == {"train": 6, "test": 2}
     assert manifest["class_names"] == ["cat", "dog"]
     assert manifest["test_split"] == f"the folder {test!r}"
+
+
+@pytest.mark.parametrize("root", ["", "train/"])
+def test_folders_of_text_and_data_beside_the_images_are_skipped(tmp_path: Path, root: str) -> None:
+    members = _photos(f"food/images/{root}") | {
+        "food/meta/classes.txt": b"cat",
+        "food/meta/more/test.json": b"{}",
+        "food/images/annotations/cat.xml": b"<a/>",
+    }
+    if not root:  # there it would be a class without images
+        del members["food/images/annotations/cat.xml"]
+    manifest = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert manifest["class_names"] == ["cat", "dog"]
+    assert manifest["skipped_files"] == (3 if root else 2)
+    empty = members | {"food/birds/": b""}  # nothing says that it is not a class
+    assert "is not in a class folder" in _refusal(
+        "imagefolder", sources.write_zip(tmp_path / "b.zip", empty)
+    )
 
 
 def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -244,7 +263,7 @@ def test_the_command_prints_classes_splits_and_skipped_files(
         assert ": 4 train, 2 test images of 2 classes, fingerprint " in first
         assert others == [
             "The test split is 10 % of every class, because the source has no folder for it.",
-            "Skipped 1 file that is no image: 'cat/notes.txt'.",
+            "Skipped 1 file (hidden, text or data); the first is 'cat/notes.txt'.",
         ]
 
 
