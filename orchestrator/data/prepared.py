@@ -103,7 +103,8 @@ def _from_manifest(folder: Path, content: bytes, disk_bytes: int) -> PreparedDat
         folder=folder,
         manifest=manifest_from(raw),
         kind=raw["kind"],
-        source=raw["source"]["address"],
+        # A path can have bytes that are no UTF-8, which cannot be printed.
+        source=raw["source"]["address"].encode(errors="backslashreplace").decode(),
         source_sha256=raw["source"]["sha256"],
         files={name: (entry["file"], entry["sha256"]) for name, entry in raw["splits"].items()},
         disk_bytes=disk_bytes,

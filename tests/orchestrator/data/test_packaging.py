@@ -251,6 +251,18 @@ def test_class_names_that_are_not_utf8_are_refused(tmp_path: Path, writer: str) 
     }
 
 
+def test_a_source_whose_path_is_not_utf8_can_be_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = sources.write_folder(tmp_path / os.fsdecode(b"caf\xe9"), _photos())
+    where = ["--data-dir", str(tmp_path / "data")]
+    assert data.main(["prepare", "imagefolder", "--source", str(source), *where]) == 0
+    assert data.main(["list", *where]) == 0
+    listed = capsys.readouterr().out
+    assert r"caf\udce9" in listed.replace("\n", "")
+    listed.encode()  # could be printed
+
+
 def test_the_command_prints_classes_splits_and_skipped_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
