@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image in a known format ({', '.join(FORMATS)})"
     if "MAX_TEXT" in str(error):
-        return "its text metadata unpacks to several MB; save it without metadata"
+        return "its text metadata unpacks to more than 1 MiB; save it without metadata"
     return str(error).rstrip(".") or type(error).__name__
 
 
@@ -265,5 +265,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits per pixel; save it with 8 or 16")
+        raise ValueError(
+            "its pixels are signed, of 32 bits or fractions; save it with 8 or 16 bits"
+        )
     return image.convert("RGB")

@@ -86,7 +86,7 @@ def zip_names(info: zipfile.ZipInfo) -> tuple[bytes, str]:
     `zipfile` reads the extra field from Python 3.12 on, and takes the names of macOS, which are
     UTF-8 without the flag, for those of MS-DOS.
     """
-    if info.flag_bits & _UTF8_FLAG:
+    if info.flag_bits & _UTF8_FLAG or (info.orig_filename.isascii() and not info.extra):
         return info.orig_filename.encode(), info.orig_filename
     raw, extra = info.orig_filename.encode("cp437"), info.extra
     with suppress(UnicodeDecodeError, struct.error):

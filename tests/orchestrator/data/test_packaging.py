@@ -9,8 +9,10 @@ import json
 import lzma
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -399,3 +401,28 @@ def test_a_pgm_of_16_bits_is_scaled_to_8(tmp_path: Path, magic: bytes) -> None:
     content = magic + b"\n2 2\n65535\n" + raw
     assert decode(content, (2, 2), resize=False)[..., 1].tolist() == [[0, 1], [128, 255]]
     assert decode(content, (2, 2), resize=True)[..., 1].tolist() == [[0, 1], [128, 255]]
+
+
+@pytest.mark.parametrize("kind", ["<i2", "<i4", "<f4"])
+def test_pixels_that_cannot_be_scaled_are_named_as_what_they_are(tmp_path: Path, kind: str) -> None:
+    """Pillow has one mode for signed 16 and for 32 bits."""
+    pixels = np.zeros((8, 8), kind)
+    tags = [(256, 8), (257, 8), (258, pixels.itemsize * 8), (262, 1), (273, 122), (278, 8)]
+    tags += [(279, pixels.nbytes), (339, 3 if kind == "<f4" else 2)]
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    content += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = content.ljust(122, b"\0") + pixels.tobytes()
+    source = sources.write_folder(tmp_path / "a", _photos() | {"cat/odd.tiff": content})
+    assert _refusal("imagefolder", source) == (
+        "The image 'cat/odd.tiff' cannot be used: its pixels are signed, of 32 bits or fractions; "
+        "save it with 8 or 16 bits."
+    )
+
+
+def test_an_image_with_large_text_metadata_is_refused_with_the_reason(tmp_path: Path) -> None:
+    image = sources.encoded(sources.image("red"))
+    chunk = b"zTXtk\0\0" + zlib.compress(bytes(2 * 10**6))
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    members = _photos() | {"cat/odd.png": image[:33] + chunk + image[33:]}
+    message = _refusal("imagefolder", sources.write_folder(tmp_path / "a", members))
+    assert "its text metadata unpacks to more than 1 MiB; save it without metadata" in message
