@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from orchestrator.data.file_kinds import HEAD_BYTES, other_kind
+from orchestrator.data.file_kinds import HEAD_BYTES, JOIN_SPLIT_ZIP, other_kind
 from orchestrator.data.zip_member import METHODS, ZipMember, zip_names
 from orchestrator.errors import UsageError
 from trainables import files
@@ -208,6 +208,7 @@ def _entries(root: Path, relative: str) -> list[os.DirEntry[str]]:
 
 
 def _zip_listing(source: Path) -> _Listing:
+    _check_is_whole(source)
     _check_entries(source)
     with zipfile.ZipFile(source) as archive:
         entries = archive.infolist()
@@ -403,6 +404,17 @@ class _CappedStream:
                 f"{self._source} was refused: it unpacks to more than {self._ceiling:,} bytes "
                 f"(at most {MAX_RATIO} times its own size are accepted)."
             )
+
+
+def _check_is_whole(source: Path) -> None:
+    """Refuse the last part of a split zip, whose directory is that of all parts."""
+    with source.open("rb") as raw:
+        raw.seek(max(0, source.stat().st_size - 2**16))
+        tail = raw.read()
+    # The end of the directory: its signature and the number of the part that it is in, from 0.
+    end = tail.rfind(b"PK\x05\x06")
+    if end >= 0 and 0 < int.from_bytes(tail[end + 4 : end + 6], "little") < 2**16 - 1:
+        raise UsageError(f"{source} was refused: it is a part of a split zip; {JOIN_SPLIT_ZIP}.")
 
 
 def _check_entries(source: Path) -> None:

@@ -6,9 +6,9 @@ import codecs
 import re
 
 HEAD_BYTES = 2048  # enough to recognize a file
+JOIN_SPLIT_ZIP = "join its parts (`zip -s 0 PARTS.zip --out WHOLE.zip`) and give the whole"
 
 _UNPACK = "unpack it and give the folder"
-_JOIN = "join its parts (`zip -s 0 PARTS.zip --out WHOLE.zip`) and give the whole"
 _CONVERT = "write its images to one folder per class and prepare that folder as `imagefolder`"
 _FETCH = "look at it in an editor, then delete it and download the archive itself"
 _WHOLE = "give the folder or archive that holds it"
@@ -20,7 +20,7 @@ _KINDS = (
     (rb"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
     (rb"\x04\x22\x4d\x18|LZIP|\x1f\x9d|\x5d\0\0", "an LZ4, lzip, LZMA or .Z archive", _UNPACK),
     (rb"MSCF|xar!|!<arch>", "a cabinet, xar or ar archive", _UNPACK),
-    (rb"PK\x07\x08", "the first part of a split zip", _JOIN),
+    (rb"PK\x07\x08", "the first part of a split zip", JOIN_SPLIT_ZIP),
     (rb"PAR1", "a Parquet file", _CONVERT),
     (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", _CONVERT),
     (rb"\x89HDF", "an HDF5 file", _CONVERT),

@@ -169,8 +169,8 @@ def _fill(found: dict[str, _Folders], images: list[str], folders: list[str]) -> 
     for image in images:
         files_in.get(image.rpartition("/")[0], outside).append(image)
     if outside:
-        more = f" (the first of {len(outside):,} such images)" if len(outside) > 1 else ""
-        problems.append(f"The image {outside[0]!r} is not in a class folder{more}. {_LAYOUT}")
+        more = f" (the first of {len(outside):,} such files)" if len(outside) > 1 else ""
+        problems.append(f"The file {outside[0]!r} is not in a class folder{more}. {_LAYOUT}")
     return problems
 
 

@@ -306,6 +306,14 @@ def test_a_zip_of_another_method_is_unpacked_up_to_its_stated_size(
         archives.read_small(tmp_path / "a.zip", ["x"])
 
 
+def test_the_last_part_of_a_split_zip_is_named(tmp_path: Path) -> None:
+    content = sources.write_zip(tmp_path / "a.zip", {"x": b"1"}).read_bytes()
+    end = content.rindex(b"PK\x05\x06") + 4
+    (tmp_path / "a.zip").write_bytes(content[:end] + b"\1\0" + content[end + 2 :])
+    with pytest.raises(UsageError, match=r"a part of a split zip; join its parts \(`zip -s 0 "):
+        archives.member_names(tmp_path / "a.zip")
+
+
 def test_an_unknown_method_of_compression_is_named(tmp_path: Path) -> None:
     content = sources.write_zip(tmp_path / "a.zip", {"x": b"0" * 99}).read_bytes()
     at = content.index(b"PK\x01\x02") + 10

@@ -150,12 +150,12 @@ def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> Non
         (_photos("train/") | _photos("Training/"), "are the same split; merge them"),
         (
             _photos("animals/") | _photos("plants/", {"rose": "red", "tulip": "pink"}),
-            "'animals/cat/0.png' is not in a class folder (the first of 12 such images). Put the",
+            "'animals/cat/0.png' is not in a class folder (the first of 12 such files). Put the",
         ),
         (_photos("train/") | _photos("holdout/"), "`valid`, `validation` and `testing` are known"),
         (
             {f"train/{n}.png": b"" for n in range(2)} | {"labels.csv": b"0,cat"},
-            "'train/0.png' is not in a class folder (the first of 2 such images). Put the images "
+            "'train/0.png' is not in a class folder (the first of 2 such files). Put the images "
             "of each class into a folder (CLASS/FILE)",
         ),
         (_photos() | {"bird/readme.txt": b"none"}, "'bird' holds no image; add images or delete"),
