@@ -21,9 +21,9 @@ from orchestrator.errors import UsageError
 _MAX_LISTED = 10  # problems in one error
 # Left behind by operating systems.
 _SYSTEM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"}
-# Text and data, which people keep beside their images.
+# Text and data, which people keep beside their images. A web page may be a failed download of one.
 _OTHER_FILES = re.compile(
-    r".*\.(txt|md|rst|csv|tsv|json|jsonl|xml|ya?ml|html?|ini|log|py|ipynb|pdf|docx?|xlsx?|db|mat"
+    r".*\.(txt|md|rst|csv|tsv|json|jsonl|xml|ya?ml|ini|log|py|ipynb|xlsx?|db|mat"
     r"|npy|npz|pkl|pickle|h5|parquet|lnk|url|sha256|md5)|(readme|license|licence|makefile)",
     re.IGNORECASE,
 )
