@@ -60,7 +60,9 @@ SPACE = SearchSpace(
     ),
     recipe_notes=(
         *study.TRANSFER_NOTES,
-        "RMSProp has Keras's defaults: no momentum, and a smoothing constant of 0.9.",
+        "RMSProp has Keras's default momentum, 0, and smoothing constant, 0.9. Its epsilon is "
+        "added to the root of the mean square, as in PyTorch; Keras adds it under the root, so its "
+        "steps are smaller where gradients are small.",
         "Trials 1 to 5 each change one value of the recipe; the study states no other change.",
     ),
 )

@@ -102,6 +102,8 @@ SPACE = SearchSpace(
     recipe_notes=(
         "The study states: RMSProp with momentum 0.9, alpha 0.9, epsilon 0.1; a linear, then "
         "exponential learning rate; 35 epochs (the paper: 350).",
+        "RMSProp is PyTorch's, in which alpha is the smoothing constant. It adds epsilon to the "
+        "root of the mean square; TensorFlow's, which the paper used, adds it under the root.",
         "The image sizes are not stated. Derived from the study's FLOPs: 224 px, 448 px for the "
         "scaled resolution, 256 px for B2. CIFAR's 32 px images are upscaled on the device.",
         "Not stated; from the paper: learning rate 0.016 per 256 images, so 0.008 at batch size "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import re
 from typing import Any
 
 import pytest
@@ -447,6 +448,14 @@ def test_cifar100_transfer_settings_tries_the_recipe_then_one_change_each() -> N
         None if row.enqueued is None else changes[row.enqueued - 1] for row in space.published
     ]
     assert beside == [None, {"optimizer": "rmsprop"}]
+
+
+@pytest.mark.parametrize("name", ["cifar10_scaling", "cifar100_transfer_settings"])
+def test_a_study_with_rmsprop_states_where_epsilon_is_added(name: str) -> None:
+    """`trainables` uses PyTorch's; Keras and TensorFlow add it under the root."""
+    notes = search_spaces.load(name).recipe_notes
+    [note] = [note for note in notes if "RMSProp" in note and "root" in note]
+    assert re.search(r"epsilon.* to the root of the mean square.*under the root", note)
 
 
 @pytest.mark.parametrize("point", GRID)
