@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from search_spaces.space import Published, SearchSpace, ends, suggestions_to_check
-from trainables.config import field_names, unknown_field
+from search_spaces.space import Published, SearchSpace, by_variant, ends, suggestions_to_check
+from trainables.config import ConfigError, Problem, field_names, sentences, unknown_field
 from trainables.metrics import METRIC_NAMES, is_fraction
+from trainables.models.build import unknown_variants
 
 # Fields that the orchestrator sets for each trial.
 _DECIDED_ELSEWHERE = {"variant", "dataset", "dataset_fingerprint", "seed", "image_size_px"}
 _DECIDED_ELSEWHERE |= {"workers", "micro_batch_size"}
+_SETTABLE = [name for name in field_names() if name not in _DECIDED_ELSEWHERE]
+# Fields of the space itself, and what else they are called.
+_OF_SPACE = {item.name: item.name for item in fields(SearchSpace)}
+_OF_SPACE |= dict.fromkeys(("model", "models", "model_name", "arch", "architecture"), "variants")
+_OF_SPACE |= dict.fromkeys(("img_size", "input_size", "resolution"), "image_size")
 
 # Metrics with one sensible direction; the others can be optimized either way.
 _DIRECTION = {"train_loss": "min", "val_loss": "min"} | {
@@ -33,11 +40,18 @@ def problems_of(space: SearchSpace) -> list[str]:
             *_choice_problems(space),
             *_published_problems(space),
         ]
+        if problems:  # otherwise the sweep finds unknown variants, with those of `--variants`
+            problems += unknown_variants(space.variants).values()
     if not problems:
-        for variant in space.variants:
-            for params in suggestions_to_check(space.params_for(variant)):
-                problems += _config_problems(space, variant, params)
-            problems += _enqueued_problems(space, variant)
+        problems = by_variant(
+            (variant, text)
+            for variant in space.variants
+            for text in _config_problems(
+                space, variant, suggestions_to_check(space.params_for(variant))
+            )
+        )
+        for number, values in enumerate(space.enqueued):
+            problems += _enqueued_problems(space, f"`enqueued[{number}]`", values)
     return list(dict.fromkeys(problems))
 
 
@@ -74,24 +88,30 @@ def _mapping_problems(space: SearchSpace) -> list[str]:
 
 
 def _name_problems(space: SearchSpace) -> list[str]:
-    problems = []
-    known = set(field_names())
+    problems, unknown = [], []
     for where, names in (
         ("base", space.base),
         ("params", space.params),
         *((f"by_variant[{v!r}]", values) for v, values in space.by_variant.items()),
     ):
         for name in names:
-            if name not in known:
-                problems.append(f"In `{where}`: {unknown_field(name)}")
-            elif name in _DECIDED_ELSEWHERE:
+            if name in _DECIDED_ELSEWHERE:
                 problems.append(
                     f"In `{where}`: {name!r} is set by the sweep; remove it from the space."
                 )
+            elif name in _OF_SPACE:
+                problems.append(
+                    f"In `{where}`: {name!r} is not a training parameter; set `{_OF_SPACE[name]}` "
+                    "of `SearchSpace` instead."
+                )
+            elif name not in _SETTABLE:
+                unknown.append(f"In `{where}`: {unknown_field(name, _SETTABLE)}")
+    if unknown:
+        unknown[-1] += f" Known: {', '.join(sorted(_SETTABLE))}."
     named = {*space.by_variant, *space.image_size_by_variant, *space.gpus_by_variant}
     if unlisted := ", ".join(sorted(named - set(space.variants))):
         problems.append(f"Settings are given for {unlisted}, which `variants` does not list.")
-    return problems
+    return problems + unknown
 
 
 def _range_problems(space: SearchSpace) -> list[str]:
@@ -166,14 +186,21 @@ def _choice_problems(space: SearchSpace) -> list[str]:
     return problems
 
 
-def _config_problems(space: SearchSpace, variant: str, params: Mapping[str, Any]) -> list[str]:
-    try:
-        space.train_config(
-            variant, params, dataset="", fingerprint="", image_size_px=64, seed=0, overrides={}
-        )
-    except (ValueError, TypeError) as error:
-        return [f"{variant}: {error}"]
-    return []
+def _config_problems(
+    space: SearchSpace, variant: str, suggestions: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return one sentence for each rule that a configuration of one of the suggestions breaks."""
+    problems: list[Problem] = []
+    for params in suggestions:
+        try:
+            space.train_config(
+                variant, params, dataset="", fingerprint="", image_size_px=64, seed=0, overrides={}
+            )
+        except ConfigError as error:
+            problems += error.problems
+        except (ValueError, TypeError) as error:
+            problems.append((str(error).removesuffix("."), ""))
+    return sentences(problems)
 
 
 def _published_problems(space: SearchSpace) -> list[str]:
@@ -226,26 +253,31 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _enqueued_problems(space: SearchSpace, variant: str) -> list[str]:
-    """Return the enqueued configurations that a variant with ranges cannot be trained with."""
-    problems = []
-    ranges = space.params_for(variant)
-    for number, values in enumerate(space.enqueued if ranges else ()):
-        where = f"`enqueued[{number}]`"
-        if set(values) != set(ranges):
-            problems.append(
-                f"{variant}: {where} must give exactly the searched parameters, "
-                f"{', '.join(sorted(ranges))}; got {', '.join(sorted(values)) or 'none'}."
+def _enqueued_problems(space: SearchSpace, where: str, values: Mapping[str, Any]) -> list[str]:
+    """Return why variants with ranges cannot be trained with an enqueued configuration."""
+    misfits, refused = [], []
+    for variant in space.variants:
+        ranges = space.params_for(variant)
+        if ranges and set(values) != set(ranges):
+            text = (
+                f"{where} must give exactly the searched parameters, {', '.join(sorted(ranges))}; "
+                f"got {', '.join(sorted(values)) or 'none'}."
             )
-            continue
-        outside = [
-            f"{variant}: {where}: {name!r} must lie in its range, {_shown(ranges[name])}; got "
-            f"{value!r}."
-            for name, value in values.items()
-            if not _lies_in(ranges[name], value)
-        ]
-        problems += outside or [f"{where}: {p}" for p in _config_problems(space, variant, values)]
-    return problems
+            misfits.append((variant, text))
+        elif ranges:
+            outside = [
+                (
+                    variant,
+                    f"{where}: {name!r} must lie in its range, {_shown(ranges[name])}; got "
+                    f"{value!r}.",
+                )
+                for name, value in values.items()
+                if not _lies_in(ranges[name], value)
+            ]
+            misfits += outside
+            if not outside:
+                refused += [(variant, text) for text in _config_problems(space, variant, [values])]
+    return [*by_variant(misfits), *(f"{where}: {line}" for line in by_variant(refused))]
 
 
 def _lies_in(distribution: BaseDistribution, value: Any) -> bool:

@@ -5,9 +5,10 @@ A space names a dataset, the variants of a family, and fixed and searched hyperp
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -18,7 +19,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from trainables.config import TrainConfig
+from trainables.config import EXCLUSIVE, ConfigError, TrainConfig
 from trainables.models.build import ImageSize, weights_name
 
 
@@ -156,6 +157,9 @@ class SearchSpace:
         resolved size. `overrides` are values from the command line (`epochs`, `workers`). With
         fewer epochs, `warmup_epochs` and `freeze_epochs` (rounded down) shrink in proportion.
         `weights` "imagenet" applies to the variants that have such weights.
+
+        Raises:
+            ConfigError: values are out of their ranges or exclude each other.
         """
         values = {**self.fixed_for(variant), **params}
         if "epochs" not in values and "epochs" not in overrides:
@@ -169,7 +173,7 @@ class SearchSpace:
         values |= overrides
         if overrides.get("weights") == "imagenet" and weights_name(variant) is None:
             values["weights"] = "none"
-        return TrainConfig(
+        config = TrainConfig(
             **values,
             variant=variant,
             dataset=dataset,
@@ -177,6 +181,12 @@ class SearchSpace:
             image_size_px=image_size_px,
             seed=seed,
         )
+        # Here, not in `TrainConfig`, so that trials of older sweeps stay readable.
+        if config.min_lr > config.lr:
+            raise ConfigError(
+                (f"`min_lr` ({config.min_lr}) must not exceed `lr` ({config.lr})", "")
+            )
+        return config
 
     def to_dict(self, variants: Sequence[str] = ()) -> dict[str, Any]:
         """Return the space's values, JSON-ready, to compare it with a later one.
@@ -214,6 +224,38 @@ class SearchSpace:
         }
 
 
+def with_batch_sizes_up_to(space: SearchSpace, images: int) -> SearchSpace:
+    """Return the space without searched batch sizes above a number of images.
+
+    A range of which no batch size fits stays as it is, and so does a space with an enqueued one
+    that does not fit: both are refused when the configurations are checked.
+    """
+    if any(values.get("batch_size", 0) > images for values in space.enqueued):
+        return space
+
+    def fitted(values: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = values.get("batch_size")
+        if isinstance(sizes, CategoricalDistribution):
+            fits = [size for size in sizes.choices if size <= images]  # type: ignore[operator]
+            sizes = CategoricalDistribution(fits) if fits else sizes
+        elif isinstance(sizes, IntDistribution) and sizes.low <= images < sizes.high:
+            high = images - (images - sizes.low) % sizes.step
+            sizes = IntDistribution(sizes.low, high, sizes.log, sizes.step)
+        return {**values, "batch_size": sizes} if "batch_size" in values else dict(values)
+
+    own = {variant: fitted(values) for variant, values in space.by_variant.items()}
+    return replace(space, params=fitted(space.params), by_variant=own)
+
+
+def lost_values(given: BaseDistribution, kept: BaseDistribution) -> list[str]:
+    """Return as text which values of a range are not in a range that was made from it."""
+    if given == kept:
+        return []
+    if isinstance(kept, CategoricalDistribution):
+        return [str(value) for value in ends(given) if value not in kept.choices]
+    return [f"above {ends(kept)[-1]}"]
+
+
 def ends(distribution: BaseDistribution) -> list[Any]:
     """Return a numeric range's two ends, or all choices of a categorical one."""
     if isinstance(distribution, CategoricalDistribution):
@@ -221,6 +263,15 @@ def ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, FloatDistribution | IntDistribution):
         return [distribution.low, distribution.high]
     raise ValueError(f"Unknown kind of range: {distribution!r}.")
+
+
+def shown(distribution: BaseDistribution) -> str:
+    """Return a range as text: its two ends, or all choices of a categorical one."""
+    values = ends(distribution)
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, values))
+    is_log = isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log
+    return f"{values[0]:g} to {values[-1]:g}{', logarithmic' if is_log else ''}"
 
 
 def tried(distribution: BaseDistribution) -> list[Any]:
@@ -237,8 +288,24 @@ def tried(distribution: BaseDistribution) -> list[Any]:
 def suggestions_to_check(ranges: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
     """Return the suggestions that ranges are checked with: one parameter varies, as in `tried`.
 
-    The last has the first value of every range.
+    Two parameters vary where they exclude some of each other's values. The last suggestion has the
+    first value of every range.
     """
     first = {name: ends(distribution)[0] for name, distribution in ranges.items()}
-    varied = ({**first, name: value} for name in ranges for value in tried(ranges[name]))
+    varied = [{**first, name: value} for name in ranges for value in tried(ranges[name])]
+    for one, other in EXCLUSIVE:
+        if one in ranges and other in ranges:
+            pairs = itertools.product(tried(ranges[one]), tried(ranges[other]))
+            varied += [{**first, one: value, other: second} for value, second in pairs]
     return [*varied, first]
+
+
+def by_variant(texts: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line for each text, after all variants that it is about.
+
+    `texts` are pairs of a variant and a text.
+    """
+    variants: dict[str, list[str]] = {}
+    for variant, text in texts:
+        variants.setdefault(text, []).append(variant)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in variants.items()]

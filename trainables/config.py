@@ -9,8 +9,9 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -21,6 +22,30 @@ Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "radam", "lam
 Schedule = Literal["constant", "cosine", "exponential", "plateau"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SelectBy = Literal["val_top1", "val_loss"]
+
+
+Problem = tuple[str, str]  # a rule, and the value that breaks it or "" if the rule names it
+
+
+class ConfigError(ValueError):
+    """Values that no configuration can have; `problems` are all of them."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)  # the arguments, so that it can be pickled
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return " ".join(sentences(self.problems))
+
+
+def sentences(problems: Iterable[Problem]) -> list[str]:
+    """Return a sentence for each rule that is broken, with all values that break it."""
+    values: dict[str, dict[str, None]] = {}  # in order, without repetition
+    for rule, value in problems:
+        values.setdefault(rule, {})[value] = None
+    return [
+        f"{rule}; got {', '.join(got)}." if any(got) else f"{rule}." for rule, got in values.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +101,7 @@ class TrainConfig:
     rmsprop_alpha: float = 0.9
     """Smoothing constant of rmsprop."""
     epsilon: float = 1e-8
-    """Added to the denominator of adam, adamw, radam, lamb and rmsprop."""
+    """Added to the denominator of adam, adamw, radam, lamb and rmsprop, after the root is taken."""
     weight_decay: float = 0.0
     """The optimizer's weight decay, not applied to biases and normalization layers."""
     l2: float = 0.0
@@ -166,7 +191,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
-            raise ValueError(" ".join(problems))
+            raise ConfigError(*problems)
         for name, hint in _hints().items():
             if hint is float:
                 # 1 and 1.0, 0.0 and -0.0 are equal, so their signatures must be.
@@ -191,7 +216,10 @@ class TrainConfig:
         Raises:
             ValueError: a field is unknown, missing or out of its range.
         """
-        problems = [unknown_field(name) for name in sorted(set(values) - set(field_names()))]
+        unknown = sorted(set(values) - set(field_names()))
+        problems = [*map(unknown_field, unknown)]
+        if unknown:
+            problems.append(f"Known: {', '.join(sorted(field_names()))}.")
         problems += [
             f"`{item.name}` is required."
             for item in fields(cls)
@@ -212,11 +240,84 @@ def choices(name: str) -> tuple[Any, ...]:
     return get_args(_hints()[name])
 
 
-def unknown_field(name: str) -> str:
-    """Return the sentence that answers an unknown field name, with the nearest known one."""
-    near = difflib.get_close_matches(name, field_names(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown training parameter {name!r}.{hint} Known: {', '.join(sorted(field_names()))}."
+def unknown_field(name: str, known: Iterable[str] = ()) -> str:
+    """Return the sentence for an unknown field, with the field of `known` that may be meant.
+
+    Other libraries' names of a field suggest that field. Without `known`, all fields are.
+    """
+    known = tuple(known) or field_names()
+    meanings = {_plain(field): field for field in known}
+    meanings |= {other: field for other, field in _OTHER_NAMES.items() if field in known}
+    plain = _plain(name)
+    near = [plain] if plain in meanings else difflib.get_close_matches(plain, meanings, 1, 0.75)
+    hint = f" Did you mean {meanings[near[0]]!r}?" if near else ""
+    return f"Unknown training parameter {name!r}.{hint}"
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+# What Keras, PyTorch, timm, Hugging Face and papers call the fields, without case and underscores.
+_OTHER_NAMES = {
+    other: field
+    for field, others in {
+        "variant": "model modelname arch architecture",
+        "lr": "learningrate learnrate lrate eta baselr initlr initiallr maxlr peaklr lr0 stepsize",
+        "weight_decay": "wd decay weightdecayrate decoupledweightdecay",
+        "l2": "l2reg l2regularization l2regularizer weightpenalty kernelregularizer",
+        "batch_size": "bs batch minibatch minibatchsize trainbatchsize perdevicetrainbatchsize",
+        "epochs": "epoch numepochs nepochs maxepochs trainepochs numtrainepochs",
+        "momentum": "mom mu sgdmomentum nesterovmomentum",
+        "beta1": "b1 betas adambeta1",
+        "beta2": "b2 adambeta2",
+        "rmsprop_alpha": "alpha rho rmsproprho rmspropdecay",
+        "epsilon": "eps opteps adameps adamepsilon",
+        "optimizer": "opt optim optimiser solver nesterov",
+        "dropout": "drop droprate dropoutrate dropoutp dropoutprob pdrop pdropout "
+        "classifierdropout",
+        "drop_path": "droppathrate stochasticdepth stochasticdepthprob stochasticdepthrate "
+        "dropconnect dropconnectrate",
+        "clip_grad_norm": "clipgrad clipnorm gradclip gradclipnorm gradientclip gradientclipping "
+        "gradientclipval maxgradnorm",
+        "label_smoothing": "labelsmooth smoothing ls labelsmoothingfactor labelsmoothingepsilon",
+        "ema_decay": "ema modelema modelemadecay emamomentum averagedecay",
+        "schedule": "scheduler sched lrschedule lrscheduler lrsched lrschedulertype "
+        "learningrateschedule",
+        "warmup_epochs": "warmup warmupsteps numwarmupsteps warmupratio numwarmupepochs lrwarmup "
+        "lrwarmupepochs",
+        "decay_rate": "gamma lrdecay lrgamma lrdecayrate learningratedecay",
+        "decay_epochs": "decaysteps lrstepsize lrdecayepochs",
+        "plateau_patience_epochs": "plateaupatience lrpatience patienceepochs",
+        "plateau_factor": "factor reducefactor lrfactor",
+        "min_lr": "lrmin etamin minlearningrate minimumlr endlr lrend finallr",
+        "final_lr_fraction": "finallrfactor lrf alphaf",
+        "early_stop_patience_epochs": "patience earlystopping earlystop earlystoppingpatience "
+        "earlystoppatience",
+        "freeze_epochs": "freeze freezebackbone frozenepochs freezebackboneepochs",
+        "layer_decay": "llrd layerwisedecay layerwiselrdecay layerlrdecay",
+        "select_by": "monitor metricforbestmodel",
+        "validation_fraction": "valfraction validationsplit valsplit valsize validationsize",
+        "weights": "pretrained initweights checkpoint",
+        "hflip": "horizontalflip randomhorizontalflip randomflip flip fliplr",
+        "vflip": "verticalflip randomverticalflip flipud",
+        "crop_padding_px": "padding croppadding randomcrop randomcroppadding pad",
+        "rotation_deg": "rotation rotationrange rotate degrees randomrotation maxrotation",
+        "shear_deg": "shear shearrange randomshear",
+        "zoom": "zoomrange randomzoom scalerange",
+        "brightness": "brightnessrange colorjitter jitter",
+        "random_erasing": "reprob erasing randomerase randomerasingprob cutout",
+        "randaugment_ops": "randaugment randaugmentn randaugn autoaugment randaugmentnumops",
+        "randaugment_magnitude": "randaugmentm randaugm magnitude",
+        "mixup_alpha": "mixup mixupbeta",
+        "cutmix_alpha": "cutmix cutmixbeta",
+        "precision": "amp dtype mixedprecision fp16 bf16 halfprecision",
+        "compile": "torchcompile",
+        "threads": "numthreads cputhreads",
+        "split_seed": "valseed validationseed",
+    }.items()
+    for other in others.split()
+}
 
 
 @functools.cache
@@ -274,8 +375,8 @@ RANGES: dict[str, tuple[float, float | None, str]] = {
 }
 
 
-def _problems(config: TrainConfig) -> list[str]:
-    """Return one sentence for every field whose type, choice or range is wrong."""
+def _problems(config: TrainConfig) -> list[Problem]:
+    """Return every field whose type, choice or range is wrong."""
     problems = []
     for name, hint in _hints().items():
         value = getattr(config, name)
@@ -283,36 +384,44 @@ def _problems(config: TrainConfig) -> list[str]:
             # By type too: 2.0 and True equal integers, but not in the signature.
             if not any(type(value) is type(known) and value == known for known in allowed):
                 listed = ", ".join(map(repr, allowed))
-                problems.append(f"`{name}` must be one of {listed}; got {value!r}.")
+                problems.append((f"`{name}` must be one of {listed}", repr(value)))
             continue
         number = hint in (int, float)
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (number and isinstance(value, bool)):
-            problems.append(f"`{name}` must be of type {hint.__name__}; got {value!r}.")
+            problems.append((f"`{name}` must be of type {hint.__name__}", repr(value)))
         elif number:
             low, high, _ = RANGES[name]
             if not low <= value <= (sys.float_info.max if high is None else high):  # NaN: neither
                 top = "or more" if high is None else f"to {high}"
-                problems.append(f"`{name}` must be finite and {low} {top}; got {value!r}.")
-    return problems or _contradictions(config)
+                problems.append((f"`{name}` must be finite and {low} {top}", repr(value)))
+    return problems or [(text, "") for text in _contradictions(config)]
+
+
+# Pairs of fields that exclude some of each other's values, if both can be searched.
+EXCLUSIVE = (
+    ("lr", "min_lr"),
+    ("schedule", "validation_fraction"),
+    ("early_stop_patience_epochs", "validation_fraction"),
+)
 
 
 def _contradictions(config: TrainConfig) -> list[str]:
-    """Return one sentence for every pair of fields that exclude each other."""
+    """Return one text for every pair of fields that exclude each other."""
     problems = []
     if config.batch_size % config.workers:
         problems.append(
             f"`batch_size` ({config.batch_size}) must be divisible by `workers` "
-            f"({config.workers}), so that every worker gets the same number of images."
+            f"({config.workers}), so that every worker gets the same number of images"
         )
     if config.warmup_epochs > config.epochs:
         problems.append(
-            f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` ({config.epochs})."
+            f"`warmup_epochs` ({config.warmup_epochs}) must not exceed `epochs` ({config.epochs})"
         )
     for what, is_used in (
         ("`schedule` 'plateau'", config.schedule == "plateau"),
         ("`early_stop_patience_epochs`", config.early_stop_patience_epochs > 0),
     ):
         if is_used and config.validation_fraction == 0:
-            problems.append(f"{what} needs a validation loss; set `validation_fraction` above 0.")
+            problems.append(f"{what} needs a validation loss; set `validation_fraction` above 0")
     return problems

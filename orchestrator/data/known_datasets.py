@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from trainables.data.dataset import Manifest
@@ -94,8 +94,10 @@ def published_dataset(name: str) -> KnownDataset | None:
     return max(found, key=lambda row: len(row.name), default=None)
 
 
-def expected_manifest(dataset: str) -> Manifest:
+def expected_manifest(dataset: str, prepared: Iterable[str] = ()) -> Manifest:
     """Return a known dataset's manifest with its expected counts, to plan without the data.
+
+    `prepared` are the names of the prepared datasets, for the error.
 
     Raises:
         UsageError: the dataset is neither prepared nor known.
@@ -104,10 +106,13 @@ def expected_manifest(dataset: str) -> Manifest:
 
     row = KNOWN.get(dataset)
     if row is None or not row.images:
-        countable = ", ".join(row.name for row in _ROWS if row.images)
+        names = {*(row.name for row in _ROWS if row.images), *prepared}
+        listed = unknown_name("dataset", dataset, names).removeprefix(
+            f"Unknown dataset {dataset!r}. "
+        )
         raise UsageError(
             f"The dataset {dataset!r} is not prepared, so the shape of its images is unknown. "
-            f"Prepare it first with `python -m orchestrator.data prepare`. Known: {countable}."
+            f"Prepare it first with `python -m orchestrator.data prepare`. {listed}"
         )
     return Manifest(
         name=dataset,

@@ -9,8 +9,15 @@ import search_spaces
 from orchestrator.errors import UsageError
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan, VariantCost
-from search_spaces.space import SearchSpace, ends, suggestions_to_check
-from trainables.config import TrainConfig
+from search_spaces.space import (
+    SearchSpace,
+    by_variant,
+    ends,
+    lost_values,
+    suggestions_to_check,
+    with_batch_sizes_up_to,
+)
+from trainables.config import ConfigError, Problem, TrainConfig
 from trainables.data.dataset import Manifest
 from trainables.models import build, cost
 
@@ -28,12 +35,14 @@ def make_plan(
 ) -> tuple[Plan, dict[str, VariantCost]]:
     """Return the plan and the cost of each variant, after building every model once.
 
-    `kept` are the options of the sweep that is resumed; flags that are given replace them.
+    `kept` are the options of the sweep that is resumed; flags that are given replace them. The
+    plan's space has only the batch sizes that the dataset has images for, see `left_out`.
 
     Raises:
         UsageError: one sentence for every variant that cannot be trained.
     """
     options = {**kept, **given_options(config)}
+    space = with_batch_sizes_up_to(space, manifest.images["train"])
     names = tuple(options.get("variants") or space.variants)
     overrides = _overrides(options, space, names)
     costs = _costs(space, names, options.get("image_size"), manifest, overrides)
@@ -51,6 +60,21 @@ def make_plan(
     )
     _check_finals(plan, options)
     return plan, costs
+
+
+def left_out(space: SearchSpace, plan: Plan, manifest: Manifest) -> list[str]:
+    """Return a line for the batch sizes of `space` that the plan's space lacks, if any."""
+    lost: dict[str, None] = {}  # in order, without repetition
+    for variant in plan.variants:
+        given, kept = space.params_for(variant), plan.space.params_for(variant)
+        if "batch_size" in given:
+            lost |= dict.fromkeys(lost_values(given["batch_size"], kept["batch_size"]))
+    if not lost:
+        return []
+    return [
+        f"Not searched: `batch_size` {', '.join(lost)}, because {manifest.name} has only "
+        f"{manifest.images['train']} training images."
+    ]
 
 
 def _overrides(
@@ -81,16 +105,18 @@ def _costs(
     """Return the cost of each variant, in the order in which they run."""
     given = int(image_size) if image_size and image_size.isdecimal() else image_size
     costs: dict[str, VariantCost] = {}
-    problems = []
-    for name in names:
+    problems = build.unknown_variants(names)
+    for name in dict.fromkeys(names):
         own = space.image_size_by_variant.get(name, space.image_size)
         try:
-            costs[name] = _cost(space, name, given or own, manifest, overrides)
+            if name not in problems:
+                costs[name] = _cost(space, name, given or own, manifest, overrides)
         except ValueError as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = str(error)
     if problems:
+        lines = by_variant((name, problems[name]) for name in names if name in problems)
         raise UsageError(
-            "These variants cannot be trained with these options:\n" + "\n".join(problems)
+            "These variants cannot be trained with these options:\n" + "\n".join(lines)
         )
     return {name: costs[name] for name in _smallest_first(space, costs)}
 
@@ -110,10 +136,11 @@ def _check_finals(plan: Plan, options: Mapping[str, Any]) -> None:
             if plan.final_seeds and first:
                 plan.train_config(variant, 0, first, "final")
         except ValueError as error:
-            problems.append(f"{variant}: {error}")
+            problems.append((variant, str(error)))
     if problems:
+        lines = by_variant(problems)
         raise UsageError(
-            "With --final-on-all the final trials have no validation split:\n" + "\n".join(problems)
+            "With --final-on-all the final trials have no validation split:\n" + "\n".join(lines)
         )
 
 
@@ -122,7 +149,7 @@ def _cost(
 ) -> VariantCost:
     """Return a variant's cost, after checking it at both ends of each range."""
     size_px = build.input_size_px(name, manifest.image_size_px, size)  # type: ignore[arg-type]
-    problems: dict[str, None] = {}  # in order, without repetition
+    problems: list[Problem] = []
     for params in suggestions_to_check(space.params_for(name)):
         try:
             config = space.train_config(
@@ -135,10 +162,12 @@ def _cost(
                 overrides=overrides,
             )
             _check_model(config, manifest)
+        except ConfigError as error:
+            problems += error.problems
         except ValueError as error:
-            problems[str(error)] = None
+            problems.append((str(error).removesuffix("."), ""))
     if problems:
-        raise ValueError(" ".join(problems))
+        raise ConfigError(*problems)
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
@@ -149,9 +178,9 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
     build.check_variant(config)
     images = manifest.images["train"]
     if config.batch_size > images:
-        raise ValueError(
-            f"`batch_size` ({config.batch_size}) exceeds the {images} training images of "
-            f"{manifest.name}."
+        rule = f"`batch_size` ({config.batch_size}) exceeds the {images} training images of "
+        raise ConfigError(
+            (f"{rule}{manifest.name}", ""), ("Set a smaller one in a space of your own", "")
         )
 
 

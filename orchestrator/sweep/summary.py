@@ -18,6 +18,7 @@ from rich.text import Text
 
 from orchestrator.command import COMPLETE, console_on, program, sweep_command
 from orchestrator.data.known_datasets import expected_manifest
+from orchestrator.data.prepared import prepared
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, Trial
@@ -33,19 +34,27 @@ from orchestrator.sweep.context import SweepContext
 from orchestrator.sweep.display import metric_heading, metric_text
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
+from search_spaces.space import shown
 from trainables.data.dataset import load_manifest
 
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan without writing, downloading or starting anything; return the exit status."""
+    from trainables.training.device import num_gpus  # imports torch, for which a sweep cannot wait
+
     space = resolve.load_space(config.space)
     dataset = config.dataset or space.dataset
     folder = config.data.folder / dataset
-    is_prepared = (folder / DATASET_MANIFEST).is_file()
-    manifest = load_manifest(folder) if is_prepared else expected_manifest(dataset)
+    if (folder / DATASET_MANIFEST).is_file():
+        manifest = load_manifest(folder)
+    else:
+        names = (found.folder.name for found in prepared(config.data.folder))
+        manifest = expected_manifest(dataset, names)
     plan, costs = resolve.make_plan(config, space, manifest, {})
     console = console_on(sys.stdout)
-    print_plan(console, plan, costs)
+    print_plan(console, plan, costs, has_gpu=num_gpus() > 0)
+    for line in resolve.left_out(space, plan, manifest):
+        console.print(line)
     concurrent = config.max_concurrent or os.cpu_count() or 1
     needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)
     free = disk.free_bytes(config.paths.root)
@@ -58,8 +67,13 @@ def dry_run(config: SweepConfig) -> int:
     return COMPLETE
 
 
-def print_plan(console: Console, plan: Plan, costs: Costs) -> None:
-    """Print the trials, epochs and cost of each variant."""
+def print_plan(console: Console, plan: Plan, costs: Costs, *, has_gpu: bool) -> None:
+    """Print the trials, epochs and cost of each variant, and what is searched."""
+
+    def gpus(variant: str) -> str:
+        share = plan.space.gpus_for(variant)
+        return f"{share:g} GPU" if has_gpu or not share else "no GPU here"
+
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
     names = ("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial")
@@ -76,11 +90,11 @@ def print_plan(console: Console, plan: Plan, costs: Costs) -> None:
             f"{cost.parameters:,}",
             f"{mega:,.1f}",
             f"{2 * mega:,.1f}",
-            f"{fixed.get('threads', 1)} CPU, {plan.space.gpus_for(variant):g} GPU",
+            f"{fixed.get('threads', 1)} CPU, {gpus(variant)}",
         )
     console.print(table)
-    searched = sorted({name for v in plan.variants for name in plan.space.params_for(v)})
-    console.print(f"Searched: {', '.join(searched) or 'nothing; trials differ in their seeds'}.")
+    for line in searched(plan):
+        console.print(line, soft_wrap=True, highlight=False)
     if plan.num_finals:
         console.print(
             f"After the search, the best trial of each variant is trained again with "
@@ -88,6 +102,22 @@ def print_plan(console: Console, plan: Plan, costs: Costs) -> None:
             "on the test split."
         )
     console.print("MMACs and MFLOPs count one image's forward pass. A GPU is used if there is one.")
+
+
+def searched(plan: Plan) -> list[str]:
+    """Return one line for each range that the plan searches, with variants if not all have it."""
+    variants: dict[tuple[str, str], list[str]] = {}
+    for variant in plan.variants:
+        for name, values in plan.space.params_for(variant).items():
+            variants.setdefault((name, shown(values)), []).append(variant)
+    if not variants:
+        return ["Searched: nothing; trials differ in their seeds."]
+    width = max(len(name) for name, _ in variants)
+    lines = ["Searched:"]
+    for (name, text), names in sorted(variants.items()):
+        only = "" if len(names) == len(plan.variants) else f" ({', '.join(names)})"
+        lines.append(f"  {name:{width}}  {text}{only}")
+    return lines
 
 
 def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker) -> None:

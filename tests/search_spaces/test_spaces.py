@@ -128,7 +128,10 @@ def test_each_mistake_is_reported_with_its_rule(values: dict[str, Any], problem:
     [
         ({"dropout": FloatDistribution(0.0, 1.5)}, "`dropout` must be finite and 0.0 to 0.99"),
         ({"lr": FloatDistribution(-1.0, 0.1)}, "`lr` must be finite and 0.0 or more; got -1.0."),
-        ({"batch_size": FloatDistribution(1, 9)}, "`batch_size` must be of type int; got 1.0."),
+        (
+            {"batch_size": FloatDistribution(1, 9)},
+            "`batch_size` must be of type int; got 1.0, 9.0.",
+        ),
         (
             {"optimizer": CategoricalDistribution(["sgd", "adma", "adam"])},
             "`optimizer` must be one of",
@@ -139,9 +142,101 @@ def test_each_mistake_is_reported_with_its_rule(values: dict[str, Any], problem:
 def test_a_range_that_a_training_refuses_is_named_by_variant(
     params: dict[str, Any], expected: str
 ) -> None:
-    problems = problems_of(space(params=params))
-    for variant in ("cnn2", "cnn3"):
-        assert any(line.startswith(f"{variant}: ") and expected in line for line in problems)
+    [line] = problems_of(space(params=params))
+    assert line.startswith("cnn2, cnn3: ")
+    assert expected in line
+
+
+def test_each_wrong_range_is_one_sentence() -> None:
+    """With all its wrong values and all variants that it is wrong for."""
+    wrong = {
+        "dropout": FloatDistribution(20.0, 50.0),
+        "lr": FloatDistribution(-1.0, 0.1),
+        "optimizer": CategoricalDistribution(["sgd", "adma", "sdg"]),
+    }
+    assert problems_of(space(params=wrong, by_variant={"cnn3": {"dropout": 0.5}})) == [
+        "cnn2: `dropout` must be finite and 0.0 to 0.99; got 20.0, 50.0.",
+        "cnn2, cnn3: `lr` must be finite and 0.0 or more; got -1.0.",
+        "cnn2, cnn3: `optimizer` must be one of 'sgd', 'nesterov', 'rmsprop', 'adam', 'adamw', "
+        "'radam', 'lamb'; got 'adma', 'sdg'.",
+    ]
+
+
+def test_ranges_that_exclude_each_other_are_refused_wherever_they_cross() -> None:
+    """Also where neither end of one range excludes the first value of the other."""
+    rates = {"lr": FloatDistribution(1e-3, 0.1), "min_lr": FloatDistribution(0.0, 0.01)}
+    [line] = problems_of(space(params=rates))
+    assert "`min_lr` (0.01) must not exceed `lr` (0.001)." in line
+    search_spaces.check(space(params={**rates, "min_lr": FloatDistribution(0.0, 1e-3)}))
+    chosen = {
+        "lr": CategoricalDistribution([0.1, 1e-3]),
+        "min_lr": CategoricalDistribution([0.0, 0.01]),
+    }
+    assert "`min_lr` (0.01) must not exceed `lr` (0.001)" in only_problem(params=chosen)
+    assert "`min_lr` (0.1) must not exceed `lr` (0.0001)" in only_problem(
+        base={"epochs": 3, "min_lr": 0.1}, params={"lr": FloatDistribution(1e-4, 0.2)}
+    )
+    schedules = {
+        "schedule": CategoricalDistribution(["cosine", "plateau"]),
+        "validation_fraction": CategoricalDistribution([0.1, 0.0]),
+    }
+    assert "`schedule` 'plateau' needs a validation loss" in only_problem(params=schedules)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("learning_rate", "lr"), ("learningRate", "lr"), ("learning_rat", "lr"), ("eta", "lr")),
+        *(("wd", "weight_decay"), ("weightDecay", "weight_decay"), ("decay", "weight_decay")),
+        *(("batchsize", "batch_size"), ("bs", "batch_size"), ("mini_batch_size", "batch_size")),
+        *(("momentun", "momentum"), ("mom", "momentum"), ("beta_1", "beta1"), ("eps", "epsilon")),
+        *(("dropout_rate", "dropout"), ("drop_rate", "dropout"), ("drop_path_rate", "drop_path")),
+        *(("label_smooth", "label_smoothing"), ("smoothing", "label_smoothing")),
+        *(("warmup", "warmup_epochs"), ("warm_up_epochs", "warmup_epochs"), ("eta_min", "min_lr")),
+        *(("opt", "optimizer"), ("scheduler", "schedule"), ("n_epochs", "epochs")),
+        *(
+            ("max_grad_norm", "clip_grad_norm"),
+            ("horizontal_flip", "hflip"),
+            ("rho", "rmsprop_alpha"),
+        ),
+        *(("mixup", "mixup_alpha"), ("patience", "early_stop_patience_epochs")),
+    ],
+)
+def test_the_name_of_another_library_suggests_the_field(name: str, field: str) -> None:
+    problem = only_problem(base={"epochs": 3, name: 1})
+    assert f"Unknown training parameter '{name}'. Did you mean '{field}'? Known: " in problem
+
+
+def test_the_names_that_a_space_may_set_are_listed_once() -> None:
+    problems = problems_of(
+        space(base={"epochs": 3, "lrr": 1, "xyzzy": 2}, params={"dropot": FloatDistribution(0, 1)})
+    )
+    assert problems[:2] == [
+        "In `base`: Unknown training parameter 'lrr'. Did you mean 'lr'?",
+        "In `base`: Unknown training parameter 'xyzzy'.",
+    ]
+    assert "'dropot'. Did you mean 'dropout'? Known: batch_size, beta1," in problems[2]
+    listed = problems[2].partition("Known: ")[2].removesuffix(".").split(", ")
+    assert len(problems) == 3
+    assert not {"variant", "dataset", "seed", "workers", "image_size_px"} & set(listed)
+
+
+def test_fields_of_the_space_among_the_hyperparameters_are_named() -> None:
+    for name, field in (("image_size", "image_size"), ("model", "variants"), ("trials", "trials")):
+        assert only_problem(base={"epochs": 3, name: 1}) == (
+            f"In `base`: '{name}' is not a training parameter; set `{field}` of `SearchSpace` "
+            "instead."
+        )
+
+
+def test_unknown_variants_are_named_with_the_other_mistakes() -> None:
+    problems = problems_of(
+        space(variants=("cnn22", "cnn3", "cnn33"), by_variant={"cnn2": {"dropout": 0.1}})
+    )
+    assert problems[0] == "Settings are given for cnn2, which `variants` does not list."
+    assert problems[1] == "Unknown variant 'cnn22'. Did you mean 'cnn2'?"
+    assert problems[2].startswith("Unknown variant 'cnn33'. Did you mean 'cnn3'? Known: cnn2,")
+    assert len(problems) == 3
 
 
 def test_a_fixed_value_that_a_training_refuses_is_named() -> None:

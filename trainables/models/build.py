@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,6 +80,18 @@ def check_variant(config: TrainConfig) -> None:
         problems.append(f"There is no weights file at {weights}. Check the path.")
     if problems:
         raise ValueError(" ".join(problems))
+
+
+def unknown_variants(names: Iterable[str]) -> dict[str, str]:
+    """Return the sentence for each name that is no variant; the last lists the known ones."""
+    found = {name: text for name in names if (text := _unknown(name))}
+    listed = [name for name, text in found.items() if text.startswith("Unknown")]
+    if listed:
+        found[listed[-1]] += (
+            f" Known: {', '.join(sorted(VARIANTS))}, efficientnet_b0_phi<NUMBER>, "
+            "efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, and every model name of timm."
+        )
+    return found
 
 
 def has_plain_convolutions(variant: str) -> bool:
@@ -289,11 +301,16 @@ def _problems(config: TrainConfig) -> list[str]:
 
 def _name_problems(name: str) -> list[str]:
     """Return the sentence for a name that is no variant."""
+    return list(unknown_variants([name]).values())
+
+
+def _unknown(name: str) -> str | None:
+    """Return the sentence for a name that is no variant, without the known names."""
     try:
         if name in VARIANTS or scaling.scaling_of(name):
-            return []
+            return None
     except ValueError as error:
-        return [f"{name!r} scales too far. {error}"]
+        return f"{name!r} scales too far. {error}"
 
     import timm
     from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
@@ -301,15 +318,11 @@ def _name_problems(name: str) -> list[str]:
     if is_model(name) and name not in get_deprecated_models():
         with contextlib.suppress(RuntimeError):  # the model exists, the tag after the dot does not
             get_pretrained_cfg(name)
-            return []
+            return None
     known = [*VARIANTS, *timm.list_models(), *timm.list_models(include_tags=True)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return [
-        f"Unknown variant {name!r}.{hint} Known: {', '.join(sorted(VARIANTS))}, "
-        "efficientnet_b0_phi<NUMBER>, efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, and every "
-        "model name of timm."
-    ]
+    return f"Unknown variant {name!r}.{hint}"
 
 
 def _timm_problems(config: TrainConfig) -> list[str]:

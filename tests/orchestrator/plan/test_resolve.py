@@ -145,9 +145,40 @@ def test_an_unknown_variant_is_answered_with_the_nearest() -> None:
 
 
 def test_a_batch_larger_than_the_dataset_is_refused() -> None:
-    params = {"batch_size": CategoricalDistribution([32, 4096, 64])}
-    text = refusal(space(params=params, variants=("cnn2",)))
+    text = refusal(space(params={}, base={"epochs": 9, "batch_size": 4096}))
     assert "`batch_size` (4096) exceeds the 1438 training images of digits." in text
+    text = refusal(space(params={"batch_size": CategoricalDistribution([2048, 4096])}))
+    assert "`batch_size` (2048) exceeds" in text
+    assert "`batch_size` (4096) exceeds" in text
+    assert "`batch_size` (2048) exceeds" in refusal(
+        space(params={"batch_size": IntDistribution(2048, 4096)})
+    )
+    enqueued = space(
+        params={"batch_size": CategoricalDistribution([32, 4096])}, enqueued=({"batch_size": 4096},)
+    )
+    assert "`batch_size` (4096) exceeds" in refusal(enqueued)
+
+
+def test_batch_sizes_larger_than_the_dataset_are_not_searched() -> None:
+    of = space(
+        params={**space().params, "batch_size": CategoricalDistribution([32, 4096, 64, 2048])},
+        by_variant={"cnn3": {"batch_size": IntDistribution(30, 4090, step=10)}},
+    )
+    plan, _ = planned(of)
+    assert plan.space.params_for("cnn2")["batch_size"] == CategoricalDistribution([32, 64])
+    assert plan.space.params_for("cnn3")["batch_size"] == IntDistribution(30, 1430, step=10)
+    stored = plan.identity()["space"]["params"]
+    assert stored["cnn2"]["batch_size"]["attributes"]["choices"] == [32, 64]
+    assert stored["cnn3"]["batch_size"]["attributes"]["high"] == 1430
+    assert {name: value for name, value in plan.space.params.items() if name != "batch_size"} == {
+        name: value for name, value in of.params.items() if name != "batch_size"
+    }
+    assert sorted(resolve.left_out(of, plan, DIGITS)) == [
+        "Not searched: `batch_size` above 1430, 4096, 2048, because digits has only 1438 training "
+        "images."
+    ]
+    assert resolve.left_out(space(), planned(space())[0], DIGITS) == []
+    assert planned(space())[0].space.to_dict() == space().to_dict()
 
 
 def test_a_batch_that_workers_cannot_share_is_refused_before_the_start() -> None:
@@ -162,12 +193,12 @@ def test_a_batch_that_workers_cannot_share_is_refused_before_the_start() -> None
 
 
 def test_all_problems_of_a_variant_are_named_at_once() -> None:
-    params = {"batch_size": CategoricalDistribution([33, 5000])}
+    params = {"batch_size": CategoricalDistribution([2049, 5000])}
     text = refusal(space(variants=("cnn2", "cnn3"), params=params), "--workers-per-trial", "2")
-    for name in ("cnn2", "cnn3"):
-        [line] = [line for line in text.splitlines() if line.startswith(f"{name}: ")]
-        assert "(33) must be divisible" in line
-        assert "(5000) exceeds" in line
+    [line] = text.splitlines()[1:]  # once for both
+    assert line.startswith("cnn2, cnn3: ")
+    assert "(2049) must be divisible" in line
+    assert "(5000) exceeds" in line
 
 
 def test_a_space_file_with_mistakes_is_a_usage_error(tmp_path: Path) -> None:
@@ -248,13 +279,15 @@ def test_trials_of_a_recipe_train_on_all_images_with_final_on_all() -> None:
     assert plan.identity() != planned(space(params={}))[0].identity()
     assert planned(space(), "--final-on-all")[0].overrides == {}  # there the final ones do
     patient = space(params={}, base={"epochs": 9, "schedule": "plateau"})
-    with pytest.raises(UsageError, match="cnn2: `schedule` 'plateau' needs a validation loss"):
+    with pytest.raises(UsageError, match="cnn2, cnn3: `schedule` 'plateau' needs a validation"):
         planned(patient, "--final-on-all")
 
 
 def test_a_final_trial_that_needs_a_validation_split_is_refused_without_one() -> None:
     patient = space(base={"epochs": 9, "schedule": "plateau"})
-    with pytest.raises(UsageError, match=r"(?s)no validation split.*cnn2: `schedule` 'plateau'"):
+    with pytest.raises(
+        UsageError, match=r"(?s)no validation split.*cnn3, cnn2: `schedule` 'plateau'"
+    ):
         planned(patient, "--final-on-all", "--final-seeds", "1")
 
 

@@ -1,0 +1,76 @@
+"""`--dry-run` prints what a sweep would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.plan.options import SweepConfig
+from orchestrator.sweep.summary import dry_run, searched
+from tests.orchestrator.sweeps import parse_args, plan, space
+from trainables.training import device
+
+
+def arguments(tmp_path: Path, *argv: str) -> SweepConfig:
+    folders = ("--data-dir", str(tmp_path / "data"), "--storage", str(tmp_path / "results"))
+    return parse_args([*argv, *folders, "--dry-run"])
+
+
+def test_the_plan_shows_the_ranges_and_for_which_variants() -> None:
+    of = space(by_variant={"cnn3": {"dropout": 0.5}}, enqueued=())
+    assert searched(plan(of)) == [
+        "Searched:",
+        "  batch_size  32, 64, 128",
+        "  dropout     0 to 0.5 (cnn2)",
+        "  lr          0.0001 to 0.1, logarithmic",
+        "  optimizer   sgd, adamw",
+    ]
+    assert searched(plan(space(params={}))) == ["Searched: nothing; trials differ in their seeds."]
+
+
+@pytest.mark.parametrize(("gpus", "text"), [(0, "1 CPU, no GPU here"), (1, "1 CPU, 1 GPU")])
+def test_the_plan_shows_a_gpu_only_where_there_is_one(
+    gpus: int,
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "num_gpus", lambda: gpus)
+    assert dry_run(arguments(tmp_path, "digits")) == 0
+    out = capsys.readouterr().out
+    assert out.count(text) == 3
+    assert "\n  lr          0.0005 to 0.01, logarithmic\n" in out
+    assert "Not searched" not in out
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_plan_shows_which_batch_sizes_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from optuna.distributions import CategoricalDistribution\n"
+        "from search_spaces.space import SearchSpace\n"
+        "SPACE = SearchSpace(name='mine', dataset='digits', variants=('cnn3',), trials=2,\n"
+        "    base={'epochs': 1}, image_size=32,\n"
+        "    params={'batch_size': CategoricalDistribution([512, 1024, 2048])})\n"
+    )
+    assert dry_run(arguments(tmp_path, str(mine))) == 0
+    out = capsys.readouterr().out
+    assert "  batch_size  512, 1024\n" in out
+    assert "Not searched: `batch_size` 2048, because digits has only 1438 training images.\n" in out
+
+
+def test_an_unknown_dataset_is_answered_with_the_prepared_ones(
+    tmp_path: Path, digits_dir: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photos").symlink_to(digits_dir)
+    with pytest.raises(UsageError) as caught:
+        dry_run(arguments(tmp_path, "digits", "--dataset", "fotos"))
+    assert str(caught.value).endswith(
+        "Known: cifar10, cifar100, digits, photos, tinyimagenet. Did you mean 'photos'?"
+    )
