@@ -62,6 +62,16 @@ def make_plan(
     return plan, costs
 
 
+def remarks(space: SearchSpace, plan: Plan, manifest: Manifest) -> list[str]:
+    """Return the lines that a user should read before the plan of a space starts."""
+    lines = left_out(space, plan, manifest)
+    for variant in plan.variants:
+        params = suggestions_to_check(plan.space.params_for(variant))[-1]
+        if text := build.too_few_patches(plan.train_config(variant, 0, params)):
+            lines.append(text)
+    return lines
+
+
 def left_out(space: SearchSpace, plan: Plan, manifest: Manifest) -> list[str]:
     """Return a line for the batch sizes of `space` that the plan's space lacks, if any."""
     lost: dict[str, None] = {}  # in order, without repetition

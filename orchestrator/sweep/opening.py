@@ -52,7 +52,7 @@ def open_sweep(config: SweepConfig, clock: Clock) -> tuple[Ledger, Plan, Costs, 
     options = {} if header is None else header.options
     manifest = _prepare_dataset(config, config.dataset or options.get("dataset") or space.dataset)
     plan, costs = resolve.make_plan(config, space, manifest, options)
-    for line in resolve.left_out(space, plan, manifest):
+    for line in resolve.remarks(space, plan, manifest):
         say(line)
     if ledger is None or header is None:
         ledger = _create_ledger(config, plan, costs, manifest, clock)

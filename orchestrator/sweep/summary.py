@@ -53,7 +53,7 @@ def dry_run(config: SweepConfig) -> int:
     plan, costs = resolve.make_plan(config, space, manifest, {})
     console = console_on(sys.stdout)
     print_plan(console, plan, costs, has_gpu=num_gpus() > 0)
-    for line in resolve.left_out(space, plan, manifest):
+    for line in resolve.remarks(space, plan, manifest):
         console.print(line)
     concurrent = config.max_concurrent or os.cpu_count() or 1
     needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)

@@ -39,8 +39,11 @@ def preparation(
         if draws is not None:
             images = augment.augment(images, late, draws)
         if images.shape[2:] != side:
-            # Bicubic overshoots; the clamp keeps intensities real.
-            images = F.interpolate(images, size=side, mode="bicubic").clamp_(0, 1)
+            # Without antialiasing, fine stripes of a larger image become coarse ones. It uses
+            # Pillow's kernel; without it, enlarging uses OpenCV's, as the study that upscales did.
+            is_smaller = side[0] < max(images.shape[2:])
+            images = F.interpolate(images, size=side, mode="bicubic", antialias=is_smaller)
+            images.clamp_(0, 1)  # bicubic overshoots
         rows: Tensor = images.permute(0, 2, 3, 1).contiguous().flatten(2)  # (n, h, w * c)
         rows.sub_(shift).mul_(scale)
         images = rows.unflatten(2, (side[1], -1)).permute(0, 3, 1, 2)

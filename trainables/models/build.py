@@ -60,6 +60,9 @@ VARIANTS = (
 )
 
 
+FEWEST_PATCHES = 16  # 4 x 4
+
+
 class UnknownRateError(ValueError):
     """A timm model takes no dropout or no drop path, and its rate is above 0."""
 
@@ -92,6 +95,31 @@ def unknown_variants(names: Iterable[str]) -> dict[str, str]:
             "efficientnet_b0_d<NUMBER>_w<NUMBER>_r<NUMBER>, and every model name of timm."
         )
     return found
+
+
+def too_few_patches(config: TrainConfig) -> str | None:
+    """Return a sentence if a model divides its images into fewer patches than `FEWEST_PATCHES`.
+
+    Vision transformers and similar models of timm can then be built and trained, but compare hardly
+    any parts of an image.
+    """
+    if _is_ours(config.variant):
+        return None
+    import torch
+
+    published = _published(config.variant)
+    with torch.device("meta"):
+        model = _build(config, 2, published.input_size[0])
+    counts = [getattr(module, "num_patches", None) for module in model.modules()]
+    patches = max((count for count in counts if isinstance(count, int)), default=FEWEST_PATCHES)
+    if patches >= FEWEST_PATCHES:
+        return None
+    number = "1 patch" if patches == 1 else f"{patches} patches"
+    return (
+        f"{config.variant} divides an image of {config.image_size_px} px into {number} only, fewer "
+        f"than {FEWEST_PATCHES}. Choose a larger image size; its own is {published.input_size[-1]} "
+        "px."
+    )
 
 
 def has_plain_convolutions(variant: str) -> bool:

@@ -298,3 +298,17 @@ def test_imagenet_weights_are_for_the_variants_that_have_some() -> None:
     assert weights == {"cnn3": "none", "efficientnet_b0": "imagenet"}
     with pytest.raises(UsageError, match="names one model's file, but 2 variants"):
         planned(space(), "--weights", "x.safetensors")
+
+
+def test_too_few_patches_for_a_transformer_are_remarked() -> None:
+    names = ("vit_tiny_patch16_224", "mixer_s32_224", "cnn3", "resnet18")
+    of = space(variants=names, params={})
+    small = resolve.remarks(of, planned(of)[0], DIGITS)
+    assert sorted(small) == [
+        "mixer_s32_224 divides an image of 32 px into 1 patch only, fewer than 16. Choose a larger "
+        "image size; its own is 224 px.",
+        "vit_tiny_patch16_224 divides an image of 32 px into 4 patches only, fewer than 16. Choose "
+        "a larger image size; its own is 224 px.",
+    ]
+    of = space(variants=names[:1], params={}, image_size=64)
+    assert resolve.remarks(of, planned(of)[0], DIGITS) == []
