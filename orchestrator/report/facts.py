@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from orchestrator.ledger import ranking
 from orchestrator.ledger.header import RecordedPlan, SweepHeader
@@ -55,6 +58,14 @@ class Record:
     def kept_epoch(self) -> int | None:
         """The epoch whose weights were kept, counted from 0; None while the trial runs."""
         return int(self.evaluation["epoch"]) if self.evaluation else self.trial.best_epoch
+
+    @property
+    def correct(self) -> np.ndarray | None:
+        """For each test image whether top-1 is right, (n,); None if older versions evaluated it."""
+        if "correct" not in self.evaluation:
+            return None
+        packed = np.frombuffer(base64.b64decode(self.evaluation["correct"]), np.uint8)
+        return np.unpackbits(packed, count=int(self.evaluation["images"])).astype(bool)
 
     def at(self, epoch: int | None, metric: str) -> float:
         """Return a metric at an epoch, NaN if there is none."""

@@ -56,6 +56,7 @@ class Example:
 class Evaluation:
     """The results of one checkpoint on the test split; fractions 0 to 1, losses in nats per image.
 
+    `correct` is base64 of one bit for each image, in the split's order: 1 if top-1 is right.
     `epoch` is the checkpoint's, counted from 0. `superclass_top1` counts a prediction whose
     superclass is right. `ece` is the expected calibration error over 15 bins of the confidence.
     `multiply_accumulates` and `flops` (twice as many) are of one image's forward pass;
@@ -68,6 +69,7 @@ class Evaluation:
     split: str
     images: int
     epoch: int
+    correct: str
     top1: float
     top5: float
     loss: float
@@ -231,6 +233,7 @@ def _figures(logits: scoring.Floats, labels: scoring.Ints, manifest: Manifest) -
     diagram, ece = scoring.calibration(scoring.probabilities(logits).max(axis=1), hits[:, 0])
     precision, recall, f1, support = scoring.class_figures(labels, predicted, num_classes)
     return {
+        "correct": base64.b64encode(np.packbits(hits[:, 0]).tobytes()).decode(),
         "top1": float(hits[:, 0].mean()),
         "top5": float(hits.any(axis=1).mean()),
         "loss": scoring.cross_entropy(logits, labels),

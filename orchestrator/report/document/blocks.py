@@ -75,7 +75,7 @@ class Text:
 class Matrix:
     """All pairs of names: a text and a CSS class for each.
 
-    `cells[row][column]` is a text, whose second line follows a "|", and "wins", "loses", "open" or
+    `cells[row][column]` is a text, with "|" between its lines, and "wins", "loses", "open" or
     "" as CSS class.
     """
 

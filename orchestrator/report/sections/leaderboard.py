@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.ledger.records import TrialStatus
 from orchestrator.report.document.blocks import Column, Kind, Section, Table, Text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
+from orchestrator.report.statistics import wilson
 from trainables.metrics import is_fraction
 
 # An evaluation measures inference at once; it does not wait until the device is free.
@@ -24,10 +25,13 @@ _INTRODUCTION = (
     "The search used only the validation split. The best configuration of each variant was then "
     "retrained with other seeds, and each retrained model was evaluated once on the test split. "
     "A variant with nothing to search is not retrained: its trials differ only in their seeds.",
-    "Test metrics are means over the seeds, with the sample standard deviation (sd) and the "
-    "95 % confidence interval of Student's t (CI low to CI high). A single seed has neither.",
-    "The interval covers only the variation between seeds, not that between samples of test "
-    "images. With few seeds it is wide, and its upper end may exceed 100 %.",
+    "Test metrics are means over the seeds, with the sample standard deviation (sd) and two 95 % "
+    "confidence intervals, each of one source of variation alone. The interval of the seeds is "
+    "Student's t: how the result varies with the seed, on these test images. A single seed has "
+    "none, and neither have seeds with equal results. With few seeds it is wide, and its upper end "
+    "may exceed 100 %.",
+    "The interval of the test images is Wilson's: how the result varies with the sample of test "
+    "images. It is there for a single seed too.",
 )
 
 
@@ -55,7 +59,9 @@ def _leaderboard(sweep: SweepData) -> Table:
             Column("seeds", "seeds", "count"),
             Column(f"seeds_{sweep.metric}", f"mean {sweep.metric} of the seeds", kind),
             *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
-            *Column.of("percent", test_top1_low="CI low", test_top1_high="CI high"),
+            *Column.of("percent", test_top1_low="CI low, seeds", test_top1_high="CI high, seeds"),
+            *Column.of("percent", test_top1_images_low="CI low, images"),
+            *Column.of("percent", test_top1_images_high="CI high, images"),
             *Column.of("percent", test_top5_mean="test top-5"),
             *Column.of("loss", test_loss_mean="test loss"),
             *Column.of("percent", test_f1_macro_mean="macro F1", test_ece_mean="ECE"),
@@ -70,12 +76,14 @@ def _row(sweep: SweepData, variant: str) -> list[Any]:
     best = sweep.best(sweep.of(variant, "search"))
     seeds, evaluated = sweep.seeds(variant), sweep.evaluated(variant)
     top1 = estimated(evaluated, "top1")
+    images = int(evaluated[0].evaluation["images"]) if evaluated else 0
+    of_images = (None, None) if top1.mean is None else wilson(top1.mean, images)
     return [
         variant,
         best.trial.best_value if best else None,
         len(evaluated) or len(seeds),
         mean([record.at(record.kept_epoch, sweep.metric) for record in seeds]),
-        *(top1.mean, top1.sd, top1.low, top1.high),
+        *(top1.mean, top1.sd, top1.low, top1.high, *of_images),
         *(estimated(evaluated, *path).mean for path in _TEST_METRICS),
     ]
 

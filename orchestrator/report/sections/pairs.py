@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
 
 from orchestrator.ledger.records import ENDED
 from orchestrator.report.document.blocks import Block, Column, Matrix, Section, Table, Text, counted
 from orchestrator.report.facts import Record, SweepData, figures_of
-from orchestrator.report.statistics import Difference, holm, welch
+from orchestrator.report.statistics import Difference, holm, paired, welch
 
 TITLE = "Are the differences significant?"
 TRIALS, COMPUTE = "equal trials", "equal compute"
@@ -22,27 +25,33 @@ _DEFINITION = (
     "Each variant is represented by the configuration with the best validation result among the "
     "trials that count. The values compared are the test top-1 of its seeds. For a variant with "
     "nothing to search, the trials that count are its seeds.",
-    "A difference is significant if its 95 % confidence interval (Welch's t test) excludes zero. "
-    'Without an interval ("too few seeds"), a variant has fewer than two evaluated seeds, or each '
-    "variant's seeds have equal results. If the best of the trials that count is not the "
-    "configuration that was retrained, the variant has no seeds to compare.",
-    "The interval covers only the variation between seeds, not that between samples of test images "
-    "or between searches. The table also shows which differences remain significant when all pairs "
-    "are tested together (Holm's correction at 5 %).",
+    "A difference is significant if its 95 % confidence interval over seeds (Welch's t test) "
+    'excludes zero. Without it, the table names the reason: "best not retrained", if the best of '
+    "the trials that count is not the configuration that was retrained, which is the best of the "
+    'whole search (frequent at equal compute); "too few seeds", if a variant has fewer than two '
+    'evaluated seeds; "seeds do not vary", if each variant\'s seeds have equal results.',
+    "A second 95 % interval is over test images: how the difference would vary with another sample "
+    "of them, computed from the images on which only one of the two is right. It needs one seed of "
+    "each variant. Neither interval covers the variation between searches. The table also shows "
+    "which differences remain significant when all pairs are tested together (Holm's correction "
+    "at 5 %).",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two variants compared; `difference` is first minus second, in fractions of test top-1."""
+    """Two variants compared; differences are first minus second, in fractions of test top-1."""
 
     first: str
     second: str
     by: str
     budget: float  # trials, or device-seconds
     seeds: tuple[int, int]
+    mean: float | None  # difference of the means over seeds, None if a variant has no seed
     difference: Difference | None
-    reason: str  # why there is no difference
+    images: tuple[float, float] | None  # interval of the difference over test images
+    verdict: str  # "significant", "not significant", or in short why there is no difference
+    reason: str  # the same in a sentence for each variant
 
     @property
     def winner(self) -> str | None:
@@ -101,18 +110,34 @@ def _pair(
     budget: float,
     counting: Sequence[Sequence[Record]],
 ) -> Pair:
-    values, reasons = [], []
+    values, reasons, correct = [], [], []
     for name, records in zip(names, counting, strict=True):
         seeds, reason = _seeds(sweep, name, records)
         values.append(figures_of(seeds, "top1"))
+        correct.append(_share_correct(seeds))
         if not reason and len(seeds) < 2:
             reason = f"{name} has {counted(len(seeds), 'evaluated seed')}."
         reasons.append(reason)
     difference = welch(*values)
     if difference is None and not any(reasons):
         reasons.append("The seeds of neither variant differ.")
+    first, second = correct
+    is_paired = first is not None and second is not None and len(first) == len(second)
+    images = paired(first, second) if is_paired else None  # type: ignore[arg-type]
     counts = len(values[0]), len(values[1])
-    return Pair(*names, by, budget, counts, difference, " ".join(filter(None, reasons)))
+    text = " ".join(filter(None, reasons))
+    mean = fmean(values[0]) - fmean(values[1]) if all(values) else None
+    verdict = _verdict(difference, text)
+    return Pair(*names, by, budget, counts, mean, difference, images, verdict, text)
+
+
+def _share_correct(seeds: Sequence[Record]) -> np.ndarray | None:
+    """Return the share of seeds that are right on each test image, (n,); None if it is unknown."""
+    found = [record.correct for record in seeds]
+    if not found or any(each is None for each in found):
+        return None
+    share: np.ndarray = np.mean(np.array(found), axis=0)
+    return share
 
 
 def _seeds(sweep: SweepData, variant: str, records: Sequence[Record]) -> tuple[list[Record], str]:
@@ -139,11 +164,14 @@ def _matrix(sweep: SweepData, found: Sequence[Pair], by: str) -> Matrix:
         if pair.by != by:
             continue
         for sign, row, column in ((1, pair.first, pair.second), (-1, pair.second, pair.first)):
-            text, style = _verdict(pair, pair.winner is not None), "open"
+            text, style = pair.verdict, "open"
+            if pair.mean is not None:
+                text += f"|{100 * sign * pair.mean:+.1f}"
             if d := pair.difference:
-                low, high = sorted(100 * sign * end for end in (d.low, d.high))
-                text += f"|{100 * sign * d.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+                text += f"|seeds {_points(sign, d.low, d.high)}"
                 style = {None: "open", row: "wins", column: "loses"}[pair.winner]
+            if pair.images:
+                text += f"|images {_points(sign, *pair.images)}"
             cells[row, column] = (text, style)
     names = sweep.variants
     return Matrix(
@@ -152,14 +180,28 @@ def _matrix(sweep: SweepData, found: Sequence[Pair], by: str) -> Matrix:
         names=names,
         cells=[[cells.get((row, column), ("", "")) for column in names] for row in names],
         note="Row minus column in percentage points of test top-1, with the 95 % confidence "
-        "interval. Green: the row's variant is significantly better. Red: significantly worse.",
+        "intervals over seeds and over test images. Green: the row's variant is significantly "
+        "better. Red: significantly worse.",
     )
 
 
-def _verdict(pair: Pair, is_significant: bool) -> str:
+def _points(sign: int, low: float, high: float) -> str:
+    ends = sorted((100 * sign * low, 100 * sign * high))
+    return f"[{ends[0]:+.1f}, {ends[1]:+.1f}]"
+
+
+def _verdict(difference: Difference | None, reason: str) -> str:
+    if difference is not None:
+        return "significant" if difference.is_significant else "not significant"
+    if "not retrained" in reason:
+        return "best not retrained"
+    return "seeds do not vary" if "neither" in reason else "too few seeds"
+
+
+def _together(pair: Pair, holds: bool) -> str:
     if pair.difference is None:
-        return "too few seeds"
-    return "significant" if is_significant else "not significant"
+        return pair.verdict
+    return "significant" if holds else "not significant"
 
 
 def _table(sweep: SweepData, found: Sequence[Pair]) -> Table:
@@ -176,16 +218,21 @@ def _table(sweep: SweepData, found: Sequence[Pair]) -> Table:
             *Column.of("number", budget="budget (trials or device-seconds)"),
             *Column.of("count", first_seeds="seeds of the first"),
             *Column.of("count", second_seeds="seeds of the second"),
-            *Column.of("points", difference="difference", low="CI low", high="CI high"),
+            *Column.of(
+                "points", difference="difference", low="CI low, seeds", high="CI high, seeds"
+            ),
+            *Column.of("points", images_low="CI low, images", images_high="CI high, images"),
             *Column.of(significant="tested alone", significant_holm="all pairs tested together"),
-            *Column.of(reason="why there is no interval"),
+            *Column.of(reason="why there is no interval over seeds"),
         ),
         rows=[
             [
                 *(pair.first, pair.second, pair.by, pair.budget, *pair.seeds),
-                *((d.mean, d.low, d.high) if (d := pair.difference) else (None, None, None)),
-                _verdict(pair, pair.winner is not None),
-                _verdict(pair, holds.get(index, False)),
+                pair.mean,
+                *((d.low, d.high) if (d := pair.difference) else (None, None)),
+                *(pair.images or (None, None)),
+                pair.verdict,
+                _together(pair, holds.get(index, False)),
                 pair.reason,
             ]
             for index, pair in enumerate(found)

@@ -77,6 +77,7 @@ def evaluation(  # as trainables.evaluation.held_out.Evaluation.to_dict() return
         "split": "test",
         "images": images,
         "epoch": 4,
+        "correct": base64.b64encode(np.packbits(labels == predicted).tobytes()).decode(),
         "top1": float((labels == predicted).mean()),
         "top5": min(1.0, top1 + 0.2),
         "loss": 2 - top1,

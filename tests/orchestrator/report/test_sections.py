@@ -25,6 +25,7 @@ from orchestrator.report.sections.pictures import pictures
 from orchestrator.report.sections.search import Suggested, search, suggested
 from orchestrator.report.sections.time_spent import time_spent
 from orchestrator.report.sections.validation import validation
+from orchestrator.report.statistics import paired, wilson
 from tests.orchestrator import sweeps
 from tests.orchestrator.report.parts import blocks_of, figure, read, table, words
 from tests.orchestrator.report.played_report import TRACEBACK, build
@@ -56,6 +57,9 @@ def test_the_leaderboard_has_means_over_the_final_seeds(sweep: SweepData) -> Non
     assert rows[0]["test_top1_sd"] == pytest.approx(statistics.stdev(top1))
     half = 4.302653 * statistics.stdev(top1) / 3**0.5
     assert rows[0]["test_top1_high"] - rows[0]["test_top1_mean"] == pytest.approx(half)
+    images = int(sweep.evaluated("cnn3")[0].evaluation["images"])
+    of_images = rows[0]["test_top1_images_low"], rows[0]["test_top1_images_high"]
+    assert of_images == wilson(rows[0]["test_top1_mean"], images)
     [counts] = [row for row in table(section, "searches") if row["variant"] == "cnn2"]
     assert [counts[key] for key in ("trials", "complete", "stopped", "diverged", "failed")] == [
         *(12, 4, 4, 2, 2),
@@ -181,9 +185,36 @@ def test_there_is_no_difference_if_the_best_of_fewer_trials_was_not_retrained(
     by_trials, _ = compare(sweep)
     assert by_trials.budget == 2
     assert by_trials.difference is None
+    assert by_trials.verdict == "best not retrained"
     expected = "cnn3 #0, the best trial of cnn3 that counts, was not retrained."
     assert expected in by_trials.reason
     assert by_trials.winner is None
+    ledger.close()
+
+
+def test_the_interval_of_one_seed_is_that_of_the_test_images(tmp_path: Path) -> None:
+    """For a difference it is paired: computed from the images on which one of the two is right."""
+    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), final_seeds=1).close()
+    sweep = read(tmp_path / "l")
+    for row in table(leaderboard(sweep), "leaderboard"):
+        assert row["test_top1_low"] is None
+        assert row["test_top1_images_low"] < row["test_top1_mean"] < row["test_top1_images_high"]
+    by_trials, _ = compare(sweep)
+    right = [sweep.evaluated(variant)[0].correct for variant in ("cnn2", "cnn3")]
+    assert right[0] is not None
+    assert right[1] is not None
+    assert right[0].mean() == sweep.evaluated("cnn2")[0].evaluation["top1"]
+    assert by_trials.images == paired(right[0], right[1])
+    assert (by_trials.difference, by_trials.verdict) == (None, "too few seeds")
+    assert by_trials.mean == pytest.approx(right[0].mean() - right[1].mean())
+
+
+def test_evaluations_of_older_versions_have_no_interval_of_a_difference(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"))
+    change(ledger, "UPDATE evaluations SET result = json_remove(result, '$.correct')")
+    by_trials, _ = compare(read_sweep(ledger))
+    assert by_trials.images is None
+    assert by_trials.difference is not None
     ledger.close()
 
 

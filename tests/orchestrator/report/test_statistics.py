@@ -14,7 +14,9 @@ from orchestrator.report.statistics import (
     front,
     holm,
     most_confused,
+    paired,
     welch,
+    wilson,
 )
 
 
@@ -30,6 +32,48 @@ def test_one_seed_has_no_interval_and_no_seed_has_no_mean() -> None:
     one = estimate([0.5, math.nan])
     assert (one.n, one.mean, one.sd, one.low, one.high) == (1, 0.5, None, None, None)
     assert estimate([]).mean is None
+
+
+def test_equal_seeds_have_no_interval_instead_of_one_without_width() -> None:
+    """Two seeds with 12 of 30 images each do not show that the next seed has 12, too."""
+    equal = estimate([0.4, 0.4])
+    assert (equal.n, equal.mean, equal.sd, equal.low, equal.high) == (2, 0.4, 0.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("share", "images", "low", "high"),
+    [  # scipy.stats.binomtest(hits, images).proportion_ci(method="wilson")
+        (0.4, 30, 0.245906, 0.576796),
+        (0.0, 30, 0.0, 0.113513),
+        (1.0, 30, 0.886487, 1.0),
+        (0.9, 10_000, 0.893966, 0.905727),
+    ],
+)
+def test_the_interval_over_test_images_is_wilsons(
+    share: float, images: int, low: float, high: float
+) -> None:
+    assert wilson(share, images) == pytest.approx((low, high), abs=2e-6)
+
+
+def test_the_interval_of_a_difference_is_paired_over_the_images() -> None:
+    """Agresti and Min: 8 images speak for the first, 2 for the second, 20 for neither.
+
+    (8 - 2) / 32 = 0.1875; the half width is 1.96 / 32 * sqrt(11 - 6 ** 2 / 32).
+    """
+    first = np.array([1] * 8 + [0] * 2 + [1] * 20)
+    second = np.array([0] * 8 + [1] * 2 + [1] * 20)
+    half = 1.959964 / 32 * math.sqrt(11 - 36 / 32)
+    assert paired(first, second) == pytest.approx((0.1875 - half, 0.1875 + half), abs=1e-6)
+    # Of the same accuracies, but wrong on the same images where possible: a narrower interval.
+    nested = paired(first, np.array([0] * 6 + [1] * 2 + [0] * 2 + [1] * 20))
+    assert sum(nested) / 2 == pytest.approx(0.1875)
+    assert nested[1] - nested[0] < 1.6 * half
+
+
+def test_models_that_are_right_on_the_same_images_may_still_differ() -> None:
+    same = np.ones(30)
+    half = 1.959964 / 32
+    assert paired(same, same) == pytest.approx((-half, half), abs=1e-6)
 
 
 def test_a_difference_is_significant_if_its_interval_excludes_zero() -> None:

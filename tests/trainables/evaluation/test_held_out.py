@@ -31,7 +31,7 @@ from trainables.training import checkpoint
 from trainables.training.checkpoint import CheckpointError
 
 KEYS = {
-    *("split", "images", "epoch", "top1", "top5", "loss", "ece", "superclass_top1"),
+    *("split", "images", "epoch", "correct", "top1", "top5", "loss", "ece", "superclass_top1"),
     *("precision", "recall", "f1", "support", "confusion", "calibration"),
     *("parameters", "parameters_with_statistics", "multiply_accumulates", "flops"),
     *("inference_ms", "inference_images_per_s", "inference_batch_size", "device"),
@@ -173,6 +173,15 @@ def test_mistakes_are_misclassified_images_even_when_there_are_few(evaluation, d
     assert evaluation.top1 < 1 - 6 / 359
     assert len(evaluation.mistakes) == 6
     assert all(example.top5[0][0] != labels[example.row] for example in evaluation.mistakes)
+
+
+def test_the_ledger_holds_which_test_images_are_right(evaluation):
+    packed = np.frombuffer(base64.b64decode(evaluation.correct), np.uint8)
+    right = np.unpackbits(packed, count=evaluation.images)
+    assert right.mean() == evaluation.top1
+    assert not any(right[mistake.row] for mistake in evaluation.mistakes)
+    for example in evaluation.examples:
+        assert right[example.row] == (example.top5[0][0] == example.label)
 
 
 def test_all_figures_survive_json_by_their_names(evaluation):
