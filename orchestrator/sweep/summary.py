@@ -22,7 +22,7 @@ from orchestrator.data.prepared import prepared
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import ranking
 from orchestrator.ledger.records import ENDED, Attempt, Trial
-from orchestrator.plan import disk, resolve
+from orchestrator.plan import disk, machines, resolve
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
@@ -52,7 +52,8 @@ def dry_run(config: SweepConfig) -> int:
         manifest = expected_manifest(dataset, names)
     plan, costs = resolve.make_plan(config, space, manifest, {})
     console = console_on(sys.stdout)
-    print_plan(console, plan, costs, has_gpu=num_gpus() > 0)
+    has_gpu = num_gpus() > 0
+    print_plan(console, plan, costs, has_gpu=has_gpu, gpus_per_trial=config.gpus_per_trial)
     for line in resolve.remarks(space, plan, manifest):
         console.print(line)
     concurrent = config.max_concurrent or os.cpu_count() or 1
@@ -67,20 +68,25 @@ def dry_run(config: SweepConfig) -> int:
     return COMPLETE
 
 
-def print_plan(console: Console, plan: Plan, costs: Costs, *, has_gpu: bool) -> None:
+def print_plan(
+    console: Console,
+    plan: Plan,
+    costs: Costs,
+    *,
+    has_gpu: bool,
+    gpus_per_trial: float | None = None,
+) -> None:
     """Print the trials, epochs and cost of each variant, and what is searched."""
-
-    def gpus(variant: str) -> str:
-        share = plan.space.gpus_for(variant)
-        return f"{share:g} GPU" if has_gpu or not share else "no GPU here"
-
+    shapes = machines.shapes(plan, has_gpus=has_gpu, gpus_per_trial=gpus_per_trial)
+    workers = machines.workers_per_trial(plan)
     table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
     names = ("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in plan.variants:
-        fixed, cost = plan.space.fixed_for(variant), costs[variant]
+        cost, (cpus, gpus) = costs[variant], shapes[variant]
+        text = f"{cpus:g} CPU, {f'{gpus:g} GPU' if has_gpu else 'no GPU here'}"
         mega = cost.multiply_accumulates / 1e6
         table.add_row(
             variant,
@@ -90,7 +96,7 @@ def print_plan(console: Console, plan: Plan, costs: Costs, *, has_gpu: bool) -> 
             f"{cost.parameters:,}",
             f"{mega:,.1f}",
             f"{2 * mega:,.1f}",
-            f"{fixed.get('threads', 1)} CPU, {gpus(variant)}",
+            f"{workers} x ({text})" if workers > 1 else text,
         )
     console.print(table)
     for line in searched(plan):

@@ -30,16 +30,25 @@ def test_the_plan_shows_the_ranges_and_for_which_variants() -> None:
     assert searched(plan(space(params={}))) == ["Searched: nothing; trials differ in their seeds."]
 
 
-@pytest.mark.parametrize(("gpus", "text"), [(0, "1 CPU, no GPU here"), (1, "1 CPU, 1 GPU")])
-def test_the_plan_shows_a_gpu_only_where_there_is_one(
+@pytest.mark.parametrize(
+    ("gpus", "flags", "text"),
+    [
+        (0, (), " 1 CPU, no GPU here "),
+        (1, (), " 1 CPU, 1 GPU "),
+        (1, ("--gpus-per-trial", "0.5"), " 1 CPU, 0.5 GPU "),
+        (2, ("--workers-per-trial", "2"), " 2 x (1 CPU, 1 GPU) "),
+    ],
+)
+def test_the_plan_shows_what_a_trial_gets_on_this_machine(
     gpus: int,
+    flags: tuple[str, ...],
     text: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(device, "num_gpus", lambda: gpus)
-    assert dry_run(arguments(tmp_path, "digits")) == 0
+    assert dry_run(arguments(tmp_path, "digits", *flags)) == 0
     out = capsys.readouterr().out
     assert out.count(text) == 3
     assert "\n  lr          0.0005 to 0.01, logarithmic\n" in out
