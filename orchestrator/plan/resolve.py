@@ -21,6 +21,11 @@ from trainables.config import ConfigError, Problem, TrainConfig
 from trainables.data.dataset import Manifest
 from trainables.models import build, cost
 
+_SMALLER_BATCH: Problem = (
+    "Set a smaller batch size in a space of your own",
+    "",
+)
+
 
 def load_space(name: str) -> SearchSpace:
     """Return a space by name or path; raise a `UsageError` if there is none or it has mistakes."""
@@ -177,7 +182,7 @@ def _cost(
         except ValueError as error:
             problems.append((str(error).removesuffix("."), ""))
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*sorted(problems, key=lambda problem: problem == _SMALLER_BATCH))
     parameters, macs = cost.model_cost(
         config, num_classes=len(manifest.class_names), in_channels=manifest.channels
     )
@@ -189,9 +194,7 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
     images = manifest.images["train"]
     if config.batch_size > images:
         rule = f"`batch_size` ({config.batch_size}) exceeds the {images} training images of "
-        raise ConfigError(
-            (f"{rule}{manifest.name}", ""), ("Set a smaller one in a space of your own", "")
-        )
+        raise ConfigError((f"{rule}{manifest.name}", ""), _SMALLER_BATCH)
 
 
 def _smallest_first(space: SearchSpace, costs: Costs) -> tuple[str, ...]:

@@ -149,7 +149,10 @@ def test_a_batch_larger_than_the_dataset_is_refused() -> None:
     assert "`batch_size` (4096) exceeds the 1438 training images of digits." in text
     text = refusal(space(params={"batch_size": CategoricalDistribution([2048, 4096])}))
     assert "`batch_size` (2048) exceeds" in text
-    assert "`batch_size` (4096) exceeds" in text
+    assert text.endswith(
+        "`batch_size` (4096) exceeds the 1438 training images of digits. Set a smaller batch size "
+        "in a space of your own."
+    )
     assert "`batch_size` (2048) exceeds" in refusal(
         space(params={"batch_size": IntDistribution(2048, 4096)})
     )
