@@ -106,9 +106,8 @@ def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_p
     sentences = (
         "`optimizer` must be one of 'sgd'",
         "got 'sdg'",
-        "`batch_size` must be of type int; got 1.0.",
-        "`lr` must be finite and 0.0 or more; got -1.0.",
-        "`lr` must be finite and 0.0 or more; got inf.",
+        "`batch_size` must be of type int; got 1.0, 2.0.",
+        "`lr` must be finite and 0.0 or more; got -1.0, inf.",
         "`dropout` must be finite and 0.0 to 0.99; got 1.5.",
         "`epsilon` must be finite and 0.0 to 10.0; got nan.",
     )
