@@ -76,7 +76,7 @@ def end(ledger: Ledger, key: str, how: str, rows: Sequence[float]) -> Trial:
 def test_a_rebuilt_study_makes_the_same_suggestions(tmp_path: Path, mode: str, seed: int) -> None:
     """Rebuilt at each step, with trials that end late, out of order, in all ways, or never."""
     path = tmp_path / "ledger.sqlite"
-    ledger = create_ledger(path, {})
+    ledger = create_ledger(path, {"plan": {}})
     live = study(mode=mode, sweep_seed=seed)
     draws = random.Random(seed)
     running: list[str] = []
