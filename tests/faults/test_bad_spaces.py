@@ -157,7 +157,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path, name: str) -> None:
     )
     reason = "not a whole safetensors file" if name.endswith("tensors") else "can run any code"
     _assert_refused(
-        tmp_path, "./mine.py", "--dry-run", sentences=("cnn3: ", "efficientnet_b0: ", reason)
+        tmp_path, "./mine.py", "--dry-run", sentences=("cnn3, efficientnet_b0: ", reason)
     )
     assert not mark.exists()
 
