@@ -216,20 +216,24 @@ def _published_problems(space: SearchSpace) -> list[str]:
                 f"{where}: `variant` must be one of {', '.join(space.variants)}, or None for a "
                 f"model that is shown for comparison; got {row.variant!r}."
             )
-        for name in ("train_top1", "val_top1", "test_top1", "precision", "recall", "f1"):
-            value = getattr(row, name)
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
-                problems.append(
-                    f"{where}: `{name}` must be a fraction, 0 to 1 (0.77 for 77 %); got {value!r}."
-                )
-        if row.loss is not None and not (_is_number(row.loss) and row.loss >= 0):
-            problems.append(f"{where}: `loss` must be finite and 0 or more; got {row.loss!r}.")
-        problems += [
-            f"{where}: `{name}` must be a whole number, 1 or more; got {value!r}."
-            for name in ("parameters", "flops")
-            if (value := getattr(row, name)) is not None and (type(value) is not int or value < 1)
-        ]
+        problems += _published_number_problems(where, row)
         problems += _row_enqueued_problems(space, where, row)
+    return problems
+
+
+def _published_number_problems(where: str, row: Published) -> list[str]:
+    problems = [
+        f"{where}: `{name}` must be a fraction, 0 to 1 (0.77 for 77 %); got {value!r}."
+        for name in ("train_top1", "val_top1", "test_top1", "precision", "recall", "f1")
+        if (value := getattr(row, name)) is not None and not (_is_number(value) and 0 <= value <= 1)
+    ]
+    if row.loss is not None and not (_is_number(row.loss) and row.loss >= 0):
+        problems.append(f"{where}: `loss` must be finite and 0 or more; got {row.loss!r}.")
+    problems += [
+        f"{where}: `{name}` must be a whole number, 1 or more; got {value!r}."
+        for name in ("parameters", "flops")
+        if (value := getattr(row, name)) is not None and (type(value) is not int or value < 1)
+    ]
     return problems
 
 
