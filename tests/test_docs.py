@@ -170,7 +170,8 @@ def test_reference_pages_are_complete(site: Path) -> None:
     assert "generate:" not in "".join(page.read_text() for page in site.rglob("*.html"))
 
 
-def run(folder: Path, words: list[str]) -> None:
+def error_of(folder: Path, words: list[str]) -> str:
+    """Run a command and return it with its output if it fails, else nothing."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("MLFLOW_TRACKING_URI", "SWEEP_STORAGE", "SWEEP_DATA_DIR"):
         environment.pop(name, None)
@@ -183,7 +184,7 @@ def run(folder: Path, words: list[str]) -> None:
         timeout=500,
         check=False,
     )
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+    return f"{shlex.join(words)}\n{done.stdout}{done.stderr}" if done.returncode else ""
 
 
 def shortened(words: list[str], folder: Path) -> list[str]:
@@ -199,7 +200,7 @@ def shortened(words: list[str], folder: Path) -> list[str]:
     return [*words, *short]
 
 
-def run_page(page: Path, folder: Path) -> None:
+def first_error_of(page: Path, folder: Path) -> str:
     """Run a page's Python commands in their order, in a folder with photos and an archive."""
     python = r'```python title="(.*?)"\n(.*?)```'
     for title, code in re.findall(python, text_of(page), re.DOTALL):
@@ -213,7 +214,10 @@ def run_page(page: Path, folder: Path) -> None:
             continue  # a server or a bucket
         if words[-1].endswith("/*.jpg"):
             words[-1:] = [str(path) for path in sorted(folder.glob(words[-1]))]
-        run(folder, shortened(words, folder) if words[2:3] == ["orchestrator.sweep"] else words)
+        is_sweep = words[2:3] == ["orchestrator.sweep"]
+        if error := error_of(folder, shortened(words, folder) if is_sweep else words):
+            return error
+    return ""
 
 
 @pytest.fixture
@@ -248,14 +252,15 @@ def add_cifar(folder: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["tutorial/first-sweep.md", "how-to/studies.md"])
 def test_commands_on_digits_run(name: str, folder: Path) -> None:
-    run_page(DOCS / name, folder)
+    assert first_error_of(DOCS / name, folder) == ""
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a short sweep of digits."""
     folder = tmp_path_factory.mktemp("digits")
-    run(folder, shortened(["python", "-m", "orchestrator.sweep", "digits"], folder))
+    words = shortened(["python", "-m", "orchestrator.sweep", "digits"], folder)
+    assert error_of(folder, words) == ""
     return folder / "results"
 
 
@@ -263,19 +268,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["resume", "budget", "report", "predict", "storage"])
 def test_commands_on_a_sweep_of_digits_run(name: str, digits: Path, folder: Path) -> None:
     shutil.copytree(digits, folder / "results")
-    run_page(DOCS / f"how-to/{name}.md", folder)
+    assert first_error_of(DOCS / f"how-to/{name}.md", folder) == ""
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["own-space", "own-model"])
 def test_plans_of_own_spaces_and_models_are_printed(name: str, folder: Path) -> None:
-    run_page(DOCS / f"how-to/{name}.md", folder)
+    assert first_error_of(DOCS / f"how-to/{name}.md", folder) == ""
 
 
 @pytest.mark.ray
 def test_the_tutorial_on_own_photos_runs(folder: Path) -> None:
     add_photos(folder, classes=1)
-    run_page(DOCS / "tutorial/own-photos.md", folder)
+    assert first_error_of(DOCS / "tutorial/own-photos.md", folder) == ""
     assert (folder / "results/photos/report/report.html").is_file()
 
 
@@ -283,7 +288,7 @@ def test_the_tutorial_on_own_photos_runs(folder: Path) -> None:
 def test_commands_that_prepare_datasets_run(folder: Path) -> None:
     add_photos(folder, classes=10)  # more images than the largest batch of the space
     add_cifar(folder)
-    run_page(DOCS / "how-to/datasets.md", folder)
+    assert first_error_of(DOCS / "how-to/datasets.md", folder) == ""
 
 
 @pytest.mark.ray
@@ -292,8 +297,6 @@ def test_the_readme_runs(folder: Path) -> None:
     add_cifar(folder)
     (code,) = re.findall(r"```python\n(.*?)```", text_of(ROOT / "README.md"), re.DOTALL)
     (folder / "mine.py").write_text(code)
-    run(
-        folder,
-        shlex.split("python -m orchestrator.data prepare cifar10 --source cifar-10-python.tar.gz"),
-    )
-    run_page(ROOT / "README.md", folder)
+    prepare = "python -m orchestrator.data prepare cifar10 --source cifar-10-python.tar.gz"
+    assert error_of(folder, shlex.split(prepare)) == ""
+    assert first_error_of(ROOT / "README.md", folder) == ""
