@@ -25,9 +25,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from orchestrator.data.archives import Content
+from orchestrator.data.archives.read import Content
+from orchestrator.data.archives.zip_member import ZipMember
 from orchestrator.data.arrow import Histogram, Pixels, SplitFile, histogram
-from orchestrator.data.zip_member import ZipMember
 from orchestrator.errors import OrchestratorError, UsageError
 
 MAX_PIXELS = 64 * 10**6
@@ -53,7 +53,7 @@ def decode_split(
 ) -> Histogram:
     """Decode members to RGB, write each to its row, and return the histogram, (3, 256).
 
-    `members` are those of `archives.read_members`, in any order; `row_of` is the row of each. With
+    `members` are those of `read_members`, in any order; `row_of` is the row of each. With
     `resize`, the centre square of an image is resized to the split's image size; without, an image
     of another size is an error. `pool` is of `decoders`; None: decode in this process. `update` is
     called with the number of images done so far.

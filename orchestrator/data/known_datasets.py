@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError, unknown_name
@@ -32,6 +33,12 @@ class KnownDataset:
     needs_source: bool = False  # the user's own images, of any size, which are resized
 
 
+_cifar = partial(
+    KnownDataset,
+    test_split="the official test batch",
+    image_size_px=32,
+    images={"train": 50_000, "test": 10_000},
+)
 # To add a dataset: a row here and a reader in `sources/`.
 _ROWS = (
     KnownDataset(
@@ -55,25 +62,19 @@ _ROWS = (
         images={"train": 100_000, "test": 10_000},
         address="http://cs231n.stanford.edu/tiny-imagenet-200.zip",  # no checksum is published
     ),
-    KnownDataset(
+    _cifar(
         name="cifar10",
         summary="32 x 32, 10 classes",
         reader="cifar:read_cifar10",
-        test_split="the official test batch",
         classes=10,
-        image_size_px=32,
-        images={"train": 50_000, "test": 10_000},
         address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         md5="c58f30108f718f92721af3b95e74349a",
     ),
-    KnownDataset(
+    _cifar(
         name="cifar100",
         summary="32 x 32, 100 classes in 20 superclasses",
         reader="cifar:read_cifar100",
-        test_split="the official test batch",
         classes=100,
-        image_size_px=32,
-        images={"train": 50_000, "test": 10_000},
         address="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
     ),

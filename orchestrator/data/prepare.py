@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.data import share
-from orchestrator.data.archives import sha256_of
+from orchestrator.data.archives.read import sha256_of
 from orchestrator.data.download import download, public_address
 from orchestrator.data.known_datasets import DEFAULT_IMAGE_SIZE_PX, KNOWN, KnownDataset
 from orchestrator.data.prepared import prepared, read_prepared, write_prepared

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data import arrow
-from orchestrator.data.archives import read_members
+from orchestrator.data.archives.read import read_members
 from orchestrator.data.decode import decode_split, decoders
 from orchestrator.data.progress import progress
 from orchestrator.data.sources.source import Contents

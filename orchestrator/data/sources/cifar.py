@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.archives import member_names, read_small
+from orchestrator.data.archives.read import member_names, read_small
 from orchestrator.data.sources.source import Contents, Split, layout_error
 from orchestrator.errors import UsageError
 

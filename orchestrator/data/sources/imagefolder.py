@@ -9,7 +9,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.archives import folder_names, folders_above, member_names
+from orchestrator.data.archives.read import folder_names, folders_above, member_names
 from orchestrator.data.sources.source import (
     Contents,
     Split,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.data.archives import member_names, read_small
+from orchestrator.data.archives.read import member_names, read_small
 from orchestrator.data.sources.source import (
     Contents,
     is_no_image,

@@ -1,9 +1,21 @@
-"""Recognizes files that are no archive which the project reads, and knows what to do with them."""
+"""Recognizes compressed files and those that are no archive, and explains what to do with them."""
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
+import lzma
 import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.errors import UsageError
 
 HEAD_BYTES = 2048  # enough to recognize a file
 JOIN_SPLIT_ZIP = "join its parts (`zip -s 0 PARTS.zip --out WHOLE.zip`) and give the whole"
@@ -37,6 +49,57 @@ _KINDS = (
 )
 # Zip, gzip, bzip2, xz and tar.
 _ARCHIVES = re.compile(rb"PK(?!\x07\x08)|\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL)
+
+# How compressed tars begin, and what opens them.
+_OPENERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+
+
+def opener_of(raw: IO[bytes]) -> Callable[[Any], Any] | None:
+    """Return what opens a compressed file; None: it is not compressed."""
+    head = raw.read(8)
+    raw.seek(0)
+    return next((opener for start, opener in _OPENERS.items() if head.startswith(start)), None)
+
+
+@contextmanager
+def explained(source: Path) -> Iterator[None]:
+    """Turn errors of reading an archive into a UsageError."""
+    try:
+        yield
+    except (UnicodeDecodeError, NotImplementedError, MemoryError) as error:
+        raise UsageError(
+            f"{source} cannot be read ({type(error).__name__}: {error}). Unpack it and give the "
+            "folder."
+        ) from error
+    except (*_BROKEN, EOFError, OSError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: Exception) -> UsageError:
+    """Return the error for a file that is no whole archive; one of another kind is named."""
+    holds = ""
+    with source.open("rb") as raw:
+        opener = opener_of(raw)
+        head = raw.read(HEAD_BYTES)
+        raw.seek(0)
+        if opener:
+            with suppress(Exception):  # a damaged one is recognized as it is
+                head, holds = opener(raw).read(HEAD_BYTES), "a compressed file that holds "
+    if found := other_kind(head):
+        kind, way_out = found
+        return UsageError(
+            f"{source} is {holds}{kind}. The source must be a folder, a zip or a tar (plain, "
+            f"gzip, bzip2 or xz): {way_out}."
+        )
+    return UsageError(
+        f"{source} cannot be read as a whole zip or tar archive ({type(error).__name__}: {error}). "
+        "It is damaged or cut off: delete it and fetch it again."
+    )
 
 
 def other_kind(head: bytes) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,8 +17,6 @@ from typing import IO
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DEFLATE_WINDOW = -15  # raw, without zlib's own header
 _LZMA_MEMORY_BYTES = 512 * 2**20
-_UTF8_FLAG = 0x800
-_UNICODE_PATH = 0x7075  # the extra field in which WinRAR and 7-Zip put a name in UTF-8
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
@@ -78,24 +76,3 @@ def _unpacked(raw: bytes, method: int, size_bytes: int) -> bytes:
         stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY_BYTES)
         return stream.decompress(raw[4:9] + b"\xff" * 8 + raw[9:], limit)
     return raw
-
-
-def zip_names(info: zipfile.ZipInfo) -> tuple[bytes, str]:
-    """Return the bytes of an entry's name and the name itself, the same in every Python version.
-
-    `zipfile` reads the extra field from Python 3.12 on, and takes the names of macOS, which are
-    UTF-8 without the flag, for those of MS-DOS.
-    """
-    if info.flag_bits & _UTF8_FLAG or (info.orig_filename.isascii() and not info.extra):
-        return info.orig_filename.encode(), info.orig_filename
-    raw, extra = info.orig_filename.encode("cp437"), info.extra
-    with suppress(UnicodeDecodeError, struct.error):
-        while extra:
-            kind, size = struct.unpack_from("<HH", extra)
-            # A version, the CRC-32 of the name that it belongs to, and the name in UTF-8.
-            if kind == _UNICODE_PATH and extra[4:9] == struct.pack("<BI", 1, zlib.crc32(raw)):
-                return raw, extra[9 : 4 + size].decode()
-            extra = extra[4 + size :]
-    with suppress(UnicodeDecodeError):
-        return raw, raw.decode()
-    return raw, info.orig_filename
