@@ -78,6 +78,8 @@ def _prepare(arguments: argparse.Namespace, place: DataLocation) -> None:
     print(f"{where}: {images} images of {classes}, fingerprint {manifest.fingerprint}.")
     if found.test_split:
         print(f"The test split is {found.test_split}.")
+    for note in found.notes:
+        print(note)
     if skipped:
         noun = "file" if skipped == 1 else "files"
         first = found.first_skipped

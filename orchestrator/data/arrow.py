@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +186,14 @@ def digests(
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical).hexdigest()[:16], dict(zip(splits, whole, strict=True))
+
+
+def image_digests(split: SplitFile) -> Iterator[bytes]:
+    """Yield a digest of the pixels of each image."""
+    shape = (len(split.labels), split.image_bytes)
+    pixels = np.memmap(split.path, np.uint8, "r", offset=split.pixels_at, shape=shape)
+    for image in pixels:
+        yield hashlib.blake2b(image, digest_size=16).digest()
 
 
 def _pixel_digest(split: SplitFile) -> str:

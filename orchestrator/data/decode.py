@@ -53,9 +53,9 @@ def decode_split(
 ) -> Histogram:
     """Decode members to RGB, write each to its row, and return the histogram, (3, 256).
 
-    `members` are those of `read_members`, in any order; `row_of` is the row of each. With
-    `resize`, the centre square of an image is resized to the split's image size; without, an image
-    of another size is an error. `pool` is of `decoders`; None: decode in this process. `update` is
+    `members` are those of `read_members`, in any order; `row_of` is the row of each. With `resize`,
+    the centre square of an image is resized to the split's image size; without, an image of another
+    size is an error. `pool` is of `decoders`; None: decode in this process. `update` is
     called with the number of images done so far.
 
     Raises:
@@ -161,7 +161,7 @@ def _decode_chunk(split: SplitFile, resize: bool, chunk: _Chunk) -> _Decoded:
                     content = content.read(archive)  # noqa: PLW2901
                 pixels[index] = decode(content, (height, width), resize=resize)
             except Exception as error:  # decoders raise nearly anything on broken files
-                problems.append(f"The image {name!r} cannot be used: {_reason(error)}.")
+                problems.append(f"The image {name!r} cannot be used: {_reason(error, content)}.")
         # Most members are in the order of their rows, so few pieces need to be written.
         rows = [row for row, _, _ in chunk]
         starts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)]
@@ -190,17 +190,21 @@ def read_image(content: bytes | Path, name: str, shape: tuple[int, int, int]) ->
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken files
-        raise UsageError(f"The image {name!r} cannot be used: {_reason(error)}.") from error
+        raise UsageError(
+            f"The image {name!r} cannot be used: {_reason(error, content)}."
+        ) from error
     if shape[2] == 1:
         return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     return pixels
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, content: Content) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than the {MAX_PIXELS:,} pixels accepted"
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no image in a known format ({', '.join(FORMATS)})"
+        if content == b"" or (isinstance(content, Path) and not content.stat().st_size):
+            return "it is empty"
+        return f"it is no image in a known format ({', '.join(FORMATS)}); convert or remove it"
     if "MAX_TEXT" in str(error):
         return "its text metadata unpacks to more than 1 MiB; save it without metadata"
     return str(error).rstrip(".") or type(error).__name__

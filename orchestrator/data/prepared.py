@@ -43,6 +43,7 @@ class PreparedDataset:
     test_split: str = ""  # which images it holds; "": prepared by an older version
     skipped_files: int = 0  # hidden files, text and data in the source
     first_skipped: str = ""
+    notes: tuple[str, ...] = ()  # sentences on what was done with the source
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,6 +112,7 @@ def _from_manifest(folder: Path, content: bytes, disk_bytes: int) -> PreparedDat
         test_split=raw.get("test_split", ""),
         skipped_files=raw.get("skipped_files", 0),
         first_skipped=raw.get("first_skipped_file", ""),
+        notes=tuple(raw.get("notes", ())),
     )
 
 
@@ -203,6 +205,8 @@ def write_prepared(
         stored = disk.map(files.fsync, [split.path for split in splits.values()])
         fingerprint, sums = arrow.digests(splits, contents.class_names)
         list(stored)  # raises the error of a failed one
+    if contents.resize:  # the user's own images; what published ones hold is known
+        contents.extra["notes"] += _copies_note(splits)
     mean, std = arrow.mean_and_std(written["train"][1])
     height_px, width_px, channels = contents.shape
     versions = (found.version for found in distributions(name="sweep-orchestrator"))
@@ -225,6 +229,19 @@ def write_prepared(
         "prepared_at_s": time.time(),
     }
     (folder / DATASET_MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+def _copies_note(splits: dict[str, arrow.SplitFile]) -> list[str]:
+    """Return a sentence if test images are training images too, which raises test accuracy."""
+    train = set(arrow.image_digests(splits["train"]))
+    test = list(arrow.image_digests(splits["test"]))
+    copies = sum(digest in train for digest in test)
+    if not copies:
+        return []
+    return [
+        f"{copies:,} of {len(test):,} test images have the same pixels as a training image, so "
+        "test accuracy will be too high; remove the copies from the source."
+    ]
 
 
 def _write_split(

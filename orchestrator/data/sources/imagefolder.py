@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -9,7 +10,12 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.archives.read import folder_names, folders_above, member_names
+from orchestrator.data.archives.read import (
+    folder_names,
+    folders_above,
+    has_guessed_names,
+    member_names,
+)
 from orchestrator.data.sources.source import (
     Contents,
     Split,
@@ -25,10 +31,14 @@ _LAYOUT = (
     "val/CLASS/FILE or test/CLASS/FILE (in any case; `training`, `valid`, `validation` and "
     "`testing` are known too). Labels are taken from these folders only."
 )
+_ARCHIVE = re.compile(r".*\.(zip|7z|rar|tar|tgz|tbz2?|txz|gz|bz2|xz|zst)", re.IGNORECASE)
 _SPLIT_NAME = re.compile(
-    r"((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?)|(?P<test>test(ing)?))([-_ ]?set)?",
+    r"((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?)|(?P<test>test(ing)?))"
+    r"([-_ ]?(set|images?|data|split))?",
     re.IGNORECASE,
 )
+# A folder of images without labels, inside that of a split.
+_NO_CLASS = re.compile(r"|all|images?|imgs?|data|unknown|unlabell?ed", re.IGNORECASE)
 _PUBLISHED = {"data_batch_1": "cifar10", "wnids.txt": "tinyimagenet"}  # known by these files
 
 
@@ -44,18 +54,29 @@ class _Folders:
 def read_imagefolder(source: Path, image_size_px: int) -> Contents:
     """Read class folders, alone or in the folders of a training and a test split.
 
-    All can lie in wrapping folders. Hidden files, text and data are skipped and counted. Without a
-    test split, 10 % of every class become it.
+    All can lie in wrapping folders. Hidden files, text and data are skipped and counted. Images for
+    validation beside those for test join the training images, from which each trial's validation
+    split is drawn. Images for test without labels are left out. Without a test split, 10 % of every
+    class become it.
 
     Raises:
         UsageError: images outside a class folder, a class that is empty, too small, unknown in the
-            test split or there twice, or a name that is not UTF-8.
+            test split or there twice, a name that is not UTF-8, or an archive in the source.
     """
     every = member_names(source)
     images = [name for name in every if not is_no_image(name)]
+    raise_all(
+        source,
+        [
+            f"Its file {name!r} is an archive; unpack it and give the folder, or remove it."
+            for name in images
+            if _ARCHIVE.fullmatch(name)
+        ],
+    )
     skipped = sorted(set(every) - set(images), key=lambda name: (name.startswith("."), name))
     folders = sorted(name for name in folder_names(source) if not is_no_image(f"{name}/image"))
-    found, problems = _class_folders(images, folders, skipped)
+    notes: list[str] = []
+    found, problems = _class_folders(images, folders, skipped, notes)
     problems = problems or _class_problems(found)
     if not images:
         other = f", only other files such as {skipped[0]!r}" if skipped else ""
@@ -64,69 +85,139 @@ def read_imagefolder(source: Path, image_size_px: int) -> Contents:
     if problems and published:
         problems.insert(0, f"It looks like `{published.pop()}`: prepare it under that name.")
     raise_all(source, problems)
-    contents = _contents(found, image_size_px)
+    contents = _contents(found, image_size_px, notes)
+    notes += _name_notes(source, contents.class_names)
     if skipped:
         contents.extra["skipped_files"] = len(skipped)
         contents.extra["first_skipped_file"] = skipped[0]
     return contents
 
 
-def _contents(found: dict[str, _Folders], image_size_px: int) -> Contents:
+def _name_notes(source: Path, classes: tuple[str, ...]) -> list[str]:
+    foreign = [label for label in classes if not label.isascii()]
+    if not foreign or not has_guessed_names(source):
+        return []
+    return [
+        "The zip does not state the encoding of its names, so a class may have a wrong one, such "
+        f"as {foreign[0]!r}. To correct it, unpack the zip with a program that can be told the "
+        "encoding (such as `unzip -O cp932`) and prepare the folder."
+    ]
+
+
+def _contents(found: dict[str, _Folders], image_size_px: int, notes: list[str]) -> Contents:
     classes = tuple(sorted(found["train"].files))
-    splits: dict[str, Split] = {}
-    test_split = "10 % of every class, because the source has no folder for it"
-    extra: dict[str, Any] = {}
-    for role, folder in found.items():
-        labels = {
-            file: label for label, key in enumerate(classes) for file in folder.files.get(key, ())
-        }
-        splits["train" if role == "train" else "test"] = members(labels)
-        if role != "train":
-            test_split = f"the folder {folder.name!r}"
-    if "test" not in splits:
+
+    def split(*roles: str) -> Split:
+        parts = [found[role].files for role in roles if role in found]
+        return members(
+            {
+                file: label
+                for label, key in enumerate(classes)
+                for part in parts
+                for file in part.get(key, ())
+            }
+        )
+
+    splits = {"train": split("train", "val")}
+    extra: dict[str, Any] = {"notes": notes}
+    if "test" in found:
+        splits["test"] = split("test")
+        extra["test_split"] = f"the folder {found['test'].name!r}"
+        if missing := [label for label in classes if label not in found["test"].files]:
+            notes.append(
+                f"The test split has no image of {len(missing):,} of the {len(classes):,} classes, "
+                f"such as {missing[0]!r}."
+            )
+    else:
         every = splits["train"]
         is_test = stratified_mask(every.labels, TEST_FRACTION)
         splits = {
             name: Split(labels=every.labels[mask], members=tuple(compress(every.members, mask)))
             for name, mask in (("train", ~is_test), ("test", is_test))
         }
-        extra = {"held_out_fraction": TEST_FRACTION}
+        kind = "labelled folder" if notes else "folder"  # one is left out
+        extra["held_out_fraction"] = TEST_FRACTION
+        extra["test_split"] = f"10 % of every class, because the source has no {kind} for it"
     return Contents(
         class_names=classes,
         shape=(image_size_px, image_size_px, 3),
         splits=splits,
         resize=True,
-        extra=extra | {"test_split": test_split},
+        extra=extra,
     )
 
 
 def _class_folders(
-    images: list[str], folders: list[str], skipped: list[str]
+    images: list[str], folders: list[str], skipped: list[str], notes: list[str]
 ) -> tuple[dict[str, _Folders], list[str]]:
-    """Return the class folders of each split with their images, and the problems of the layout."""
+    """Return the class folders of each split with their images, and the problems of the layout.
+
+    The splits are "train", "test" if there is one, and "val" if it joins "train". Adds to `notes`.
+    """
     holders = {image.rpartition("/")[0] for image in images}
     # Folders of text and data only, such as annotations, neither wrap nor divide.
     others = folders_above(skipped) - folders_above(images)
     outer = [folder for folder in folders if folder not in others]
     root = _unwrapped("", outer, holders)
-    roles = {top: _role(top) for top in (path.removeprefix(root) for path in _inner(root, outer))}
+    roles = _roles([path.removeprefix(root) for path in _inner(root, outer)])
     # Only if nothing else is there: `train` and `test` could be classes among others.
     if "train" not in roles.values() or "" in roles.values():
         found = {"train": _Folders(path=root, name=root.rstrip("/"))}
-        return found, _fill(found, images, folders)
+        problems = _fill(found, images, folders)
+        unknown = [top for top, role in roles.items() if not role]
+        if problems and len(unknown) < len(roles):
+            problems.insert(0, f"The folder `{unknown[0]}` is no split; rename it or move it away.")
+        return found, problems
+    left_out = _unlabelled(root, roles, images)
+    notes += [
+        f"`{top}` is left out: its {number:,} images are not in class folders, so their labels are "
+        "unknown."
+        for top, number in left_out.items()
+    ]
+    images = [image for image in images if image.removeprefix(root).split("/")[0] not in left_out]
     found, problems = {}, []
     for top, role in roles.items():
+        if top in left_out:
+            continue
         if role in found:
             problems.append(f"`{found[role].name}` and `{top}` are the same split; merge them.")
         found[role] = _Folders(path=_unwrapped(f"{root}{top}/", outer, holders), name=top)
-    if {"val", "test"} <= found.keys():
-        train, val, test = (found[role].name for role in ("train", "val", "test"))
-        problems.append(
-            f"It has both `{val}` and `{test}` beside `{train}`; validation images are split off "
-            f"from `{train}`, so keep one of them as the test split and move the other into "
-            f"`{train}`."
+    if "val" in found and "test" in found:
+        val, train = found["val"].name, found["train"].name
+        notes.append(
+            f"The images of `{val}` join those of `{train}`: the validation split of a trial is "
+            "drawn from both."
         )
+    elif "val" in found:
+        found["test"] = found.pop("val")
     return found, problems or _fill(found, images, folders)
+
+
+def _unlabelled(root: str, roles: dict[str, str], images: list[str]) -> dict[str, int]:
+    """Return the folders for validation and test without class folders, and their image counts."""
+    holders: dict[str, list[str]] = {top: [] for top in roles}  # the folder of each image
+    for image in images:
+        top, _, inner = image.removeprefix(root).partition("/")
+        holders.get(top, []).append(inner.rpartition("/")[0])
+    trained = (path for top, role in roles.items() if role == "train" for path in holders[top])
+    classes = {path.rpartition("/")[2] for path in trained}
+
+    def is_no_class(path: str) -> bool:
+        name = path.rpartition("/")[2]
+        return name not in classes and bool(_NO_CLASS.fullmatch(name) or _role(name))
+
+    return {
+        top: len(holders[top])
+        for top, role in roles.items()
+        if role != "train" and len(set(holders[top])) == 1 and is_no_class(holders[top][0])
+    }
+
+
+def _roles(folders: list[str]) -> dict[str, str]:
+    """Return the role of each folder; all may begin alike, as `photos_train` and `photos_test`."""
+    common = os.path.commonprefix(folders) if len(folders) > 1 else ""  # noqa: RUF071 - of text
+    start = max(common.rfind(separator) for separator in "-_ ") + 1
+    return {folder: _role(folder[start:]) for folder in folders}
 
 
 def _role(folder: str) -> str:
@@ -185,8 +276,10 @@ def _is_utf8(name: str) -> bool:
 def _class_problems(found: dict[str, _Folders]) -> list[str]:
     classes = found["train"].files
     others = [part for role, part in found.items() if role != "train"]
-    splits = "training and validation" if others else "training, validation and test"
-    minimum = 2 if others else 3  # one image in each
+    minimum = 2 if "test" in found else 3  # one image in each
+    splits = "training and validation" if "test" in found else "training, validation and test"
+    joined = found["val"].files if "val" in found else {}
+    counts = {label: len(files) + len(joined.get(label, ())) for label, files in classes.items()}
     problems = [
         f"The class folder {part.path + label!r} holds no image; add images or delete the folder."
         for part in found.values()
@@ -195,9 +288,9 @@ def _class_problems(found: dict[str, _Folders]) -> list[str]:
     ]
     problems += [
         f"The class {label!r} needs at least {minimum} images to be split into {splits}; it has "
-        f"{len(files)}."
-        for label, files in sorted(classes.items())
-        if 0 < len(files) < minimum
+        f"{count}."
+        for label, count in sorted(counts.items())
+        if classes[label] and count < minimum
     ]
     if len(classes) < 2:
         problems.append(f"At least 2 classes are needed; got {sorted(classes)}. {_LAYOUT}")

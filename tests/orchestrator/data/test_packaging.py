@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.data import __main__ as data
 from orchestrator.data import prepare
@@ -26,6 +27,7 @@ from orchestrator.data.decode import decode
 from orchestrator.errors import UsageError
 from tests.orchestrator.data import archive_files as sources
 
+_PETS = ("cat", "dog")
 _NFC, _NFD = "caf\u00e9", "cafe\u0301"
 
 
@@ -105,6 +107,11 @@ def test_wrapping_folders_change_nothing(tmp_path: Path, writer: str, wrapping: 
         ("TRAIN", "valid"),
         ("training", "Validation"),
         ("training_set", "test_set"),
+        ("Training Data", "Validation-Data"),
+        ("train_images", "test_images"),
+        ("train_split", "VAL_SPLIT"),
+        ("photos_train", "photos_test"),
+        ("my photos-train", "my photos-val"),
     ],
 )
 @pytest.mark.parametrize("wrapping", ["", "data/", "data/v2/"])
@@ -136,6 +143,153 @@ def test_folders_of_text_and_data_beside_the_images_are_skipped(tmp_path: Path, 
     )
 
 
+@pytest.mark.parametrize("writer", _WRITERS)
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "valid", "test"), ("Train", "Val", "Test"), ("training", "validation", "testing")],
+)
+@pytest.mark.parametrize("wrapping", ["", "my data/v2/"])
+def test_images_for_validation_beside_those_for_test_join_the_training_images(
+    tmp_path: Path, writer: str, train: str, val: str, test: str, wrapping: str
+) -> None:
+    members = _photos(f"{wrapping}{train}/", n=5) | _photos(f"{wrapping}{test}/", n=2)
+    joined = dict(members)
+    for name in ("cat/3", "cat/4", "dog/4"):
+        moved = joined.pop(f"{wrapping}{train}/{name}.png")
+        joined[f"{wrapping}{val}/{name}.png"] = moved
+    plain = _prepared("imagefolder", sources.write_folder(tmp_path / "plain", members))
+    got = _prepared("imagefolder", _WRITERS[writer](tmp_path / "given", joined))
+    assert _images(got) == {"train": 10, "test": 4}
+    assert got["fingerprint"] == plain["fingerprint"]
+    assert got["test_split"] == f"the folder {test!r}"
+    assert got["notes"][0] == (
+        f"The images of `{val}` join those of `{train}`: the validation split of a trial is drawn "
+        "from both."
+    )
+    assert len(got["notes"]) == len(plain["notes"]) + 1
+
+
+@pytest.mark.parametrize("place", ["", "test/", "images/", "unlabeled/", "Test Images/", "a/all/"])
+@pytest.mark.parametrize("val", ["", "val/"])
+def test_a_test_folder_without_labels_is_left_out(tmp_path: Path, place: str, val: str) -> None:
+    labelled = _photos("train/") | (_photos(val, n=1) if val else {})
+    # All images of a class would be equal, and so would training and test images.
+    labelled = {name: _noise(number) for number, name in enumerate(labelled)}
+    members = labelled | {f"test/{place}{number}.png": b"never read" for number in range(1200)}
+    plain = _prepared("imagefolder", sources.write_folder(tmp_path / "plain", labelled))
+    got = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert got["fingerprint"] == plain["fingerprint"]
+    assert got["notes"] == [
+        "`test` is left out: its 1,200 images are not in class folders, so their labels are "
+        "unknown."
+    ]
+    assert got["test_split"] == (
+        "the folder 'val'"
+        if val
+        else "10 % of every class, because the source has no labelled folder for it"
+    )
+
+
+def test_a_test_split_of_one_class_with_a_general_name_is_read(tmp_path: Path) -> None:
+    """A class of the training images is no sign of missing labels."""
+    colors = {"cat": "red", "unknown": "blue"}
+    members = _photos("train/", colors) | _photos("test/", {"unknown": "blue"}, n=2)
+    manifest = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert _images(manifest) == {"train": 6, "test": 2}
+    note = "The test split has no image of 1 of the 2 classes, such as 'cat'."
+    assert note in manifest["notes"]
+
+
+def _noise(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return sources.encoded(Image.fromarray(pixels))
+
+
+def test_test_images_that_are_training_images_are_counted(tmp_path: Path) -> None:
+    members = {f"train/{c}/{n}.png": _noise(n + 9 * (c == "dog")) for c in _PETS for n in range(3)}
+    members |= {
+        f"test/{c}/{n}.png": _noise(99 + n + 9 * (c == "dog")) for c in _PETS for n in (0, 1)
+    }
+    clean = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
+    assert clean["notes"] == []
+    members["test/cat/1.png"] = members["train/cat/2.png"]
+    copied = _prepared("imagefolder", sources.write_zip(tmp_path / "b.zip", members))
+    assert copied["notes"] == [
+        "1 of 4 test images have the same pixels as a training image, so test accuracy will be too "
+        "high; remove the copies from the source."
+    ]
+
+
+def test_an_empty_file_is_named_as_empty(tmp_path: Path) -> None:
+    for writer in (sources.write_folder, sources.write_zip, sources.write_tar):
+        source = writer(tmp_path / writer.__name__, _photos() | {"cat/odd.jpg": b""})
+        expected = "The image 'cat/odd.jpg' cannot be used: it is empty."
+        assert _refusal("imagefolder", source) == expected
+
+
+class _Unmarked(zipfile.ZipInfo):
+    """An entry whose name is in an encoding that it does not state."""
+
+    encoding = ""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # of `zipfile`
+        return self.filename.encode(self.encoding), self.flag_bits & ~0x800
+
+
+def _unmarked_zip(
+    path: Path, members: Mapping[str, bytes], encoding: str, marked: Mapping[str, bytes] = {}
+) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            entry = _Unmarked(name)
+            entry.encoding = encoding
+            archive.writestr(entry, content)
+        for name, content in marked.items():
+            archive.writestr(name, content)
+    return path
+
+
+# The second byte of the last name's first character is a backslash.
+_NAMES = {
+    "cp932": ("\u732b", "\u72ac", "\u8868\u793a"),
+    "gbk": ("\u732b", "\u72d7", "\u8aa0"),
+    "big5": ("\u8c93", "\u72d7", "\u529f"),
+    "cp949": ("\uace0\uc591\uc774", "\uac1c", "\uc0c8"),
+    "cp1252": ("caf\u00e9", "th\u00e9", "\u00fcber"),
+}
+
+
+@pytest.mark.parametrize("encoding", _NAMES)
+def test_class_names_in_an_encoding_that_a_zip_does_not_state_stay_apart(
+    tmp_path: Path, encoding: str
+) -> None:
+    colors = dict(zip(_NAMES[encoding], ("red", "green", "blue"), strict=True))
+    members = _photos("train/", colors) | _photos("val/", colors, n=1)
+    source = _unmarked_zip(tmp_path / "a.zip", members, encoding)
+    manifest = _prepared("imagefolder", source)
+    assert _images(manifest) == {"train": 9, "test": 3}
+    plain = [name.replace("\uff3c", "\\") for name in manifest["class_names"]]
+    assert {name.encode("cp437").decode(encoding) for name in plain} == set(_NAMES[encoding])
+    assert manifest["notes"][0].startswith(
+        "The zip does not state the encoding of its names, so a class may have a wrong one, such "
+        f"as {manifest['class_names'][0]!r}."
+    )
+
+
+@pytest.mark.parametrize("encoding", _NAMES)
+def test_names_that_state_their_encoding_tell_that_of_the_others(
+    tmp_path: Path, encoding: str
+) -> None:
+    """7-Zip on Windows marks only those names as UTF-8 that its code page lacks."""
+    first = _NAMES[encoding][0]
+    members = _photos("train/", dict.fromkeys(_NAMES[encoding], "red"))
+    marked = _photos("val/", {first: "red"}, n=1)
+    source = _unmarked_zip(tmp_path / "a.zip", members, encoding, marked)
+    manifest = _prepared("imagefolder", source)
+    assert set(manifest["class_names"]) == set(_NAMES[encoding])
+    assert not any("encoding" in note for note in manifest["notes"])
+
+
 def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> None:
     members = _photos("data/train/train/") | _photos("data/test/test/", {"dog": "blue"}, n=1)
     manifest = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
@@ -146,13 +300,29 @@ def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
-        (_photos("Train/") | _photos("valid/") | _photos("TEST/"), "both `valid` and `TEST`"),
+        (
+            _photos() | {"bird.zip": b"PK", "owl/all.tar.gz": b"x"},
+            "Its file 'bird.zip' is an archive; unpack it and give the folder, or remove it. Its "
+            "file 'owl/all.tar.gz' is",
+        ),
+        (_photos("train/") | _photos("val/", {"owl": "red"}), "'owl' in `val` is unknown: `train`"),
+        (
+            _photos("train/") | _photos("valid/", {"owl": "red"}) | _photos("test/"),
+            "'owl' in `valid` is unknown: `train` has no such folder",
+        ),
+        (_photos("train/") | _photos("test/") | {"test/1.png": b""}, "'test/1.png' is not in a"),
+        (
+            _photos("train/") | {f"test/{c}/images/1.png": b"" for c in ("cat", "dog")},
+            "'test/cat/images/1.png' is not in a class folder",
+        ),
+        (_photos("train/") | {"test/Cat/1.png": b""}, "'Cat' in `test` is unknown"),
         (_photos("train/") | _photos("Training/"), "are the same split; merge them"),
         (
             _photos("animals/") | _photos("plants/", {"rose": "red", "tulip": "pink"}),
             "'animals/cat/0.png' is not in a class folder (the first of 12 such files). Put the",
         ),
         (_photos("train/") | _photos("holdout/"), "`valid`, `validation` and `testing` are known"),
+        (_photos("train/") | _photos("test/") | _photos("more/"), "`more` is no split; rename it"),
         (
             {f"train/{n}.png": b"" for n in range(2)} | {"labels.csv": b"0,cat"},
             "'train/0.png' is not in a class folder (the first of 2 such files). Put the images "
@@ -277,6 +447,8 @@ def test_the_command_prints_classes_splits_and_skipped_files(
         assert ": 4 train, 2 test images of 2 classes, fingerprint " in first
         assert others == [
             "The test split is 10 % of every class, because the source has no folder for it.",
+            "2 of 2 test images have the same pixels as a training image, so test accuracy will be "
+            "too high; remove the copies from the source.",
             "Skipped 1 file (hidden, text or data); the first is 'cat/notes.txt'.",
         ]
 

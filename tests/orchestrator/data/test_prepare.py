@@ -282,7 +282,6 @@ def test_train_among_other_folders_is_a_class(tmp_path: Path) -> None:
         (_classes("a", "b") | {"c.png": b""}, "'c.png' is not in a class folder"),
         (_classes("a", "b/deep"), "'b/deep/0.png' is not in a class folder"),
         (_classes("train/a", "train/b", "val/x"), "class 'x' in `val` is unknown"),
-        (_classes("train/a", "train/b", "val/a", "test/a"), "both `val` and `test`"),
         ({}, "holds no image"),
     ],
 )
