@@ -89,7 +89,7 @@ def _status(address: str, body: dict | None = None, token: str | None = None) ->
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_running_sweep_listens_on_loopback_only_and_its_dashboard_wants_the_token(
+def test_a_running_sweep_listens_on_loopback_only_and_its_dashboard_requires_the_token(
     tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Case 79: every listening socket of every process of the sweep; with two workers per trial
@@ -128,7 +128,7 @@ def test_a_running_sweep_listens_on_loopback_only_and_its_dashboard_wants_the_to
     wait_for(lambda: not _processes(mark), "the end of every process", 30)
 
 
-def test_a_token_file_that_others_could_read_is_closed(
+def test_a_token_file_that_others_can_read_is_restricted_to_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 80: Ray writes it with mode 0644."""
@@ -144,7 +144,7 @@ def test_a_token_file_that_others_could_read_is_closed(
     assert path.read_text() == "a token of Ray's"
 
 
-def test_a_token_file_is_made_whole_and_closed(
+def test_a_token_file_is_written_whole_and_only_its_owner_can_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 80: also where a killed writer left it empty, with which no Ray would start."""

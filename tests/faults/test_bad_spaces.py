@@ -57,7 +57,7 @@ def _assert_refused(folder: Path, *arguments: str, sentences: tuple[str, ...]) -
     ],
     ids=lambda value: value.splitlines()[-1][:30] if isinstance(value, str) else "",
 )
-def test_a_space_file_that_cannot_be_read_is_answered_with_its_line_and_reason(
+def test_the_error_of_an_unreadable_space_file_has_its_line_and_reason(
     tmp_path: Path, source: str, sentences: tuple[str, ...]
 ) -> None:
     """Case 77: values that no range can have, a syntax error, a file that raises or exits."""
@@ -93,7 +93,7 @@ def test_every_mistake_of_a_space_is_named_at_once(tmp_path: Path) -> None:
     _assert_refused(tmp_path, "./mine.py", "--dry-run", sentences=sentences)
 
 
-def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_path: Path) -> None:
+def test_values_that_training_cannot_use_are_named_before_anything_starts(tmp_path: Path) -> None:
     """Case 77: unknown optimizer, infinite and negative rates, a fraction for a whole number."""
     (tmp_path / "mine.py").write_text(
         HEAD + SOUND + "SPACE = SearchSpace(**{**VALUES, 'params': {\n"
@@ -114,7 +114,7 @@ def test_values_that_no_training_can_have_are_named_before_anything_starts(tmp_p
     _assert_refused(tmp_path, "./mine.py", sentences=sentences)
 
 
-def test_a_space_changed_within_the_same_second_is_read_anew(tmp_path: Path) -> None:
+def test_a_space_that_changed_within_the_same_second_is_read_again(tmp_path: Path) -> None:
     """Case 77: Python's cache of compiled files tells versions apart by size and second."""
     file = tmp_path / "mine.py"
     for number in (3, 4):
@@ -138,7 +138,7 @@ def test_a_space_changed_within_the_same_second_is_read_anew(tmp_path: Path) -> 
     ],
     ids=" ".join,
 )
-def test_a_wrong_flag_is_answered_in_a_sentence(
+def test_the_error_of_a_wrong_flag_is_a_sentence(
     tmp_path: Path, arguments: tuple[str, ...], sentences: tuple[str, ...]
 ) -> None:
     """Case 77: the command line."""

@@ -150,7 +150,7 @@ def _poison(file: Path, mark: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
+def test_a_trial_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(
     paths: SweepPaths, digits_data_dir: Path, damages: dict[str, Callable[[Path, Path], None]]
 ) -> None:
     """Cases 46, 48 and 76: one kind of damage to each of the two trials; the log says so, no code
@@ -172,7 +172,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
         assert f"A checkpoint is passed over: {paths.root / newest}" in said
 
 
-def test_a_manifest_torn_anywhere_never_counts(killed: Path, tmp_path: Path) -> None:
+def test_a_manifest_truncated_anywhere_is_never_valid(killed: Path, tmp_path: Path) -> None:
     """Case 48: at every tenth length."""
     whole = next(killed.glob("digits/trials/*/attempt_1/epoch_*"))
     torn = tmp_path / whole.name
@@ -198,7 +198,7 @@ def _facts(ledger: Ledger) -> list[tuple[Any, ...]]:
     return sorted(rows)
 
 
-def test_a_torn_journal_loses_its_tail_and_nothing_else(paths: SweepPaths) -> None:
+def test_a_truncated_journal_loses_its_end_and_nothing_else(paths: SweepPaths) -> None:
     """Case 53: cut at many lengths, scribbled over, grown by garbage."""
     journal = paths.ledger.with_name(paths.ledger.name + "-wal")
     shared = paths.ledger.with_name(paths.ledger.name + "-shm")
@@ -240,7 +240,7 @@ def test_a_torn_journal_loses_its_tail_and_nothing_else(paths: SweepPaths) -> No
     assert len(set(known)) > 3  # cuts at different places were really different
 
 
-def test_a_sweep_goes_on_from_a_torn_journal(paths: SweepPaths, digits_data_dir: Path) -> None:
+def test_a_sweep_resumes_from_a_truncated_journal(paths: SweepPaths, digits_data_dir: Path) -> None:
     """Cases 53 and 3: checkpoints are ahead of the ledger then."""
     journal = paths.ledger.with_name(paths.ledger.name + "-wal")
     os.truncate(journal, journal.stat().st_size - 10_000)
@@ -290,7 +290,7 @@ def test_a_ledger_of_another_schema_is_refused(paths: SweepPaths, digits_data_di
     assert "Use the version of the orchestrator that wrote it" in refused.stderr
 
 
-def test_a_sweep_of_other_package_versions_goes_on_and_says_so(
+def test_a_sweep_resumes_with_other_package_versions_and_prints_them(
     paths: SweepPaths, digits_data_dir: Path
 ) -> None:
     """Case 40: an upgrade between two runs."""
@@ -311,7 +311,7 @@ connection.execute("ROLLBACK")
 """
 
 
-def test_a_locked_ledger_is_waited_for(tmp_path: Path, digits_data_dir: Path) -> None:
+def test_a_sweep_waits_for_a_locked_ledger(tmp_path: Path, digits_data_dir: Path) -> None:
     """Case 54: another process holds it for 30 s in the middle of a sweep."""
     paths = SweepPaths(tmp_path / "results", "digits")
     with started(tmp_path, "digits", *OPTIONS, "--data-dir", digits_data_dir) as process:

@@ -65,7 +65,7 @@ def failure_classes(paths: SweepPaths) -> list[Any]:
     return [attempt.failure_class for attempt in ledger_of(paths).attempts()]
 
 
-def test_a_full_disk_is_waited_for_and_costs_no_trial_anything(
+def test_a_sweep_waits_for_a_full_disk_and_no_trial_fails(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """Case 42: the disk of the checkpoints is full for ten seconds."""
@@ -86,7 +86,7 @@ def test_a_full_disk_is_waited_for_and_costs_no_trial_anything(
     assert "disk" in failure_classes(paths)
 
 
-def test_a_disk_that_stays_read_only_stops_the_sweep_which_goes_on_later(
+def test_a_disk_that_stays_read_only_stops_the_sweep_and_it_resumes_later(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """Case 50."""
@@ -109,7 +109,7 @@ def test_a_disk_that_stays_read_only_stops_the_sweep_which_goes_on_later(
         assert table(paths) == unbroken
 
 
-def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
+def test_a_full_disk_of_the_ledger_stops_the_sweep_and_it_resumes_later(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """Case 43: ledger, log, MLflow and checkpoints are on one disk, and it is full."""
@@ -131,7 +131,7 @@ def test_a_full_disk_under_the_ledger_stops_the_sweep_which_goes_on_later(
 
 
 @pytest.mark.quick
-def test_a_sweep_that_the_disk_has_no_room_for_is_refused(
+def test_a_sweep_that_does_not_fit_on_the_disk_is_refused(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     options = ("digits", "--data-dir", digits_data_dir, "--storage", tmp_path / "small" / "r")
@@ -142,7 +142,7 @@ def test_a_sweep_that_the_disk_has_no_room_for_is_refused(
         assert list((tmp_path / "small").iterdir()) == []
 
 
-def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
+def test_a_trial_that_runs_out_of_memory_resumes_with_smaller_micro_batches(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     """Case 20: a real one: the address space of the training process is limited."""
@@ -171,7 +171,7 @@ def test_a_trial_that_the_memory_is_too_small_for_goes_on_in_smaller_parts(
 
 
 @pytest.mark.alone
-def test_a_trial_that_ray_kills_for_want_of_memory_goes_on_in_smaller_parts(
+def test_a_trial_that_ray_kills_to_free_memory_resumes_with_smaller_micro_batches(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     """Case 20: Ray's memory monitor kills a trial's process; neither Tune nor the sweep ends.

@@ -52,7 +52,9 @@ def _command(photos: Path, data_dir: Path, image_size: int = 64) -> list[str]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: no decoding processes")
-def test_a_killed_decoding_process_is_an_error_and_not_a_wait(tmp_path: Path, photos: Path) -> None:
+def test_a_killed_decoding_process_is_an_error_and_nothing_waits_for_it(
+    tmp_path: Path, photos: Path
+) -> None:
     """Case 19: within a minute, in a sentence, and nothing half written."""
     out = tmp_path / "data"
     with subprocess.Popen(
@@ -97,7 +99,9 @@ def _fill(folder: Path) -> None:
                     file.write(bytes(size))
 
 
-def test_a_disk_that_is_too_small_is_told_before_any_work(small_disk: Path, photos: Path) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_any_work(
+    small_disk: Path, photos: Path
+) -> None:
     """Case 43: the space that is needed is known."""
     ended = data_command(small_disk, *_command(photos, small_disk / "data", image_size=128)[3:])
     assert ended.status == 2, ended.said
@@ -105,7 +109,7 @@ def test_a_disk_that_is_too_small_is_told_before_any_work(small_disk: Path, phot
     assert tree(small_disk) == {"data"}
 
 
-def test_a_disk_that_fills_up_while_preparing_is_told_and_nothing_is_left(
+def test_a_disk_that_fills_up_while_preparing_is_reported_and_nothing_is_left(
     small_disk: Path, photos: Path
 ) -> None:
     """Case 43: something else takes the space; once it is free the same command succeeds."""
@@ -128,7 +132,7 @@ def test_a_disk_that_fills_up_while_preparing_is_told_and_nothing_is_left(
     assert again.status == 0, again.said
 
 
-def test_a_sweep_whose_data_do_not_fit_says_so_and_its_name_stays_free(
+def test_a_sweep_whose_data_do_not_fit_is_refused_and_its_name_stays_free(
     small_disk: Path, tmp_path: Path
 ) -> None:
     """Case 43: a sweep prepares a known dataset by itself."""

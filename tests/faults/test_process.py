@@ -70,7 +70,7 @@ def wait_for_the_end(mark: str, limit_s: float = 40) -> None:
         (signal.SIGINT, 3),
     ],
 )
-def test_a_stop_signal_however_often_loses_nothing_and_leaves_no_process(
+def test_any_number_of_stop_signals_loses_nothing_and_leaves_no_process(
     tmp_path: Path,
     digits_data_dir: Path,
     unbroken: list[Any],
@@ -153,7 +153,7 @@ def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
     assert table(paths) == unbroken
 
 
-def test_a_sweep_that_slept_goes_on_and_calls_nobody_hung(
+def test_a_sweep_that_was_suspended_continues_and_no_trial_counts_as_hung(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """Case 8: every process of the sweep is stopped for longer than the hang timeout."""
@@ -174,7 +174,7 @@ def test_a_sweep_that_slept_goes_on_and_calls_nobody_hung(
 
 
 @pytest.mark.quick
-def test_a_killed_trial_goes_on_from_its_last_checkpoint_and_is_not_charged(
+def test_a_killed_trial_resumes_from_its_last_checkpoint_and_the_attempt_does_not_count(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """Case 9."""
@@ -195,7 +195,7 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint_and_is_not_charged(
 
 
 @pytest.mark.quick
-def test_a_trial_that_hangs_is_ended_and_goes_on(
+def test_a_trial_that_hangs_is_ended_and_resumes(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
     """The watchdog: a trial process that is stopped gives no sign of life and cannot be asked."""
@@ -246,7 +246,7 @@ def test_killed_ranks_and_controllers_of_a_worker_group_cost_an_attempt_and_no_p
     ] == (list(range(12)))
 
 
-def test_a_second_driver_is_refused_and_a_dead_one_s_lock_is_nobody_s(
+def test_a_second_driver_is_refused_and_the_lock_of_a_dead_one_is_free(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
     """Case 17."""

@@ -93,7 +93,7 @@ def unbroken(cwd: Path, options: tuple[Any, ...], *more: Any) -> list[Any]:
     return table(SweepPaths(cwd / "unbroken", "mine"))
 
 
-def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
+def test_a_failed_trial_resumes_from_its_last_checkpoint_or_starts_again_as_the_flags_say(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths, whole: list[Any]
 ) -> None:
     """Cases 27, 28, 29, 36 and 37: trials fail in their third epoch, in every attempt, for now."""
@@ -122,7 +122,7 @@ def test_a_failed_trial_goes_on_from_its_last_checkpoint_or_starts_anew_as_told(
     assert one_value_per_epoch(paths) == {4}
 
 
-def test_more_trials_and_more_at_a_time_are_taken(
+def test_a_resumed_sweep_may_have_more_trials_and_more_at_a_time(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
 ) -> None:
     """Case 31."""
@@ -178,7 +178,7 @@ def test_another_space_or_dataset_is_refused_with_the_difference_unless_forced(
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_early_stopping_decides_the_same_over_a_kill_at_a_rung(
+def test_early_stopping_decides_the_same_after_a_kill_at_a_rung(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
 ) -> None:
     """Case 35: killed after each of several epochs, the sweep stops the trials it would have."""
@@ -198,7 +198,7 @@ def test_early_stopping_decides_the_same_over_a_kill_at_a_rung(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
-def test_another_user_goes_on_with_a_sweep_that_is_theirs_now(digits_data_dir: Path) -> None:
+def test_a_new_owner_of_the_files_resumes_the_sweep(digits_data_dir: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # pytest's folders are root's alone
     try:
         shutil.copytree(digits_data_dir, folder / "data")
@@ -228,7 +228,7 @@ def test_another_user_goes_on_with_a_sweep_that_is_theirs_now(digits_data_dir: P
         shutil.rmtree(folder)
 
 
-def test_a_moved_sweep_goes_on_in_its_new_place(
+def test_a_moved_sweep_resumes_in_its_new_folder(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths, whole: list[Any]
 ) -> None:
     """From another folder, with the old one gone: trials, checkpoints, MLflow's runs and files."""
@@ -273,7 +273,7 @@ def one_value_per_epoch(paths: SweepPaths) -> set[int]:
     return {len(client.get_metric_history(run.info.run_id, "val_loss")) for run in runs}
 
 
-def test_out_of_memory_is_met_with_smaller_micro_batches_and_the_same_effective_batch(
+def test_out_of_memory_is_retried_with_smaller_micro_batches_and_the_same_effective_batch(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
 ) -> None:
     """Case 21: two attempts run out of memory; the third does with a quarter of the batch."""
@@ -293,7 +293,7 @@ def test_out_of_memory_is_met_with_smaller_micro_batches_and_the_same_effective_
     assert {t["micro_batch_size"] for t in tags if "sweep.signature" in t} == {"8"}
 
 
-def test_a_sweep_whose_every_trial_fails_alike_stops_early_and_says_so(
+def test_a_sweep_whose_trials_all_fail_with_one_error_stops_early_and_prints_it(
     tmp_path: Path, options: tuple[Any, ...], paths: SweepPaths
 ) -> None:
     """Case 22: three trials of ten, each tried once, then the variant is given up."""

@@ -82,7 +82,7 @@ def metrics_in_mlflow(uri: str) -> dict[tuple[str, str, int], int]:
     return counts
 
 
-def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_table(
+def test_a_sweep_whose_machine_is_lost_resumes_from_the_storage_to_the_same_table(
     bucket: Bucket,
     unbroken,
     tmp_path: Path,
@@ -135,7 +135,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_the_storage_to_the_same_tabl
     assert "driver.json" not in names
 
 
-def test_an_older_copy_put_back_converges_and_doubles_nothing(
+def test_a_restored_older_copy_converges_and_doubles_nothing(
     bucket: Bucket,
     unbroken,
     tmp_path: Path,
@@ -281,7 +281,7 @@ def test_a_damaged_copy_is_refused_with_one_sentence(
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_a_sweep_name_that_is_taken_or_unknown_in_the_storage_is_told(
+def test_the_error_names_a_sweep_that_exists_or_is_unknown_in_the_storage(
     bucket: Bucket, tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cases 32 and 77, for a storage at an address."""

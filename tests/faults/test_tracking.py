@@ -248,7 +248,7 @@ def test_a_server_that_denies_access_is_explained_once(
     assert "does not have everything" in printed.getvalue()
 
 
-def test_the_user_is_told_that_mlflow_is_behind_and_that_it_caught_up(
+def test_a_line_is_printed_when_mlflow_is_behind_and_when_it_has_caught_up(
     server: Server, proxy: Proxy, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 57: one line once it has lasted some seconds, one when it is over."""

@@ -120,7 +120,9 @@ def test_two_epochs_equal_one_a_restart_and_one(digits_dir, tmp_path, optimizer)
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "radam", "lamb"])
 @pytest.mark.parametrize(("begun_on", "ended_on"), [(CPU, CUDA), (CUDA, CPU)])
-def test_a_training_goes_on_on_another_device(digits_dir, tmp_path, begun_on, ended_on, optimizer):
+def test_a_training_continues_on_another_device(
+    digits_dir, tmp_path, begun_on, ended_on, optimizer
+):
     # In float32 and without random draws, which differ between devices.
     config = digits_config(
         digits_dir, epochs=2, steps_per_epoch=6, optimizer=optimizer, lr=0.001, deterministic=True
@@ -179,7 +181,7 @@ def test_a_long_training_is_compiled_and_learns_as_one_that_is_not(
         assert mine == pytest.approx(theirs, rel=2e-2)
 
 
-def test_what_cannot_be_captured_goes_on_step_by_step(
+def test_what_cannot_be_captured_continues_step_by_step(
     digits_dir, tmp_path, monkeypatch, captures, caplog
 ):
     config = digits_config(digits_dir, **EVERYTHING)

@@ -395,7 +395,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_ledger_unchanged(ledger: Ledger)
     ledger.put("long", "x" * 100_000)
 
 
-def test_a_copy_is_consistent_while_writing_goes_on(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_copy_is_consistent_while_writing_continues(ledger: Ledger, tmp_path: Path) -> None:
     copy = tmp_path / "copy.sqlite"
     copy.with_name(".copy.sqlite.tmp").write_bytes(b"half a copy of a driver that was killed")
     stop = threading.Event()

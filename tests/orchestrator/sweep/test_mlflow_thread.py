@@ -113,7 +113,7 @@ class Time:
         return self.now_s
 
 
-def test_a_simulation_makes_the_steps_itself_and_is_told_the_pauses(tmp_path: Path) -> None:
+def test_a_simulation_makes_the_steps_itself_and_gets_the_pauses(tmp_path: Path) -> None:
     """No thread and no waiting: before the first epoch, between passes, after failures, at last."""
     sweep, time_ = CountedSweep(tmp_path), Time()
     sweep.tracker.clock = Clock(monotonic_s=time_.monotonic_s)
