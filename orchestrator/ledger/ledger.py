@@ -210,8 +210,9 @@ class Ledger:
 
     def _read_trials(self) -> None:
         """Read the trials that have changed; new ones come last, so the order is kept."""
+        # Ordered by +planned_seq, or SQLite would read every trial in the order of that index.
         rows = self.database.all(
-            "SELECT * FROM trials WHERE changed_seq > ? ORDER BY planned_seq", self._trials_seq
+            "SELECT * FROM trials WHERE changed_seq > ? ORDER BY +planned_seq", self._trials_seq
         )
         changed = []
         for row in rows:
@@ -223,11 +224,9 @@ class Ledger:
     def attempts(self, signature: str | None = None) -> list[Attempt]:
         """Return all attempts, or one trial's; each trial's in the order of their numbers."""
         columns = ", ".join(each.name for each in fields(Attempt))  # schema 5 has one more
-        rows = self.database.all(
-            f"SELECT {columns} FROM attempts WHERE ?1 IS NULL OR signature = ?1"
-            " ORDER BY attempt, started_s",
-            signature,
-        )
+        where, values = ("", ()) if signature is None else (" WHERE signature = ?", (signature,))
+        query = f"SELECT {columns} FROM attempts{where} ORDER BY attempt, started_s"
+        rows = self.database.all(query, *values)
         return [Attempt(**dict(row)) for row in rows]
 
     def epochs(self, signature: str, *, after: int = -1) -> list[EpochRow]:
@@ -257,8 +256,9 @@ class Ledger:
         """Return the row of the last epoch of every trial that has one, by signature."""
         with self.database.lock:
             rows = self.database.all(
+                # Grouped by +signature, or SQLite would read the whole index instead of new rows.
                 "SELECT e.* FROM epochs e JOIN (SELECT signature, max(epoch) AS epoch FROM epochs"
-                " WHERE seq > ? GROUP BY signature) USING (signature, epoch)",
+                " WHERE seq > ? GROUP BY +signature) USING (signature, epoch)",
                 self._latest_seq,
             )
             for row in map(_epoch, rows):
