@@ -252,3 +252,31 @@ def test_a_printed_command_runs_from_the_current_folder(
     monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
     assert program("mlflow") == "mlflow"
     assert program("absent") == "absent"
+
+
+_PACKAGE = Path(command.__file__).parent
+COMMANDS = [
+    ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts).removesuffix(".__main__")
+    for path in sorted(_PACKAGE.rglob("*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_imports_the_standard_library_and_this_project_only(module: str) -> None:
+    """So it is printed at once: no torch, ray, mlflow, optuna, numpy, rich or other package."""
+    assert {"orchestrator.sweep", "orchestrator.report", "orchestrator.data"} < set(COMMANDS)
+
+    def imported(*argv: str) -> set[str]:
+        python = [sys.executable, "-X", "importtime", *argv]
+        ended = subprocess.run(python, capture_output=True, text=True, check=True)
+        lines = [line for line in ended.stderr.splitlines() if line.startswith("import time:")]
+        names = [line.rpartition("|")[2].strip() for line in lines[1:]]
+        assert len(names) > 10
+        # `copy` asks for Jython's `org.python.core`.
+        return {name.partition(".")[0] for name in names} - {"org"}
+
+    # What Python itself imports when it starts depends on the environment.
+    packages = imported("-m", module, "--help") - imported("-c", "") - sys.stdlib_module_names
+    assert "orchestrator" in packages
+    assert packages <= {"orchestrator", "search_spaces", "trainables"}
