@@ -145,7 +145,30 @@ def console_on(file: TextIO) -> Console:
     # Brackets and colons in paths are not markup.
     width = None if file.isatty() else 140
     quiet = file if isinstance(file, Output) else cast(TextIO, Output(file))
-    return Console(file=quiet, width=width, markup=False, emoji=False)
+    # Rich takes a file for a terminal where FORCE_COLOR is set, and would move the cursor in it.
+    is_terminal = can_redraw(file)
+    is_colored = not is_terminal and _is_color_forced()
+    return Console(
+        file=quiet,
+        width=width,
+        markup=False,
+        emoji=False,
+        force_terminal=is_terminal,
+        color_system="standard" if is_colored else "auto",
+    )
+
+
+def can_redraw(file: TextIO) -> bool:
+    """Return whether a file is a terminal on which lines can be replaced."""
+    if not file.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    return "0" not in (os.environ.get("TTY_COMPATIBLE"), os.environ.get("TTY_INTERACTIVE"))
+
+
+def _is_color_forced() -> bool:
+    """Return whether the user asks for colors in files and pipes."""
+    forced = (os.environ.get("FORCE_COLOR"), os.environ.get("CLICOLOR_FORCE"))
+    return not os.environ.get("NO_COLOR") and any(value not in (None, "", "0") for value in forced)
 
 
 def exit_fast(main: Callable[[], int]) -> NoReturn:

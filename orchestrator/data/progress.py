@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from orchestrator.command import warn
+from orchestrator.command import can_redraw, console_on, warn
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -30,7 +30,7 @@ def progress(
     """
     if not shown:
         yield lambda done: None
-    elif sys.stderr.isatty():
+    elif can_redraw(sys.stderr):
         yield from _bar(what, total, unit, start)
     else:
         yield from _lines(what, total, unit, start)
@@ -38,7 +38,6 @@ def progress(
 
 def _bar(what: str, total: int | None, unit: str, start: int) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich
-    from rich.console import Console
 
     columns = [rich.TextColumn("{task.description}"), rich.BarColumn()]
     if unit == "bytes":
@@ -46,7 +45,7 @@ def _bar(what: str, total: int | None, unit: str, start: int) -> Iterator[Callab
     else:
         columns.append(rich.MofNCompleteColumn())
     columns.append(rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=Console(stderr=True)) as display:
+    with rich.Progress(*columns, console=console_on(sys.stderr)) as display:
         task = display.add_task(what, total=total, completed=start)
         yield lambda done: display.update(task, completed=done)
 

@@ -46,6 +46,7 @@ class SweepConfig:
     measure: bool = False
     verbose: bool = False
     verify: bool = False
+    words: tuple[str, ...] = ()  # the command's arguments as they were typed
 
     def __post_init__(self) -> None:
         problems = [*self._number_problems(), *self._word_problems()]

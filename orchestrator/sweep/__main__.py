@@ -6,6 +6,7 @@ Exit status: 0 all trials complete, 1 some failed, 2 wrong usage or input, 130 i
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from orchestrator import command
@@ -15,8 +16,9 @@ from orchestrator.sweep.arguments import _parser, config_from
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    interrupted = "Interrupted before the sweep started."
-    return command.run(_parser(), _run, argv, interrupted=interrupted, failed=command.FAILED)
+    parser, interrupted = _parser(), "Interrupted before the sweep started."
+    parser.set_defaults(words=tuple(sys.argv[1:] if argv is None else argv))
+    return command.run(parser, _run, argv, interrupted=interrupted, failed=command.FAILED)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -75,7 +74,9 @@ def _redirected_output(log_path: Path | None) -> Iterator[Console]:
 
     Without a log file all output stays on the terminal.
     """
-    out = os.fdopen(os.dup(1), "w", buffering=1)
+    # Names that the terminal's encoding lacks, or that are not text, are printed with escapes.
+    encoding, errors = sys.stdout.encoding, "backslashreplace"
+    out = os.fdopen(os.dup(1), "w", buffering=1, encoding=encoding, errors=errors)
     if log_path is None:
         yield console_on(out)
         return
@@ -279,6 +280,12 @@ def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread
             "Interrupted: saving results. Nothing is lost. A second signal skips the wait for "
             "MLflow, a third one ends the command at once."
         )
+        _print_resume(context)
+
+
+def _print_resume(context: SweepContext) -> None:
+    command = summary.resume_command(context.config)
+    context.console.print(f"To resume, run: {command}", soft_wrap=True, highlight=False)
 
 
 def _finish(
@@ -299,7 +306,7 @@ def _finish(
     context.fail(
         f"The copy of the ledger in {ledger_backup.storage.shown} could not be brought up to date. "
         f"This machine has everything in {context.paths.root}. When the storage is available "
-        f"again, run this command here: {summary.resume_command()}"
+        f"again, run this command here: {summary.resume_command(context.config)}"
     )
     return "failed" if outcome == "complete" else outcome
 
@@ -309,19 +316,19 @@ def _end_without_ledger(context: SweepContext, mlflow: MlflowThread, cleanup: Cl
     paths, database = context.paths, context.ledger.database
     cleanup.stop()
     place = database.rescue()
-    where, again = f"Its ledger is now {place}.", summary.resume_command()
+    where, storage = f"Its ledger is now {place}.", None
     if place == database.path:
         store = sqlite_file(mlflow.tracker.uri)
         if store is None or store.exists():
             _finish(context, mlflow, cleanup, "interrupted")
         where = f"The ledger was written to {place} again; other deleted files are lost."
     elif (place.parent.name, place.name) == (paths.name, database.path.name):
-        again += f" --storage {shlex.quote(str(place.parent.parent))}"
+        storage = place.parent.parent
     else:
         where += f" Move it back to {database.path}."
     context.fail(
         "The sweep stopped, because its ledger was moved, replaced or deleted while it ran. "
-        f"{where} Continue with: {again}"
+        f"{where} Continue with: {summary.resume_command(context.config, storage)}"
     )
     return FAILED
 
@@ -356,4 +363,6 @@ def _exit_status(
     if error is not None and not context.interruption.wanted.is_set():
         summary.print_stopped(context, error)
         return FAILED
+    if outcome == "interrupted":
+        _print_resume(context)  # again, below the tables
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)

@@ -24,7 +24,7 @@ from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan
 from orchestrator.search.sampler import study_of
 from orchestrator.storage.paths import DATASET_MANIFEST
-from orchestrator.sweep.display import duration
+from orchestrator.sweep.progress import duration
 
 if TYPE_CHECKING:
     from trainables.training.probe import TrainingTime

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +32,7 @@ from orchestrator.storage.paths import DATASET_MANIFEST, REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
 from orchestrator.sweep import measure
 from orchestrator.sweep.context import SweepContext
-from orchestrator.sweep.display import metric_heading, metric_text
+from orchestrator.sweep.progress import metric_heading, metric_text, params_text
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
 from search_spaces.space import shown
@@ -134,27 +135,30 @@ def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker
     evaluated = final_table(plan, trials, ledger.evaluations())
     if evaluated is not None:
         console.print(evaluated)
-    _print_failures(console, trials, ledger.attempts())
+    _print_failures(context, trials)
     for variant in scheduler.given_up():
         console.print(f"{variant} was stopped: several of its trials failed with the same error.")
     has_budget = context.config.budget_s or context.config.max_device_hours
     if has_budget and (left_out := scheduler.left_out()):
         number = ", ".join(f"{count} of {variant}" for variant, count in left_out.items())
         console.print(
-            f"These trials did not fit the budget: {number}. To run them, give {resume_command()} "
-            "with a new --budget or a larger --max-device-hours.",
+            f"These trials did not fit the budget: {number}. To run them, give "
+            f"{resume_command(context.config)} with a new --budget or a larger --max-device-hours.",
             soft_wrap=True,
+            highlight=False,
         )
     _print_places(context, tracker)
 
 
-def _print_failures(console: Console, trials: Sequence[Trial], attempts: Sequence[Attempt]) -> None:
-    if not (lines := failures(trials, attempts)):
+def _print_failures(context: SweepContext, trials: Sequence[Trial]) -> None:
+    console, ledger = context.console, context.ledger
+    if not (lines := failures(trials, ledger.attempts())):
         return
     console.print("These trials failed or diverged:", style="bold")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, highlight=False)
-    console.print(f"To retry the failed ones, run: {resume_command()}", soft_wrap=True)
+    again = f"To retry the failed ones, run: {resume_command(context.config)}"
+    console.print(again, soft_wrap=True, highlight=False)
 
 
 def _print_places(context: SweepContext, tracker: Tracker) -> None:
@@ -194,14 +198,28 @@ def print_stopped(context: SweepContext, error: BaseException) -> None:
     reason = str(error) if is_ours else f"{error!r}."
     context.fail(
         f"The sweep stopped. {reason} Everything until then is stored; continue with "
-        f"{resume_command()}. Details: {context.paths.log}"
+        f"{resume_command(context.config)}. Details: {context.paths.log}"
     )
 
 
-def resume_command() -> str:
-    """Return the command that resumes this command's sweep, without its secrets."""
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    return program("python") + sweep_command(*words, "--resume").removeprefix("python")
+def resume_command(config: SweepConfig, storage: Path | None = None) -> str:
+    """Return the command that resumes this command's sweep here, without its secrets.
+
+    `storage` replaces the one that was given, for a sweep that was moved.
+    """
+    words = [word for word in config.words if word != "--resume"]
+    added = ["--storage", str(storage)] if storage else []
+    # Variables may have been set for one command only.
+    for name, flag, value in (
+        ("SWEEP_STORAGE", "--storage", config.storage),
+        ("SWEEP_DATA_DIR", "--data-dir", config.data_dir),
+    ):
+        if os.environ.get(name) and not any(word.startswith(flag) for word in [*words, *added]):
+            added += [flag, str(value)]
+    end = words.index("--") if "--" in words else len(words)  # only positional ones follow it
+    words[end:end] = [*added, "--resume"]
+    python = program(Path(sys.executable or "python").name)
+    return python + sweep_command(*words).removeprefix("python")
 
 
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
@@ -225,7 +243,7 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
             str((trial.best_epoch or 0) + 1),
             str(ended[trial.variant]),
             trial.signature,
-            "  ".join(f"{name} {_short(value)}" for name, value in trial.params.items()),
+            params_text(trial.params),
         )
     return table
 
@@ -271,7 +289,3 @@ def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:
             f"(log: {attempt.log})"
         )
     return lines
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

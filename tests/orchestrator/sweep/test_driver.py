@@ -105,7 +105,6 @@ def test_a_sweep_whose_ledger_disappears_stops_and_names_where_it_is(
         time.sleep(3)
 
     simulate(monkeypatch, run)
-    monkeypatch.setattr("sys.argv", ["sweep", *arguments])
     assert main(arguments) == 1
     printed = capfd.readouterr().out
     assert "its ledger was moved, replaced or deleted while it ran" in printed
@@ -221,8 +220,15 @@ def test_an_interrupted_sweep_has_status_130_and_keeps_its_trials(
 
     simulate(monkeypatch, interrupt)
     assert main(arguments) == 130
-    assert "Nothing is lost" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "Nothing is lost" in printed
     assert statuses(tmp_path) == ["running"]
+    # It is printed at once, and below everything that is printed after it.
+    lines = [line for line in printed.splitlines() if line.startswith("To resume, run: ")]
+    assert lines == [printed.splitlines()[-1]] * 2
+    simulate(monkeypatch)
+    assert main(shlex.split(lines[0].partition(" -m orchestrator.sweep ")[2])) == 0
+    assert statuses(tmp_path) == ["complete", "complete"]
 
 
 def test_a_mistake_that_is_found_after_the_ledger_was_created_leaves_nothing_behind(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.plan.options import SweepConfig
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.sweep.summary import _print_places
-from tests.orchestrator.sweeps import plan, space
+from orchestrator.sweep.summary import _print_places, resume_command
+from tests.orchestrator.sweeps import parse_args, plan, space
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -31,3 +36,48 @@ def test_the_address_of_mlflows_page_is_one_line(tmp_path: Path, is_terminal: bo
     assert whole in printed
     assert ("then open http" in printed) != is_terminal
     assert "mlflow ui --backend-store-uri sqlite:////r/mlflow.db\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "resumed"),
+    [
+        ([], ["--resume"]),
+        (["digits", "--resume", "--trials", "3"], ["digits", "--trials", "3", "--resume"]),
+        (["./my spaces/a b.py", "--storage", "../res ults"], ...),
+        (["digits", "--storage=50%20 $HOME/`id`/$(id)/~/*", "--data-dir", "~/'a'\"b\""], ...),
+        (["räume/größe.py", "--storage", "结果", "--data-dir", "new\nline\\n"], ...),
+        (["--name", "a", "--", "digits"], ["--name", "a", "--resume", "--", "digits"]),
+    ],
+)
+def test_the_resume_command_repeats_what_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], resumed: list[str]
+) -> None:
+    """A shell gives the same words to the same Python, from the folder of the first command."""
+    python = tmp_path / "my env" / "bin" / "python3"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nfor word; do printf '%s\\0' \"$word\"; done\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.chdir(tmp_path)
+    for name in ("SWEEP_STORAGE", "SWEEP_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    config = SweepConfig(space="digits", name="digits", words=tuple(words))
+    ran = subprocess.run(["sh", "-c", resume_command(config)], capture_output=True, check=True)
+    expected = [*words, "--resume"] if resumed is ... else resumed
+    assert ran.stdout.decode().split("\0") == ["-m", "orchestrator.sweep", *expected, ""]
+
+
+def test_the_resume_command_has_the_folders_that_variables_gave_and_no_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SWEEP_STORAGE=results python ...` sets it for one command only."""
+    monkeypatch.setenv("SWEEP_STORAGE", "my results")
+    monkeypatch.setenv("SWEEP_DATA_DIR", "s3://key:secret@bucket/data")
+    config = dataclasses.replace(parse_args(["digits"]), words=("digits",))
+    data = ["--data-dir", "s3://[redacted]@bucket/data"]
+    last = [*data, "--resume"]
+    assert shlex.split(resume_command(config))[3:] == ["digits", "--storage", "my results", *last]
+    config = dataclasses.replace(config, storage="here", words=("digits", "--storage", "here"))
+    assert shlex.split(resume_command(config))[3:] == ["digits", "--storage", "here", *last]
+    moved = ["digits", "--storage", "here", "--storage", str(tmp_path), *last]
+    assert shlex.split(resume_command(config, tmp_path))[3:] == moved
