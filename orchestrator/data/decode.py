@@ -202,8 +202,11 @@ def _reason(error: Exception, content: Content) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than the {MAX_PIXELS:,} pixels accepted"
     if isinstance(error, UnidentifiedImageError):
-        if content == b"" or (isinstance(content, Path) and not content.stat().st_size):
+        data = content.read_bytes() if isinstance(content, Path) else content
+        if not data:
             return "it is empty"
+        if isinstance(data, bytes) and data.startswith(b"version https://git-lfs"):
+            return "it is a pointer of Git LFS; run `git lfs pull` in its repository"
         return f"it is no image in a known format ({', '.join(FORMATS)}); convert or remove it"
     if "MAX_TEXT" in str(error):
         return "its text metadata unpacks to more than 1 MiB; save it without metadata"

@@ -19,8 +19,9 @@ from orchestrator.data.known_datasets import KNOWN
 from orchestrator.errors import UsageError
 
 _MAX_LISTED = 10  # problems in one error
-# Left behind by operating systems.
-_SYSTEM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"}
+# Left behind by operating systems and file servers.
+_SYSTEM_FILES = {"__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"}
+_SYSTEM_FILES |= {"system volume information", "lost+found", "@eadir", "#recycle", "@recycle"}
 # Text and data, which people keep beside their images. A web page may be a failed download of one.
 _OTHER_FILES = re.compile(
     r".*\.(txt|md|rst|csv|tsv|json|jsonl|xml|ya?ml|ini|log|py|ipynb|xlsx?|db|mat"

@@ -86,12 +86,15 @@ def test_wrapping_folders_change_nothing(tmp_path: Path, writer: str, wrapping: 
         ".DS_Store": b"x",
         f"{wrapping}cat/Thumbs.db": b"\xd0\xcf",
         f"{wrapping}cat/desktop.ini": b"[x]",
+        f"{wrapping}cat/Icon\r": b"",
+        f"{wrapping}cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg": b"x",
+        "lost+found/1": b"x",
         f"{wrapping}dog/.ipynb_checkpoints/0-checkpoint.png": b"x",
     }
     got = _prepared("imagefolder", _WRITERS[writer](tmp_path / "given", members))
     assert got["fingerprint"] == plain["fingerprint"]
     assert got["class_names"] == ["cat", "dog"]
-    assert got["skipped_files"] == 7
+    assert got["skipped_files"] == 10
     assert "skipped_files" not in plain
 
 
@@ -220,11 +223,28 @@ def test_test_images_that_are_training_images_are_counted(tmp_path: Path) -> Non
     ]
 
 
-def test_an_empty_file_is_named_as_empty(tmp_path: Path) -> None:
-    for writer in (sources.write_folder, sources.write_zip, sources.write_tar):
-        source = writer(tmp_path / writer.__name__, _photos() | {"cat/odd.jpg": b""})
-        expected = "The image 'cat/odd.jpg' cannot be used: it is empty."
-        assert _refusal("imagefolder", source) == expected
+@pytest.mark.parametrize("writer", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "it is a pointer of Git LFS; run `git lfs pull` in its repository",
+        ),
+        (
+            b"\0\0\0\x18ftypheic" + bytes(99),
+            "it is no image in a known format (JPEG, PNG, BMP, GIF, WEBP, TIFF, PPM); convert or "
+            "remove it",
+        ),
+    ],
+)
+def test_a_file_that_is_no_image_is_named_as_what_it_is(
+    tmp_path: Path, writer: str, content: bytes, reason: str
+) -> None:
+    source = _WRITERS[writer](tmp_path / "a", _photos() | {"cat/odd.jpg": content})
+    expected = f"The image 'cat/odd.jpg' cannot be used: {reason}."
+    assert _refusal("imagefolder", source) == expected
 
 
 class _Unmarked(zipfile.ZipInfo):
