@@ -164,14 +164,11 @@ def _class_folders(
     if "train" not in roles.values() or "" in roles.values():
         found = {"train": _Folders(path=root, name=root.rstrip("/"))}
         problems = _fill(found, images, folders)
-        unknown = [top for top, role in roles.items() if not role]
-        if problems and len(unknown) < len(roles):
-            problems.insert(0, f"The folder `{unknown[0]}` is no split; rename it or move it away.")
-        return found, problems
+        return found, [*_no_splits(roles), *problems] if problems else []
     left_out = _unlabelled(root, roles, images)
     notes += [
-        f"`{top}` is left out: its {number:,} images are not in class folders, so their labels are "
-        "unknown."
+        f"`{top}` is left out: its images ({number:,}) are not in class folders, so their labels "
+        "are unknown."
         for top, number in left_out.items()
     ]
     images = [image for image in images if image.removeprefix(root).split("/")[0] not in left_out]
@@ -191,6 +188,17 @@ def _class_folders(
     elif "val" in found:
         found["test"] = found.pop("val")
     return found, problems or _fill(found, images, folders)
+
+
+def _no_splits(roles: dict[str, str]) -> list[str]:
+    """Return why folders that are named like splits are not read as such."""
+    splits = [top for top, role in roles.items() if role]
+    others = [top for top, role in roles.items() if not role]
+    if "train" in roles.values():
+        return [f"The folder `{top}` is no split; rename it or move it away." for top in others]
+    if splits and not others:
+        return [f"There is no training split beside `{splits[0]}`; name it `train`."]
+    return []
 
 
 def _unlabelled(root: str, roles: dict[str, str], images: list[str]) -> dict[str, int]:

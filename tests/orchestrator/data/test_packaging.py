@@ -183,7 +183,7 @@ def test_a_test_folder_without_labels_is_left_out(tmp_path: Path, place: str, va
     got = _prepared("imagefolder", sources.write_zip(tmp_path / "a.zip", members))
     assert got["fingerprint"] == plain["fingerprint"]
     assert got["notes"] == [
-        "`test` is left out: its 1,200 images are not in class folders, so their labels are "
+        "`test` is left out: its images (1,200) are not in class folders, so their labels are "
         "unknown."
     ]
     assert got["test_split"] == (
@@ -343,6 +343,7 @@ def test_each_split_can_be_wrapped_in_a_folder_of_its_own(tmp_path: Path) -> Non
         ),
         (_photos("train/") | _photos("holdout/"), "`valid`, `validation` and `testing` are known"),
         (_photos("train/") | _photos("test/") | _photos("more/"), "`more` is no split; rename it"),
+        (_photos("val/") | _photos("test/"), "There is no training split beside `test`; name it"),
         (
             {f"train/{n}.png": b"" for n in range(2)} | {"labels.csv": b"0,cat"},
             "'train/0.png' is not in a class folder (the first of 2 such files). Put the images "
