@@ -153,6 +153,7 @@ def console_on(file: TextIO) -> Console:
         width=width,
         markup=False,
         emoji=False,
+        highlight=False,  # numbers in color would be hard to search for
         force_terminal=is_terminal,
         color_system="standard" if is_colored else "auto",
     )

@@ -115,7 +115,8 @@ class Display:
         )
         lines = [self._status(ends)]
         if progress.best:
-            lines.append(f"  {best_text(progress.best, self.plan.space.metric)}")
+            best = best_text(progress.best, self.plan.space.metric)
+            lines.append(f"  {best}  {params_text(progress.best.trial.params)}".rstrip())
         lines += map(self._running_line, progress.running[:_MOST_LINES])
         if (more := len(progress.running) - _MOST_LINES) > 0:
             lines.append(f"  and {more} more running")

@@ -278,14 +278,15 @@ def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread
     if interrupted.is_set():
         context.console.print(
             "Interrupted: saving results. Nothing is lost. A second signal skips the wait for "
-            "MLflow, a third one ends the command at once."
+            "MLflow, a third one ends the command at once.",
+            soft_wrap=True,
         )
         _print_resume(context)
 
 
 def _print_resume(context: SweepContext) -> None:
     command = summary.resume_command(context.config)
-    context.console.print(f"To resume, run: {command}", soft_wrap=True, highlight=False)
+    context.console.print(f"To resume, run: {command}", soft_wrap=True)
 
 
 def _finish(

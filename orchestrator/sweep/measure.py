@@ -121,7 +121,7 @@ def _measure_variants(config: SweepConfig, plan: Plan, console: Console) -> dict
         )
     measured = {}
     for number, variant in enumerate(plan.variants, start=1):
-        console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).", highlight=False)
+        console.print(f"Measuring {variant} ({number} of {len(plan.variants)}).")
         times = _measure_variant(plan, variant, folder)
         workers = machines.workers_per_trial(plan)
         measured[variant] = replace(times, epoch_s=times.epoch_s / workers)
@@ -174,5 +174,4 @@ def print_forecast(
         + "Early stopping shortens this; starting trials and testing add to it. "
         f"Checkpoints take up to {disk.gib(sweep.disk_bytes)}.",
         soft_wrap=True,
-        highlight=False,
     )

@@ -69,10 +69,11 @@ def draw(progress: Progress, status: str, screen: Screen) -> list[Text]:
     lines = [Text(f"{plan.space.name} on {plan.dataset}", style="bold"), Text(status), Text()]
     heading, *variants = _variant_lines(progress, screen)
     trial_heading, trials = _trial_lines(progress, screen)
+    number = len(progress.running) + len(progress.waiting)
     per_trial = max(map(len, trials), default=0)
     best = _best_lines(progress.best, plan, screen) if progress.best else []
     room = screen.height - len(lines) - 2  # the heading of the variants, and a spare line
-    few = min(len(trials), 3) * per_trial + (2 if trials else 0)
+    few = min(number, 3) * per_trial + (2 if trials else 0)
     shown = _fitting(len(variants), room - few, 1)
     lines += [Text(heading, style="bold")] if shown else []
     lines += map(Text, variants[:shown])
@@ -80,12 +81,12 @@ def draw(progress: Progress, status: str, screen: Screen) -> list[Text]:
     room = screen.height - len(lines) - 1
     if trials:
         room -= 2
-        with_curve = _fitting(len(trials), room - len(best), per_trial)
-        is_room_for_curve = with_curve >= min(len(trials), 4)
-        shown = with_curve if is_room_for_curve else _fitting(len(trials), room, per_trial)
+        shown = _fitting(number, room - len(best), per_trial)
+        if shown < min(number, 4):  # without the curve
+            shown = _fitting(number, room, per_trial)
         lines += [Text(), Text(trial_heading, style="bold")]
         lines += [line for trial in trials[:shown] for line in trial]
-        lines += _more(len(trials) - shown, "running trial")
+        lines += _more(number - shown, "running trial")
         room = screen.height - len(lines) - 1
     if len(best) > room:
         best = best[:2]  # a blank line and the heading
@@ -138,12 +139,12 @@ def _variant_lines(progress: Progress, screen: Screen) -> list[str]:
 
 
 def _trial_lines(progress: Progress, screen: Screen) -> tuple[str, list[list[Text]]]:
-    """Return the heading of the running trials, and the lines of each of them.
+    """Return the heading of the running trials, and the lines of each that could fit.
 
     Hyperparameters are beside a trial if the terminal is wide enough, otherwise below it.
     """
     metric, glyphs = progress.plan.space.metric, screen.glyphs
-    trials = [*progress.running, *progress.waiting]
+    trials = [*progress.running, *progress.waiting][: screen.height]
     rows = [["trial", "epoch", "", f"{metric_heading(metric)}: last", "best", "images/s"]]
     for each in trials:
         name = _shortened(each.trial.name, max(screen.width - 53, 12), glyphs)

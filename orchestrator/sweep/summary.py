@@ -101,7 +101,7 @@ def print_plan(
         )
     console.print(table)
     for line in searched(plan):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
     if plan.num_finals:
         console.print(
             f"After the search, the best trial of each variant is trained again with "
@@ -145,7 +145,6 @@ def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker
             f"These trials did not fit the budget: {number}. To run them, give "
             f"{resume_command(context.config)} with a new --budget or a larger --max-device-hours.",
             soft_wrap=True,
-            highlight=False,
         )
     _print_places(context, tracker)
 
@@ -156,9 +155,9 @@ def _print_failures(context: SweepContext, trials: Sequence[Trial]) -> None:
         return
     console.print("These trials failed or diverged:", style="bold")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True, highlight=False)
+        console.print(f"  {line}", soft_wrap=True)
     again = f"To retry the failed ones, run: {resume_command(context.config)}"
-    console.print(again, soft_wrap=True, highlight=False)
+    console.print(again, soft_wrap=True)
 
 
 def _print_places(context: SweepContext, tracker: Tracker) -> None:
@@ -180,11 +179,11 @@ def _print_places(context: SweepContext, tracker: Tracker) -> None:
         if not context.console.is_terminal:
             lines.append(f"then open {page}")
     for line in lines:
-        context.console.print(line, soft_wrap=True, highlight=False)
+        context.console.print(line, soft_wrap=True)
     if tracker.experiment and context.console.is_terminal:
         # One line on a narrow terminal; many terminals open the whole address of the link.
         short = f"{page.partition('?')[0]}?workflowType=machine_learning"
-        context.console.print("then open:", highlight=False)
+        context.console.print("then open:")
         context.console.print(Text(short, style=Style(link=page)), soft_wrap=True)
 
 

@@ -275,7 +275,7 @@ def test_plain_lines_show_the_running_trials(ledger: Ledger, tmp_path: Path) -> 
     first = [
         "0 of 60 trials ended (0 complete, 0 stopped early, 0 diverged, 0 failed), 12 running; "
         "0:00:00 elapsed",
-        "  Best so far: cnn2-000 (running), val_top1 75.0 % in epoch 1 of 9",
+        "  Best so far: cnn2-000 (running), val_top1 75.0 % in epoch 1 of 9  lr 0.1",
         "  cnn2-000  epoch 2 of 9  val_top1 50.0 %, best 75.0 %  1,234 images/s  lr 0.1",
         "  cnn2-001  epoch 0 of 9  lr 0.1",
     ]

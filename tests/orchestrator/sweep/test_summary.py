@@ -24,7 +24,7 @@ from tests.orchestrator.sweeps import parse_args, plan, space
 def test_the_address_of_mlflows_page_is_one_line(tmp_path: Path, is_terminal: bool) -> None:
     """On a terminal of 80 columns the whole address is behind the short one."""
     file, paths = io.StringIO(), SweepPaths(Path("/r"), "s")
-    console = Console(file=file, force_terminal=is_terminal, width=80)
+    console = Console(file=file, force_terminal=is_terminal, width=80, highlight=False)
     context: Any = SimpleNamespace(paths=paths, plan=plan(space()), console=console)
     tracker: Any = SimpleNamespace(uri=paths.default_tracking_uri, outputs=(), experiment="1")
     _print_places(context, tracker)
