@@ -96,6 +96,7 @@ class Progress:
             return known
         rows = list(known.rows) if known else []
         rows += self.ledger.epochs(trial.signature, after=max((r.seq for r in rows), default=-1))
+        rows.sort(key=lambda row: row.epoch)  # an earlier epoch may arrive from a later attempt
         metric = self.plan.space.metric
         # Without a validation split, `val_` metrics are 0.
         has_metric = trial.config["validation_fraction"] or not metric.startswith("val_")

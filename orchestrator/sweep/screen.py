@@ -216,8 +216,8 @@ def best_text(best: TrialProgress, metric: str) -> str:
 def curve(values: Sequence[float], epochs: int, width: int, mode: str, glyphs: Glyphs) -> list[str]:
     """Return the lines of a curve of one value per epoch, with blanks where there is none.
 
-    The lowest value has the lowest bar. If there are more epochs than columns, a column shows the
-    best of its epochs.
+    The bars are scaled to the lowest and the highest value. If there are more epochs than columns,
+    a column shows the best of its epochs.
     """
     columns = epochs * min(width // epochs, _WIDEST_EPOCH) if epochs <= width else max(width, 1)
     full, choose = len(glyphs.levels) - 1, max if mode == "max" else min
@@ -226,7 +226,7 @@ def curve(values: Sequence[float], epochs: int, width: int, mode: str, glyphs: G
         first = column * epochs // columns
         own = values[first : max((column + 1) * epochs // columns, first + 1)]
         bars.append(choose(filter(math.isfinite, own), default=math.nan))
-    finite = [value for value in bars if math.isfinite(value)]
+    finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite), max(finite)
     scale = (_CURVE_LINES * full - 1) / (high - low) if high > low else 0.0
     levels = [1 + round((v - low) * scale) if math.isfinite(v) else 0 for v in bars]

@@ -196,8 +196,8 @@ def print_stopped(context: SweepContext, error: BaseException) -> None:
     is_ours = isinstance(error, OrchestratorError | StorageError)
     reason = str(error) if is_ours else f"{error!r}."
     context.fail(
-        f"The sweep stopped. {reason} Everything until then is stored; continue with "
-        f"{resume_command(context.config)}. Details: {context.paths.log}"
+        f"The sweep stopped. {reason} Everything until then is stored. Details: "
+        f"{context.paths.log}\nTo resume, run: {resume_command(context.config)}"
     )
 
 

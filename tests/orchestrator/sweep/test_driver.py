@@ -168,7 +168,8 @@ def test_an_error_of_the_trials_thread_ends_the_sweep_with_status_1(
     assert main(arguments) == 1
     printed = capfd.readouterr()
     assert "The sweep stopped. RuntimeError('Ray has gone')." in printed.out
-    assert "--resume" in printed.out
+    command = printed.out.rpartition("To resume, run: ")[2].partition(" -m orchestrator.sweep ")[2]
+    assert shlex.split(command.splitlines()[0]) == [*arguments, "--resume"]
     assert "RuntimeError: Ray has gone" in printed.err  # which is the log, outside of tests
     assert statuses(tmp_path) == ["running"]
 

@@ -166,3 +166,16 @@ def test_a_refresh_reads_only_what_has_changed(tmp_path: Path) -> None:
         return unchanged, count[0] - unchanged
 
     assert steps(200) == steps(20)
+
+
+def test_an_epoch_that_arrives_late_is_in_its_place(tmp_path: Path) -> None:
+    of_plan = plan(space(variants=("cnn2",)))
+    progress = read(tmp_path, of_plan, 1, 1)
+    ledger = progress.ledger
+    ledger.record_epoch("cnn20", 1, 2, metrics(val_top1=0.75), None)
+    progress.update()
+    ledger.record_epoch("cnn20", 1, 1, metrics(val_top1=0.5), None)
+    progress.update()
+    assert [row.epoch for row in progress.running[0].rows] == [0, 1, 2]
+    assert (progress.running[0].last, progress.running[0].best) == (0.75, (2, 0.75))
+    assert "3 of 30" in "\n".join(drawn(progress, 80, 24))
