@@ -44,3 +44,18 @@ def is_fraction(metric: str) -> bool:
     """Return whether a metric of an epoch is a fraction, printed as percent."""
     assert metric in METRIC_NAMES
     return metric.endswith(("top1", "top5"))
+
+
+def metric_heading(metric: str) -> str:
+    """Return the heading of a column of a metric's values, with its unit."""
+    return f"{metric}, %" if is_fraction(metric) else metric
+
+
+def metric_text(metric: str, value: float) -> str:
+    """Return a metric's value as it is printed, without its unit."""
+    return f"{100 * value:.1f}" if is_fraction(metric) else f"{value:.4f}"
+
+
+def metric_with_unit(metric: str, value: float) -> str:
+    """Return a metric's value as it is printed in a sentence."""
+    return f"{metric_text(metric, value)} %" if is_fraction(metric) else metric_text(metric, value)

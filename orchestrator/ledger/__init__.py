@@ -2,5 +2,5 @@
 
 `ledger` reads and writes it, `database` is its SQLite file, `header` and `records` are its facts
 and rows. `backup` copies it to the storage, `snapshot` opens a copy. `ranking` finds the best
-trials, `retention` deletes checkpoints that are no longer needed.
+trials, `leaderboard` makes tables of them, `retention` deletes checkpoints that are not needed.
 """

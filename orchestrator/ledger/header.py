@@ -83,6 +83,7 @@ class SweepHeader:
     options: Mapping[str, Any] = field(default_factory=dict)  # flags that decide what is computed
     space: str = ""  # as the command named it: a name, or a path in `folder`
     folder: str = ""  # the command's working directory
+    git_commit: str = ""  # of the repository that holds that directory, "" if none does
     data_dir: str = ""  # where datasets are, absolute, or a URL without its password
     # The space's own `trials`, `final_seeds` and `dataset`.
     space_own: Mapping[str, Any] = field(default_factory=dict)

@@ -32,6 +32,7 @@ class SweepConfig:
     data_dir: Path | str = Path("data")  # str: an address
     storage: Path | str = Path("results")  # str: an address
     tracking_uri: str | None = None
+    register: str | None = None
     address: str | None = None
     name: str = ""
     keep: str | None = None
@@ -100,6 +101,11 @@ class SweepConfig:
                 "`--name` must be letters, digits, '.', '_' and '-', starting with a letter or "
                 f"digit; got {self.name!r}."
             )
+        if self.register is not None and not re.fullmatch(r"\w[\w .-]{0,249}", self.register):
+            problems.append(
+                "`--register` must be letters, digits, spaces, '.', '_' and '-', starting with a "
+                f"letter, digit or '_'; got {self.register!r}."
+            )
         if self.tracking_uri is not None:
             problems += filter(None, [tracking_uri.problem(self.tracking_uri)])
         return problems
@@ -116,10 +122,10 @@ class SweepConfig:
 
 
 def given_options(config: SweepConfig) -> dict[str, Any]:
-    """Return the given flags that change what is computed, for the ledger."""
+    """Return the given flags that a resumed sweep keeps, for the ledger."""
     names = (
         *("trials", "epochs", "variants", "dataset", "seed", "image_size", "weights"),
-        *("final_seeds", "final_on_all", "workers_per_trial", "gpus_per_trial", "keep"),
+        *("final_seeds", "final_on_all", "workers_per_trial", "gpus_per_trial", "keep", "register"),
     )
     options = {name: getattr(config, name) for name in names}
     if config.variants:

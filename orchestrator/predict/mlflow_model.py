@@ -32,11 +32,15 @@ from trainables import files
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
     from trainables.data.dataset import Manifest
     from trainables.evaluation.classifier import Classifier
 
 ARTIFACT = MODEL  # folder of the exported model in a run's artifacts
+_WEIGHTS = "weights"  # folder of a trial's weights in its run's artifacts
 _CLASSIFIER = "classifier"  # folder in the exported model that `write_folder` wrote
 # What the two packages need for predictions. Other libraries are imported only for other tasks.
 _REQUIREMENTS = (
@@ -176,20 +180,35 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
     client = mlflow.MlflowClient(tracking_uri=uri)
     try:
         run = client.get_run(run_id)
-        held = {item.path for item in client.list_artifacts(run_id)}
-        if ARTIFACT in held:
-            kind, wanted = "exported", f"{ARTIFACT}/data/{_CLASSIFIER}"
-        elif "weights" in held:
-            kind, wanted = "weights", "weights"
-        else:
+        files, wanted = _artifacts(client, run, uri)
+        if not wanted:
             raise UsageError(
                 f"The MLflow run {run_id!r} has no model. The sweep's own run and the runs of the "
                 "best trials of each variant have one. Give the id of such a run, or the sweep's "
                 "name."
             )
-        return Path(client.download_artifacts(run_id, wanted, str(target))), kind, run.data.tags
+        kind = "weights" if wanted == _WEIGHTS else "exported"
+        return Path(files.download_artifacts(wanted, str(target))), kind, run.data.tags
     except (MlflowException, OSError) as error:
         raise UsageError(
             f"The MLflow run {run_id!r} cannot be read from {uri}: "
             f"{reason(error, uri)} Check the id and --tracking-uri."
         ) from error
+
+
+def _artifacts(client: MlflowClient, run: Run, uri: str) -> tuple[ArtifactRepository, str]:
+    """Return where the files of a run's model are, and the folder in there, "" without a model."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    files = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
+    held = {item.path for item in files.list_artifacts()}
+    if _WEIGHTS in held:
+        return files, _WEIGHTS
+    if ARTIFACT in held:  # an earlier version of this program wrote it there
+        return files, f"{ARTIFACT}/data/{_CLASSIFIER}"
+    models = run.outputs.model_outputs if run.outputs else ()
+    if not models:
+        return files, ""
+    newest = max(models, key=lambda model: model.step)
+    location = client.get_logged_model(newest.model_id).artifact_location
+    return get_artifact_repository(location, tracking_uri=uri), f"data/{_CLASSIFIER}"

@@ -109,6 +109,7 @@ def _add_locations(add: Callable[..., Any]) -> None:
     add_storage(add)
     add_data_dir(add)
     add_tracking_uri(add)
+    add("--register NAME", "register the best model in MLflow under this name (default: do not)")
     add(
         "--address ADDR",
         "address of the Ray cluster, or local for a new one on this machine (default: RAY_ADDRESS, "
@@ -156,7 +157,8 @@ def _add_modes(add: Callable[..., Any]) -> None:
     add(
         "--resume",
         "resume the sweep with this name; the flags under trials and evaluation, --gpus-per-trial, "
-        "--workers-per-trial, --keep and --tracking-uri default to their earlier values",
+        "--workers-per-trial, --keep, --tracking-uri and --register default to their earlier "
+        "values",
     )
     add(
         "--retry-failed",

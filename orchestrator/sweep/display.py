@@ -11,18 +11,14 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from orchestrator.clock import Clock
+from orchestrator.ledger.leaderboard import params_text
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, EpochRow, Trial
 from orchestrator.plan import forecast
 from orchestrator.plan.plan import Plan
-from orchestrator.sweep.progress import (
-    Progress,
-    TrialProgress,
-    duration,
-    metric_with_unit,
-    params_text,
-)
+from orchestrator.sweep.progress import Progress, TrialProgress, duration
 from orchestrator.sweep.screen import Screen, best_text, draw, glyphs_for
+from trainables.metrics import metric_with_unit
 
 # Without a terminal, the progress is printed less often the longer the sweep takes, with at most
 # this many running trials.

@@ -111,6 +111,7 @@ def _run(context: SweepContext) -> int:
         disk.check_room(paths.root, needed, disk.used_bytes(paths.root))
     uri = opening.choose_tracking_uri(config, ledger)
     tracker = Tracker(ledger, paths, uri, context.copied_seq, context.clock)
+    tracker.register_as = opening.choose_registered_name(ledger, uri)
     mlflow, cleanup = MlflowThread(tracker), CleanupThread(ledger, paths, context.copied_seq)
     error: BaseException | None = None
     with signals.signals_set(context.interruption):

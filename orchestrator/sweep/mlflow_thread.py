@@ -12,7 +12,7 @@ from orchestrator.ledger.records import ENDED
 from orchestrator.redaction import redacted
 from orchestrator.sweep.signals import EndLimit
 from orchestrator.threads import StepThread
-from orchestrator.tracking import client
+from orchestrator.tracking import client, sweep_run
 from orchestrator.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
@@ -153,9 +153,9 @@ class MlflowThread:
 
         An interrupted sweep has points that an unbroken one does not have otherwise.
         """
-        trials = self.tracker.ledger.trials()
-        is_final = outcome != "interrupted" and all(trial.status in ENDED for trial in trials)
-        return {"trials": len(trials)} if is_final else {}
+        ledger = self.tracker.ledger
+        is_final = outcome != "interrupted" and all(t.status in ENDED for t in ledger.trials())
+        return sweep_run.figures(ledger) if is_final else {}
 
     def _sync(self, outcome: str | None = None) -> bool:
         """Bring MLflow up to date once; return whether it accepted everything."""

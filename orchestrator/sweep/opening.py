@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,7 @@ from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
 from orchestrator.storage import sweeps, tracking_uri
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.tracking import best_model
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
@@ -81,6 +84,16 @@ def choose_tracking_uri(config: SweepConfig, ledger: Ledger) -> str:
     return uri
 
 
+def choose_registered_name(ledger: Ledger, uri: str) -> str | None:
+    """Return the name to register the best model under; raise a `UsageError` if MLflow refuses."""
+    name: str | None = ledger.header().options.get("register")
+    if name is not None and (problem := best_model.refusal(uri, name)) is not None:
+        raise UsageError(
+            f"The best model could not be registered as {name!r} at {redacted(uri)}. {problem}"
+        )
+    return name
+
+
 def discard_sweep(paths: SweepPaths, ledger: Ledger, ledger_backup: LedgerBackup | None) -> None:
     """Delete a sweep in which no trial has started, so that its name is free again."""
     if ledger_backup:
@@ -126,6 +139,7 @@ def _create_ledger(
             "created_s": clock.now_s(),
             "space": config.space,
             "folder": str(Path.cwd()),
+            "git_commit": _git_commit(),
             "data_dir": redacted(config.data.address or str(config.data.folder.absolute())),
             "plan": plan.identity(),
             "keep_best": space.keep_best,
@@ -139,6 +153,18 @@ def _create_ledger(
         },
         clock,
     )
+
+
+def _git_commit() -> str:
+    """Return the commit that is checked out in the working directory, "" without a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    commit = found.stdout.strip()
+    return commit if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit) else ""
 
 
 def _prepare_dataset(config: SweepConfig, dataset: str) -> Manifest:

@@ -11,7 +11,6 @@ from orchestrator.ledger.ranking import is_better
 from orchestrator.ledger.records import Attempt, EpochRow, Trial
 from orchestrator.plan.plan import Plan
 from orchestrator.search import decisions
-from trainables.metrics import is_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,31 +114,7 @@ class Progress:
         )
 
 
-def metric_heading(metric: str) -> str:
-    """Return the heading of a column of a metric's values, with its unit."""
-    return f"{metric}, %" if is_fraction(metric) else metric
-
-
-def metric_text(metric: str, value: float) -> str:
-    """Return a metric's value as it is printed, without its unit."""
-    return f"{100 * value:.1f}" if is_fraction(metric) else f"{value:.4f}"
-
-
-def metric_with_unit(metric: str, value: float) -> str:
-    """Return a metric's value as it is printed in a sentence."""
-    return f"{metric_text(metric, value)} %" if is_fraction(metric) else metric_text(metric, value)
-
-
-def params_text(params: Mapping[str, object]) -> str:
-    """Return hyperparameters as they are printed in one line."""
-    return "  ".join(f"{name} {_short(value)}" for name, value in params.items())
-
-
 def duration(seconds: float) -> str:
     """Return a duration as h:mm:ss."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

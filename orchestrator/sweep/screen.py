@@ -10,16 +10,10 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
+from orchestrator.ledger.leaderboard import params_text
 from orchestrator.plan.plan import Plan
-from orchestrator.sweep.progress import (
-    Progress,
-    TrialProgress,
-    duration,
-    metric_heading,
-    metric_text,
-    metric_with_unit,
-    params_text,
-)
+from orchestrator.sweep.progress import Progress, TrialProgress, duration
+from trainables.metrics import metric_heading, metric_text, metric_with_unit
 
 _CURVE_LINES = 4  # of characters, without heading and axis
 _WIDEST_BAR, _WIDEST_EPOCH = 20, 4  # characters of a bar, and of an epoch in a curve

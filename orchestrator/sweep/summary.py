@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from orchestrator.command import COMPLETE, console_on, program, sweep_command
 from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.data.prepared import prepared
 from orchestrator.errors import OrchestratorError, UsageError
-from orchestrator.ledger import ranking
-from orchestrator.ledger.records import ENDED, Attempt, Trial
+from orchestrator.ledger import leaderboard as rows
+from orchestrator.ledger.records import Attempt, Trial
 from orchestrator.plan import disk, machines, resolve
 from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Costs, Plan
@@ -32,7 +30,6 @@ from orchestrator.storage.paths import DATASET_MANIFEST, REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
 from orchestrator.sweep import measure
 from orchestrator.sweep.context import SweepContext
-from orchestrator.sweep.progress import metric_heading, metric_text, params_text
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
 from search_spaces.space import shown
@@ -162,8 +159,7 @@ def _print_failures(context: SweepContext, trials: Sequence[Trial]) -> None:
 
 def _print_places(context: SweepContext, tracker: Tracker) -> None:
     """Print where the report, the model, the ledger and MLflow's runs are."""
-    paths, uri, space = context.paths, redacted(tracker.uri), context.plan.space
-    lines = []
+    paths, lines = context.paths, []
     for output in tracker.outputs:
         page = REPORT_PAGE if output.name == REPORT else ""
         lines.append(f"{output.name.capitalize()}: {output.folder / page}")
@@ -172,19 +168,28 @@ def _print_places(context: SweepContext, tracker: Tracker) -> None:
         lines.append(
             f"Stored in {redacted(paths.remote)}; --resume continues from there on any machine."
         )
+    for line in lines:
+        context.console.print(line, soft_wrap=True)
+    _print_mlflow(context, tracker)
+
+
+def _print_mlflow(context: SweepContext, tracker: Tracker) -> None:
+    """Print what was registered, how MLflow is started, and the address of the sweep's page."""
+    console, space, uri = context.console, context.plan.space, redacted(tracker.uri)
+    lines: list[str | Text] = []
+    if version := tracker.registered:
+        address = client.version_address(uri, version.name, version.version)
+        lines.append(f"Registered: version {version.version} of {version.name!r}, {address}")
     if command := client.ui_command(uri):
         lines.append(f"MLflow: {command}")
     if tracker.experiment:
         page = client.page_address(uri, tracker.experiment, space.metric, space.mode)
-        if not context.console.is_terminal:
-            lines.append(f"then open {page}")
-    for line in lines:
-        context.console.print(line, soft_wrap=True)
-    if tracker.experiment and context.console.is_terminal:
         # One line on a narrow terminal; many terminals open the whole address of the link.
-        short = f"{page.partition('?')[0]}?workflowType=machine_learning"
-        context.console.print("then open:")
-        context.console.print(Text(short, style=Style(link=page)), soft_wrap=True)
+        short = client.short_page_address(uri, tracker.experiment)
+        link: list[str | Text] = ["then open:", Text(short, style=Style(link=page))]
+        lines += link if console.is_terminal else [f"then open {page}"]
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def print_stopped(context: SweepContext, error: BaseException) -> None:
@@ -224,26 +229,12 @@ def resume_command(config: SweepConfig, storage: Path | None = None) -> str:
 def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
     """Return a table of the best trial of every variant's search, best variant first."""
     metric, mode = plan.space.metric, plan.space.mode
-    table = Table("variant", title="Search results (validation split)")
-    for name in (f"best {metric_heading(metric)}", "best epoch", "trials"):
-        table.add_column(name, justify="right")
-    for name in ("signature", "best hyperparameters"):
-        table.add_column(name)
-    searched = [trial for trial in trials if trial.stage == "search"]
-    ended = Counter(trial.variant for trial in searched if trial.status in ENDED)
-    own = ([trial for trial in searched if trial.variant == name] for name in plan.variants)
-    best = [found for each in own if (found := ranking.best_trial(each, mode))]
-    values = ranking.ranking_values(searched)
-    best.sort(key=lambda trial: values[trial.signature] * (-1 if mode == "max" else 1))
-    for trial in best:
-        table.add_row(
-            trial.variant,
-            "" if trial.best_value is None else metric_text(metric, trial.best_value),
-            str((trial.best_epoch or 0) + 1),
-            str(ended[trial.variant]),
-            trial.signature,
-            params_text(trial.params),
-        )
+    table = Table(title="Search results (validation split)")
+    for name in rows.search_headings(metric):
+        table.add_column(name, justify="left" if name in ("variant", "signature") else "right")
+    table.add_column("best hyperparameters")
+    for row in rows.search_rows(trials, plan.variants, mode):
+        table.add_row(*row.cells(metric), rows.params_text(row.best.params))
     return table
 
 
@@ -251,25 +242,13 @@ def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table | None:
     """Return a table of each variant's evaluation on the test split, None without any."""
-    table = Table("variant", title="Leaderboard (test split)")
-    for name in ("seeds", "test top-1, %", "test top-5, %", "test loss", "ECE, %"):
-        table.add_column(name, justify="right")
-    values = (("top1", 100, 1), ("top5", 100, 1), ("loss", 1, 4), ("ece", 100, 1))
-    for variant in plan.variants:
-        own = ranking.final_trials_of(trials, variant, plan.space.mode)
-        evaluated = [evaluations[t.signature] for t in own if t.signature in evaluations]
-        if evaluated:
-            means = [
-                _mean([unit * each[n] for each in evaluated], digits) for n, unit, digits in values
-            ]
-            table.add_row(variant, str(len(evaluated)), *means)
-    return table if table.row_count else None
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    """Return the mean and, with several values, the sample standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    table = Table(title="Leaderboard (test split)")
+    for name in rows.EVALUATED_HEADINGS:
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    found = rows.evaluated(trials, plan.variants, evaluations, plan.space.mode)
+    for variant, each in found.items():
+        table.add_row(*rows.evaluated_cells(variant, each))
+    return table if found else None
 
 
 def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:

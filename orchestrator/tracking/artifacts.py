@@ -37,6 +37,13 @@ def upload_output(runs: SweepRuns, output: Output) -> None:
         runs.client.set_tag(run_id, tag, output.version)
 
 
+def delete_output(runs: SweepRuns, name: str, tag: str) -> None:
+    """Remove an output and its tag from the sweep's own run."""
+    _clear(runs, runs.parent_id, name, tag)
+    runs.client.delete_tag(runs.parent_id, tag)
+    runs.reload_parent()
+
+
 def upload_logs(
     runs: SweepRuns, run_id: str, paths: SweepPaths, attempts: Sequence[Attempt]
 ) -> None:

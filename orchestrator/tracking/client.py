@@ -5,6 +5,7 @@ Knows nothing of sweeps, and does not import MLflow.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import textwrap
@@ -24,14 +25,27 @@ _REASONS = {  # by what the text of an error contains
     "upgrading it, and MLflow cannot repair it. Move the file away: a new database is filled from "
     "the ledger.",
 }
+# Calls that create something each time they are carried out.
+_NOT_REPEATED = ("create_run", "create_logged_model", "log_outputs", "create_model_version")
 _SLOW_S = 2.0  # a call that failed after this long is not retried: the server has been waited for
 
 
-class RetryingClient:
-    """MLflow's client with every call retried, except `create_run`.
+def set_environment() -> None:
+    """Let MLflow time out soon, send a request once, and print nothing. Call before importing it.
 
-    The first request to create a run may have succeeded although it failed here, so its caller
-    must search for the run before it tries again.
+    A request that MLflow sends twice may be carried out twice; `RetryingClient` decides instead.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+class RetryingClient:
+    """MLflow's client with every call retried, except those that create a run or a model.
+
+    The first request may have succeeded although it failed here, so the caller must search for what
+    it creates before it tries again.
     """
 
     def __init__(self, client: Any, clock: Clock) -> None:
@@ -39,7 +53,7 @@ class RetryingClient:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.without_retries, name)
-        return method if name == "create_run" else with_retries(method, self.clock)
+        return method if name in _NOT_REPEATED else with_retries(method, self.clock)
 
 
 def with_retries(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
@@ -119,14 +133,44 @@ def page_address(uri: str, experiment: str, metric: str, mode: str) -> str:
     A database file gets the default address of `mlflow ui`. `experiment` is an id, `metric` the one
     that the sweep optimizes, and `mode` "max" or "min".
     """
-    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    query = {
+    return _server(uri) + _page(
+        f"experiments/{experiment}/runs",
         # Sorted by a metric, MLflow lists trials beside their parent run, not inside it.
-        "orderByKey": f"metrics.`best_{metric}`",
-        "orderByAsc": "true" if mode == "min" else "false",
-        "compareRunsMode": "CHART",
-        # Without it, MLflow's page opens with the columns for language models.
-        "workflowType": "machine_learning",
-    }
-    encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-    return f"{server}/#/experiments/{experiment}/runs?{encoded}"
+        orderByKey=f"metrics.`best_{metric}`",
+        orderByAsc="true" if mode == "min" else "false",
+        compareRunsMode="CHART",
+    )
+
+
+def short_page_address(uri: str, experiment: str) -> str:
+    """Return the address of an experiment's page with MLflow's own choice of columns and order."""
+    return _server(uri) + _page(f"experiments/{experiment}/runs")
+
+
+def run_link(experiment: str, run_id: str) -> str:
+    """Return a link to a run's page for texts that MLflow shows, whatever its address is."""
+    return _page(f"experiments/{experiment}/runs/{run_id}")
+
+
+def model_link(experiment: str, model_id: str) -> str:
+    """Return a link to a logged model's page for texts that MLflow shows."""
+    return _page(f"experiments/{experiment}/models/{model_id}")
+
+
+def version_address(uri: str, name: str, version: str) -> str:
+    """Return the address of the page of a registered model's version."""
+    return _server(uri) + _page(f"models/{urllib.parse.quote(name, safe='')}/versions/{version}")
+
+
+def _server(uri: str) -> str:
+    """Return a server's address; a database file has the default one of `mlflow ui`."""
+    return (uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000") + "/"
+
+
+def _page(route: str, **query: str) -> str:
+    """Return a page of MLflow, relative to the server.
+
+    `workflowType` selects "Model training": without it, MLflow 3 shows pages for language models.
+    """
+    query["workflowType"] = "machine_learning"
+    return f"#/{route}?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"

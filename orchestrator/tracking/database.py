@@ -14,6 +14,12 @@ from orchestrator.storage.paths import SweepPaths
 from orchestrator.storage.tracking_uri import sqlite_file, sqlite_uri
 from trainables import files
 
+# Columns with absolute locations of artifacts, besides those of experiments.
+_LOCATIONS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
 _ABANDONED_AFTER_S = 600  # age of an unfinished file whose process was killed; it takes seconds
 
 
@@ -85,6 +91,18 @@ def keep_older(uri: str) -> Path | None:
     return copy
 
 
+def _move(store: sqlite3.Connection, old: str, new: str) -> None:
+    """Replace the beginning of every location of runs, logged models and registered versions."""
+    for table, column in _LOCATIONS:
+        exists = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
+        if store.execute(exists, (table, column)).fetchone():  # a database of an older version
+            store.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                f" WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+            )
+
+
 def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
     """Point experiments of the default database to the artifacts beside it; return the sweeps.
 
@@ -118,10 +136,6 @@ def relocate(paths: SweepPaths, wait_s: float = 20.0) -> list[str]:
             for number, _, old, new in moved:
                 change = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
                 store.execute(change, (new, number))
-                store.execute(
-                    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
-                    " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                    (new, len(old) + 1, number, len(old) + 1, f"{old}/"),
-                )
+                _move(store, old, new)
             store.execute("COMMIT")
         return [name for _, name, _, _ in moved]

@@ -18,13 +18,21 @@ from orchestrator.ledger import ranking
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.redaction import redacted
-from orchestrator.storage.paths import SweepPaths
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.client import reason
-from orchestrator.tracking.runs import NO_WEIGHTS, OUTCOME, RUN_STATUS, SweepRuns, connect
+from orchestrator.storage.paths import MODEL, SweepPaths
+from orchestrator.tracking import artifacts, best_model, sweep_run
+from orchestrator.tracking.client import http_status, model_link, reason, run_link
+from orchestrator.tracking.runs import (
+    NO_WEIGHTS,
+    OUTCOME,
+    RUN_STATUS,
+    SweepRuns,
+    connect,
+    dataset_input,
+)
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import LoggedModel, Metric, Param, RunTag
+    from mlflow.entities.model_registry import ModelVersion
 
 # MLflow takes 1000 metrics, parameters and tags in one request (mlflow/utils/validation.py).
 _PER_BATCH = 900
@@ -63,6 +71,8 @@ class Tracker:
         self.experiment = ""  # its id, once known
         self.notes: list[str] = []  # to be printed once
         self.outputs: Sequence[artifacts.Output] = ()  # uploaded to the sweep's own run by `finish`
+        self.register_as: str | None = None  # the name under which `finish` registers the model
+        self.registered: ModelVersion | None = None  # once it is
         self._runs: SweepRuns | None = None  # None: not connected
         self._position = -1  # trials changed up to here are written or in `rejected`
         self._checks_weights = True  # the weights of all trials were not compared since connecting
@@ -98,7 +108,7 @@ class Tracker:
         return len(due)
 
     def finish(self, outcome: str, figures: Mapping[str, float]) -> None:
-        """Write the rest, then the sweep's outputs, figures and status to its own run.
+        """Write the rest, then the sweep's outputs, figures, note and status to its own run.
 
         `outcome` is "complete", "failed" or "interrupted"; `figures` are metrics by name.
 
@@ -109,10 +119,17 @@ class Tracker:
         try:
             runs = self._connect()
             self._log_figures(runs, figures)
+            model = None
             for output in self.outputs:
-                artifacts.upload_output(runs, output)
+                if output.name == MODEL:
+                    model = self._log_model(runs, output)
+                else:
+                    artifacts.upload_output(runs, output)
                 self.answered_s = self.clock.monotonic_s()
+            self._write_note(runs, model)
             runs.set_outcome(outcome)
+            if model is not None and self.register_as is not None:
+                self.registered = best_model.register(runs, model, self.register_as)
         finally:
             # A server that was frozen may carry out earlier requests late: read all runs again.
             self._runs = None
@@ -121,6 +138,27 @@ class Tracker:
         shown = runs.parent.info.status, runs.parent.data.tags.get(OUTCOME)
         if shown != (RUN_STATUS[outcome], outcome):
             runs.set_outcome(outcome)
+
+    def _log_model(self, runs: SweepRuns, output: artifacts.Output) -> LoggedModel | None:
+        """Log the best model; return None if the server is too old for logged models."""
+        trial = self.ledger.trial(output.version.partition(" ")[0])
+        run = runs.trials.get(trial.signature)
+        metrics = self._end_metrics(trial, self.ledger.attempts(trial.signature))
+        run_id = None if run is None else run.run_id
+        try:
+            step = len(self.ledger.trials())
+            return best_model.log_model(runs, output, _searched(trial), metrics, run_id, step)
+        except Exception as error:
+            if http_status(error) != 404 or "logged-models" not in str(error):
+                raise
+        artifacts.upload_output(runs, output)
+        return None
+
+    def _write_note(self, runs: SweepRuns, model: LoggedModel | None) -> None:
+        """Write the leaderboards, unless a user has changed the note."""
+        links = {s: run_link(runs.experiment, run.run_id) for s, run in runs.trials.items()}
+        link = None if model is None else model_link(runs.experiment, model.model_id)
+        runs.set_note(sweep_run.note(self.ledger, self.paths.name, links, link))
 
     def _connect(self) -> SweepRuns:
         """Return the sweep's runs, read from MLflow unless they are known."""
@@ -218,12 +256,14 @@ class Tracker:
             run = runs.run_of(trial, started_s)
         params: list[Param] = []
         if run.mark is None:  # new or partly written
-            params = [Param(name, str(value)) for name, value in trial.config.items()]
+            params = [Param(*each) for each in _searched(trial).items()]
+            runs.client.log_inputs(run.run_id, [dataset_input(self.header)])
             runs.client.log_dict(run.run_id, trial.config, "config.json")
+        runs.delete_former_tags(run)
         *before, seq = self._written.get(trial.signature, ("", "", -1))
         after = seq if before == [run.run_id, run.mark] else -1
         metrics = self._metrics(trial, attempts, after)
-        tags = runs.tags_of(attempts, outcome, mark)
+        tags = runs.tags_of(trial, attempts, outcome, mark)
         status = RUN_STATUS[outcome]
         is_ended = status not in ("RUNNING", "SCHEDULED")
         # The mark must be written last. MLflow stores the tags of a batch after all else.
@@ -268,8 +308,13 @@ class Tracker:
             for name, value in row.metrics.items()
             if math.isfinite(value)
         ]
-        if trial.ended_seq is None:
-            return metrics
+        return metrics if trial.ended_seq is None else metrics + self._end_metrics(trial, attempts)
+
+    def _end_metrics(self, trial: Trial, attempts: Sequence[Attempt]) -> list[Metric]:
+        """Return the metrics of a trial's end: its best value and its evaluation."""
+        from mlflow.entities import Metric
+
+        metrics = []
         ended_ms = int((attempts[-1].ended_s or 0) * 1000) if attempts else 0
         if evaluated := self.ledger.evaluation(trial.signature):
             metrics += [Metric(*one, ended_ms, 0) for one in _evaluation_metrics(evaluated).items()]
@@ -309,6 +354,16 @@ class Tracker:
                         artifacts.upload_weights(runs, run, self.ledger, self.paths, trial)
                     else:
                         artifacts.delete_weights(runs, run)
+
+
+def _searched(trial: Trial) -> dict[str, str]:
+    """Return the parameters in which the trials of a sweep differ; `config.json` has all.
+
+    They are the variant, what was suggested, and the seed where the sweep repeats a configuration.
+    """
+    repeats = trial.stage == "final" or not trial.params
+    names = ("variant", *(["seed"] if repeats else []), *trial.params)
+    return {name: str(trial.config[name]) for name in names}
 
 
 def _evaluation_metrics(evaluated: Mapping[str, Any]) -> dict[str, float]:

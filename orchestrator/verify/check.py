@@ -37,8 +37,7 @@ def verify(config: SweepConfig) -> int:
             snapshot = read_snapshot(paths, ledger, driver)
             uri = config.tracking_uri or snapshot.header.tracking_uri
             results = check(snapshot, uri or paths.default_tracking_uri)
-            was_killed = driver is None and any(map(is_open, snapshot.attempts.values()))
-            left = trials_left(snapshot)
+            state = _state(snapshot)
     except LedgerError as error:  # here, or in the storage
         command.say(f"ledger: {error}")
         return command.FAILED
@@ -46,14 +45,25 @@ def verify(config: SweepConfig) -> int:
     found = [problem for result in results for problem in result.problems]
     for line in [*(f"Not checked: {result.note}" for result in results if result.note), *found]:
         command.say(redacted(line))
-    if driver is not None:
-        command.say(f"The sweep is being run by {driver}.")
-    elif was_killed:
-        text = "The sweep's driver was killed. Resume it with --resume, which closes open attempts,"
-        command.say(f"{text} then check again.")
-    unfinished = "1 trial has" if left == 1 else f"{left} trials have"
-    command.say(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
+    for line in state:
+        command.say(line)
     return command.FAILED if found else command.COMPLETE
+
+
+def _state(snapshot: Snapshot) -> list[str]:
+    """Return sentences on who runs the sweep, and how many of its trials have ended."""
+    lines = []
+    if snapshot.driver is not None:
+        lines.append(f"The sweep is being run by {snapshot.driver}.")
+    elif any(map(is_open, snapshot.attempts.values())):
+        lines.append(
+            "The sweep's driver was killed. Resume it with --resume, which closes open attempts, "
+            "then check again."
+        )
+    left = trials_left(snapshot)
+    unfinished = "1 trial has" if left == 1 else f"{left} trials have"
+    lines.append(f"{unfinished} not ended yet." if left else "All requested trials have ended.")
+    return lines
 
 
 def check(snapshot: Snapshot, tracking_uri: str) -> list[Result]:

@@ -39,15 +39,8 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
 
     A missing MLflow database is not created.
     """
-    store = sqlite_file(uri)
-    if store is not None and not (store.exists() and store.stat().st_size):
-        if snapshot.paths.remote and uri == snapshot.paths.default_tracking_uri:
-            elsewhere = "MLflow: the store is on the machine that ran this sweep last."
-            return Result("MLflow", _WHAT, 0, [], elsewhere)
-        return Result("MLflow", _WHAT, 0, [f"MLflow: there is no MLflow store at {uri}."])
-    if upgrade_from(uri) is not None:
-        older = "MLflow: the database is of an older version; --resume keeps a copy of it."
-        return Result("MLflow", _WHAT, 0, [], older)
+    if (result := _unreadable(snapshot, uri)) is not None:
+        return result
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
@@ -57,23 +50,43 @@ def check_tracking(snapshot: Snapshot, uri: str) -> Result:
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         by_trial, note = _runs(client, snapshot)
-        found += [f"MLflow: {text}" for text in _parent_problems(snapshot, by_trial)]
-        for trial in snapshot.trials:
-            runs = by_trial.get(trial.signature, [])
-            if len(runs) != 1:
-                if runs or snapshot.driver is None:
-                    found += problems_of("MLflow", trial, [f"it has {len(runs)} runs, not 1."])
-                continue
-            checked += len(snapshot.rows[trial.signature]) * len(METRIC_NAMES)
-            found += problems_of("MLflow", trial, _run_problems(client, snapshot, trial, runs[0]))
-        strangers = set(by_trial) - {trial.signature for trial in snapshot.trials} - {""}
-        if snapshot.driver is None:
-            text = "there is a run of a trial that the ledger does not have."
-            found += [f"MLflow: {signature}: {text}" for signature in sorted(strangers)]
-    except Exception as error:  # MLflow's own and its database's
+        alone = [trial for trial in snapshot.trials if len(by_trial.get(trial.signature, [])) == 1]
+        checked = sum(len(snapshot.rows[trial.signature]) for trial in alone) * len(METRIC_NAMES)
+        found.extend(_problems(client, snapshot, by_trial))
+    except Exception as error:  # MLflow's own and its database's; what was found before stays
         line = (str(error).splitlines() or [""])[0]
         found.append(f"MLflow: {redacted(uri)} cannot be read: {type(error).__name__}: {line}")
     return Result("MLflow", _WHAT, checked, found, note)
+
+
+def _unreadable(snapshot: Snapshot, uri: str) -> Result | None:
+    """Return the result of a check that cannot be made, None if there is a store to read."""
+    store = sqlite_file(uri)
+    if store is not None and not (store.exists() and store.stat().st_size):
+        if snapshot.paths.remote and uri == snapshot.paths.default_tracking_uri:
+            elsewhere = "MLflow: the store is on the machine that ran this sweep last."
+            return Result("MLflow", _WHAT, 0, [], elsewhere)
+        return Result("MLflow", _WHAT, 0, [f"MLflow: there is no MLflow store at {uri}."])
+    if upgrade_from(uri) is not None:
+        older = "MLflow: the database is of an older version; --resume keeps a copy of it."
+        return Result("MLflow", _WHAT, 0, [], older)
+    return None
+
+
+def _problems(
+    client: MlflowClient, snapshot: Snapshot, by_trial: dict[str, list[Run]]
+) -> Iterator[str]:
+    yield from (f"MLflow: {text}" for text in _parent_problems(snapshot, by_trial))
+    for trial in snapshot.trials:
+        runs = by_trial.get(trial.signature, [])
+        if len(runs) == 1:
+            yield from problems_of("MLflow", trial, _run_problems(client, snapshot, trial, runs[0]))
+        elif runs or snapshot.driver is None:
+            yield from problems_of("MLflow", trial, [f"it has {len(runs)} runs, not 1."])
+    strangers = set(by_trial) - {trial.signature for trial in snapshot.trials} - {""}
+    if snapshot.driver is None:
+        text = "there is a run of a trial that the ledger does not have."
+        yield from (f"MLflow: {signature}: {text}" for signature in sorted(strangers))
 
 
 def _runs(client: MlflowClient, snapshot: Snapshot) -> tuple[dict[str, list[Run]], str]:
@@ -137,8 +150,11 @@ def _run_problems(
 ) -> Iterator[str]:
     yield from _metric_problems(client, snapshot, trial, run)
     if run.data.params or snapshot.driver is None:
+        # Earlier versions wrote all hyperparameters, not only those that were searched.
+        searched = {"variant", *trial.params}
         for name, value in trial.config.items():
-            if (got := run.data.params.get(name)) != str(value):
+            got = run.data.params.get(name)
+            if got != str(value) and (got is not None or name in searched):
                 yield f"the parameter {name} is {got!r}, but {str(value)!r} in the ledger."
     if snapshot.driver is not None:
         return

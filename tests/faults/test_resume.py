@@ -290,7 +290,7 @@ def test_out_of_memory_is_retried_with_smaller_micro_batches_and_the_same_effect
     client = mlflow.MlflowClient(paths.default_tracking_uri)
     experiment = client.get_experiment_by_name("mine").experiment_id
     tags = [run.data.tags for run in client.search_runs([experiment])]
-    assert {t["micro_batch_size"] for t in tags if "sweep.signature" in t} == {"8"}
+    assert {t["sweep.micro_batch_size"] for t in tags if "sweep.signature" in t} == {"8"}
 
 
 def test_a_sweep_whose_trials_all_fail_with_one_error_stops_early_and_prints_it(

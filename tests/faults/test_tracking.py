@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from rich.console import Console
 
@@ -20,7 +21,15 @@ from orchestrator.sweep.mlflow_thread import MlflowThread
 from orchestrator.sweep.signals import EndLimit, Interruption
 from tests.faults.mlflow_proxy import Fault, Proxy, Request, Server, proxied, running_server
 from tests.orchestrator.sweeps import metrics
-from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
+from tests.orchestrator.tracking.tracked import (
+    Sweep,
+    assert_all_there_once,
+    finish,
+    logged,
+    outputs_of,
+    story,
+    versions,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -313,6 +322,56 @@ def test_partly_uploaded_weights_do_not_count(server: Server, proxy: Proxy, swee
     path = sweep.client.download_artifacts(run_id, "weights/model.safetensors", str(half.parent))
     assert Path(path).read_bytes() == content
     assert sweep.runs()[key].data.tags["sweep.weights"] == "epoch 2"
+
+
+@pytest.mark.parametrize("kind", ["none", "lost", "refused"])
+def test_a_server_has_one_logged_model_and_one_version(
+    server: Server, proxy: Proxy, sweep: Sweep, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the reply to each first request of a kind is lost, or every third one is refused."""
+    seen: Counter[str] = Counter()
+
+    def rule(request: Request) -> Fault | None:
+        seen[request.call] += 1
+        if kind == "lost" and is_write(request) and seen[request.call] in (1, 2, 5):
+            return Fault(lose_reply=True)
+        return Fault(status=503) if kind == "refused" and request.number % 3 == 0 else None
+
+    proxy.rule = rule
+    key = sweep.run_trial(0, 0.5)
+    tracker = None
+    for _ in range(20):
+        with contextlib.suppress(Exception):
+            tracker = finish(sweep, key, sweep.paths.name)
+            break
+    assert tracker is not None
+    assert tracker.registered is not None
+    proxy.rule = lambda request: None
+    sweep.uri = server.uri
+    finish(sweep, key, sweep.paths.name)  # a resumed sweep
+    (model,) = logged(sweep)
+    assert model.status == "READY"
+    assert outputs_of(sweep, "sweep") == outputs_of(sweep, key) == [model.model_id]
+    assert {metric.key: metric.value for metric in model.metrics} == {"best_val_top1": 0.5}
+    (version,) = versions(sweep, sweep.paths.name)
+    assert str(version.version) == str(tracker.registered.version) == "1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    place = mlflow.artifacts.download_artifacts(f"models:/{version.name}/1/MLmodel")
+    assert Path(place).read_text() == f"model of {key}"
+    assert_all_there_once(sweep.client, sweep.paths.name, sweep.ledger)
+    assert len(sweep.runs()[key].inputs.dataset_inputs) == 1
+
+
+def test_a_server_without_logged_models_gets_the_model_as_a_folder(
+    server: Server, proxy: Proxy, sweep: Sweep
+) -> None:
+    """As a server of MLflow 2, which responds with 404."""
+    proxy.rule = lambda request: Fault(status=404) if "logged-models" in request.path else None
+    key = sweep.run_trial(0, 0.5)
+    finish(sweep, key)
+    sweep.uri = server.uri
+    assert sweep.files("sweep", "model")["model/MLmodel"] == f"model of {key}"
+    assert sweep.runs()["sweep"].info.status == "FINISHED"
 
 
 @pytest.mark.alone

@@ -46,6 +46,7 @@ FLAGS = (
     "--name",
     "--no-final-on-all",
     "--no-retry-failed",
+    "--register",
     "--resume",
     "--retry-failed",
     "--seed",
@@ -90,6 +91,7 @@ def test_every_flag_is_read() -> None:
             *("--dataset", "mine", "--seed", "5", "--image-size", "paper", "--max-concurrent", "4"),
             *("--gpus-per-trial", "0.25", "--workers-per-trial", "2", "--data-dir", "/d a"),
             *("--storage", "out", "--tracking-uri", "http://h:5000", "--address", "h:6379"),
+            *("--register", "my digits.v1"),
             *("--name", "my-sweep.2", "--resume", "--dry-run", "--verbose", "--verify"),
             *("--final-seeds", "2", "--final-on-all", "--weights", "none"),
             *("--keep", "best-2", "--hang-timeout", "60", "--from-scratch", "--force"),
@@ -113,6 +115,7 @@ def test_every_flag_is_read() -> None:
         data_dir=Path("/d a"),
         storage=Path("out"),
         tracking_uri="http://h:5000",
+        register="my digits.v1",
         address="h:6379",
         name="my-sweep.2",
         resume=True,
@@ -273,3 +276,9 @@ def test_errors_of_the_user_are_value_errors_and_ours() -> None:
         assert issubclass(error, UsageError)
     assert issubclass(UsageError, OrchestratorError)
     assert issubclass(UsageError, ValueError)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:1", "../x", "it's", " x", "x" * 251])
+def test_a_name_that_mlflow_cannot_register_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^`--register` must be letters, digits, spaces, .*; got"):
+        parse_args(["digits", f"--register={name}"])

@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_has_the_metrics_of_an_unbroken_one(
     end_tracking(sweep, "complete")
     end_tracking(sweep, "complete")  # `--resume` of a sweep that has ended
     assert sweep.values("sweep", "trials") == [(3, 3.0)]
-    assert set(sweep.runs()["sweep"].data.metrics) == {"trials"}
+    assert sweep.runs()["sweep"].data.metrics == {"trials": 3.0, "best_val_top1.cnn2": 0.5}
 
 
 def end_tracking(sweep: Sweep, outcome: str) -> None:

@@ -26,9 +26,16 @@ def test_the_address_of_mlflows_page_is_one_line(tmp_path: Path, is_terminal: bo
     file, paths = io.StringIO(), SweepPaths(Path("/r"), "s")
     console = Console(file=file, force_terminal=is_terminal, width=80, highlight=False)
     context: Any = SimpleNamespace(paths=paths, plan=plan(space()), console=console)
-    tracker: Any = SimpleNamespace(uri=paths.default_tracking_uri, outputs=(), experiment="1")
+    version = SimpleNamespace(name="my digits", version="2")
+    tracker: Any = SimpleNamespace(
+        uri=paths.default_tracking_uri, outputs=(), experiment="1", registered=version
+    )
     _print_places(context, tracker)
     printed = file.getvalue()
+    assert (
+        "Registered: version 2 of 'my digits', http://127.0.0.1:5000/#/models/my%20digits/versions"
+        "/2?workflowType=machine_learning\n"
+    ) in printed
     short = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
     whole = "/runs?orderByKey=metrics.%60best_val_top1%60&orderByAsc=false&compareRunsMode=CHART&"
     assert len(short) < 80

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sqlite3
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event  # mlflow brings it
 
 from orchestrator.clock import Clock
 from orchestrator.tracking.client import page_address, ui_command
@@ -20,26 +19,6 @@ from tests.orchestrator.sweeps import metrics
 from tests.orchestrator.tracking.tracked import Sweep, story, without_identity
 from trainables.config import TrainConfig
 from trainables.metrics import METRIC_NAMES
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One store for all tests here, because MLflow needs seconds to create one.
-
-    It does not wait for the disk: no test here simulates a loss of power.
-    """
-
-    def without_sync(connection: sqlite3.Connection, record: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-
-    event.listen(Engine, "connect", without_sync)
-    yield tmp_path_factory.mktemp("it's storage")
-    event.remove(Engine, "connect", without_sync)
-
-
-@pytest.fixture
-def sweep(storage: Path, request: pytest.FixtureRequest) -> Sweep:
-    return Sweep(storage, request.node.name.replace("[", "-").replace("]", "")[:90])
 
 
 def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) -> None:
@@ -54,7 +33,7 @@ def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) ->
         assert run.data.tags["sweep.id"] == sweep.ledger.facts()["sweep_id"]
         assert run.info.run_name == f"cnn2-{number:03d}"
         config = sweep.config(number)
-        assert run.data.params == {name: str(v) for name, v in config.to_dict().items()}
+        assert run.data.params == {"variant": "cnn2", "lr": str(config.lr)}
         for metric in METRIC_NAMES:
             expected = [(row.epoch + 1, row.metrics[metric]) for row in sweep.ledger.epochs(key)]
             assert sweep.values(key, metric) == expected
@@ -65,7 +44,7 @@ def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) ->
             int(row.arrived_s * 1000) for row in rows
         ]
         files = sweep.files(key)
-        assert '"variant": "cnn2"' in files["config.json"]
+        assert json.loads(files["config.json"]) == config.to_dict()
         assert files["logs/attempt_1.log"] == "log of attempt 1\n"
     assert set(sweep.files("sweep")) == {"plan.json"}
     assert parent.info.status == "RUNNING"
@@ -130,13 +109,13 @@ def test_the_run_of_an_interrupted_trial_is_killed_and_finished_after_a_resume(
     sweep.start(0, micro=8)
     sweep.tracker.sync()
     run = sweep.runs()[key]
-    assert (run.info.status, run.data.tags["micro_batch_size"]) == ("RUNNING", "8")
+    assert (run.info.status, run.data.tags["sweep.micro_batch_size"]) == ("RUNNING", "8")
     assert sweep.runs()["sweep"].info.status == "RUNNING"
     sweep.epoch(key, 1, 0.5)
     sweep.end(key, "complete", (1, 0.5))
     sweep.tracker.sync()
     run = sweep.runs()[key]
-    assert (run.info.status, run.data.tags["attempts"]) == ("FINISHED", "2")
+    assert (run.info.status, run.data.tags["sweep.attempts"]) == ("FINISHED", "2")
     assert run.info.end_time == int((sweep.ledger.attempts(key)[-1].ended_s or 0) * 1000)
     assert sweep.values(key, "val_top1") == [(1, 0.25), (2, 0.5)]
     assert set(sweep.files(key, "logs")) == {"logs/attempt_1.log", "logs/attempt_2.log"}
@@ -150,7 +129,7 @@ def test_the_run_of_a_failed_trial_has_failure_class_text_and_log(sweep: Sweep) 
     sweep.start(0)
     sweep.end(key, "failed", failure_class="bug", failure_text="ValueError: no\n")
     sweep.tracker.sync()
-    assert sweep.runs()[key].data.tags["failure.class"] == "bug"
+    assert sweep.runs()[key].data.tags["sweep.failure_class"] == "bug"
     assert sweep.files(key, "logs") == {
         "logs/attempt_1.log": "log of attempt 1\n",
         "logs/attempt_1_failure.txt": "OSError: full\n",
@@ -190,8 +169,6 @@ def test_only_the_best_keep_their_weights(sweep: Sweep) -> None:
 
 
 def test_a_model_can_be_rebuilt_from_its_json(sweep: Sweep) -> None:
-    import json
-
     key = sweep.run_trial(0, 0.5)
     sweep.tracker.sync()
     recipe = json.loads(sweep.files(key, "weights")["weights/model.json"])
@@ -210,7 +187,7 @@ def test_missing_weights_do_not_stop_the_sync(sweep: Sweep) -> None:
 
 CALLS = (
     *("create_run", "log_dict", "log_batch", "log_artifact", "set_terminated", "log_text"),
-    *("update_run", "search_runs", "list_artifacts", "set_tag", "delete_tag"),
+    *("update_run", "search_runs", "list_artifacts", "set_tag", "delete_tag", "log_inputs"),
 )
 
 
@@ -279,6 +256,7 @@ def test_a_store_that_fails_at_any_call_has_everything_once(
         assert without_identity(sweep.content()) == expected, (at, flaky.failed)
         failed |= set(flaky.failed)
     assert failed >= {"create_run", "log_batch", "log_dict", "log_artifact", "set_terminated"}
+    assert "log_inputs" in failed
 
 
 def test_a_store_that_was_down_is_filled_by_one_sync(storage: Path) -> None:
@@ -332,8 +310,9 @@ def test_no_environment_and_no_user_reaches_the_store(
         assert b"somebody-by-name" not in content
     tags = {name for run in sweep.runs().values() for name in run.data.tags}
     assert tags == {
-        *("attempts", "stage", "mlflow.parentRunId", "mlflow.runName", "mlflow.source.name"),
-        *("sweep.id", "sweep.outcome", "sweep.mark", "sweep.signature", "sweep.weights", "variant"),
+        *("mlflow.parentRunId", "mlflow.runName", "mlflow.source.name", "mlflow.note.content"),
+        *("sweep.id", "sweep.outcome", "sweep.mark", "sweep.signature", "sweep.weights"),
+        *("sweep.attempts", "sweep.stage", "sweep.note"),
     }
 
 

@@ -20,12 +20,11 @@ from orchestrator.predict.mlflow_model import fetch_files
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking.database import _put_in_place, create, relocate, upgrade_from
 from orchestrator.tracking.tracker import Tracker
-from tests.orchestrator.tracking.test_tracker import storage  # noqa: F401 (a fixture: one fast store)
 from tests.orchestrator.tracking.tracked import Sweep, assert_all_there_once, story
 
 
 @pytest.fixture
-def finished(storage: Path, request: pytest.FixtureRequest) -> Sweep:  # noqa: F811
+def finished(storage: Path, request: pytest.FixtureRequest) -> Sweep:
     """A sweep that has ended and is in MLflow."""
     sweep = Sweep(storage, re.sub(r"\W+", "-", request.node.name).strip("-"))
     for scene in story(sweep):
@@ -122,7 +121,8 @@ def test_an_experiment_that_disappears_while_the_sweep_runs_is_written_again(
         for table in ("metrics", "latest_metrics", "params", "tags"):
             store.execute(f"DELETE FROM {table} WHERE run_uuid IN {own}")
         store.execute(f"DELETE FROM runs WHERE experiment_id = {number}")
-        store.execute(f"DELETE FROM experiments WHERE experiment_id = {number}")
+        for table in ("experiment_tags", "experiments"):
+            store.execute(f"DELETE FROM {table} WHERE experiment_id = {number}")
     finished.run_trial(4, 0.95)
     with pytest.raises(Exception, match="not found"):
         finished.tracker.sync()

@@ -11,6 +11,7 @@ from orchestrator.clock import Clock
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.plan.plan import Plan
 from orchestrator.storage.paths import SweepPaths
+from orchestrator.tracking.artifacts import Output
 from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.sweeps import metrics, new_ledger, plan, space
 from trainables.config import TrainConfig
@@ -152,6 +153,39 @@ def story(sweep: Sweep) -> list[Callable[[], Any]]:
         sweep.run_trial(3, 0.9)  # displaces the first
 
     return [begin, fail, resume]
+
+
+def output(sweep: Sweep, key: str) -> Output:
+    """Return an exported model with the files that tests read back."""
+    folder = sweep.paths.root / "model"
+    (folder / "data" / "classifier").mkdir(parents=True, exist_ok=True)
+    (folder / "MLmodel").write_text(f"model of {key}")
+    (folder / "data" / "classifier" / "model.json").write_text(key)
+    return Output("model", folder, f"{key} epoch 2")
+
+
+def finish(sweep: Sweep, key: str, name: str | None = None) -> Tracker:
+    """End a sweep whose best trial is `key`, in a command of its own."""
+    tracker = sweep.new_tracker()
+    tracker.outputs, tracker.register_as = [output(sweep, key)], name
+    tracker.finish("complete", {})
+    return tracker
+
+
+def logged(sweep: Sweep) -> list[Any]:
+    experiment = sweep.client.get_experiment_by_name(sweep.paths.name)
+    return list(sweep.client.search_logged_models([experiment.experiment_id]))
+
+
+def versions(sweep: Sweep, name: str) -> list[Any]:
+    return sorted(
+        sweep.client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version)
+    )
+
+
+def outputs_of(sweep: Sweep, key: str) -> list[str]:
+    run = sweep.client.get_run(sweep.runs()[key].info.run_id)
+    return [model.model_id for model in run.outputs.model_outputs] if run.outputs else []
 
 
 def without_identity(content: dict[str, Any]) -> dict[str, Any]:

@@ -521,6 +521,33 @@ def test_a_repeated_and_a_changed_metric_are_named(paths: SweepPaths, verify: Ve
     assert f"{start}the steps of lr differ from the ledger: {differing}" in output
 
 
+def test_a_missing_and_a_changed_parameter_of_a_run_are_named(
+    paths: SweepPaths, verify: Verify
+) -> None:
+    """Hyperparameters that were not searched may be there, as earlier versions wrote them."""
+    key = signature(paths)
+    with closing(open_ledger(paths.ledger, read_only=True)) as ledger:
+        config = ledger.trial(key).config
+    run = f"(SELECT run_uuid FROM tags WHERE key = 'sweep.signature' AND value = '{key}')"
+    insert = "INSERT INTO params (key, value, run_uuid) VALUES"
+    change_mlflow(paths, f"{insert} ('epochs', '{config['epochs']}', {run})")
+    status, output = verify()
+    assert status == 0, output
+    change_mlflow(
+        paths,
+        f"UPDATE params SET value = '0.9' WHERE key = 'lr' AND run_uuid = {run}",
+        f"DELETE FROM params WHERE key = 'optimizer' AND run_uuid = {run}",
+        f"{insert} ('momentum', '7', {run})",
+    )
+    status, output = verify()
+    assert status == 1
+    start = f"MLflow: cnn2-000 ({key}): the parameter"
+    expected = {"lr": "'0.9'", "optimizer": "None", "momentum": "'7'"}
+    for name, got in expected.items():
+        assert f"{start} {name} is {got}, but {str(config[name])!r} in the ledger." in output
+    assert "the parameter epochs" not in output
+
+
 def test_a_run_left_with_the_status_running_is_named(paths: SweepPaths, verify: Verify) -> None:
     change_mlflow(paths, "UPDATE runs SET status = 'RUNNING'")
     status, output = verify()
