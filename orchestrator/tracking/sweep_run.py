@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.ledger import leaderboard, ranking
@@ -66,19 +68,43 @@ def _range(attributes: Mapping[str, Any]) -> str:
     return f"{text}, logarithmic" if attributes.get("log") else text
 
 
+def progress(ledger: Ledger) -> list[tuple[str, float, float, int]]:
+    """Return points of metrics of the sweep's own run: name, value, time in seconds, step.
+
+    They are the number of ended trials, and each variant's best after each of its search trials. A
+    sweep that is given more trials after its end has the points of one that had them at its start.
+    """
+    header = ledger.header()
+    ended_s = {attempt.signature: attempt.ended_s for attempt in ledger.attempts()}
+    ended = [(trial.ended_seq, trial) for trial in ledger.trials() if trial.ended_seq is not None]
+    points: list[tuple[str, float, float, int]] = []
+    best: dict[str, Trial] = {}
+    searched: Counter[str] = Counter()
+    for number, (_, trial) in enumerate(sorted(ended, key=itemgetter(0)), start=1):
+        at_s = ended_s.get(trial.signature) or header.created_s
+        points.append(("trials", number, at_s, number))
+        if trial.stage != "search":
+            continue
+        searched[trial.variant] += 1
+        candidates = [each for each in (best.get(trial.variant), trial) if each is not None]
+        found = ranking.best_trial(candidates, header.plan.space.mode)
+        if found is not None and found.best_value is not None:
+            best[trial.variant] = found
+            name = f"best_{header.plan.space.metric}.{trial.variant}"
+            points.append((name, found.best_value, at_s, searched[trial.variant]))
+    return points
+
+
 def figures(ledger: Ledger) -> dict[str, float]:
     """Return the metrics of the sweep's own run: the number of trials and each variant's best.
 
     Their names have no slash: MLflow's page of all runs would begin with an empty section of charts
     for each part before a slash, since trials have no such metrics.
     """
-    trials, space = ledger.trials(), ledger.header().plan.space
+    trials, mode = ledger.trials(), ledger.header().plan.space.mode
+    values = {name: value for name, value, *_ in progress(ledger)}
     variants = leaderboard.planned_variants(trials)
-    values: dict[str, float] = {"trials": len(trials)}
-    for row in leaderboard.search_rows(trials, variants, space.mode):
-        if row.best.best_value is not None:
-            values[f"best_{space.metric}.{row.best.variant}"] = row.best.best_value
-    found = leaderboard.evaluated(trials, variants, ledger.evaluations(), space.mode)
+    found = leaderboard.evaluated(trials, variants, ledger.evaluations(), mode)
     for variant, each in found.items():
         values[f"test_top1.{variant}"] = statistics.fmean(one["top1"] for one in each)
     return values

@@ -231,17 +231,21 @@ class Tracker:
         self.answered_s = self.clock.monotonic_s()
 
     def _log_figures(self, runs: SweepRuns, figures: Mapping[str, float]) -> None:
-        """Write metrics of the sweep's own run, unless they have these values already."""
+        """Write metrics of the sweep's own run, with the points that lead to their values."""
         from mlflow.entities import Metric
 
         known = runs.reload_parent().data.metrics
         ended_s = [attempt.ended_s or 0.0 for attempt in self.ledger.attempts()]
         at_ms = int(max(ended_s, default=self.header.created_s) * 1000)
         new = {name: value for name, value in figures.items() if known.get(name) != value}
-        if new:
-            step = len(self.ledger.trials())
-            metrics = [Metric(*figure, at_ms, step) for figure in new.items()]
-            runs.client.log_batch(runs.parent_id, metrics=metrics)
+        metrics = []
+        if figures:
+            for name, value, at_s, step in sweep_run.progress(self.ledger):
+                metrics.append(Metric(name, value, int(at_s * 1000), step))
+                new.pop(name, None)
+        step = len(self.ledger.trials())
+        metrics += [Metric(*figure, at_ms, step) for figure in new.items()]
+        self._log(runs.parent_id, metrics, [], [])
 
     def _write_trial(self, runs: SweepRuns, trial: Trial) -> None:
         from mlflow.entities import Param

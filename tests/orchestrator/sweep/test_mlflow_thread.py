@@ -150,7 +150,8 @@ def test_an_interrupted_sweep_has_the_metrics_of_an_unbroken_one(
         sweep.end(key, "complete", (0, 0.5))
     end_tracking(sweep, "complete")
     end_tracking(sweep, "complete")  # `--resume` of a sweep that has ended
-    assert sweep.values("sweep", "trials") == [(3, 3.0)]
+    assert sweep.values("sweep", "trials") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert sweep.values("sweep", "best_val_top1.cnn2") == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert sweep.runs()["sweep"].data.metrics == {"trials": 3.0, "best_val_top1.cnn2": 0.5}
 
 

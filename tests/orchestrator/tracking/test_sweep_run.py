@@ -166,6 +166,22 @@ def test_a_longer_search_keeps_the_parameters_and_renews_the_note(sweep: Sweep) 
     assert sweep.values("sweep", "best_val_top1.cnn2") == [(1, 0.5), (2, 0.75)]
 
 
+@pytest.mark.parametrize("sizes", [(3,), (2, 3), (1, 2, 3)])
+def test_a_sweep_that_is_given_more_trials_has_the_metrics_of_an_unbroken_one(
+    sweep: Sweep, sizes: tuple[int, ...]
+) -> None:
+    for first, last in zip((0, *sizes), sizes, strict=False):
+        for number in range(first, last):
+            sweep.run_trial(number, (0.5, 0.75, 0.25)[number])
+        for _ in range(2):  # the second is a resume without work
+            sweep.tracker = sweep.new_tracker()
+            sweep.tracker.finish("complete", figures(sweep.ledger))
+    assert sweep.values("sweep", "trials") == [(1, 1), (2, 2), (3, 3)]
+    best = sweep.values("sweep", "best_val_top1.cnn2")
+    assert best == [(1, 0.5), (2, 0.75), (3, 0.75)]
+    assert sweep.runs()["sweep"].data.metrics == {"trials": 3, "best_val_top1.cnn2": 0.75}
+
+
 def test_runs_of_an_earlier_version_are_found_and_continued(sweep: Sweep) -> None:
     """They have all hyperparameters as parameters, and tags without a prefix."""
     key = sweep.start(0)

@@ -51,7 +51,7 @@ def test_a_sweep_has_one_parent_run_and_one_child_run_per_trial(sweep: Sweep) ->
     sweep.tracker.finish("complete", {"trials": 2})
     sweep.new_tracker().finish("complete", {"trials": 2})
     assert sweep.runs()["sweep"].info.status == "FINISHED"
-    assert sweep.values("sweep", "trials") == [(2, 2.0)]
+    assert sweep.values("sweep", "trials") == [(1, 1.0), (2, 2.0)]
 
 
 @pytest.mark.parametrize("how", ["same", "new tracker", "lost tags"])
