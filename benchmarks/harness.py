@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainables import limits
+
 RESULTS = Path(__file__).parent / "results.jsonl"
 LIMIT_S = 900  # of one contender, once
 
@@ -250,7 +252,7 @@ def probes() -> dict[str, float]:
     """
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(limits.num_cpus())
     found = _probe(torch.device("cpu"), torch.float32, side=1536, words=2**26)
     if torch.cuda.is_available():
         on_cuda = _probe(torch.device("cuda"), torch.bfloat16, side=8192, words=2**29)
@@ -300,11 +302,10 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:  # the rows of plain training do without
             versions[name] = None
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": model.group(1) if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
+        "cores": limits.num_cpus(),
+        "memory_gib": round(limits.memory_bytes() / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **versions,

@@ -8,7 +8,6 @@ transforms of a batch do it, which is less work.
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import images
 from benchmarks.harness import Benchmark, Measure, scratch
+from trainables import limits
 
 BATCH, PADDING_PX = 128, 8
 MEAN, STD = (0.48, 0.45, 0.40), (0.28, 0.27, 0.28)
@@ -43,7 +43,7 @@ def ours(full: bool) -> Measure:
         batch_size=BATCH,
         hflip=True,
         crop_padding_px=PADDING_PX,
-        threads=os.cpu_count() or 1,
+        threads=limits.num_cpus(),
     )
     set_up_numerics(config, device)
     store = open_store(folder, "train", device)
@@ -74,7 +74,7 @@ def image_folder(full: bool) -> Measure:
         ]
     )
     dataset = datasets.ImageFolder(str(images.extracted() / "train"), transform)
-    cores = os.cpu_count() or 1
+    cores = limits.num_cpus()
     found = {}
     for workers in sorted({0, 1, cores, min(2 * cores, 16)}):
         loader = torch.utils.data.DataLoader(
@@ -111,7 +111,7 @@ def memory_map(full: bool) -> Measure:
     """A memory-mapped numpy array of the pixels, indexed batch by batch."""
     import numpy as np
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(limits.num_cpus())
     path = scratch() / "pixels.npy"
     np.save(path, _pixels()[0].numpy())
     array = np.load(path, mmap_mode="r")

@@ -7,7 +7,6 @@ extracted already and ends with one tensor in memory. Both import their packages
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import images
 from benchmarks.harness import Benchmark, Measure, scratch
+from trainables import limits
 
 # Of the sample's training images: eight are about as many as the whole dataset has.
 REPEATS, FULL_REPEATS = 3, 8
@@ -76,7 +76,7 @@ def _decoding_s(probes: Mapping[str, float]) -> float:
     began_s = time.perf_counter()
     for content in contents:
         simplejpeg.decode_jpeg(content)
-    return (time.perf_counter() - began_s) / len(contents) / (os.cpu_count() or 1)
+    return (time.perf_counter() - began_s) / len(contents) / limits.num_cpus()
 
 
 BENCHMARK = Benchmark(

@@ -9,7 +9,6 @@ channels-last with `torch.compile`, on CUDA with bfloat16 autocast and CUDA grap
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks import documented, images
 from benchmarks.harness import Benchmark, Measure
+from trainables import limits
 
 BATCH = 128
 EPOCHS = 400  # of which one is begun: a training that is long enough to be compiled on a GPU
@@ -44,7 +44,7 @@ def ours(variant: str, full: bool) -> Measure:
         batch_size=BATCH,
         optimizer="adamw",
         lr=1e-3,
-        threads=os.cpu_count() or 1,
+        threads=limits.num_cpus(),
         steps_per_epoch=steps,
     )
     ends: list[float] = []
@@ -62,7 +62,7 @@ def ours(variant: str, full: bool) -> Measure:
 
 def stock(variant: str, full: bool, *, compiled: bool = False) -> Measure:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(limits.num_cpus())
     torch.manual_seed(0)
     model = documented.build(variant, classes=200, channels=3, image_size_px=images.SIZE_PX)
     model = model.to(device).train()

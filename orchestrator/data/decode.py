@@ -29,6 +29,7 @@ from orchestrator.data.archives.read import Content
 from orchestrator.data.archives.zip_member import ZipMember
 from orchestrator.data.arrow import Histogram, Pixels, SplitFile, histogram
 from orchestrator.errors import OrchestratorError, UsageError
+from trainables import limits
 
 MAX_PIXELS = 64 * 10**6
 # Other formats are refused, so that rarely used decoders never see untrusted files.
@@ -93,13 +94,12 @@ def _chunks(members: Iterable[tuple[str, Content]], row_of: Mapping[str, int]) -
 
 
 def _workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, 16)
+    return min(limits.num_cpus(), 16)
 
 
 @contextmanager
 def decoders(images: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Yield a pool of decoding processes, one per core; None if there are few images to decode."""
+    """Yield a pool of decoding processes, one per CPU; None if there are few images to decode."""
     if images < _IN_PROCESS_IMAGES or _workers() == 1:
         yield None
         return

@@ -20,6 +20,7 @@ from orchestrator.errors import UsageError
 from orchestrator.execution import ray_internals
 from orchestrator.plan.machines import Machine, Shape, fitting, planned_machines, shapes, total
 from orchestrator.plan.plan import Plan
+from trainables import limits
 from trainables.files import temporary
 
 REFRESH_EVERY_S = 1.0  # shortest time between two questions for the cluster's nodes
@@ -92,7 +93,11 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     if found is None:
         os.environ.pop("RAY_ADDRESS", None)
         ray_internals.stay_on_loopback()
-        arguments = {"address": "local", "num_cpus": os.cpu_count(), "dashboard_host": "127.0.0.1"}
+        arguments = {
+            "address": "local",
+            "num_cpus": limits.num_cpus(),
+            "dashboard_host": "127.0.0.1",
+        }
         arguments["include_dashboard"] = needs_state_api
     ray_internals.keep_sigterm_handler()
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.plan.plan import Costs, Plan
+from trainables import limits
 
 # Kept free for the ledger, logs, MLflow and Ray.
 RESERVE_BYTES = 64 * 2**20
@@ -17,7 +17,7 @@ RESERVE_BYTES = 64 * 2**20
 def forecast_bytes(plan: Plan, costs: Costs, concurrent: int | None, keep: str | None) -> int:
     """Return the largest size that a sweep's checkpoints can have.
 
-    Each of the `concurrent` trials (None: as many as this machine has CPUs) has its last two
+    Each of the `concurrent` trials (None: as many as this process has CPUs) has its last two
     checkpoints, its best one, and the one that is being written. `keep` is the option `--keep`.
     """
     sizes = {name: _size(plan, costs, name) for name in plan.variants}
@@ -35,7 +35,7 @@ def forecast_bytes(plan: Plan, costs: Costs, concurrent: int | None, keep: str |
     copies = sum(4 * costs[name].parameters * num_best for name in plan.variants)
     # The exported best model is one more copy, and MLflow has another.
     copies += 2 * 4 * max(costs[name].parameters for name in plan.variants)
-    running = min(concurrent or os.cpu_count() or 1, trials * len(sizes))
+    running = min(concurrent or limits.num_cpus(), trials * len(sizes))
     return kept + copies + 4 * running * max(sizes.values())
 
 

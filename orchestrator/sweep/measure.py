@@ -6,7 +6,6 @@ hyperparameters of its first trial. The forecast assumes that no trial is stoppe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from orchestrator.plan.plan import Costs, Plan
 from orchestrator.search.sampler import study_of
 from orchestrator.storage.paths import DATASET_MANIFEST
 from orchestrator.sweep.progress import duration
+from trainables import limits
 
 if TYPE_CHECKING:
     from trainables.training.probe import TrainingTime
@@ -106,7 +106,7 @@ def _concurrent(config: SweepConfig, plan: Plan, options: Mapping[str, Any]) -> 
     """Return how many trials run on this machine at a time."""
     from trainables.training import device
 
-    here = (float(os.cpu_count() or 1), float(device.num_gpus()))
+    here = (float(limits.num_cpus()), float(device.num_gpus()))
     fits = machines.check_fit(plan, [here], options.get("gpus_per_trial"))
     return min(config.max_concurrent or fits, fits)
 

@@ -33,6 +33,7 @@ from orchestrator.sweep.context import SweepContext
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
 from search_spaces.space import shown
+from trainables import limits
 from trainables.data.dataset import load_manifest
 
 
@@ -54,7 +55,7 @@ def dry_run(config: SweepConfig) -> int:
     print_plan(console, plan, costs, has_gpu=has_gpu, gpus_per_trial=config.gpus_per_trial)
     for line in resolve.remarks(space, plan, manifest):
         console.print(line)
-    concurrent = config.max_concurrent or os.cpu_count() or 1
+    concurrent = config.max_concurrent or limits.num_cpus()
     needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)
     free = disk.free_bytes(config.paths.root)
     console.print(

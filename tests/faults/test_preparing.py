@@ -19,6 +19,7 @@ from tests.faults.commands import data_command, tree
 from tests.integration.sweeps import sweep
 from tests.orchestrator.data import archive_files
 from tests.orchestrator.data.test_prepare import _children
+from trainables import limits
 
 pytestmark = pytest.mark.faults
 
@@ -51,7 +52,7 @@ def _command(photos: Path, data_dir: Path, image_size: int = 64) -> list[str]:
     return [sys.executable, "-m", "orchestrator.data", *map(str, words), "--as", "mine"]
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: no decoding processes")
+@pytest.mark.skipif(limits.num_cpus() == 1, reason="one core: no decoding processes")
 def test_a_killed_decoding_process_is_an_error_and_nothing_waits_for_it(
     tmp_path: Path, photos: Path
 ) -> None:

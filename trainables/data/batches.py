@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainables import limits
 from trainables.data.dataset import open_split
 
 # Share of a device's memory that resident images may take; larger splits are streamed.
@@ -71,7 +71,7 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         return int(whole * torch.cuda.get_per_process_memory_fraction(device))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limits.memory_bytes()
 
 
 def derived_seed(seed: int, *purpose: int | str) -> int:
