@@ -1,4 +1,7 @@
-"""Background threads that work in steps; a simulation calls the steps without threads."""
+"""Background threads that work in steps, and calls with a time limit.
+
+A simulation calls the steps without threads.
+"""
 
 from __future__ import annotations
 
@@ -27,3 +30,25 @@ class StepThread(threading.Thread):
     def wake(self) -> None:
         """Start the next step now instead of waiting for the end of the pause."""
         self._wake.set()
+
+
+def run_within(limit_s: float, function: Callable[[], object]) -> None:
+    """Run a function in a thread; raise its exception, or a `TimeoutError` after `limit_s`.
+
+    After that the thread goes on: nothing can end it before its process.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="limited", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise TimeoutError(f"It took longer than {limit_s:g} s.")
+    if raised:
+        raise raised[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.execution import ray_internals
 from orchestrator.execution.cluster import Capacity
 from orchestrator.execution.failure_class import classify_death
@@ -14,6 +15,9 @@ from orchestrator.execution.job import Job, Report
 from orchestrator.execution.watchdog import Watchdog
 from orchestrator.search.scheduler import AttemptStart, TrialScheduler
 from orchestrator.storage.paths import attempt_log
+
+# Ray's words about an actor whose process did not start. Its own retries are over by then.
+NEVER_RAN, MOST_NEVER_RAN = "The actor never ran", 5
 
 
 class AttemptRunner:
@@ -33,6 +37,7 @@ class AttemptRunner:
         # Ends the sweep. Raised inside Tune's loop, it would not reach the driver.
         self.error: BaseException | None = None
         self._new_job, self._block_if_stopping = new_job, block_if_stopping
+        self._never_ran = 0  # attempts in a row whose process did not start
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher and scheduler at the start, but nothing reads that."""
@@ -73,6 +78,7 @@ class AttemptRunner:
         """Process a worker's report and return whether its trial must stop."""
         if "kind" not in report:  # Tune's own last result for a function that returned
             return False
+        self._never_ran = 0
         self.watchdog.on_report(tune_id, report.get("epoch_s"))
         is_new = self.processes.locate(tune_id, report)
         # A trial leaves a draining node at the end of an epoch, and a new trial leaves at once.
@@ -119,6 +125,13 @@ class AttemptRunner:
         self.processes.remove(trial.trial_id)
         failure_class = classify_death(text)
         self._on_end(trial.config, "failed", failure_class=failure_class, failure_text=text)
+        self._never_ran += failure_class == "killed" and NEVER_RAN in text
+        if self._never_ran > MOST_NEVER_RAN + self.capacity.limit:
+            raise OrchestratorError(
+                f"Ray started no process for {self._never_ran} attempts in a row, and more would "
+                "end alike: the cluster's machines may lack this package or its environment, or "
+                "may have another version of Ray."
+            )
 
     def check(self) -> None:
         """Process what no report announces: failed resets, a changed cluster, hanging trials."""

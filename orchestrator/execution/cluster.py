@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -16,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.clock import Clock
-from orchestrator.errors import UsageError
-from orchestrator.execution import ray_internals
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.execution import address, ray_internals
 from orchestrator.plan.machines import Machine, Shape, fitting, planned_machines, shapes, total
 from orchestrator.plan.plan import Plan
+from orchestrator.threads import run_within
 from trainables import limits
 from trainables.files import temporary
 
 REFRESH_EVERY_S = 1.0  # shortest time between two questions for the cluster's nodes
+ASK_EVERY_S, LOST_AFTER_S = 5.0, 30.0  # a control server that is restarted is back before that
+START_LIMIT_S = 180.0  # Ray itself can wait for five minutes and longer
 
 # Defaults that must be set before ray is imported.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",  # an open Ray port is remote code execution
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the record
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing reads Tune's own state
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -74,41 +77,35 @@ class Cluster:
         return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}{more}."
 
 
-def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
+class RayStartError(OrchestratorError):
+    """A local Ray does not start: the machine, or a limit on this process, is the cause."""
+
+
+def connect(given: str | None, *, needs_state_api: bool) -> Cluster:
     """Join the given cluster, `RAY_ADDRESS`'s or this host's; else start a local Ray.
 
-    `address` is host:port, "auto", "local", or None to choose as above. `needs_state_api` starts
+    `given` is host:port, "auto", "local", or None to choose as above. `needs_state_api` starts
     Ray's dashboard: without it the placement groups of worker groups are never freed.
 
     Raises:
         UsageError: there is no cluster at the address, or it rejects the token.
+        RayStartError: a local Ray does not start.
     """
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
-    ensure_token()
+    check_loopback()
     import ray
 
-    wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
-    found = _find(wanted)
-    arguments: dict[str, Any] = {"address": found}
-    if found is None:
-        os.environ.pop("RAY_ADDRESS", None)
-        ray_internals.stay_on_loopback()
-        arguments = {
-            "address": "local",
-            "num_cpus": limits.num_cpus(),
-            "dashboard_host": "127.0.0.1",
-        }
-        arguments["include_dashboard"] = needs_state_api
-    ray_internals.keep_sigterm_handler()
-    try:
-        ray.init(**arguments, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        # Ray's message does not name the token as the cause.
-        token = (
-            "The address answers, so its token is probably different: copy ~/.ray/auth_token from "
-            "the machine that started it, and do not set RAY_AUTH_MODE. Otherwise: "
-        )
-        raise _cannot_join(wanted, str(error), token if found else "") from error
+    wanted = address.wanted_address(given)
+    found = address.find(wanted)
+    # An open Ray port is remote code execution, so a local Ray has a token.
+    mode = address.authentication_mode(wanted, found) if found else os.environ.get("RAY_AUTH_MODE")
+    if (mode or "token") == "token":
+        ensure_token()
+    ray_internals.set_authentication_mode(mode or "token")
+    if found:
+        _join(wanted, found)
+    else:
+        _start(needs_state_api=needs_state_api)
     now = ray.cluster_resources()
     return Cluster(
         address=ray.get_runtime_context().gcs_address,
@@ -120,29 +117,62 @@ def connect(address: str | None, *, needs_state_api: bool) -> Cluster:
     )
 
 
-def _find(wanted: str) -> str | None:
-    """Return the address of the cluster to join; None to start a local Ray.
+def check_loopback() -> None:
+    """Raise a `RayStartError` if this process cannot connect to itself, as all parts of Ray do.
 
-    Raises:
-        UsageError: nothing answers at the address that the user gave.
+    Ray itself would wait for minutes without a message.
     """
-    if wanted == "local":
-        return None
-    if wanted == "auto":
-        # The cluster of `ray start` or `ray up`. Ray's own "auto" would also join the private Ray
-        # of another sweep on this host, wait for its CPUs and end with it.
-        found, _ = ray_internals.this_node()
-        return found if found and _answers(found) else None
-    if not _answers(wanted):
-        raise _cannot_join(wanted, "nothing answers there.")
-    return wanted
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise RayStartError(
+            f"Ray needs the loopback interface, and 127.0.0.1 cannot be used here: {error}. Switch "
+            "it on with `ip link set lo up`, or run the sweep where it is on."
+        ) from error
 
 
-def _cannot_join(wanted: str, why: str, way_out: str = "") -> UsageError:
-    return UsageError(
-        f"No Ray cluster can be joined at {wanted!r}: {why} {way_out}Start one with "
-        "`ray start --head` or `ray up cluster.yaml`, or omit `--address` to use this machine."
-    )
+def _join(wanted: address.Wanted, found: str) -> None:
+    try:
+        _init(address=found)
+    except Exception as error:  # Ray raises plain exceptions, too
+        # Ray's message does not name the token as the cause.
+        raise wanted.cannot_join(
+            f"{_first_line(error)} The address answers, so its token is probably different: copy "
+            "~/.ray/auth_token from the machine that started it, and do not set RAY_AUTH_MODE."
+        ) from error
+
+
+def _start(*, needs_state_api: bool) -> None:
+    os.environ.pop("RAY_ADDRESS", None)
+    ray_internals.stay_on_loopback()
+    try:
+        ray_internals.use_short_folder()
+        _init(
+            address="local",
+            num_cpus=limits.num_cpus(),
+            dashboard_host="127.0.0.1",
+            include_dashboard=needs_state_api,
+        )
+    except Exception as error:  # Ray raises plain exceptions, too
+        raise RayStartError(
+            f"Ray did not start on this machine: {_first_line(error)} Most often memory, processes "
+            "or disk space are missing, or a limit of `ulimit -a` is too low."
+        ) from error
+
+
+def _init(**arguments: Any) -> None:
+    """Start or join Ray; a `TimeoutError` after `START_LIMIT_S`."""
+    import ray
+
+    arguments |= {"log_to_driver": False, "logging_level": logging.WARNING}
+    run_within(START_LIMIT_S, functools.partial(ray.init, **arguments))
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the beginning of Ray's message, which can have dozens of lines, as a sentence."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return text if text.endswith(".") else f"{text}."
 
 
 def machines() -> tuple[Machine, ...]:
@@ -156,10 +186,10 @@ def machines() -> tuple[Machine, ...]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     now = tuple((has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive)
     planned: tuple[Machine, ...] = ()
-    file = Path.home() / ray_internals.AUTOSCALER_CONFIG
     head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
-    if head == ray.util.get_node_ip_address() and file.is_file():
-        planned = planned_machines(file.read_text())
+    if head == ray.util.get_node_ip_address():
+        with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
+            planned = planned_machines((Path.home() / ray_internals.AUTOSCALER_CONFIG).read_text())
     return max(now, planned, key=lambda each: total(each)[::-1])  # GPUs first
 
 
@@ -192,6 +222,31 @@ class Capacity:
         self.draining = ray_internals.draining_nodes()
 
 
+class Watch:
+    """Notices that the cluster has ended, before Ray's library ends this process for it.
+
+    That happens without a message a minute after the cluster's control server has gone.
+    """
+
+    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+        self._cluster, self._clock = cluster, clock
+        self._answered_s = self._asked_s = clock.monotonic_s()
+
+    def lost(self) -> str | None:
+        """Return a sentence about what has ended; None while the cluster works."""
+        if self._cluster.is_local:
+            ended = ray_internals.ended_process()
+            return ended and f"Ray's process {ended} on this machine has ended unexpectedly."
+        now_s = self._clock.monotonic_s()
+        if now_s - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = now_s
+            if address.answers(self._cluster.address):
+                self._answered_s = now_s
+        if now_s - self._answered_s < LOST_AFTER_S:
+            return None
+        return f"The Ray cluster at {self._cluster.address} does not answer any more."
+
+
 def disconnect() -> None:
     """Leave the cluster, if this process joined one; a local Ray ends with all its processes."""
     with leaving():
@@ -199,12 +254,17 @@ def disconnect() -> None:
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
+def leaving(*, is_lost: bool = False) -> Iterator[None]:
     """Leave the cluster, which takes a second, while the block runs; the block must not use Ray.
 
+    With `is_lost` the cluster has ended already, and nothing is left to talk to.
     Garbage that holds handles of Ray, such as tracebacks of dead actors, must be collected first:
     if another thread collects it while Ray shuts down, Ray ends this process without a message.
     """
+    if is_lost:
+        ray_internals.forget()
+        yield
+        return
     if "ray" not in sys.modules or not (ray := sys.modules["ray"]).is_initialized():
         yield
         return
@@ -229,11 +289,18 @@ def leaving() -> Iterator[None]:
 def ensure_token() -> None:
     """Create Ray's token if it is missing, and make it readable by its owner only.
 
-    Ray itself creates the file with mode 0644.
+    Ray itself creates the file with mode 0644. Without a home directory that can be written, the
+    token is in the environment of this process and of those that it starts.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path = Path.home() / ".ray" / "auth_token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: a user without an entry in /etc/passwd
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        return
+    os.environ.setdefault("HOME", str(path.parent.parent))  # Ray looks nowhere else
     try:
         if path.exists() and not path.read_text().strip():
             path.unlink()  # its writer was killed before Ray could use it
@@ -250,13 +317,3 @@ def ensure_token() -> None:
             f"Ray's token must be in {path}, readable and writable by its owner only: {error}. Set "
             "the file's owner and mode (chmod 600), or set RAY_AUTH_TOKEN_PATH to such a file."
         ) from error
-
-
-def _answers(address: str) -> bool:
-    """Return whether something listens at the address: Ray keeps those of clusters that ended."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return True
-    except (OSError, ValueError):
-        return False

@@ -6,7 +6,11 @@ All of it was read in Ray 2.60.0. Each definition names the file of Ray that it 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +25,9 @@ HEAD_NODE_RESOURCE = "node:__internal_head__"
 # Where `ray up` leaves its configuration on the head node, in the home directory.
 # `ray/tune/execution/cluster_info.py`.
 AUTOSCALER_CONFIG = "ray_bootstrap_config.yaml"
+# Longest path of Ray's folder in bytes: 107 less "/session_2026-01-31_23-59-59_999999_4194304",
+# "/sockets/" and a socket's name, dash_PlatformEventsHead for one. `ray/_private/node.py`.
+LONGEST_FOLDER = 32
 
 
 # Start and end of Ray.
@@ -29,24 +36,103 @@ AUTOSCALER_CONFIG = "ray_bootstrap_config.yaml"
 def this_node() -> tuple[str | None, str]:
     """Return the address of the cluster that this host joined, if any, and the host's own.
 
-    It joined by `ray start` or `ray up`; the cluster may have ended since.
+    It joined by `ray start` or `ray up`; the cluster may have ended since, or be another user's.
     `ray/_private/services.py`.
     """
     from ray._private.services import find_bootstrap_address
     from ray.util import get_node_ip_address
 
-    return find_bootstrap_address(None), get_node_ip_address()
+    found = None
+    with contextlib.suppress(PermissionError):  # another user's, in a file that is theirs alone
+        found = find_bootstrap_address(None)
+    return found, get_node_ip_address()
 
 
-def keep_sigterm_handler() -> None:
-    """Stop `ray.init` from replacing this process's handler of SIGTERM.
+def needs_token(address: str) -> bool:
+    """Return whether a cluster's control server refuses requests without a token.
 
-    Ray's handler exits with status 15 wherever the process is. `ray/_private/worker.py` installs
-    it through `ray/_private/utils.py`.
+    With TLS this cannot be asked without the certificates, and counts as true.
+    `ray/core/generated/gcs_service_pb2_grpc.py` and `ray/_private/ray_constants.py`.
+
+    Raises:
+        ConnectionError: what listens there is not a cluster's control server.
     """
-    import ray
+    import grpc
+    from ray._private import ray_constants
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    ray._private.utils.set_sigterm_handler = lambda handler: None
+    messages, services = cast(Any, gcs_service_pb2), cast(Any, gcs_service_pb2_grpc)
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    options = ray_constants.GLOBAL_GRPC_OPTIONS
+    with grpc.insecure_channel(address, options=options) as channel:
+        client = services.NodeInfoGcsServiceStub(channel)
+        try:
+            client.CheckAlive(messages.CheckAliveRequest(), timeout=10)
+        except grpc.RpcError as error:
+            answer = cast(Any, error)
+            if answer.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise ConnectionError(f"{answer.code().name}, {answer.details()}") from error
+    return False
+
+
+def set_authentication_mode(mode: str) -> None:
+    """Make this process, and the Ray that it starts, use "token" or "disabled".
+
+    Ray has read its own settings when it was imported, so it must read them again.
+    `ray/_private/authentication/authentication_token_setup.py`.
+    """
+    from ray import _raylet
+
+    os.environ["RAY_AUTH_MODE"] = mode
+    cast(Any, _raylet).Config.initialize("")
+
+
+def use_short_folder() -> None:
+    """Give a local Ray a folder of its own in /tmp if its usual one cannot hold its sockets.
+
+    The path of a socket has at most 107 bytes, and Ray adds up to 75 to its folder's path.
+    The folder is deleted when this process ends. `ray/_private/node.py` and `ray/_common/utils.py`.
+
+    Raises:
+        OSError: no folder can be made in /tmp.
+    """
+    from ray._common.utils import get_default_ray_temp_dir
+
+    usual = Path(get_default_ray_temp_dir())
+    with contextlib.suppress(OSError):
+        if usual.is_absolute() and len(os.fsencode(usual)) <= LONGEST_FOLDER:
+            usual.mkdir(parents=True, exist_ok=True)
+            if os.access(usual, os.W_OK | os.X_OK):
+                return
+    own = tempfile.mkdtemp(prefix="sweep-ray-", dir="/tmp")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    os.environ["RAY_TMPDIR"] = own
+
+
+def ended_process() -> str | None:
+    """Return which of the servers of the Ray that this process started has ended, if one has.
+
+    `ray/_private/worker.py` and `ray/_private/node.py`.
+    """
+    from ray._private import worker
+
+    started: dict[str, Any] = worker._global_node.all_processes if worker._global_node else {}
+    for name in ("gcs_server", "raylet"):
+        if any(info.process.poll() is not None for info in started.get(name, [])):
+            return name
+    return None
+
+
+def forget() -> None:
+    """Leave out Ray's own shutdown at the end of this process: without its servers it hangs.
+
+    The process that Ray starts for this purpose then ends the others. `ray/_private/worker.py`.
+    """
+    from ray._private import worker
+
+    atexit.unregister(worker.shutdown)
 
 
 def stay_on_loopback() -> None:

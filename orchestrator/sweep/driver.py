@@ -13,7 +13,15 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.clock import Clock
-from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, console_on, say, warn
+from orchestrator.command import (
+    COMPLETE,
+    FAILED,
+    INTERRUPTED,
+    console_on,
+    say,
+    sweep_command,
+    warn,
+)
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import cluster as clusters
 from orchestrator.execution import tune_adapter
@@ -40,17 +48,14 @@ def sweep(config: SweepConfig) -> int:
     opening.check_name(config)
     with (
         locks.driver_lock(config.paths),
+        _no_empty_sweep(config),
         backup.open_backup(config.paths, warn, clock) as ledger_backup,
     ):
         opening.check_name(config)  # again: another driver may have created it meanwhile
         if ledger_backup:
             ledger_backup.fetch()
         say(f"Sweep {config.name!r}: preparing.")
-        try:
-            opened = opening.open_sweep(config, clock)
-        except BaseException:
-            opening.remove_empty_sweep(config.paths)
-            raise
+        opened = opening.open_sweep(config, clock)
         ledger = opened[0]
         try:
             if ledger_backup:
@@ -58,14 +63,25 @@ def sweep(config: SweepConfig) -> int:
             log = None if config.verbose else config.paths.log
             with _redirected_output(log) as console:
                 return _run(SweepContext(config, clock, *opened, ledger_backup, console))
-        except (UsageError, KeyboardInterrupt):
-            if not config.resume and not ledger.attempts():
-                opening.discard_sweep(config.paths, ledger, ledger_backup)
+        except BaseException:
+            with contextlib.suppress(OrchestratorError, OSError):  # the first error is the cause
+                if not config.resume and not ledger.attempts():
+                    opening.discard_sweep(config.paths, ledger, ledger_backup)
             raise
         finally:
             if ledger_backup:
                 ledger_backup.stop()
             ledger.close()
+
+
+@contextlib.contextmanager
+def _no_empty_sweep(config: SweepConfig) -> Iterator[None]:
+    """Remove the folder of a sweep that ends with an error before its ledger exists."""
+    try:
+        yield
+    except BaseException:
+        opening.remove_empty_sweep(config.paths)
+        raise
 
 
 @contextlib.contextmanager
@@ -120,7 +136,8 @@ def _run(context: SweepContext) -> int:
             if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
                 scheduler = _new_scheduler(context, limits, epoch_s)
             trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
-            error = _run_trials(context, trials, mlflow, cleanup)
+            watch = clusters.Watch(cluster, context.clock)
+            error = _run_trials(context, trials, mlflow, cleanup, watch)
         else:
             context.console.print(
                 "No remaining trial fits the budget."
@@ -129,7 +146,7 @@ def _run(context: SweepContext) -> int:
             )
             mlflow.thread.start()
             cleanup.thread.start()
-        with clusters.leaving():
+        with clusters.leaving(is_lost=context.interruption.ray_lost.is_set()):
             if context.backup and context.backup.lease.lost:
                 context.fail(context.backup.lease.lost)
                 return FAILED
@@ -178,7 +195,12 @@ def _connect(context: SweepContext) -> clusters.Cluster:
     """
     plan, paths = context.plan, context.paths
     needs_state_api = plan.overrides.get("workers", 1) > 1
-    cluster = clusters.connect(context.config.address, needs_state_api=needs_state_api)
+    try:
+        cluster = clusters.connect(context.config.address, needs_state_api=needs_state_api)
+    except clusters.RayStartError as error:
+        raise OrchestratorError(
+            f"{error} Then run again: {sweep_command(*sys.argv[1:])}"
+        ) from error
     signals.handle_signals(context.interruption)  # again: Ray installs its own handlers
     context.console.print(cluster.describe())
     try:
@@ -244,38 +266,48 @@ class _TrialsThread(threading.Thread):
 
 
 def _run_trials(
-    context: SweepContext, trials: _TrialsThread, mlflow: MlflowThread, cleanup: CleanupThread
+    context: SweepContext,
+    trials: _TrialsThread,
+    mlflow: MlflowThread,
+    cleanup: CleanupThread,
+    watch: clusters.Watch,
 ) -> BaseException | None:
     """Run the trials until they end or the user interrupts; return what ended them early."""
     for thread in (trials, mlflow.thread, cleanup.thread):
         thread.start()
-    _watch(context, trials, mlflow)
+    lost = _watch(context, trials, mlflow, watch)
     try:
         trials.scheduler.interrupt()  # changes nothing when all trials have ended
     except LedgerError as error:  # `--resume` closes the attempts that stay open
         return trials.error or error
     finally:
         trials.stop()
-    return trials.error
+    return OrchestratorError(lost) if lost else trials.error
 
 
-def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread) -> None:
+def _watch(
+    context: SweepContext, trials: threading.Thread, mlflow: MlflowThread, watch: clusters.Watch
+) -> str | None:
     """Show the progress of the trials until they end, are interrupted, or must be.
 
-    They must be if the lease is lost, or the ledger's file moved or deleted.
+    They must be if the lease is lost, the ledger's file moved or deleted, or if Ray has ended: then
+    return a sentence about that.
     """
     interrupted, ledger_backup = context.interruption.wanted, context.backup
     with Display(context.console, context.ledger, context.plan, context.clock) as display:
         while trials.is_alive() and not interrupted.is_set():
             trials.join(timeout=0.5)
             if not context.ledger.database.is_in_place():
-                return
+                return None
             display.show()
             mlflow.report(context.console)
+            if lost := watch.lost():
+                context.interruption.ray_lost.set()
+                return lost
             if ledger_backup:
                 ledger_backup.tell(context.warn)
                 if ledger_backup.lease.lost:
-                    return
+                    return None
     if interrupted.is_set():
         context.console.print(
             "Interrupted: saving results. Nothing is lost. A second signal skips the wait for "
@@ -283,6 +315,7 @@ def _watch(context: SweepContext, trials: threading.Thread, mlflow: MlflowThread
             soft_wrap=True,
         )
         _print_resume(context)
+    return None
 
 
 def _print_resume(context: SweepContext) -> None:
@@ -294,15 +327,17 @@ def _finish(
     context: SweepContext, mlflow: MlflowThread, cleanup: CleanupThread, outcome: str
 ) -> str:
     """Bring the sweep's storage and MLflow up to date, and return the outcome after that."""
-    ledger_backup, interrupted = context.backup, context.interruption.wanted
+    ledger_backup, interruption = context.backup, context.interruption
     # An interrupted sweep ends within half a minute.
-    is_stored = not ledger_backup or ledger_backup.flush(lambda: 8 if interrupted.is_set() else 120)
-    limit = signals.EndLimit(context.interruption, context.clock)
+    is_stored = not ledger_backup or ledger_backup.flush(
+        lambda: 8 if interruption.must_hurry else 120
+    )
+    limit = signals.EndLimit(interruption, context.clock)
     cleanup.stop()
     mlflow.finish(context.console, outcome, limit)
     limit.wait_for(cleanup.thread)
     if ledger_backup and is_stored:  # for what the MLflow thread noted in the ledger
-        is_stored = ledger_backup.flush(lambda: 3 if interrupted.is_set() else 60)
+        is_stored = ledger_backup.flush(lambda: 3 if interruption.must_hurry else 60)
     if is_stored or not ledger_backup:
         return outcome
     context.fail(

@@ -18,10 +18,19 @@ _LIMIT_S, _INTERRUPTED_LIMIT_S = 300.0, 15.0
 
 
 class Interruption:
-    """The user's signals: `wanted` is set by the first one, `urgent` by the second."""
+    """The user's signals: `wanted` is set by the first one, `urgent` by the second.
+
+    `ray_lost` is set when the Ray cluster has ended: Ray's library will end this process soon.
+    """
 
     def __init__(self) -> None:
         self.wanted, self.urgent = threading.Event(), threading.Event()
+        self.ray_lost = threading.Event()
+
+    @property
+    def must_hurry(self) -> bool:
+        """Whether the command has half a minute left."""
+        return self.wanted.is_set() or self.ray_lost.is_set()
 
     def on_signal(self, number: int, frame: object) -> None:
         """Handle SIGINT, SIGTERM or SIGHUP; the third one ends this process at once.
@@ -50,7 +59,7 @@ class EndLimit:
     def is_over(self) -> bool:
         """Return whether the wait has lasted long enough; call it often."""
         now_s = self._clock.monotonic_s()
-        if self._interruption.wanted.is_set() and self._interrupted_s is None:
+        if self._interruption.must_hurry and self._interrupted_s is None:
             self._interrupted_s = now_s
         return (
             self._interruption.urgent.is_set()

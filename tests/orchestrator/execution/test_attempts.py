@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from orchestrator.clock import Clock
+from orchestrator.errors import OrchestratorError
 from orchestrator.execution import ray_internals
 from orchestrator.execution.attempts import AttemptRunner
 from orchestrator.execution.cluster import Capacity
@@ -166,3 +167,28 @@ def test_every_pass_of_tune_s_loop_can_be_blocked() -> None:
     assert runner.next_config() == "finished"
     runner.check()
     assert passes == ["pass", "pass"]
+
+
+NEVER_RAN = "The actor died unexpectedly before finishing this task.\nThe actor never ran - it was"
+
+
+def test_a_cluster_that_starts_no_process_ends_the_sweep() -> None:
+    """Each attempt would be retried 20 times: they do not count, because nothing ran."""
+    scheduler = FakeScheduler()
+    runner = runner_of(scheduler)
+    runner.capacity.limit = 2
+    for _ in range(7):
+        runner.on_removal(tune_trial("ERROR"), NEVER_RAN)
+    with pytest.raises(OrchestratorError, match="Ray started no process for 8 attempts in a row"):
+        runner.on_removal(tune_trial("ERROR"), NEVER_RAN)
+    assert scheduler.failure_classes == ["killed"] * 8
+
+
+def test_attempts_that_ran_or_whose_node_died_do_not_end_the_sweep() -> None:
+    runner = runner_of(FakeScheduler())
+    report = {"kind": "alive", "signature": "s", "attempt": 1, "node": "n"}
+    for _ in range(20):
+        runner.on_removal(tune_trial("ERROR"), NEVER_RAN)
+        runner.on_removal(tune_trial("ERROR"), f"Its node has died. {NEVER_RAN}")
+        runner.on_removal(tune_trial("ERROR"), "The worker was killed.")
+        runner.on_report("trial", report)

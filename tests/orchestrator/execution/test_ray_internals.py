@@ -5,11 +5,14 @@ A failure here after an update of Ray says which definition of `ray_internals` t
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import os
 import re
-import signal
+import shutil
+import stat
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ import pytest
 import ray
 from ray import _raylet
 from ray._common import constants as common
+from ray._private import node as node_module
 from ray._private import ray_constants, services, utils, worker
 from ray._private.node import Node
 from ray._private.state import GlobalState, state
@@ -58,7 +62,7 @@ def test_ray_reads_the_environment_variables_that_are_set_for_it() -> None:
     package = Path(ray.__file__).parent
     folders = [package / name for name in ("_common", "_private", "train", "tune")]
     source = "".join(path.read_text() for each in folders for path in each.rglob("*.py"))
-    names = {*cluster._ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG"}
+    names = {*cluster._ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG", "RAY_AUTH_MODE", "RAY_USE_TLS"}
     assert {name for name in names if name not in source} == set()
 
 
@@ -70,16 +74,103 @@ def test_the_address_of_the_last_ray_start_can_be_read(monkeypatch: pytest.Monke
     monkeypatch.setattr(utils, "read_ray_address", lambda temp_dir: "10.0.0.1:6379")
     assert ray_internals.this_node()[0] == "10.0.0.1:6379"
 
+    def refuse(temp_dir: None) -> str:
+        raise PermissionError("another user's")
 
-def test_ray_installs_its_handler_of_sigterm_where_it_is_replaced(
+    monkeypatch.setattr(utils, "read_ray_address", refuse)
+    assert ray_internals.this_node()[0] is None
+
+
+def test_ray_installs_its_handler_of_sigterm_in_the_main_thread_only() -> None:
+    """It would end the command with status 15; `cluster` starts Ray in another thread."""
+    source = inspect.getsource(ray.init)
+    place = source.index("ray._private.utils.set_sigterm_handler(sigterm_handler)")
+    condition = "if threading.current_thread() is threading.main_thread():\n"
+    assert source[:place].rstrip(" ").endswith(condition)
+
+
+def test_ray_reads_the_mode_of_authentication_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    try:
+        for mode in ("token", "disabled"):
+            ray_internals.set_authentication_mode(mode)
+            meant = getattr(_raylet.AuthenticationMode, mode.upper())
+            assert _raylet.get_authentication_mode() == meant
+            assert os.environ["RAY_AUTH_MODE"] == mode
+    finally:
+        monkeypatch.undo()
+        _raylet.Config.initialize("")
+
+
+def test_the_longest_folder_of_ray_has_room_for_its_sockets() -> None:
+    session = "session_2026-01-31_23-59-59_999999_4194304"
+    assert 'f"session_{date_str}_{os.getpid()}"' in inspect.getsource(node_module)
+    names = {"plasma_store", "raylet"}
+    for file in (Path(ray.__file__).parent / "dashboard" / "modules").rglob("*.py"):
+        names |= {f"dash_{name}" for name in re.findall(r"class (\w+Head)\(", file.read_text())}
+    longest = max(names, key=len)
+    assert longest == "dash_PlatformEventsHead"
+    path = f"{'x' * ray_internals.LONGEST_FOLDER}/{session}/sockets/{longest}"
+    assert len(path) == 107
+    utils.validate_socket_filepath(path)
+
+
+@pytest.mark.parametrize(
+    "folder", ["{base}/" + "x" * 40, "relative", "/proc/none", "{base}/" + "ä" * 12]
+)
+def test_a_local_ray_gets_a_short_private_folder_where_its_usual_one_does_not_do(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", folder.format(base="/tmp"))
+    deleted: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda function, *each, **_: deleted.append(each))
+    ray_internals.use_short_folder()
+    own = Path(os.environ["RAY_TMPDIR"])
+    assert re.fullmatch(r"/tmp/sweep-ray-\w{8}", str(own))
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert len(str(own / "ray")) <= ray_internals.LONGEST_FOLDER
+    assert deleted == [(str(own),)]
+    own.rmdir()
+
+
+def test_a_local_ray_keeps_its_usual_folder_where_that_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert "ray._private.utils.set_sigterm_handler(sigterm_handler)" in inspect.getsource(ray.init)
-    monkeypatch.setattr(utils, "set_sigterm_handler", utils.set_sigterm_handler)
-    before = signal.getsignal(signal.SIGTERM)
-    ray_internals.keep_sigterm_handler()
-    utils.set_sigterm_handler(lambda number, frame: None)
-    assert signal.getsignal(signal.SIGTERM) is before
+    short = tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", short)
+    ray_internals.use_short_folder()
+    assert os.environ["RAY_TMPDIR"] == short
+    shutil.rmtree(short)
+
+
+def test_the_end_of_a_server_of_the_local_ray_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "self.all_processes: dict = {}" in inspect.getsource(Node.__init__)
+    source = inspect.getsource(ray_constants)
+    for name in ("gcs_server", "raylet"):
+        assert f'= "{name}"' in source
+    gcs, raylet = Mock(), Mock()
+    gcs.process.poll.return_value = raylet.process.poll.return_value = None
+    processes = {"gcs_server": [gcs], "raylet": [raylet], "log_monitor": [Mock()]}
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(all_processes=processes))
+    assert ray_internals.ended_process() is None
+    raylet.process.poll.return_value = -9
+    assert ray_internals.ended_process() == "raylet"
+    gcs.process.poll.return_value = 1
+    assert ray_internals.ended_process() == "gcs_server"
+    monkeypatch.setattr(worker, "_global_node", None)
+    assert ray_internals.ended_process() is None
+
+
+def test_the_shutdown_that_is_left_out_is_the_one_that_ray_registered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "atexit.register(shutdown, _exiting_interpreter=True)" in inspect.getsource(worker)
+    left_out: list[Any] = []
+    monkeypatch.setattr(atexit, "unregister", left_out.append)
+    ray_internals.forget()
+    assert left_out == [worker.shutdown]
 
 
 def test_a_local_ray_takes_the_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:

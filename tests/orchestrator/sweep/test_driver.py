@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.execution import cluster, tune_adapter
+from orchestrator.execution import cluster, ray_internals, tune_adapter
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import SweepPaths
-from orchestrator.sweep import driver, measure
+from orchestrator.sweep import driver, measure, summary
 from orchestrator.sweep.__main__ import main
 from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.simulated_sweeps import (
@@ -245,6 +247,74 @@ def test_a_mistake_that_is_found_after_the_ledger_was_created_leaves_nothing_beh
     assert main(arguments) == 2
     assert capfd.readouterr().err == "No Ray cluster can be joined.\n"
     assert not (tmp_path / "results").exists()
+
+
+def test_a_ray_that_does_not_start_leaves_nothing_and_names_the_command_to_run_again(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(address: str | None, *, needs_state_api: bool) -> None:
+        raise cluster.RayStartError("Ray did not start on this machine: no memory.")
+
+    monkeypatch.setattr(cluster, "connect", fail)
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+    assert main(arguments) == 1
+    again = shlex.join(["python", "-m", "orchestrator.sweep", *arguments])
+    assert capfd.readouterr().err == (
+        f"Ray did not start on this machine: no memory. Then run again: {again}\n"
+    )
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("place", ["opening.open_sweep", "backup.open_backup", "_run"])
+def test_an_unforeseen_error_before_the_first_attempt_leaves_nothing(
+    place: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(f"orchestrator.sweep.driver.{place}", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_unforeseen_error_later_keeps_the_sweep(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(summary, "print_end", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+    assert statuses(tmp_path) == ["complete", "complete"]
+
+
+def test_a_ray_that_ends_during_the_sweep_ends_it_in_order(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Ray's library would end this process without a message a minute later."""
+    left: list[bool] = []
+    monkeypatch.setattr(ray_internals, "ended_process", lambda: "gcs_server")
+    monkeypatch.setattr(ray_internals, "forget", lambda: left.append(True))
+
+    def hang(scheduler: TrialScheduler) -> None:
+        scheduler.next_start()
+        threading.Event().wait(20)
+
+    simulate(monkeypatch, hang)
+    assert main(arguments) == 1
+    printed = capfd.readouterr().out
+    assert "Ray's process gcs_server on this machine has ended unexpectedly." in printed
+    assert "Everything until then is stored; continue with python -m orchestrator.sweep" in printed
+    assert left == [True]
+    assert statuses(tmp_path) == ["running"]
 
 
 @pytest.mark.parametrize(("is_local", "epochs"), [(True, []), (False, [2, 2])])
