@@ -121,6 +121,9 @@ def _run(
         if not (arguments.verbose or isinstance(error, OrchestratorError)):
             warn("Run the command with --verbose to see the traceback.")
         return WRONG_USAGE if isinstance(error, UsageError) else failed
+    except UnicodeEncodeError as error:
+        warn(redacted(traceback.format_exc().rstrip() if arguments.verbose else _not_text(error)))
+        return WRONG_USAGE
     except KeyboardInterrupt:
         warn(interrupted)
         return INTERRUPTED
@@ -130,6 +133,16 @@ def output_is_optional() -> None:
     """Let this command succeed if standard output cannot be written, as its results are files."""
     if isinstance(sys.stdout, Output):
         sys.stdout.is_needed = False
+
+
+def _not_text(error: UnicodeEncodeError) -> str:
+    """Return the sentence for a path or argument that a library cannot write in its encoding."""
+    part = error.object[max(error.start - 60, 0) : error.end + 60]
+    return (
+        f"Paths and arguments must be text in the encoding {error.encoding}; {part!r} is not. Run "
+        "the command in a UTF-8 locale, such as LC_ALL=C.UTF-8, and without `-X utf8=0`; if the "
+        "name itself is not UTF-8, rename the file or folder."
+    )
 
 
 def add_verbose(add: Callable[..., Any]) -> None:

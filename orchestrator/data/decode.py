@@ -160,6 +160,8 @@ def _decode_chunk(split: SplitFile, resize: bool, chunk: _Chunk) -> _Decoded:
                 if isinstance(content, ZipMember):
                     content = content.read(archive)  # noqa: PLW2901
                 pixels[index] = decode(content, (height, width), resize=resize)
+            except MemoryError as error:
+                raise OrchestratorError(f"There is too little memory to read {name!r}.") from error
             except Exception as error:  # decoders raise nearly anything on broken files
                 problems.append(f"The image {name!r} cannot be used: {_reason(error, content)}.")
         # Most members are in the order of their rows, so few pieces need to be written.

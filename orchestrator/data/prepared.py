@@ -88,6 +88,8 @@ def read_prepared(folder: Path) -> PreparedDataset:
         entries = json.loads(content)["splits"].values()
         size = sum((folder / entry["file"]).stat().st_size for entry in entries)
         return _from_manifest(folder, content, size)
+    except PermissionError as error:
+        raise UsageError(f"{folder} cannot be read: {error}. Check its owner and mode.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{folder} is not a prepared dataset ({type(error).__name__}: {error}). Delete it and "

@@ -135,6 +135,8 @@ def check_loopback() -> None:
 def _join(wanted: address.Wanted, found: str) -> None:
     try:
         _init(address=found)
+    except UnicodeEncodeError:  # an argument or a path, not the cluster
+        raise
     except Exception as error:  # Ray raises plain exceptions, too
         # Ray's message does not name the token as the cause.
         raise wanted.cannot_join(
@@ -154,6 +156,8 @@ def _start(*, needs_state_api: bool) -> None:
             dashboard_host="127.0.0.1",
             include_dashboard=needs_state_api,
         )
+    except UnicodeEncodeError:  # an argument or a path, not the machine
+        raise
     except Exception as error:  # Ray raises plain exceptions, too
         raise RayStartError(
             f"Ray did not start on this machine: {_first_line(error)} Most often memory, processes "

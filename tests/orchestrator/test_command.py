@@ -280,3 +280,17 @@ def test_help_imports_the_standard_library_and_this_project_only(module: str) ->
     packages = imported("-m", module, "--help") - imported("-c", "") - sys.stdlib_module_names
     assert "orchestrator" in packages
     assert packages <= {"orchestrator", "search_spaces", "trainables"}
+
+
+def test_a_path_that_a_library_cannot_encode_is_named_with_the_locale(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As `-X utf8=0` and LC_ALL=C make of a path with an umlaut."""
+    error = UnicodeEncodeError("utf-8", "x" * 500 + "/d\udcc3\udca4ten", 502, 504, "surrogates")
+    assert run(raising(error)) == command.WRONG_USAGE
+    printed = capsys.readouterr().err
+    assert (
+        r"/d\udcc3\udca4ten' is not. Run the command in a UTF-8 locale, such as LC_ALL" in printed
+    )
+    assert len(printed) < 500
+    assert "Traceback" not in printed

@@ -66,7 +66,9 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} holds no prepared dataset: {path.name} is missing. Prepare it with "
             f"`python -m orchestrator.data prepare {folder.name}`."
         ) from error
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}. Check its owner and mode.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} is not a dataset manifest ({error!r}). Delete {folder} and prepare it again."
         ) from error

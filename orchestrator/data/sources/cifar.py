@@ -38,6 +38,8 @@ def load_cifar_pickle(content: bytes, member: str) -> dict[str, Any]:
         return loaded
     except pickle.UnpicklingError as error:
         raise UsageError(f"The pickle {member!r} was refused: {error}.") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UsageError(f"The pickle {member!r} is damaged: {error!r}.") from error
 

@@ -131,6 +131,18 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
     assert "truncated" in _problem(tmp_path, content[: len(content) // 2])
 
 
+def test_an_image_is_not_called_broken_where_the_memory_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "decode", fail)
+    with pytest.raises(OrchestratorError, match="too little memory") as refused:
+        _problem(tmp_path, b"")
+    assert not isinstance(refused.value, UsageError)
+
+
 def test_postscript_is_never_decoded(tmp_path: Path) -> None:
     """Pillow would hand it to an interpreter."""
     content = sources.encoded(sources.image((1, 2, 3)), "EPS")

@@ -138,3 +138,14 @@ def test_a_joined_cluster_is_lost_after_half_a_minute_without_an_answer(
     answering[0] = False
     assert lost_at(160) is None
     assert lost_at(162) == "The Ray cluster at 127.0.0.1:1 does not answer any more."
+
+
+@pytest.mark.parametrize("found", [None, "127.0.0.1:6379"])
+def test_a_path_that_ray_cannot_encode_is_no_fault_of_the_cluster(
+    found: str | None, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **arguments: "/d\udcc3".encode())
+    monkeypatch.setattr(address, "find", lambda wanted: found)
+    monkeypatch.setattr(address, "authentication_mode", lambda wanted, found: "token")
+    with pytest.raises(UnicodeEncodeError):
+        cluster.connect(None, needs_state_api=False)

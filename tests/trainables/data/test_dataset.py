@@ -356,3 +356,10 @@ def test_streamed_training_learns_the_same(digits_dir):
 def test_the_manifest_is_read_as_the_preparer_writes_it(digits_dir):
     raw = json.loads((digits_dir / "manifest.json").read_text())
     assert dataset.load_manifest(digits_dir).fingerprint == raw["fingerprint"]
+
+
+def test_a_manifest_that_the_system_does_not_read_is_not_called_wrong(tmp_path: Path) -> None:
+    """Deleting the dataset would not help."""
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(dataset.DatasetError, match=r"cannot be read.*Check its owner and mode"):
+        dataset.load_manifest(tmp_path)
