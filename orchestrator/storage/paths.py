@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import UsageError
 from orchestrator.redaction import redacted
 from orchestrator.storage.store import is_uri
 from orchestrator.storage.tracking_uri import sqlite_uri
@@ -106,7 +107,13 @@ def sweep_paths(storage: Path | str, name: str) -> SweepPaths:
 
 
 def _cache() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # neither HOME nor an entry of this user in /etc/passwd
+        raise UsageError(
+            "A storage or dataset at a URL needs a cache folder on this machine, and this user has "
+            "no home directory. Set XDG_CACHE_HOME to a folder that can be written."
+        ) from error
     return cache.absolute() / "sweep-orchestrator"
 
 

@@ -33,8 +33,9 @@ def find_weights(timm_name: str) -> Path:
     Raises:
         WeightsError: timm publishes none, or there is no file and the hub cannot be reached.
     """
-    folder = Path(os.environ.get(WEIGHTS_DIR_VARIABLE) or "~/.cache/orchestrator/weights")
-    local = folder.expanduser() / f"{timm_name}.safetensors"
+    folder = os.environ.get(WEIGHTS_DIR_VARIABLE) or "~/.cache/orchestrator/weights"
+    # Unlike `Path.expanduser` this raises nothing where there is no home directory.
+    local = Path(os.path.expanduser(folder)) / f"{timm_name}.safetensors"
     if local.is_file():
         return local
     hub_id, file_name = _hub_location(timm_name, local)

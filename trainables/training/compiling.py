@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,9 @@ def should_compile(config: TrainConfig, steps: int, can_replay: bool) -> bool:
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the model's forward pass, compiled at its first call with each shape of images."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "sweep-orchestrator/compiled"))
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not cache.startswith("~"):  # without a home directory torch has a folder of its own
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/sweep-orchestrator/compiled")
     import torch._dynamo
 
     # A warm process compiles many models of fixed shapes. By default torch would make shapes
