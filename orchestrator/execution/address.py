@@ -90,19 +90,18 @@ def authentication_mode(wanted: Wanted, address: str) -> str:
         raise wanted.cannot_join(
             f"what answers at {address} is not a Ray cluster: {error}."
         ) from error
-    if needs_token or given == "disabled":
-        return given or "token"
-    if given == "token":
+    mode = "token" if needs_token else "disabled"
+    if given and given != mode:
         raise wanted.cannot_join(
-            f"the cluster at {address} was started without a token, and RAY_AUTH_MODE is 'token' "
-            "here. Unset RAY_AUTH_MODE, or start the cluster with RAY_AUTH_MODE=token."
+            f"the cluster at {address} was started {'with' if needs_token else 'without'} a token, "
+            f"and RAY_AUTH_MODE is {given!r} here. Unset RAY_AUTH_MODE."
         )
-    if owner != os.getuid():
+    if not (needs_token or given or owner == os.getuid()):
         raise wanted.cannot_join(
             f"the cluster at {address} was started without a token, so everyone who reaches it can "
             "run code on it. To join it all the same, set RAY_AUTH_MODE=disabled."
         )
-    return "disabled"
+    return mode
 
 
 def answers(address: str) -> bool:

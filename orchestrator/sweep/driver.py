@@ -295,15 +295,12 @@ def _watch(
     """
     interrupted, ledger_backup = context.interruption.wanted, context.backup
     with Display(context.console, context.ledger, context.plan, context.clock) as display:
-        while trials.is_alive() and not interrupted.is_set():
+        while trials.is_alive() and not (interrupted.is_set() or watch.lost()):
             trials.join(timeout=0.5)
             if not context.ledger.database.is_in_place():
                 return None
             display.show()
             mlflow.report(context.console)
-            if lost := watch.lost():
-                context.interruption.ray_lost.set()
-                return lost
             if ledger_backup:
                 ledger_backup.tell(context.warn)
                 if ledger_backup.lease.lost:
@@ -315,7 +312,9 @@ def _watch(
             soft_wrap=True,
         )
         _print_resume(context)
-    return None
+    if lost := watch.lost():  # also where the trials' thread failed for this reason
+        context.interruption.ray_lost.set()
+    return lost
 
 
 def _print_resume(context: SweepContext) -> None:

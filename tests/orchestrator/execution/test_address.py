@@ -99,11 +99,16 @@ def test_a_cluster_of_another_user_is_not_joined_by_default(cluster: str, other_
     assert "`--address local`" in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "mode"),
+    [(grpc.StatusCode.OK, "token"), (grpc.StatusCode.UNAUTHENTICATED, "disabled")],
+    indirect=["cluster"],
+)
 def test_a_wrong_mode_in_the_environment_is_named(
-    cluster: str, monkeypatch: pytest.MonkeyPatch
+    cluster: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(UsageError, match="Unset RAY_AUTH_MODE"):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(UsageError, match=f"is '{mode}' here. Unset RAY_AUTH_MODE"):
         authentication_mode(Wanted(cluster, GIVEN), cluster)
 
 
