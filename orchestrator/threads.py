@@ -35,20 +35,22 @@ class StepThread(threading.Thread):
 def run_within(limit_s: float, function: Callable[[], object]) -> None:
     """Run a function in a thread; raise its exception, or a `TimeoutError` after `limit_s`.
 
-    After that the thread goes on: nothing can end it before its process.
+    The thread stays until this process ends, because Linux kills the servers that Ray starts when
+    the thread that started them ends (`PR_SET_PDEATHSIG`).
     """
     raised: list[BaseException] = []
+    has_returned = threading.Event()
 
     def run() -> None:
         try:
             function()
         except BaseException as error:
             raised.append(error)
+        has_returned.set()
+        threading.Event().wait()
 
-    thread = threading.Thread(target=run, name="limited", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if thread.is_alive():
+    threading.Thread(target=run, name="limited", daemon=True).start()
+    if not has_returned.wait(limit_s):
         raise TimeoutError(f"It took longer than {limit_s:g} s.")
     if raised:
         raise raised[0]

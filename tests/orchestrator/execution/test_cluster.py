@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_a_limited_call_raises_what_the_function_raises() -> None:
     run_within(5, lambda: None)
     with pytest.raises(ZeroDivisionError):
         run_within(5, lambda: 1 / 0)
+
+
+def test_the_thread_of_a_limited_call_stays_because_ray_s_servers_end_with_it() -> None:
+    threads: list[threading.Thread] = []
+    run_within(5, lambda: threads.append(threading.current_thread()))
+    threads[0].join(0.2)
+    assert threads[0].is_alive()
+    assert threads[0].daemon
 
 
 @pytest.mark.parametrize("home", [None, "/proc/none"])
