@@ -30,6 +30,7 @@ from tests.integration.test_worker_groups import RAY
 
 pytestmark = pytest.mark.faults
 
+PYTHON = Path(sys.executable).resolve()
 SMALL = ("--variants", "cnn3", "--trials", 1, "--epochs", 2)
 
 
@@ -54,7 +55,10 @@ def open_ray(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield env
     finally:
         os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=30)
+        try:
+            head.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -92,7 +96,10 @@ def test_a_sweep_runs_with_a_long_temporary_folder(
     assert set(Path("/tmp").glob("sweep-ray-*")) == before
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can take another uid")
+@pytest.mark.skipif(
+    os.getuid() != 0 or any(p.stat().st_mode & 0o5 != 0o5 for p in PYTHON.parents),
+    reason="only root can take another uid, and that uid must be able to run Python",
+)
 def test_a_sweep_runs_without_a_home_directory_and_a_user_name(
     tmp_path: Path, digits_data_dir: Path
 ) -> None:
@@ -161,27 +168,3 @@ def _server(process: Any, name: str) -> int:
         pid for pid, title in members(process.mark).items() if f"/{name} " in f"{title.split()[0]} "
     ]
     return found
-
-
-def test_a_ray_that_cannot_start_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, digits_data_dir: Path
-) -> None:
-    """Its servers need more address space than this limit."""
-    words = command("digits", *SMALL, "--data-dir", digits_data_dir)
-    code = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (9 * 10**9,) * 2)"
-    ended = subprocess.run(
-        [sys.executable, "-c", f"{code}; os.execv(sys.argv[1], sys.argv[1:])", *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if ended.returncode == 0:
-        pytest.skip("this machine's Ray starts within 9 GB of address space")
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "Ray did not start on this machine:" in ended.stderr
-    assert "Then run again: python -m orchestrator.sweep digits" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "results").exists()

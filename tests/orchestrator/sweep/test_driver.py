@@ -312,7 +312,8 @@ def test_a_ray_that_ends_during_the_sweep_ends_it_in_order(
     assert main(arguments) == 1
     printed = capfd.readouterr().out
     assert "Ray's process gcs_server on this machine has ended unexpectedly." in printed
-    assert "Everything until then is stored; continue with python -m orchestrator.sweep" in printed
+    resume = r"Everything until then is stored; continue with .*-m orchestrator\.sweep.* --resume\."
+    assert re.search(resume, printed)
     assert left == [True]
     assert statuses(tmp_path) == ["running"]
 
