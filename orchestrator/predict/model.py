@@ -142,8 +142,10 @@ def load(model: TrainedModel) -> Classifier:
         UsageError: the weights are damaged, or of another model.
     """
     from trainables.evaluation.classifier import load_classifier
+    from trainables.training import device
     from trainables.training.checkpoint import CheckpointError
 
+    device.limit_threads()
     try:
         return load_classifier(model.weights, model.config, model.manifest)
     except (CheckpointError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainables import limits
 from trainables.config import TrainConfig
 from trainables.models import build
 
@@ -28,6 +29,11 @@ def default_device() -> torch.device:
 def num_gpus() -> int:
     """Return the number of CUDA devices of this machine."""
     return torch.cuda.device_count()
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than this process has CPUs; it does not know of quotas."""
+    torch.set_num_threads(min(torch.get_num_threads(), limits.num_cpus()))
 
 
 def set_up_numerics(config: TrainConfig, device: torch.device) -> None:

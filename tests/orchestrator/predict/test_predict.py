@@ -28,6 +28,7 @@ from orchestrator.predict import find
 from orchestrator.predict.model import from_checkpoint, load
 from orchestrator.sweep import outputs
 from tests.orchestrator.trained import Trained, train_sweep, write_test_images
+from trainables import limits
 from trainables.config import TrainConfig
 from trainables.data import preprocess
 from trainables.data.dataset import open_split
@@ -120,6 +121,20 @@ def test_predictions_of_several_batches_are_in_the_order_of_the_images(trained: 
     )
     assert at_once == pytest.approx(alone, abs=1e-5)
     assert model_of_checkpoint.probabilities(pixels[:0]).shape == (0, 10)
+
+
+def test_a_prediction_uses_the_cpus_of_this_process(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself torch uses as many threads as there are cores, also under a quota."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(limits, "num_cpus", lambda: 1)
+    torch.set_num_threads(2)
+    try:
+        load(from_checkpoint(trained.checkpoint, trained.manifest, {}))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batches_of_large_images_are_small(trained: Trained) -> None:
