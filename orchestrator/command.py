@@ -124,6 +124,9 @@ def _run(
     except UnicodeEncodeError as error:
         warn(redacted(traceback.format_exc().rstrip() if arguments.verbose else _not_text(error)))
         return WRONG_USAGE
+    except (ImportError, MemoryError) as error:
+        warn(redacted(traceback.format_exc().rstrip() if arguments.verbose else _no_room(error)))
+        return failed
     except KeyboardInterrupt:
         warn(interrupted)
         return INTERRUPTED
@@ -142,6 +145,19 @@ def _not_text(error: UnicodeEncodeError) -> str:
         f"Paths and arguments must be text in the encoding {error.encoding}; {part!r} is not. Run "
         "the command in a UTF-8 locale, such as LC_ALL=C.UTF-8, and without `-X utf8=0`; if the "
         "name itself is not UTF-8, rename the file or folder."
+    )
+
+
+def _no_room(error: ImportError | MemoryError) -> str:
+    """Return the sentence for too little memory; libraries then fail to load, too."""
+    if isinstance(error, MemoryError):
+        return (
+            "There is too little memory for this command, or the limit of `ulimit -v` is too low."
+        )
+    return (
+        f"A library cannot be loaded: {error}. Install the packages again if one is missing; "
+        "otherwise there is too little memory, or a limit of `ulimit -a` is too low. Run the "
+        "command with --verbose to see the traceback."
     )
 
 

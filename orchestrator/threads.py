@@ -6,6 +6,7 @@ A simulation calls the steps without threads.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -32,9 +33,12 @@ class StepThread(threading.Thread):
         self._wake.set()
 
 
-def run_within(limit_s: float, function: Callable[[], object]) -> None:
+def run_within(
+    limit_s: float, function: Callable[[], object], must_end: Callable[[], bool] = lambda: False
+) -> None:
     """Run a function in a thread; raise its exception, or a `TimeoutError` after `limit_s`.
 
+    `must_end` is called several times a second; if it returns true, `KeyboardInterrupt` is raised.
     The thread stays until this process ends, because Linux kills the servers that Ray starts when
     the thread that started them ends (`PR_SET_PDEATHSIG`).
     """
@@ -50,7 +54,11 @@ def run_within(limit_s: float, function: Callable[[], object]) -> None:
         threading.Event().wait()
 
     threading.Thread(target=run, name="limited", daemon=True).start()
-    if not has_returned.wait(limit_s):
-        raise TimeoutError(f"It took longer than {limit_s:g} s.")
+    end_s = time.monotonic() + limit_s
+    while not has_returned.wait(0.2):
+        if must_end():
+            raise KeyboardInterrupt
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"It took longer than {limit_s:g} s.")
     if raised:
         raise raised[0]

@@ -21,7 +21,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ORDER = (
     ("trainables",),
     ("search_spaces",),
-    ("clock", "errors", "redaction", "threads"),
+    ("clock", "errors", "processes", "redaction", "threads"),
     ("command",),
     ("storage",),
     ("ledger", "data"),

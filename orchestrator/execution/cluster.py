@@ -11,7 +11,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from trainables.files import temporary
 REFRESH_EVERY_S = 1.0  # shortest time between two questions for the cluster's nodes
 ASK_EVERY_S, LOST_AFTER_S = 5.0, 30.0  # a control server that is restarted is back before that
 START_LIMIT_S = 180.0  # Ray itself can wait for five minutes and longer
+START_ADVICE = (
+    "Most often memory, processes or disk space are missing, or a limit of `ulimit -a` is too low."
+)
 
 # Defaults that must be set before ray is imported.
 _ENVIRONMENT = {
@@ -81,15 +84,19 @@ class RayStartError(OrchestratorError):
     """A local Ray does not start: the machine, or a limit on this process, is the cause."""
 
 
-def connect(given: str | None, *, needs_state_api: bool) -> Cluster:
+def connect(
+    given: str | None, *, needs_state_api: bool, must_end: Callable[[], bool] = lambda: False
+) -> Cluster:
     """Join the given cluster, `RAY_ADDRESS`'s or this host's; else start a local Ray.
 
     `given` is host:port, "auto", "local", or None to choose as above. `needs_state_api` starts
-    Ray's dashboard: without it the placement groups of worker groups are never freed.
+    Ray's dashboard: without it the placement groups of worker groups are never freed. `must_end`
+    is called often; once it returns true, this does not wait for Ray any longer.
 
     Raises:
         UsageError: there is no cluster at the address, or it rejects the token.
         RayStartError: a local Ray does not start.
+        KeyboardInterrupt: `must_end` returned true.
     """
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     check_loopback()
@@ -103,9 +110,9 @@ def connect(given: str | None, *, needs_state_api: bool) -> Cluster:
         ensure_token()
     ray_internals.set_authentication_mode(mode or "token")
     if found:
-        _join(wanted, found)
+        _join(wanted, found, must_end)
     else:
-        _start(needs_state_api=needs_state_api)
+        _start(must_end, needs_state_api=needs_state_api)
     now = ray.cluster_resources()
     return Cluster(
         address=ray.get_runtime_context().gcs_address,
@@ -132,9 +139,9 @@ def check_loopback() -> None:
         ) from error
 
 
-def _join(wanted: address.Wanted, found: str) -> None:
+def _join(wanted: address.Wanted, found: str, must_end: Callable[[], bool]) -> None:
     try:
-        _init(address=found)
+        _init(must_end, address=found)
     except UnicodeEncodeError:  # an argument or a path, not the cluster
         raise
     except Exception as error:  # Ray raises plain exceptions, too
@@ -145,12 +152,13 @@ def _join(wanted: address.Wanted, found: str) -> None:
         ) from error
 
 
-def _start(*, needs_state_api: bool) -> None:
+def _start(must_end: Callable[[], bool], *, needs_state_api: bool) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     ray_internals.stay_on_loopback()
     try:
         ray_internals.use_short_folder()
         _init(
+            must_end,
             address="local",
             num_cpus=limits.num_cpus(),
             dashboard_host="127.0.0.1",
@@ -160,17 +168,20 @@ def _start(*, needs_state_api: bool) -> None:
         raise
     except Exception as error:  # Ray raises plain exceptions, too
         raise RayStartError(
-            f"Ray did not start on this machine: {_first_line(error)} Most often memory, processes "
-            "or disk space are missing, or a limit of `ulimit -a` is too low."
+            f"Ray did not start on this machine: {_first_line(error)} {START_ADVICE}"
         ) from error
 
 
-def _init(**arguments: Any) -> None:
+def _init(must_end: Callable[[], bool], **arguments: Any) -> None:
     """Start or join Ray; a `TimeoutError` after `START_LIMIT_S`."""
     import ray
 
     arguments |= {"log_to_driver": False, "logging_level": logging.WARNING}
-    run_within(START_LIMIT_S, functools.partial(ray.init, **arguments))
+    try:
+        run_within(START_LIMIT_S, functools.partial(ray.init, **arguments), must_end)
+    except BaseException:
+        ray_internals.forget()
+        raise
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator import processes
 from orchestrator.errors import OrchestratorError
 
 READ_AT = "2.60.0"  # the version of Ray that this file was checked against
@@ -126,13 +127,15 @@ def ended_process() -> str | None:
 
 
 def forget() -> None:
-    """Leave out Ray's own shutdown at the end of this process: without its servers it hangs.
+    """Leave out Ray's own shutdown at the end of this process, which would wait for its servers.
 
-    The process that Ray starts for this purpose then ends the others. `ray/_private/worker.py`.
+    They end with this process. Their own processes would look for them for a minute, so those are
+    killed. `ray/_private/worker.py` and `ray/_private/node.py`.
     """
     from ray._private import worker
 
     atexit.unregister(worker.shutdown)
+    atexit.register(lambda: processes.kill(processes.descendants()[::-1]))
 
 
 def stay_on_loopback() -> None:

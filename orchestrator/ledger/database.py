@@ -212,22 +212,40 @@ def _file_id(path: Path) -> tuple[int, int]:
 
 
 def create(path: Path, facts: Mapping[str, Any]) -> None:
-    """Create a ledger file with all facts or not at all; `FileExistsError` if there is one."""
+    """Create a ledger file with all facts or not at all.
+
+    Raises:
+        FileExistsError: there is one.
+        LedgerError: it cannot be written.
+    """
     if path.exists():
         raise FileExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    # SQLite would apply a journal that outlived its ledger to the new one.
-    for leftover in (temporary, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
-        leftover.unlink(missing_ok=True)
-    connection = sqlite3.connect(temporary, isolation_level=None)
-    connection.executescript(_TABLES)
-    connection.execute(f"PRAGMA user_version = {SCHEMA}")
-    connection.executemany(
-        "INSERT INTO sweep VALUES (?, ?)", [(key, encode(value)) for key, value in facts.items()]
-    )
-    connection.close()
-    temporary.rename(path)
+    rows = [(key, encode(value)) for key, value in facts.items()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delete(temporary)  # left by a process that was killed
+        delete(path)  # SQLite would apply a journal that outlived its ledger to the new one
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.executescript(_TABLES)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.executemany("INSERT INTO sweep VALUES (?, ?)", rows)
+        temporary.rename(path)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(
+            f"The ledger {path} cannot be created: {error}. Check the space on the disk, the "
+            "permissions of the folder and the limits that `ulimit -a` shows, or choose another "
+            "--storage."
+        ) from error
+    finally:
+        with suppress(OSError):
+            delete(temporary)
+
+
+def delete(path: Path) -> None:
+    """Delete a ledger file and its journals, as far as they exist."""
+    for ending in ("", "-journal", "-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
 def connect(path: Path, *, read_only: bool) -> Database:

@@ -289,9 +289,14 @@ def create_ledger(path: Path, facts: Mapping[str, Any], clock: Clock | None = No
 
     Raises:
         FileExistsError: there is a ledger already.
+        LedgerError: it cannot be written.
     """
     database.create(path, facts)
-    return open_ledger(path, clock=clock)
+    try:
+        return open_ledger(path, clock=clock)
+    except BaseException:
+        database.delete(path)
+        raise
 
 
 def open_ledger(path: Path, *, read_only: bool = False, clock: Clock | None = None) -> Ledger:

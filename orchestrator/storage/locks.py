@@ -47,8 +47,8 @@ def driver_lock(paths: SweepPaths) -> Iterator[None]:
                 "with --storage."
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk; the text is for the message of another driver
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

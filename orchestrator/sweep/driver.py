@@ -13,28 +13,20 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.clock import Clock
-from orchestrator.command import (
-    COMPLETE,
-    FAILED,
-    INTERRUPTED,
-    console_on,
-    say,
-    sweep_command,
-    warn,
-)
-from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.command import COMPLETE, FAILED, INTERRUPTED, console_on, say, warn
+from orchestrator.errors import OrchestratorError
 from orchestrator.execution import cluster as clusters
 from orchestrator.execution import tune_adapter
 from orchestrator.ledger import backup
 from orchestrator.ledger.database import LedgerError
-from orchestrator.plan import budget, disk, machines
+from orchestrator.plan import budget, disk
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage import locks, sweeps
 from orchestrator.storage.paths import DataLocation
 from orchestrator.storage.tracking_uri import sqlite_file
-from orchestrator.sweep import measure, opening, outputs, signals, summary
+from orchestrator.sweep import measure, opening, outputs, ray_start, signals, summary
 from orchestrator.sweep.cleanup_thread import CleanupThread
 from orchestrator.sweep.context import SweepContext
 from orchestrator.sweep.display import Display
@@ -132,7 +124,7 @@ def _run(context: SweepContext) -> int:
     error: BaseException | None = None
     with signals.signals_set(context.interruption):
         if scheduler.has_work():
-            cluster = _connect(context)
+            cluster = ray_start.connect(context)
             if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
                 scheduler = _new_scheduler(context, limits, epoch_s)
             trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
@@ -147,12 +139,15 @@ def _run(context: SweepContext) -> int:
             mlflow.thread.start()
             cleanup.thread.start()
         with clusters.leaving(is_lost=context.interruption.ray_lost.is_set()):
+            is_interrupted = context.interruption.wanted.is_set() or error is not None
+            if is_interrupted and not (config.resume or ledger.attempts()):
+                cleanup.stop()
+                raise error or KeyboardInterrupt  # `sweep` leaves no trace of it
             if context.backup and context.backup.lease.lost:
                 context.fail(context.backup.lease.lost)
                 return FAILED
             if not ledger.database.is_in_place():
                 return _end_without_ledger(context, mlflow, cleanup)
-            is_interrupted = context.interruption.wanted.is_set() or error is not None
             outcome = _outcome(context, scheduler, is_interrupted)
             if outcome != "interrupted":
                 context.console.print("Writing the report and the best model.")
@@ -185,37 +180,6 @@ def _new_scheduler(
         from_scratch=config.from_scratch,
         clock=context.clock,
     )
-
-
-def _connect(context: SweepContext) -> clusters.Cluster:
-    """Join or start Ray, and check that the trials can run there and find their checkpoints.
-
-    Raises:
-        UsageError: there is no cluster, or no trial of some variant fits on it.
-    """
-    plan, paths = context.plan, context.paths
-    needs_state_api = plan.overrides.get("workers", 1) > 1
-    try:
-        cluster = clusters.connect(context.config.address, needs_state_api=needs_state_api)
-    except clusters.RayStartError as error:
-        raise OrchestratorError(
-            f"{error} Then run again: {sweep_command(*sys.argv[1:])}"
-        ) from error
-    signals.handle_signals(context.interruption)  # again: Ray installs its own handlers
-    context.console.print(cluster.describe())
-    try:
-        machines.check_fit(plan, cluster.machines, context.options.get("gpus_per_trial"))
-    except UsageError:
-        clusters.disconnect()
-        raise
-    if cluster.may_have_many_nodes and not paths.remote:
-        context.warn(
-            f"{paths.root} is a folder on this machine, but trials also run on other machines. "
-            "Unless all of them share this folder, a trial that moves to another machine starts "
-            "again from its first epoch, and its weights stay where it ran. Choose a --storage "
-            "that every machine can reach, such as s3://bucket/prefix."
-        )
-    return cluster
 
 
 class _TrialsThread(threading.Thread):
@@ -305,7 +269,7 @@ def _watch(
                 ledger_backup.tell(context.warn)
                 if ledger_backup.lease.lost:
                     return None
-    if interrupted.is_set():
+    if interrupted.is_set() and context.ledger.attempts():
         context.console.print(
             "Interrupted: saving results. Nothing is lost. A second signal skips the wait for "
             "MLflow, a third one ends the command at once.",

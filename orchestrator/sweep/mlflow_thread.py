@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 
 # MLflow is reported as behind when that has lasted this long.
 _REPORT_AFTER_S = 10.0
-# The first pass waits for the first epoch, at most this long: importing MLflow and creating its
-# database keep a core busy for 3 s, which the first trials need in order to start.
+# The first pass waits for the first epoch, at most this long after the first attempt: importing
+# MLflow and creating its database keep a core busy for 3 s, which the first trials need.
 _FIRST_AFTER_S = 10.0
 # Pause after a pass, and longest pause before retrying a failed pass.
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
@@ -126,15 +126,18 @@ class MlflowThread:
         return None
 
     def _may_begin(self) -> bool:
-        """Return whether the first pass may be made: an epoch exists, or the wait is over."""
+        """Return whether the first pass may be made: an epoch exists, or the wait is over.
+
+        The wait begins with the first attempt: a sweep that ends before it leaves no trace.
+        """
         if self._has_begun:
             return True
-        now_s = self._clock.monotonic_s()
-        if self._first_by_s is None:
-            self._first_by_s = now_s + _FIRST_AFTER_S
+        now_s, ledger = self._clock.monotonic_s(), self.tracker.ledger
         with contextlib.suppress(Exception):  # a broken ledger is reported by the trials
-            may_wait = now_s < self._first_by_s and self._outcome is None
-            if may_wait and not self.tracker.ledger.latest_epochs():
+            if self._first_by_s is None and ledger.attempts():
+                self._first_by_s = now_s + _FIRST_AFTER_S
+            may_wait = self._first_by_s is None or now_s < self._first_by_s
+            if may_wait and self._outcome is None and not ledger.latest_epochs():
                 return False
         self._has_begun, self._up_to_date_s = True, now_s
         return True

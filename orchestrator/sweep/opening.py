@@ -13,6 +13,7 @@ from orchestrator.clock import Clock
 from orchestrator.command import say
 from orchestrator.data import prepare
 from orchestrator.errors import SweepExistsError, UsageError
+from orchestrator.ledger import database
 from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.ledger import Ledger, check_belongs, create_ledger, open_ledger
@@ -65,10 +66,9 @@ def open_sweep(config: SweepConfig, clock: Clock) -> tuple[Ledger, Plan, Costs, 
         for line in resume.changes(header.versions):
             say(line)
         ledger.put("options", {**options, **given_options(config)})
-    # The largest number of trials that any command asked for, by variant; `--verify` checks it.
-    asked = {} if header is None else header.asked
-    most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
-    ledger.put("asked", {**asked, **most})
+        asked = header.asked
+        most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
+        ledger.put("asked", {**asked, **most})
     return ledger, plan, costs, manifest
 
 
@@ -99,7 +99,12 @@ def discard_sweep(paths: SweepPaths, ledger: Ledger, ledger_backup: LedgerBackup
     if ledger_backup:
         ledger_backup.discard()
     ledger.close()
-    paths.ledger.unlink()
+    delete_sweep(paths)
+
+
+def delete_sweep(paths: SweepPaths) -> None:
+    """Delete the files on this machine of a sweep in which no trial has started."""
+    database.delete(paths.ledger)
     remove_empty_sweep(paths)
 
 
@@ -144,6 +149,8 @@ def _create_ledger(
             "plan": plan.identity(),
             "keep_best": space.keep_best,
             "options": given_options(config),
+            # The most trials that any command asked for, by variant; `--verify` checks it.
+            "asked": dict.fromkeys(plan.variants, plan.trials),
             "dataset": plan.dataset,
             "manifest": asdict(manifest),  # prediction needs it
             "space_own": {n: getattr(space, n) for n in ("trials", "final_seeds", "dataset")},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import processes
 from orchestrator.clock import Clock
 
 # Longest wait for the background threads at the end of a sweep; an interrupted sweep must end
@@ -41,9 +42,7 @@ class Interruption:
         if number == signal.SIGHUP:
             _leave_terminal()
         if self.urgent.is_set():
-            for pid in _descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            processes.kill(processes.descendants())
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
 
@@ -74,19 +73,6 @@ class EndLimit:
         while thread.is_alive() and not self.is_over():
             thread.join(0.2)
             while_waiting()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return the children of a process, their children, and so on; Linux only."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # the process has ended
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found = children.get(pid, [])
-    for one in found:  # the list grows while it is read
-        found.extend(children.get(one, []))
-    return found
 
 
 def take_term_as_interrupt() -> None:

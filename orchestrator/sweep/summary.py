@@ -223,6 +223,15 @@ def resume_command(config: SweepConfig, storage: Path | None = None) -> str:
             added += [flag, str(value)]
     end = words.index("--") if "--" in words else len(words)  # only positional ones follow it
     words[end:end] = [*added, "--resume"]
+    return _command(words)
+
+
+def same_command(config: SweepConfig) -> str:
+    """Return the command that was given, without its secrets."""
+    return _command(config.words)
+
+
+def _command(words: Sequence[str]) -> str:
     python = program(Path(sys.executable or "python").name)
     return python + sweep_command(*words).removeprefix("python")
 

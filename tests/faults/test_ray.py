@@ -145,6 +145,21 @@ def test_without_a_network_interface_a_sweep_ends_at_once_with_one_sentence(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_ends_the_sweep_without_a_trace(
+    number: int, tmp_path: Path, digits_data_dir: Path
+) -> None:
+    with started(tmp_path, "digits", *SMALL, "--data-dir", digits_data_dir) as process:
+        wait_for(lambda: "gcs_server" in str(members(process.mark)), "the start", 60)
+        os.killpg(process.pid, number)  # to Ray's processes as well, as by Ctrl+C
+        printed, _ = process.communicate(timeout=40)
+        assert process.returncode == 130, printed
+        assert printed.endswith("Interrupted before the sweep started.\n")
+        assert "Traceback" not in printed
+        wait_for(lambda: not members(process.mark), "the end of every process", 20)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("server", ["gcs_server", "raylet"])
 def test_a_ray_that_is_killed_ends_the_sweep_with_the_command_that_resumes_it(
     server: str, tmp_path: Path, digits_data_dir: Path

@@ -282,6 +282,26 @@ def test_help_imports_the_standard_library_and_this_project_only(module: str) ->
     assert packages <= {"orchestrator", "search_spaces", "trainables"}
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError(), "There is too little memory for this command"),
+        (
+            ImportError("libtorch.so: failed to map segment"),
+            "cannot be loaded: libtorch.so: failed",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    error: Exception, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error), failed=command.FAILED) == command.FAILED
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "`ulimit -" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_path_that_a_library_cannot_encode_is_named_with_the_locale(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -104,6 +104,20 @@ def test_a_limited_call_raises_what_the_function_raises() -> None:
         run_within(5, lambda: 1 / 0)
 
 
+def test_a_start_that_the_user_interrupts_is_not_waited_for(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does Ray's own shutdown wait for it at the end of this process."""
+    left_out: list[bool] = []
+    monkeypatch.setattr(ray_internals, "forget", lambda: left_out.append(True))
+    monkeypatch.setattr(ray, "init", lambda **arguments: time.sleep(5))
+    began_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect("local", needs_state_api=False, must_end=lambda: True)
+    assert time.monotonic() - began_s < 3
+    assert left_out == [True]
+
+
 def test_the_thread_of_a_limited_call_stays_because_ray_s_servers_end_with_it() -> None:
     threads: list[threading.Thread] = []
     run_within(5, lambda: threads.append(threading.current_thread()))

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -481,6 +482,40 @@ def test_a_creation_that_fails_leaves_no_ledger(tmp_path: Path) -> None:
     (tmp_path / ".ledger.sqlite.new").write_bytes(b"what a killed driver left")
     create_ledger(path, {"good": 1}).close()
     assert [item.name for item in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from orchestrator.ledger.ledger import LedgerError, create_ledger
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    create_ledger(Path(sys.argv[1]), {"sweep_id": "s"})
+except LedgerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 512, 8192, 30_000])  # as `ulimit -f` sets it
+def test_a_ledger_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
+    limit: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    command = [sys.executable, "-c", _LIMITED, str(path), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert str(path) in done.stdout
+    assert "the space on the disk" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space"), sqlite3.DatabaseError("damaged")])
+def test_every_error_of_the_system_and_of_sqlite_at_the_creation_is_a_ledger_error(
+    error: Exception, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "connect", Mock(side_effect=error))
+    with pytest.raises(LedgerError, match=f"cannot be created: .*{error.args[-1]}"):
+        create_ledger(path, {"sweep_id": "s"})
 
 
 def test_a_journal_left_behind_is_not_played_into_a_new_ledger(ledger: Ledger, path: Path) -> None:

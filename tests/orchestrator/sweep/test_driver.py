@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import cluster, ray_internals, tune_adapter
 from orchestrator.ledger.ledger import open_ledger
 from orchestrator.search.scheduler import TrialScheduler
@@ -40,7 +40,7 @@ def arguments(
     tmp_path: Path, digits_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, ...]:
     """Arguments of a small sweep, in a process that starts no Ray and writes to no MLflow."""
-    monkeypatch.setattr(cluster, "connect", lambda address, *, needs_state_api: local_cluster())
+    monkeypatch.setattr(cluster, "connect", lambda address, **_: local_cluster())
     monkeypatch.setattr(Tracker, "sync", lambda self: 0)
     monkeypatch.setattr(Tracker, "finish", lambda self, outcome, metrics: None)
     simulate(monkeypatch)
@@ -240,7 +240,7 @@ def test_a_mistake_that_is_found_after_the_ledger_was_created_leaves_nothing_beh
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(address: str | None, *, needs_state_api: bool) -> None:
+    def refuse(address: str | None, **_: object) -> None:
         raise UsageError("No Ray cluster can be joined.")
 
     monkeypatch.setattr(cluster, "connect", refuse)
@@ -255,16 +255,14 @@ def test_a_ray_that_does_not_start_leaves_nothing_and_names_the_command_to_run_a
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(address: str | None, *, needs_state_api: bool) -> None:
+    def fail(address: str | None, **_: object) -> None:
         raise cluster.RayStartError("Ray did not start on this machine: no memory.")
 
     monkeypatch.setattr(cluster, "connect", fail)
-    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
     assert main(arguments) == 1
-    again = shlex.join(["python", "-m", "orchestrator.sweep", *arguments])
-    assert capfd.readouterr().err == (
-        f"Ray did not start on this machine: no memory. Then run again: {again}\n"
-    )
+    said, _, again = capfd.readouterr().err.partition("\nThen run: ")
+    assert said == "Ray did not start on this machine: no memory."
+    assert shlex.split(again)[1:] == ["-m", "orchestrator.sweep", *arguments]
     assert not (tmp_path / "results").exists()
 
 
@@ -278,6 +276,34 @@ def test_an_unforeseen_error_before_the_first_attempt_leaves_nothing(
     monkeypatch.setattr(f"orchestrator.sweep.driver.{place}", fail)
     with pytest.raises(ZeroDivisionError):
         main(arguments)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (None, 130, "Interrupted before the sweep started."),
+        (OrchestratorError("The disk is full."), 1, "The disk is full."),
+    ],
+)
+def test_what_ends_a_sweep_between_the_start_of_ray_and_the_first_attempt_leaves_nothing(
+    error: Exception | None,
+    status: int,
+    text: str,
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def run(scheduler: TrialScheduler) -> None:
+        if error is not None:
+            raise error
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+
+    simulate(monkeypatch, run)
+    assert main(arguments) == status
+    assert capfd.readouterr().err == f"{text}\n"
     assert not (tmp_path / "results").exists()
 
 
@@ -312,8 +338,7 @@ def test_a_ray_that_ends_during_the_sweep_ends_it_in_order(
     assert main(arguments) == 1
     printed = capfd.readouterr().out
     assert "Ray's process gcs_server on this machine has ended unexpectedly." in printed
-    resume = r"Everything until then is stored; continue with .*-m orchestrator\.sweep.* --resume\."
-    assert re.search(resume, printed)
+    assert re.search(r"^To resume, run: .*-m orchestrator\.sweep .* --resume$", printed, re.M)
     assert left == [True]
     assert statuses(tmp_path) == ["running"]
 
@@ -332,9 +357,7 @@ def test_a_measured_epoch_counts_for_the_budget_only_where_trials_run_on_this_ma
     monkeypatch.setattr(measure, "_measure_variant", lambda plan, variant, dataset: hour)
     joined = {field: getattr(local_cluster(), field) for field in cluster.Cluster.__slots__}
     joined["is_local"] = is_local
-    monkeypatch.setattr(
-        cluster, "connect", lambda address, *, needs_state_api: cluster.Cluster(**joined)
-    )
+    monkeypatch.setattr(cluster, "connect", lambda address, **_: cluster.Cluster(**joined))
     assert main((*arguments, "--measure", "--budget", "1h")) == 0
     printed = capfd.readouterr().out
     assert "In total 4.00 device-hours" in printed

@@ -78,6 +78,7 @@ def test_there_is_a_pause_between_passes_when_mlflow_refuses_from_the_start(
 ) -> None:
     monkeypatch.setattr(mlflow_thread, "_FIRST_AFTER_S", 0.0)
     sweep = CountedSweep(tmp_path)
+    sweep.start(0)
 
     def refuse(*, last: bool = False) -> int:
         sweep.count()
