@@ -26,7 +26,7 @@ from orchestrator.plan.options import SweepConfig
 from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
-from orchestrator.storage.paths import DATASET_MANIFEST, REPORT, REPORT_PAGE
+from orchestrator.storage.paths import DATASET_MANIFEST, MODEL, REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
 from orchestrator.sweep import measure
 from orchestrator.sweep.context import SweepContext
@@ -181,6 +181,10 @@ def _print_mlflow(context: SweepContext, tracker: Tracker) -> None:
     if version := tracker.registered:
         address = client.version_address(uri, version.name, version.version)
         lines.append(f"Registered: version {version.version} of {version.name!r}, {address}")
+    elif (name := tracker.register_as) and not any(o.name == MODEL for o in tracker.outputs):
+        lines.append(
+            f"Registered: nothing as {name!r} yet; the sweep has not written a best model."
+        )
     if command := client.ui_command(uri):
         lines.append(f"MLflow: {command}")
     if tracker.experiment:

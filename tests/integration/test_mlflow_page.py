@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,17 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.wh
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> Iterator[str]:
-    """Run a small sweep, serve its store with stock MLflow, return the experiment's address."""
+def pages(
+    tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path
+) -> Iterator[tuple[str, str]]:
+    """Run a small sweep, serve its store with stock MLflow.
+
+    Yields the addresses of the experiment and of the registered model.
+    """
     if BROWSER is None:
         pytest.skip("no Chromium on this machine")
     cwd = tmp_path_factory.mktemp("page")
-    arguments = ("--trials", 2, "--epochs", 3, "--variants", "cnn2,cnn3")
+    arguments = ("--trials", 2, "--epochs", 3, "--variants", "cnn2,cnn3", "--register", "my digits")
     process = sweep(cwd, "digits", *arguments, "--data-dir", digits_data_dir)
     assert process.returncode == 0, process.stdout + process.stderr
     with socket.socket() as probe:
@@ -53,15 +59,20 @@ def page(tmp_path_factory: pytest.TempPathFactory, digits_data_dir: Path) -> Ite
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: _answers(address), "MLflow's page", 60)
-        yield _printed_address(process.stdout).replace("http://127.0.0.1:5000", address)
+        printed = (
+            _printed_address(process.stdout, r"then open"),
+            _printed_address(process.stdout, r"Registered: version 1 of 'my digits',"),
+        )
+        experiment, version = (url.replace("http://127.0.0.1:5000", address) for url in printed)
+        yield experiment, version
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
-def _printed_address(output: str) -> str:
-    """The page that the sweep's end names."""
-    match = re.search(r"^then open (http://\S+)$", output, re.MULTILINE)
+def _printed_address(output: str, before: str) -> str:
+    """Return a page that the sweep's end names."""
+    match = re.search(rf"^{before} (http://\S+)$", output, re.MULTILINE)
     assert match, output
     return match.group(1)
 
@@ -74,7 +85,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_the_page_lists_every_trial_and_draws_its_metrics(page: str) -> None:
+def test_the_page_lists_every_trial_and_draws_its_metrics(pages: tuple[str, str]) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     OUTPUT.mkdir(exist_ok=True)
     picture = OUTPUT / "mlflow_runs.png"
@@ -82,7 +93,7 @@ def test_the_page_lists_every_trial_and_draws_its_metrics(page: str) -> None:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
         view = browser.new_page(viewport={"width": 1500, "height": 950})
-        view.goto(page)
+        view.goto(pages[0])
         for name in ("cnn3-000", "cnn3-001", "cnn2-000", "cnn2-001"):
             view.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
         view.get_by_text("best_val_top1", exact=True).first.wait_for(timeout=60_000)
@@ -105,3 +116,40 @@ def test_the_page_lists_every_trial_and_draws_its_metrics(page: str) -> None:
         browser.close()
     assert lines >= 4  # one line per trial in the first chart alone
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_link_opens_the_pages_for_model_training(pages: tuple[str, str]) -> None:
+    """From the experiment by the sweep's description to the best trial's run and to its model."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+
+        def opened(address: str, text: str) -> Any:
+            """Return a page in a browser that has never been here, with the text in it."""
+            view = browser.new_context(viewport={"width": 1400, "height": 950}).new_page()
+            view.goto(address)
+            view.get_by_text(text, exact=True).first.wait_for(timeout=60_000)
+            side = view.locator("nav").first.inner_text()
+            assert "Evaluation runs" not in side, side
+            return view
+
+        server, _, route = pages[0].partition("/#/")
+        short = f"{server}/#/{route.partition('?')[0]}?workflowType=machine_learning"
+        view = opened(short, "digits")
+        parent = view.get_by_role("link", name="digits", exact=True).last.get_attribute("href")
+        assert parent is not None
+        parent = f"{server}/{parent.partition('?')[0]}?workflowType=machine_learning"
+        view = opened(parent, "Best trial: ")
+        links = view.locator("a[target=_blank][href*=workflowType]").evaluate_all(
+            "all => all.map(link => link.href)"
+        )
+        run = next(link for link in links if "/runs/" in link)
+        model = next(link for link in links if "/models/" in link)
+        view = opened(run, "Parameters (6)")
+        for name in ("variant", "seed", "batch_size", "dropout", "lr", "optimizer"):
+            assert view.get_by_text(name, exact=True).count(), name
+        assert view.get_by_text("Logged models (1)", exact=True).count()
+        opened(model, "Ready")
+        view = opened(pages[1], "Version 1")
+        assert view.get_by_text("sweep.model", exact=True).count()
+        browser.close()

@@ -16,7 +16,7 @@ from orchestrator.errors import (
     UsageError,
     unknown_name,
 )
-from orchestrator.plan.options import SweepConfig
+from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.storage.paths import SweepPaths, is_sweep_name
 from orchestrator.storage.sweeps import sweep_names
 from orchestrator.sweep.__main__ import main
@@ -282,3 +282,9 @@ def test_errors_of_the_user_are_value_errors_and_ours() -> None:
 def test_a_name_that_mlflow_cannot_register_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"^`--register` must be letters, digits, spaces, .*; got"):
         parse_args(["digits", f"--register={name}"])
+
+
+def test_a_resumed_sweep_keeps_the_name_to_register() -> None:
+    assert given_options(parse_args(["digits", "--register", "my model"])) == {
+        "register": "my model"
+    }

@@ -88,3 +88,20 @@ def test_the_resume_command_has_the_folders_that_variables_gave_and_no_secrets(
     assert shlex.split(resume_command(config))[3:] == ["digits", "--storage", "here", *last]
     moved = ["digits", "--storage", "here", "--storage", str(tmp_path), *last]
     assert shlex.split(resume_command(config, tmp_path))[3:] == moved
+
+
+def test_a_sweep_without_a_model_says_that_it_registered_nothing(tmp_path: Path) -> None:
+    """It was interrupted, or no trial has ended without a failure."""
+    file, paths = io.StringIO(), SweepPaths(Path("/r"), "s")
+    context: Any = SimpleNamespace(
+        paths=paths, plan=plan(space()), console=Console(file=file, highlight=False)
+    )
+    tracker: Any = SimpleNamespace(
+        uri="http://h:5000", outputs=(), experiment="", registered=None, register_as="digits"
+    )
+    _print_places(context, tracker)
+    text = "Registered: nothing as 'digits' yet; the sweep has not written a best model.\n"
+    assert text in file.getvalue()
+    tracker.register_as = None
+    _print_places(context, tracker)
+    assert file.getvalue().count("Registered") == 1
