@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import os
 import shlex
@@ -198,6 +199,7 @@ def fetch_files(run_id: str, uri: str, target: Path) -> tuple[Path, str, dict[st
 
 def _artifacts(client: MlflowClient, run: Run, uri: str) -> tuple[ArtifactRepository, str]:
     """Return where the files of a run's model are, and the folder in there, "" without a model."""
+    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     files = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
@@ -207,8 +209,8 @@ def _artifacts(client: MlflowClient, run: Run, uri: str) -> tuple[ArtifactReposi
     if ARTIFACT in held:  # an earlier version of this program wrote it there
         return files, f"{ARTIFACT}/data/{_CLASSIFIER}"
     models = run.outputs.model_outputs if run.outputs else ()
-    if not models:
-        return files, ""
-    newest = max(models, key=lambda model: model.step)
-    location = client.get_logged_model(newest.model_id).artifact_location
-    return get_artifact_repository(location, tracking_uri=uri), f"data/{_CLASSIFIER}"
+    for model in sorted(models, key=lambda model: model.step, reverse=True):  # the best first
+        with contextlib.suppress(MlflowException):  # a user has deleted it
+            location = client.get_logged_model(model.model_id).artifact_location
+            return get_artifact_repository(location, tracking_uri=uri), f"data/{_CLASSIFIER}"
+    return files, ""

@@ -65,6 +65,18 @@ def test_a_better_model_is_the_one_that_is_found(
     assert [v.tags["sweep.model"].split()[0] for v in versions(sweep, "steps")] == [first, second]
 
 
+def test_a_model_that_a_user_deleted_is_logged_again(sweep: Sweep, tmp_path: Path) -> None:
+    key = sweep.run_trial(0, 0.5)
+    finish(sweep, key)
+    (deleted,) = logged(sweep)
+    sweep.client.delete_logged_model(deleted.model_id)
+    finish(sweep, key)
+    (model,) = logged(sweep)
+    assert model.model_id != deleted.model_id
+    files, kind, _ = fetch_files(sweep.runs()["sweep"].info.run_id, sweep.uri, tmp_path)
+    assert (kind, (files / "model.json").read_text()) == ("exported", key)
+
+
 def test_a_model_is_registered_once(sweep: Sweep) -> None:
     key = sweep.run_trial(0, 0.5)
     name = "my digits.v1"
