@@ -125,18 +125,18 @@ def note(ledger: Ledger, name: str, links: Mapping[str, str], model: str | None)
         for row in leaderboard.search_rows(trials, variants, space.mode)
     ]
     headings = (*leaderboard.search_headings(space.metric)[:-1], "trial", "best hyperparameters")
-    lines = [
-        *_best(trials, space, links, model),
+    best = _best(trials, space, links, model)
+    about = (
         f"The sweep {name} searches the space {space.name} on the dataset {header.plan.dataset}. "
         "The run of a trial has its searched hyperparameters as parameters, and all of them in the "
-        "artifact `config.json`.",
-    ]
+        "artifact `config.json`."
+    )
     for limit in range(max(len(searched), len(tested)), -1, -1):
         tables = [
             *_table("Leaderboard (test split)", leaderboard.EVALUATED_HEADINGS, tested, limit),
             *_table("Search results (validation split)", headings, searched, limit),
         ]
-        text = "\n\n".join([*lines, *tables])
+        text = "\n\n".join([*best, *tables, about])
         if len(text) <= _LONGEST_NOTE:
             break
     return text

@@ -140,6 +140,10 @@ def test_every_link_opens_the_pages_for_model_training(pages: tuple[str, str]) -
         assert parent is not None
         parent = f"{server}/{parent.partition('?')[0]}?workflowType=machine_learning"
         view = opened(parent, "Best trial: ")
+        view.get_by_text("Show more", exact=True).first.click()
+        for cell in ("test top-1, %", "best val_top1, %", "cnn2", "cnn3"):
+            view.locator("td, th").get_by_text(cell, exact=True).first.wait_for(timeout=10_000)
+        view.screenshot(path=OUTPUT / "mlflow_sweep.png")
         links = view.locator("a[target=_blank][href*=workflowType]").evaluate_all(
             "all => all.map(link => link.href)"
         )

@@ -107,7 +107,7 @@ def test_the_note_of_very_many_variants_is_cut_to_mlflows_limit(
     assert len(text) < len(whole)
     assert "cnn3-000" in text
     assert "cnn2-001" not in text
-    assert text.endswith("1 more rows.")
+    assert "| cnn3-000 | lr 0.0123, optimizer sgd |\n\n1 more rows.\n\nThe sweep mine" in text
 
 
 def test_the_run_of_the_sweep_has_parameters_dataset_and_note(sweep: Sweep) -> None:
