@@ -82,6 +82,8 @@ def draw(progress: Progress, status: str, screen: Screen) -> list[Text]:
         lines += [line for trial in trials[:shown] for line in trial]
         lines += _more(number - shown, "running trial")
         room = screen.height - len(lines) - 1
+    elif not progress.trials and room >= 2:
+        lines += [Text(), Text("The first trials are starting.", style="dim")]
     if len(best) > room:
         best = best[:2]  # a blank line and the heading
     lines += best if len(best) <= room else []

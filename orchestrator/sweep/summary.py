@@ -129,10 +129,9 @@ def print_end(context: SweepContext, scheduler: TrialScheduler, tracker: Tracker
     """Print the leaderboard, the failures, and where the results are."""
     plan, ledger, console = context.plan, context.ledger, context.console
     trials = [trial for trial in ledger.trials() if trial.variant in plan.variants]
-    console.print(leaderboard(plan, trials))
-    evaluated = final_table(plan, trials, ledger.evaluations())
-    if evaluated is not None:
-        console.print(evaluated)
+    for table in (leaderboard(plan, trials), final_table(plan, trials, ledger.evaluations())):
+        if table.row_count:
+            console.print(table)
     _print_failures(context, trials)
     for variant in scheduler.given_up():
         console.print(f"{variant} was stopped: several of its trials failed with the same error.")
@@ -154,8 +153,9 @@ def _print_failures(context: SweepContext, trials: Sequence[Trial]) -> None:
     console.print("These trials failed or diverged:", style="bold")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True)
-    again = f"To retry the failed ones, run: {resume_command(context.config)}"
-    console.print(again, soft_wrap=True)
+    if any(trial.status == "failed" for trial in trials):
+        again = f"To retry the failed ones, run: {resume_command(context.config)}"
+        console.print(again, soft_wrap=True)
 
 
 def _print_places(context: SweepContext, tracker: Tracker) -> None:
@@ -254,15 +254,15 @@ def leaderboard(plan: Plan, trials: Sequence[Trial]) -> Table:
 
 def final_table(
     plan: Plan, trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]
-) -> Table | None:
-    """Return a table of each variant's evaluation on the test split, None without any."""
+) -> Table:
+    """Return a table of each variant's evaluation on the test split, without rows if none has."""
     table = Table(title="Leaderboard (test split)")
     for name in rows.EVALUATED_HEADINGS:
         table.add_column(name, justify="left" if name == "variant" else "right")
     found = rows.evaluated(trials, plan.variants, evaluations, plan.space.mode)
     for variant, each in found.items():
         table.add_row(*rows.evaluated_cells(variant, each))
-    return table if found else None
+    return table
 
 
 def failures(trials: Sequence[Trial], attempts: Sequence[Attempt]) -> list[str]:

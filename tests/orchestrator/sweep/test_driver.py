@@ -185,7 +185,21 @@ def test_failed_trials_are_listed_and_the_status_is_1(
     printed = capfd.readouterr().out
     assert "These trials failed or diverged:" in printed
     assert "bug: ValueError: no" in printed
+    retry = re.search(r"To retry the failed ones, run: .* -m orchestrator\.sweep (.*)", printed)
+    assert retry
+    assert shlex.split(retry[1]) == [*arguments, "--trials", "3", "--resume"]
     assert "cnn3 was stopped: several of its trials failed with the same error." in printed
+
+
+def test_diverged_trials_are_listed_without_a_command_since_they_are_not_retried(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    end = {"outcome": "diverged"}
+    simulate(monkeypatch, lambda scheduler: run_trials(scheduler, end_at=lambda start, epoch: end))
+    assert main(arguments) == 0
+    printed = capfd.readouterr().out
+    assert "diverged after 1 attempt  the loss was not finite" in printed
+    assert "--resume" not in printed
 
 
 def test_the_command_in_the_report_retries_failed_trials_from_any_folder(
@@ -225,6 +239,7 @@ def test_an_interrupted_sweep_has_status_130_and_keeps_its_trials(
     assert main(arguments) == 130
     printed = capfd.readouterr().out
     assert "Nothing is lost" in printed
+    assert "Search results" not in printed  # no trial has a result
     assert statuses(tmp_path) == ["running"]
     # It is printed at once, and below everything that is printed after it.
     lines = [line for line in printed.splitlines() if line.startswith("To resume, run: ")]

@@ -65,6 +65,7 @@ def check_fit(lines: list[str], width: int, height: int, variants: int, running:
     assert len(lines) < height
     assert max(map(cell_len, lines)) <= width
     text = "\n".join([*lines, ""])
+    assert ("The first trials are starting.\n" in text) == (running == 0 and height > 6 + variants)
     of_trials = [line for line in lines if re.match(r"\S+-\d{3} ", line)]
     more = re.search(r"and (\d+) more running trials?\n", text)
     assert len(of_trials) + int(more[1] if more else 0) == running
