@@ -16,6 +16,7 @@ from orchestrator.ledger.header import RecordedPlan, SweepHeader
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.records import Attempt, EpochRow, Trial
 from orchestrator.report.statistics import Estimate, estimate
+from trainables.data.dataset import validation_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +101,18 @@ class SweepData:
         """The dataset's number of images by split."""
         found: Mapping[str, int] = (self.header.manifest or {}).get("images", {})
         return found
+
+    @property
+    def validation_images(self) -> int | None:
+        """The number of images of the trials' validation split, None if it differs or is unknown.
+
+        Trials without a validation split do not count. A class with a single image counts like the
+        others, although that image is always a training image.
+        """
+        shares = {float(r.trial.config.get("validation_fraction", 0)) for r in self.records} - {0}
+        if len(shares) != 1 or not self.images.get("train"):
+            return None
+        return validation_size(self.images["train"], len(self.class_names), *shares)
 
     @property
     def metric(self) -> str:

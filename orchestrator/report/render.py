@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.report.document import blocks
+from orchestrator.report.document import blocks, markdown
 from orchestrator.report.document.blocks import Section
 from orchestrator.report.facts import SweepData, read_sweep
 from orchestrator.report.sections.calibration import calibration
@@ -27,6 +27,7 @@ from orchestrator.report.sections.overview import overview
 from orchestrator.report.sections.pairs import pairs
 from orchestrator.report.sections.pictures import pictures
 from orchestrator.report.sections.published import published
+from orchestrator.report.sections.result import result
 from orchestrator.report.sections.search import search
 from orchestrator.report.sections.time_spent import time_spent
 from orchestrator.report.sections.validation import validation
@@ -52,7 +53,7 @@ def write_report(
     tables = [table for section in sections for table in blocks.tables_of(section.blocks)]
     contents = {f"{table.name}.csv": blocks.to_csv(table) for table in tables}
     contents[REPORT_PAGE] = _to_html(title, sections, images)
-    contents["report.md"] = blocks.to_markdown(title, sections)
+    contents["report.md"] = markdown.to_markdown(title, sections)
     try:
         with files.temporary(folder) as new:
             new.mkdir()
@@ -68,12 +69,16 @@ def write_report(
 
 
 def _sections(sweep: SweepData, written_s: float) -> tuple[list[Section], dict[str, str]]:
-    """Return the report's sections in order, and the images that the page contains once."""
-    makers = (leaderboard, pairs, published, curves, search)
+    """Return the report's sections in order, and the images that the page contains once.
+
+    A section that has nothing to say about this sweep is left out.
+    """
+    makers = (result, leaderboard, pairs, published, curves, search)
     more = (fronts, validation, classes, calibration)
     with_images, images = pictures(sweep)
-    sections = [overview(sweep, written_s), *(make(sweep) for make in (*makers, *more))]
-    return [*sections, *with_images, failures(sweep), time_spent(sweep)], images
+    sections = [*(make(sweep) for make in (*makers, *more)), *with_images]
+    sections += [failures(sweep), time_spent(sweep), overview(sweep, written_s)]
+    return [section for section in sections if section.blocks], images
 
 
 def _to_html(title: str, sections: Sequence[Section], images: Mapping[str, str]) -> str:

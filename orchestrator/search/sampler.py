@@ -105,18 +105,31 @@ class Study:
             added = create_trial(state=TrialState.FAIL)
         self._study.add_trial(added)
 
-    def figures(self, metric: str) -> dict[str, go.Figure]:
-        """Return Optuna's figures "parallel" (coordinates), "slices" and "importance".
-
-        They show complete trials only, of which there must be at least one.
-        """
+    def parallel(self, title: str, scale: float) -> go.Figure:
+        """Return Optuna's parallel coordinates of complete trials, with values times `scale`."""
         from optuna import visualization
 
-        return {
-            "parallel": visualization.plot_parallel_coordinate(self._study, target_name=metric),
-            "slices": visualization.plot_slice(self._study, target_name=metric),
-            "importance": visualization.plot_param_importances(self._study, target_name=metric),
-        }
+        return visualization.plot_parallel_coordinate(self._scaled(scale), target_name=title)
+
+    def slices(self, title: str, scale: float) -> dict[str, go.Figure]:
+        """Return Optuna's slice of each parameter, with the trials' values times `scale`."""
+        from optuna import visualization
+
+        draw, study = visualization.plot_slice, self._scaled(scale)
+        return {name: draw(study, [name], target_name=title) for name in sorted(self.params)}
+
+    def importances(self) -> dict[str, float]:
+        """Return the importance of each parameter by PED-ANOVA, largest first; their sum is 1."""
+        return optuna.importance.get_param_importances(self._study)
+
+    def _scaled(self, scale: float) -> optuna.Study:
+        """Return a copy of the study in which the values of trials are times `scale`."""
+        scaled = optuna.create_study(direction=self._study.direction)
+        for trial in self._study.get_trials():
+            if trial.value is not None:
+                trial.value *= scale
+            scaled.add_trial(trial)
+        return scaled
 
     def _fits(self, params: Mapping[str, Any]) -> bool:
         return params.keys() == self.params.keys() and all(

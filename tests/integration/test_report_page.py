@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +68,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Watched:
     """An open page with the messages it logged and the requests it made."""
 
-    def __init__(self, browser: Any, page: Path) -> None:
-        self.view = browser.new_page(viewport={"width": 1440, "height": 900})
+    def __init__(self, browser: Any, page: Path, width: int = 1440) -> None:
+        self.view = browser.new_page(viewport={"width": width, "height": 900})
         self.messages: list[str] = []
         self.requests: list[str] = []
         self.view.on("console", lambda message: self.messages.append(message.text))
@@ -100,7 +103,7 @@ class Watched:
 
 
 def test_every_section_renders_without_messages_or_requests(browser: Any, tmp_path: Path) -> None:
-    build(tmp_path / "demo" / "ledger.sqlite", trials=24).close()
+    build(tmp_path / "demo" / "ledger.sqlite", trials=30).close()
     page = report(tmp_path)
     seen = Watched(browser, page)
     # Visible figures are drawn at once, others when they are scrolled into view.
@@ -110,7 +113,9 @@ def test_every_section_renders_without_messages_or_requests(browser: Any, tmp_pa
         ".plot", "all => all.filter(e => e.dataset.state !== 'drawn').map(e => e.id)"
     )
     assert left == []
-    assert view.locator(".plot").count() == 4 + 3 * 3 + 1 + 1 + 3 + 1 + 1
+    # Curves; of each variant coordinates, four slices and importance; fronts; validation; matrices;
+    # calibration; time.
+    assert view.locator(".plot").count() == 5 + 3 * 6 + 4 + 1 + 3 + 2 + 1
     assert view.locator(".plot .main-svg").count() >= view.locator(".plot").count()
     for section in view.query_selector_all("section"):
         assert len(section.inner_text()) > 60, section.get_attribute("id")
@@ -121,20 +126,114 @@ def test_every_section_renders_without_messages_or_requests(browser: Any, tmp_pa
     assert seen.messages == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [page.as_uri()]
     OUTPUT.mkdir(exist_ok=True)
-    for name in ("leaderboard", "curves", "classes", "maps"):
+    for name in ("result", "leaderboard", "curves", "search", "fronts", "classes", "maps"):
         view.locator(f"section#{name}").screenshot(path=OUTPUT / f"report_{name}.png")
     view.close()
 
 
-def test_printing_draws_every_visible_figure(browser: Any, tmp_path: Path) -> None:
-    build(tmp_path / "demo" / "ledger.sqlite", trials=12, variants=("cnn2",)).close()
-    view = Watched(browser, report(tmp_path)).view
-    view.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)
-    view.wait_for_function(
-        "[...document.querySelectorAll('.plot')].every(e => e.dataset.state === 'drawn')"
-    )
-    assert view.locator(".plot").count() == 4 + 3 + 1 + 1 + 1 + 1 + 1
+def test_printing_draws_every_figure(browser: Any, tmp_path: Path) -> None:
+    """Also those in hidden tabs, and if the page is printed as soon as it has been loaded."""
+    build(tmp_path / "demo" / "ledger.sqlite", trials=30, variants=("cnn2", "cnn3")).close()
+    page = report(tmp_path)
+    view = browser.new_page(viewport={"width": 1400, "height": 900})
+    view.goto(page.as_uri(), wait_until="commit")
+    view.wait_for_load_state("load")
+    file = view.pdf(prefer_css_page_size=True)
+    figures = view.locator(".plot").count()
+    assert figures == 5 + 2 * 6 + 4 + 1 + 2 + 2 + 1
+    # The background of each drawing is white paper: a rectangle that only a figure fills.
+    assert painted(file) >= 200 * figures
+    view.emulate_media(media="print")
+    for plot in view.query_selector_all(".plot"):
+        assert plot.is_visible()
+        outer, inner = plot.bounding_box(), plot.query_selector(".main-svg").bounding_box()
+        assert inner["width"] == pytest.approx(outer["width"], abs=2)
+        assert inner["height"] == pytest.approx(outer["height"], abs=2)
+        assert plot.query_selector_all("text")
+    # On the screen again, only the chosen tab is shown, and drawings have the width of the screen.
+    view.emulate_media(media="screen")
+    assert view.locator("[role=tabpanel]:visible").count() == view.locator(".tabs").count()
+    assert cut(view) == []
     view.close()
+
+
+def painted(file: bytes) -> int:
+    """Return how many lines and areas a PDF paints."""
+    found = 0
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", file, re.DOTALL):
+        with contextlib.suppress(zlib.error):
+            found += len(re.findall(rb"\b[SfB]\*?\n", zlib.decompress(stream)))
+    return found
+
+
+# Of each drawn and visible figure: texts that overlap another one, and parts outside of the figure.
+FAULTS = """() => {
+  const faults = [];
+  for (const plot of document.querySelectorAll('.plot')) {
+    if (!plot.dataset.state || !plot.clientWidth) continue;
+    const frame = plot.getBoundingClientRect();
+    if (frame.left < 0 || frame.right > innerWidth) faults.push(`${plot.id} is cut by the window`);
+    const texts = [...plot.querySelectorAll('.main-svg text')].filter(e => e.textContent.trim())
+      .map(e => [e.textContent, e.getBoundingClientRect()]).filter(([_, b]) => b.width);
+    texts.forEach(([text, a], index) => {
+      if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1
+          || a.bottom > frame.bottom + 1) faults.push(`${plot.id}: '${text}' is cut`);
+      for (const [other, b] of texts.slice(index + 1))
+        if (a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 2
+            && b.top < a.bottom - 2)
+          faults.push(`${plot.id}: '${text}' overlaps '${other}'`);
+    });
+  }
+  return faults;
+}"""
+
+
+def cut(view: Any) -> list[str]:
+    found: list[str] = view.evaluate(FAULTS)
+    return found
+
+
+LONG_NAMES = ("cnn2", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "efficientnet_b0_w1.4_d1.8")
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("classes", [2, 10, 40])
+def test_no_figure_overlaps_or_is_cut(
+    browser: Any, tmp_path: Path, width: int, classes: int
+) -> None:
+    path = tmp_path / "demo" / "ledger.sqlite"
+    ledger = build(path, trials=30, variants=LONG_NAMES, classes=classes)
+    if classes == 10:
+        names = [f"class {n} with a very long name" for n in range(classes)]
+        ledger.put("manifest", {**ledger.facts()["manifest"], "class_names": names})
+    ledger.close()
+    seen = Watched(browser, report(tmp_path), width)
+    seen.draw_all()
+    assert cut(seen.view) == []
+    assert seen.view.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for tabs in seen.view.query_selector_all(".tabs"):  # `draw_all` left the last tab open
+        tabs.query_selector("[role=tab]").click()
+    assert cut(seen.view) == []
+    if width == 1400:
+        for name in ("leaderboard", "cost"):
+            box = seen.view.locator(".scroll", has=seen.view.locator(f"[data-name={name}]"))
+            assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), name
+    assert seen.messages == []
+    seen.view.close()
+
+
+def test_a_figure_follows_the_width_of_the_window(browser: Any, tmp_path: Path) -> None:
+    """As when a telephone is turned."""
+    build(tmp_path / "demo" / "ledger.sqlite", trials=6, variants=("cnn2", "cnn3")).close()
+    seen = Watched(browser, report(tmp_path), 400)
+    seen.draw_all()
+    seen.view.set_viewport_size({"width": 800, "height": 400})
+    seen.view.wait_for_function(
+        "[...document.querySelectorAll('.plot')].every(e => !e.clientWidth"
+        " || e.querySelector('.main-svg').clientWidth === e.clientWidth)"
+    )
+    assert cut(seen.view) == []
+    seen.view.close()
 
 
 def test_clicking_a_heading_sorts_the_table(browser: Any, tmp_path: Path) -> None:

@@ -161,10 +161,18 @@ def split_indices(
             "A validation split needs a class with two images or more; no class here has. Add "
             "images, or train without one: `validation_fraction=0`."
         )
-    # The stratified part has at least as many images as there are classes.
-    size = max(round(fraction * len(rows)), int(np.sum(counts > 1)))
+    size = validation_size(len(rows), int(np.sum(counts > 1)), fraction)
     _, val = train_test_split(rows, test_size=size, random_state=seed, stratify=labels[rows])
     return np.setdiff1d(everything, val), np.sort(val)
+
+
+def validation_size(images: int, classes: int, fraction: float) -> int:
+    """Return the number of validation images of so many training images and classes.
+
+    The stratified part has at least as many images as there are classes; the only image of a class
+    does not count, and neither does its class.
+    """
+    return max(round(fraction * images), classes) if fraction else 0
 
 
 @functools.lru_cache(maxsize=8)

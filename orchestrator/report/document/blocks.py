@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# An "estimate" is an `Estimate` of fractions.
+# An "estimate" is an `Estimate` of fractions, an "interval" the pair of its ends.
 Kind = Literal[
-    "text", "count", "percent", "points", "estimate", "loss", "number", "mega", "seconds", "ms"
+    "text",
+    "count",
+    "percent",
+    "points",
+    "estimate",
+    "interval",
+    "loss",
+    "number",
+    "mega",
+    "seconds",
+    "ms",
 ]
 NONE = "–"  # noqa: RUF001, an en dash is intended
 
@@ -36,7 +46,7 @@ class Column:
     def heading(self) -> str:
         """The heading with its unit."""
         unit = {"mega": "M", "seconds": "s", "ms": "ms"}
-        unit |= {"percent": "%", "points": "points", "estimate": "%"}
+        unit |= {"percent": "%", "points": "points", "estimate": "%", "interval": "%"}
         return f"{self.title}, {unit[self.kind]}" if self.kind in unit else self.title
 
 
@@ -54,13 +64,35 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A plotly figure as JSON. The page draws it when it is scrolled into view."""
+    """A plotly figure as JSON. The page draws it when it is scrolled into view or printed.
+
+    Its height is that of the drawing; a legend below it adds to the height. Two that follow each
+    other with `is_half` are side by side if the page is wide enough.
+    """
 
     name: str
     title: str
     json: str
     height_px: int
     note: str = ""
+    is_half: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One answer: what it is about, the answer itself, and lines that complete it."""
+
+    title: str
+    value: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Cards side by side."""
+
+    title: str  # may be empty
+    cards: Sequence[Card]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +147,12 @@ class Tabs:
     tabs: Sequence[tuple[str, Sequence[Block]]]
 
 
-Block = Table | Figure | Text | Matrix | Pictures | Tabs
+Block = Cards | Table | Figure | Text | Matrix | Pictures | Tabs
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One heading and its blocks."""
+    """One heading and its blocks. A section without blocks is left out of the report."""
 
     name: str  # its anchor in the page
     title: str
@@ -130,9 +162,6 @@ class Section:
     def of(cls, name: str, title: str, *blocks: Block | str) -> Section:
         """Return a section; a string is a paragraph."""
         return cls(name, title, tuple(Text((b,)) if isinstance(b, str) else b for b in blocks))
-
-
-NOT_EVALUATED = "No trial has been evaluated on the test split yet."
 
 
 def counted(count: int, noun: str) -> str:
@@ -148,15 +177,19 @@ def printed(value: Any, kind: Kind) -> str:
         return "yes" if value else "no"
     if kind == "text" or isinstance(value, str):
         return str(value)
-    if kind in ("percent", "points"):
-        return f"{100 * value:{'.1f' if kind == 'percent' else '+.1f'}}"
     if kind == "estimate":
         spread = "" if value.sd is None else f"± {100 * value.sd:.1f}, "
         return f"{100 * value.mean:.1f} ({spread}n = {value.n})"
-    if kind == "mega":
-        return f"{value / 1e6:,.2f}"
-    form = {"count": ",.0f", "loss": ".4f", "number": ".4g", "seconds": ",.1f", "ms": ",.2f"}
-    return format(value, form[kind])
+    if kind == "interval":
+        return " to ".join(printed(end, "percent") for end in value)
+    return format(value * _FACTORS.get(kind, 1), _FORMS[kind])
+
+
+_FACTORS: dict[str, float] = {"percent": 100, "points": 100, "mega": 1e-6}
+_FORMS = {
+    **{"percent": ".1f", "points": "+.1f", "mega": ",.2f", "count": ",.0f", "loss": ".4f"},
+    **{"number": ".4g", "seconds": ",.1f", "ms": ",.2f"},
+}
 
 
 def printed_table(table: Table) -> tuple[list[Column], list[list[str]]]:
@@ -180,56 +213,28 @@ def tables_of(blocks: Sequence[Block]) -> list[Table]:
 def to_csv(table: Table) -> str:
     """Return a table as CSV with raw values; None becomes an empty field.
 
-    An estimate has three fields: its mean, its standard deviation and its number of values.
+    An estimate has three fields: its mean, its standard deviation and its number of values. An
+    interval has two: its ends.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    ends = {"estimate": ("", "_sd", "_seeds")}
-    writer.writerow([c.key + end for c in table.columns for end in ends.get(c.kind, ("",))])
+    writer.writerow([c.key + end for c in table.columns for end in _FIELDS.get(c.kind, ("",))])
     for row in table.rows:
         pairs = zip(row, table.columns, strict=True)
         writer.writerow([each for value, column in pairs for each in _csv_fields(value, column)])
     return file.getvalue()
 
 
-def _csv_fields(value: Any, column: Column) -> list[Any]:
-    if column.kind == "estimate":
-        return [value.mean, value.sd, value.n] if value else [None] * 3
-    return [value]
+# The fields of the kinds of columns that have several, as ends of their names.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "estimate": ("", "_sd", "_seeds"),
+    "interval": ("_low", "_high"),
+}
 
 
-def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return texts and tables as Markdown; of figures and pictures only the titles."""
-    lines = [f"# {title}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for block in section.blocks:
-            lines += _markdown(block)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _markdown(block: Block) -> list[str]:
-    if isinstance(block, Text):
-        mark = "- " if len(block.lines) > 1 else ""
-        return [*(mark + _escaped(line) for line in block.lines), ""]
-    if isinstance(block, Tabs):
-        return [line for _, inner in block.tabs for each in inner for line in _markdown(each)]
-    note = [_escaped(block.note), ""] if block.note else []
-    if isinstance(block, Table):
-        columns, rows = printed_table(block)
-        rule = ["---" if column.kind == "text" else "---:" for column in columns]
-        head, rows = [c.heading for c in columns], [list(map(_escaped, row)) for row in rows]
-    elif isinstance(block, Matrix):
-        rows = [
-            [name, *(_escaped(cell.replace("|", " ")) for cell, _ in row)]
-            for name, row in zip(block.names, block.cells, strict=True)
-        ]
-        head, rule = ["", *block.names], ["---"] * (1 + len(block.names))
-    else:
-        return [f"_{block.title}: see report.html._", "", *note]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-    return [f"### {block.title}", "", *note, *lines, ""]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+def _csv_fields(value: Any, column: Column) -> Sequence[Any]:
+    if column.kind not in _FIELDS:
+        return [value]
+    if value is None:
+        return [None] * len(_FIELDS[column.kind])
+    return [value.mean, value.sd, value.n] if column.kind == "estimate" else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -40,8 +41,24 @@ def add_diagonal(drawn: go.Figure, ends: Sequence[float], name: str) -> None:
     drawn.add_scatter(x=ends, y=ends, mode="lines", line=line, name=name, hoverinfo="skip")
 
 
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Return round values of a logarithmic axis of positive values: 1, 2 and 5 times powers of ten.
+
+    Over more than two powers of ten only these themselves, since there is no room for more.
+    """
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    return [step * 10.0**power for power in range(low, high + 1) for step in steps]
+
+
 def figure(
-    name: str, title: str, drawn: go.Figure, *, height_px: int = 420, note: str = ""
+    name: str,
+    title: str,
+    drawn: go.Figure,
+    *,
+    height_px: int = 420,
+    note: str = "",
+    is_half: bool = False,
 ) -> Figure:
     """Return a figure for the page, without plotly's template: the page has one for all figures."""
     content = drawn.to_plotly_json()
@@ -49,4 +66,6 @@ def figure(
         content["layout"].pop(name_in_page, None)
     # A script element ends at the first "</script", which a class name may contain.
     json = to_json_plotly(content).replace("<", "\\u003c")
-    return Figure(name=name, title=title, json=json, height_px=height_px, note=note)
+    return Figure(
+        name=name, title=title, json=json, height_px=height_px, note=note, is_half=is_half
+    )

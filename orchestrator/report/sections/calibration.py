@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.document.blocks import NOT_EVALUATED, Column, Figure, Section, Table
+from orchestrator.report.document.blocks import Column, Figure, Section, Table
 from orchestrator.report.document.plots import add_diagonal, colours, figure
 from orchestrator.report.facts import Record, SweepData
 
@@ -21,9 +21,10 @@ def calibration(sweep: SweepData) -> Section:
         "Predictions on the test split in 15 bins of equal width by confidence, all seeds of a "
         "variant together. Below the dotted line a model is overconfident. The expected "
         "calibration error (ECE) of the leaderboard is the mean distance from that line, weighted "
-        "by the number of predictions, computed for each seed and averaged."
+        "by the number of predictions, computed for each seed and averaged. A bin with few "
+        "predictions says little: its accuracy varies by chance."
     )
-    blocks = (intro, _figure(sweep, bins), _table(bins)) if bins else (NOT_EVALUATED,)
+    blocks = (intro, _figure(sweep, bins), _counts(sweep, bins), _table(bins)) if bins else ()
     return Section.of("calibration", "Calibration", *blocks)
 
 
@@ -42,9 +43,28 @@ def _figure(sweep: SweepData, bins: Mapping[str, np.ndarray]) -> Figure:
             hovertemplate=f"{variant}<br>confidence %{{x:.1f}} %, accuracy %{{y:.1f}} %"
             "<br>%{customdata} predictions<extra></extra>",
         )
-    drawn.update_xaxes(title_text="mean confidence of the top-1 prediction, %", range=_RANGE)
+    drawn.update_xaxes(title_text="mean confidence, %", range=_RANGE)
     drawn.update_yaxes(title_text="accuracy, %", range=_RANGE)
-    return figure("calibration", "Accuracy against confidence", drawn, height_px=460)
+    title = "Accuracy against confidence"
+    return figure("calibration", title, drawn, height_px=400, is_half=True)
+
+
+def _counts(sweep: SweepData, bins: Mapping[str, np.ndarray]) -> Figure:
+    drawn, colour = go.Figure(), colours(sweep.variants)
+    for variant, values in bins.items():
+        low, high, count, _, _ = values.T
+        drawn.add_bar(
+            x=np.round(50 * (low + high), 2).tolist(),
+            y=count.astype(int).tolist(),
+            marker={"color": colour[variant]},
+            name=variant,
+            hovertemplate=f"{variant}<br>confidence about %{{x:.1f}} %"
+            "<br>%{y} predictions<extra></extra>",
+        )
+    drawn.update_xaxes(title_text="confidence, %", range=_RANGE)
+    drawn.update_yaxes(title_text="predictions")
+    title = "Predictions in each bin"
+    return figure("calibration-counts", title, drawn, height_px=400, is_half=True)
 
 
 def _table(bins: Mapping[str, np.ndarray]) -> Table:

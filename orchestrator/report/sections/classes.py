@@ -15,6 +15,9 @@ from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.statistics import class_order, most_confused, row_shares
 
 _MOST_PAIRS = 25
+# Up to so many classes have a label each, with counts in the cells, in the order of the dataset.
+_FEW_CLASSES = 20
+_LONGEST_NAME = 24  # characters of a class's name on an axis
 _WHOLE = 10_000  # a share of 1 in the matrix
 # Correct predictions are negative and blue, wrong ones positive and red. The stops of the red side
 # make small shares visible.
@@ -35,23 +38,30 @@ def classes(sweep: SweepData) -> Section:
     """Return each variant's confusion matrix, all in the same order, and metrics per class."""
     evaluated = {v: records for v in sweep.variants if (records := sweep.evaluated(v))}
     if not evaluated:
-        return Section.of("classes", "Classes", blocks.NOT_EVALUATED)
+        return Section.of("classes", "Classes")
     counts: dict[str, np.ndarray] = {  # (k, k), summed over seeds
         variant: np.sum([np.asarray(r.evaluation["confusion"], np.int64) for r in records], axis=0)
         for variant, records in evaluated.items()
     }
-    order = class_order(np.sum(list(counts.values()), axis=0))
+    every: np.ndarray = np.sum(list(counts.values()), axis=0)
+    is_few = len(every) <= _FEW_CLASSES
+    order = list(range(len(every))) if is_few else class_order(every)
     tabs = []
     for variant, confusion in counts.items():
         own = evaluated[variant]
         matrix = _matrix(sweep, variant, confusion, order, len(own))
         tables = _pairs(sweep, variant, confusion), _per_class(sweep, variant, own)
         tabs.append((variant, (matrix, *tables)))
+    ordered = (
+        "The classes are in the order of the dataset."
+        if is_few
+        else "All matrices order the classes in the same way, so that classes that are often "
+        "confused are next to each other (average-linkage clustering of the symmetrized confusion "
+        "of all variants)."
+    )
     intro = (
         "Counts are sums over the seeds of a variant, metrics per class are means over them. "
-        "All matrices order the classes in the same way, so that classes that are often confused "
-        "are next to each other (average-linkage clustering of the symmetrized confusion of all "
-        "variants). Drag over a matrix to zoom in, double-click to zoom out. Click a column "
+        f"{ordered} Drag over a matrix to zoom in, double-click to zoom out. Click a column "
         "heading of a table to sort it."
     )
     return Section.of("classes", "Classes", intro, blocks.Tabs("classes", tabs))
@@ -78,13 +88,16 @@ def _matrix(
             hovertemplate="true: %{y}<br>predicted: %{x}<br>%{customdata} images<extra></extra>",
         )
     )
-    is_few = len(order) <= 20
+    is_few = len(order) <= _FEW_CLASSES
     axis = {"type": "category", "showgrid": False, "tickfont": {"size": 12 if is_few else 9}}
     # With many classes plotly labels as many as there is room for, and more after zooming in.
-    drawn.update_xaxes(title_text="predicted", tickangle=0 if is_few else -90, nticks=60, **axis)
-    drawn.update_yaxes(title_text="true", autorange="reversed", nticks=60, **axis)
+    if not is_few:
+        drawn.update_layout(xaxis={"nticks": 60, "tickangle": -90}, yaxis={"nticks": 60})
+    drawn.update_xaxes(title_text="predicted", **axis)
+    drawn.update_yaxes(title_text="true", autorange="reversed", **axis)
     if is_few:
-        drawn.update_traces(text=ordered.tolist(), texttemplate="%{text}", textfont={"size": 11})
+        # Without a size plotly leaves out the texts of cells that are too small.
+        drawn.update_traces(text=ordered.tolist(), texttemplate="%{text}")
     images, of = int(confusion.sum()), blocks.counted(seeds, "seed")
     return figure(
         f"confusion-{variant}",
@@ -98,7 +111,9 @@ def _matrix(
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Return the names with numbers added to repeated ones, which an axis would merge."""
+    """Return shortened names, with numbers added to repeated ones, which an axis would merge."""
+    most = _LONGEST_NAME
+    names = [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
     counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
     return [n if k == 1 else f"{n} ({k})" for n, k in zip(names, counts, strict=True)]
 

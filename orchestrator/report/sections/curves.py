@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from orchestrator.ledger.records import ENDED, TrialStatus
 from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted
@@ -34,16 +33,18 @@ _MOST_POINTS = 60_000
 def curves(sweep: SweepData) -> Section:
     """Return the curves of all trials, of the best of each variant, and the table of trials."""
     shown = [record for record in sweep.records if record.rows]
-    blocks = _figures(sweep, shown) if shown else ["No trial has finished an epoch yet."]
-    return Section.of("curves", "Learning curves", *blocks, _trials(sweep))
+    blocks = _figures(sweep, shown) if shown else []
+    trials = [_trials(sweep)] if sweep.records else []
+    return Section.of("curves", "Learning curves", *blocks, *trials)
 
 
 def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
     blocks: list[Block | str] = [
         "Each line is one trial. Solid: complete, or still running if it ends in a circle. "
         "Dotted, ending in a dash: stopped early. Dashed, ending in a cross: diverged. "
-        "Dashed, ending in a square: failed. Click a legend entry to hide or show it; "
-        "double-click it to hide all others. Non-finite values are not drawn."
+        "Dashed, ending in a square: failed. Thick: trained again with another seed. Click a "
+        "variant in the legend to hide or show it; double-click it to hide all others. Non-finite "
+        "values are not drawn."
     ]
     for metric in dict.fromkeys((sweep.metric, "val_loss", "train_loss")):
         # Without a validation split, `val_` metrics are 0.
@@ -60,7 +61,7 @@ def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
     # The best trial of each variant: among its seeds, otherwise in its search.
     best = [sweep.best(sweep.seeds(v)) or sweep.best(sweep.of(v, "search")) for v in sweep.variants]
     if any(best):
-        blocks.append(_train_and_validation(sweep, list(filter(None, best))))
+        blocks += _train_and_validation(sweep, list(filter(None, best)))
     if silent := len(sweep.records) - len(shown):
         blocks.append(f"Without a finished epoch: {counted(silent, 'trial')}.")
     return blocks
@@ -70,7 +71,6 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
     drawn, colour = go.Figure(), colours(sweep.variants)
     scale = 100 if is_fraction(metric) else 1
     most = max(2, _MOST_POINTS // len(shown))
-    titled: set[str] = set()
     width = 1.0 if len(shown) < 100 else 0.5
     groups: dict[tuple[str, str, TrialStatus], list[Record]] = collections.defaultdict(list)
     for r in shown:
@@ -91,18 +91,24 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
             name=f"{status}{final}: {len(records)}",
             line={"color": faint(colour[variant], opacity), "dash": dash, "width": times * width},
             hovertemplate=f"{variant} {of}%{{customdata}} ({status})"
-            "<br>epoch %{x}: %{y:.4g}<extra></extra>",
+            f"<br>epoch %{{x}}: {_READOUTS[scale]}<extra></extra>",
             legendgroup=variant,
-            legendgrouptitle_text=None if variant in titled else variant,
+            showlegend=False,
         )
-        titled.add(variant)
         if mark:
             look = {"symbol": mark, "size": 7 * width, "color": colour[variant]}
             _add_ends(drawn, records, metric, scale, look, variant)
+    for variant in dict.fromkeys(record.trial.variant for record in shown):
+        look = {"color": colour[variant], "width": 2}
+        drawn.add_scatter(x=[None], y=[None], mode="lines", line=look, name=variant)
+        drawn.data[-1].update(legendgroup=variant, showlegend=True)
     drawn.update_xaxes(title_text="epoch")
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
-    drawn.update_layout(hovermode="closest", legend={"groupclick": "toggleitem"})
+    drawn.update_layout(hovermode="closest")
     return figure(f"curves-{metric}", f"{metric} of all trials", drawn, height_px=480)
+
+
+_READOUTS = {100: "%{y:.1f} %", 1: "%{y:.4g}"}  # by the factor of the values
 
 
 def _mode(records: Sequence[Record]) -> str:
@@ -144,10 +150,11 @@ def _add_ends(
     )
 
 
-def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
+def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> list[Block | str]:
     colour = colours(sweep.variants)
-    drawn = make_subplots(rows=1, cols=2, subplot_titles=("top-1, %", "loss"))
-    for column, (metric, scale) in enumerate((("top1", 100), ("loss", 1)), start=1):
+    blocks: list[Block | str] = []
+    for metric, title, scale in (("top1", "top-1", 100), ("loss", "loss", 1)):
+        drawn = go.Figure()
         for record in best:
             parts = (("train", "training", "dash"), ("val", "validation", "solid"))
             for part, meaning, dash in parts if record.has_validation else parts[:1]:
@@ -156,17 +163,19 @@ def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> Figure:
                     y=[round(scale * row.metrics[f"{part}_{metric}"], 4) for row in record.rows],
                     mode=_mode([record]),
                     name=f"{record.name}, {meaning}",
-                    legendgroup=record.name,
-                    showlegend=column == 1,
                     line={"color": colour[record.trial.variant], "dash": dash, "width": 2},
-                    hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
-                    row=1,
-                    col=column,
+                    hovertemplate=f"epoch %{{x}}: {_READOUTS[scale]}"
+                    "<extra>%{fullData.name}</extra>",
                 )
-    drawn.update_xaxes(title_text="epoch")
-    note = "Training metrics are measured on augmented images during the epoch, while the weights "
-    title = "Training and validation of each variant's best trial"
-    return figure("curves-best", title, drawn, note=f"{note}still change.")
+        drawn.update_xaxes(title_text="epoch")
+        drawn.update_yaxes(title_text="top-1, %" if scale == 100 else title)
+        heading = f"Best trial of each variant: {title}"
+        blocks.append(figure(f"curves-best-{metric}", heading, drawn, height_px=360, is_half=True))
+    return [
+        *blocks,
+        "Training metrics are measured on augmented images during the epoch, while the weights "
+        "still change.",
+    ]
 
 
 def _trials(sweep: SweepData) -> Table:

@@ -25,7 +25,7 @@ def failures(sweep: SweepData) -> Section:
                 key = (attempt.outcome, attempt.failure_class or attempt.outcome, fingerprint)
                 groups[key].append((record, attempt))
     if not groups:
-        return Section.of("failures", "Failures", "No attempt failed, diverged or was lost.")
+        return Section.of("failures", "Failures")
     rows: list[list[Any]] = []
     for (outcome, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
         record, attempt = found[0]

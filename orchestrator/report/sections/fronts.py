@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from plotly.subplots import make_subplots
+import plotly.graph_objects as go
 
 from orchestrator.report.document.blocks import Column, Figure, Section, Table
-from orchestrator.report.document.plots import colours, figure
+from orchestrator.report.document.plots import colours, figure, log_ticks
 from orchestrator.report.facts import SweepData, estimated, mean
 from orchestrator.report.sections import pairs
 from orchestrator.report.sections.leaderboard import SHARED
-from orchestrator.report.statistics import front
+from orchestrator.report.statistics import front, wilson
 
 
 def fronts(sweep: SweepData) -> Section:
     """Return Pareto fronts of test top-1 over each cost, from scratch and pretrained separately."""
     points = {name: point for name in sweep.variants if (point := _point(sweep, name))}
-    if not points:
-        only = "No variant has been evaluated on the test split yet."
-        return Section.of("fronts", "Accuracy and cost", only)
+    pretrained = [point["is_pretrained"] for point in points.values()]
+    if max(pretrained.count(True), pretrained.count(False)) < 2:
+        return Section.of("fronts", "Accuracy and cost")
     intro = (
-        "Each point is one variant: its mean test top-1 over seeds, with the standard deviation if "
-        "there are at least two seeds. A variant is on the front if no other has at least its "
+        "Each point is one variant: its mean test top-1 over seeds, with the 95 % interval over "
+        "test images. A variant is on the front if no other has at least its "
         "accuracy at a lower cost, or a higher accuracy at the same cost. Whether a difference is "
         f'significant is shown in "{pairs.TITLE}". Variants trained from scratch and pretrained '
         "variants have separate fronts."
     )
-    shown = _fronts_figure(sweep, points), _fronts_table(points)
-    return Section.of("fronts", "Accuracy and cost", intro, *shown)
+    drawn = (_front_figure(sweep, points, cost, form) for cost, form in _COSTS)
+    return Section.of("fronts", "Accuracy and cost", intro, *drawn, SHARED, _fronts_table(points))
 
 
 # With d3's number format: "s" has prefixes for thousands and millions, "g" has none.
@@ -46,10 +45,11 @@ def _point(sweep: SweepData, variant: str) -> dict[str, Any] | None:
     evaluated = sweep.evaluated(variant)
     if not evaluated:
         return None
-    top1, some = estimated(evaluated, "top1"), evaluated[0].evaluation
+    some = evaluated[0].evaluation
+    top1 = estimated(evaluated, "top1").mean or 0.0
     return {
-        "top1": top1.mean,
-        "sd": top1.sd,
+        "top1": top1,
+        "interval": wilson(top1, int(some["images"])),
         "is_pretrained": evaluated[0].is_pretrained,
         "parameters": some["parameters"],
         "multiply_accumulates": some["multiply_accumulates"],
@@ -68,51 +68,44 @@ def _front(points: Mapping[str, dict[str, Any]], cost: str) -> dict[bool, list[s
     return found
 
 
-def _fronts_figure(sweep: SweepData, points: Mapping[str, dict[str, Any]]) -> Figure:
-    colour = colours(sweep.variants)
-    drawn = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.09)
-    for index, (shown, form) in enumerate(_COSTS):
-        cost, place = shown.key, {"row": index // 2 + 1, "col": index % 2 + 1}
-        title = shown.heading if form == "g" else shown.title
-        for names in _front(points, cost).values():
-            drawn.add_scatter(
-                x=[points[name][cost] for name in names],
-                y=[100 * points[name]["top1"] for name in names],
-                mode="lines",
-                line={"color": "#999", "width": 1, "shape": "hv"},
-                hoverinfo="skip",
-                showlegend=False,
-                **place,
-            )
-        for name, point in points.items():
-            symbol = "diamond" if point["is_pretrained"] else "circle"
-            drawn.add_scatter(
-                x=[point[cost]],
-                y=[100 * point["top1"]],
-                error_y={"array": [100 * (point["sd"] or 0)], "visible": point["sd"] is not None},
-                mode="markers",
-                marker={"color": colour[name], "size": 9, "symbol": symbol},
-                name=name + (" (pretrained)" if point["is_pretrained"] else ""),
-                legendgroup=name,
-                showlegend=index == 0,
-                hovertemplate=f"{name}<br>{title}: %{{x:.4{form}}}"
-                "<br>test top-1: %{y:.1f} %<extra></extra>",
-                **place,
-            )
-        costs = [point[cost] for point in points.values()]
-        is_wide = min(costs) > 0 and max(costs) > 3 * min(costs)
-        axis = {"type": "log", "tickvals": _ticks(costs)} if is_wide else {"rangemode": "tozero"}
-        title += " (log scale)" if is_wide else ""
-        drawn.update_xaxes(title_text=title, tickformat=f"~{form}", **place, **axis)
+def _front_figure(
+    sweep: SweepData, points: Mapping[str, dict[str, Any]], shown: Column, form: str
+) -> Figure:
+    cost, colour, drawn = shown.key, colours(sweep.variants), go.Figure()
+    title = shown.heading if form == "g" else shown.title
+    for names in _front(points, cost).values():
+        drawn.add_scatter(
+            x=[points[name][cost] for name in names],
+            y=[100 * points[name]["top1"] for name in names],
+            mode="lines",
+            line={"color": "#999", "width": 1, "shape": "hv"},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    for name, point in points.items():
+        low, high = (100 * abs(end - point["top1"]) for end in point["interval"])
+        drawn.add_scatter(
+            x=[point[cost]],
+            y=[100 * point["top1"]],
+            error_y={"array": [high], "arrayminus": [low], "thickness": 1},
+            mode="markers",
+            marker={
+                "color": colour[name],
+                "size": 9,
+                "symbol": "diamond" if point["is_pretrained"] else "circle",
+            },
+            name=name + (" (pretrained)" if point["is_pretrained"] else ""),
+            hovertemplate=f"{name}<br>{title}: %{{x:.4{form}}}"
+            "<br>test top-1: %{y:.1f} %<extra></extra>",
+        )
+    costs = [point[cost] for point in points.values()]
+    is_wide = min(costs) > 0 and max(costs) > 3 * min(costs)
+    axis = {"type": "log", "tickvals": log_ticks(costs)} if is_wide else {"rangemode": "tozero"}
+    title += " (log scale)" if is_wide else ""
+    drawn.update_xaxes(title_text=title, tickformat=f"~{form}", **axis)
     drawn.update_yaxes(title_text="test top-1, %")
-    return figure("fronts", "Pareto fronts", drawn, height_px=600, note=SHARED)
-
-
-def _ticks(costs: Sequence[float]) -> list[float]:
-    """Return round tick values around positive costs: 1, 2 and 5 times powers of ten."""
-    low, high = math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs)))
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
-    return [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    heading = f"Test top-1 against {shown.title}"
+    return figure(f"fronts-{cost}", heading, drawn, height_px=330, is_half=True)
 
 
 def _fronts_table(points: Mapping[str, dict[str, Any]]) -> Table:

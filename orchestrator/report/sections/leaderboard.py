@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger.records import TrialStatus
-from orchestrator.report.document.blocks import Column, Kind, Section, Table, Text
+from orchestrator.report.document.blocks import Block, Column, Kind, Section, Table, Text
 from orchestrator.report.facts import Record, SweepData, estimated, mean
 from orchestrator.report.statistics import wilson
 from trainables.metrics import is_fraction
@@ -21,7 +21,7 @@ SHARED = (
 _RECONSTRUCTED = {
     "cnn9": "cnn9 is a reconstruction: its study gives only the numbers of layers and parameters."
 }
-_INTRODUCTION = (
+_EXPLANATION = (
     "The search used only the validation split. The best configuration of each variant was then "
     "retrained with other seeds, and each retrained model was evaluated once on the test split. "
     "A variant with nothing to search is not retrained: its trials differ only in their seeds.",
@@ -40,9 +40,16 @@ def leaderboard(sweep: SweepData) -> Section:
 
     Variants are ranked by their mean test top-1; those without one follow, by validation.
     """
-    groups = sweep.groups()
-    tables = [make(group) for group in groups for make in (_leaderboard, _searches, _costs)]
-    return Section.of("leaderboard", "Leaderboard", Text(_INTRODUCTION), *tables)
+    is_evaluated = any(sweep.evaluated(variant) for variant in sweep.variants)
+    blocks: list[Block] = []
+    for group in sweep.groups():
+        ranked = _leaderboard(group)
+        # Variant and number of seeds, which every row has, are no result.
+        if any(value is not None for row in ranked.rows for value in (row[1], *row[3:])):
+            blocks.append(ranked)
+        blocks += [*([_searches(group)] if sweep.records else ()), _costs(group)]
+    blocks += [Text(_EXPLANATION)] if is_evaluated else []
+    return Section.of("leaderboard", "Leaderboard", *blocks)
 
 
 _TEST_METRICS = (("top5",), ("loss",), ("f1", "macro"), ("ece",), ("superclass_top1",))
@@ -59,9 +66,8 @@ def _leaderboard(sweep: SweepData) -> Table:
             Column("seeds", "seeds", "count"),
             Column(f"seeds_{sweep.metric}", f"mean {sweep.metric} of the seeds", kind),
             *Column.of("percent", test_top1_mean="test top-1", test_top1_sd="sd"),
-            *Column.of("percent", test_top1_low="CI low, seeds", test_top1_high="CI high, seeds"),
-            *Column.of("percent", test_top1_images_low="CI low, images"),
-            *Column.of("percent", test_top1_images_high="CI high, images"),
+            *Column.of("interval", test_top1="95 % interval, seeds"),
+            *Column.of("interval", test_top1_images="95 % interval, images"),
             *Column.of("percent", test_top5_mean="test top-5"),
             *Column.of("loss", test_loss_mean="test loss"),
             *Column.of("percent", test_f1_macro_mean="macro F1", test_ece_mean="ECE"),
@@ -77,13 +83,14 @@ def _row(sweep: SweepData, variant: str) -> list[Any]:
     seeds, evaluated = sweep.seeds(variant), sweep.evaluated(variant)
     top1 = estimated(evaluated, "top1")
     images = int(evaluated[0].evaluation["images"]) if evaluated else 0
-    of_images = (None, None) if top1.mean is None else wilson(top1.mean, images)
+    of_seeds = None if top1.low is None else (top1.low, top1.high)
+    of_images = None if top1.mean is None else wilson(top1.mean, images)
     return [
         variant,
         best.trial.best_value if best else None,
         len(evaluated) or len(seeds),
         mean([record.at(record.kept_epoch, sweep.metric) for record in seeds]),
-        *(top1.mean, top1.sd, top1.low, top1.high, *of_images),
+        *(top1.mean, top1.sd, of_seeds, of_images),
         *(estimated(evaluated, *path).mean for path in _TEST_METRICS),
     ]
 
@@ -116,9 +123,13 @@ def _search_row(sweep: SweepData, variant: str) -> list[Any]:
     if best is None:
         return [*counts, None, None, None, None]
     found = best.trial
-    forms = {name: ".3g" if isinstance(v, float) else "" for name, v in found.params.items()}
-    params = ", ".join(f"{name} {found.params[name]:{form}}" for name, form in forms.items())
+    params = ", ".join(f"{name} {short(value)}" for name, value in found.params.items())
     return [*counts, found.best_value, (found.best_epoch or 0) + 1, found.number, params]
+
+
+def short(value: Any) -> str:
+    """Return a hyperparameter's value as printed: floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _rank(row: Sequence[Any], mode: str) -> tuple[bool, float, bool, float]:
@@ -137,6 +148,8 @@ def _note(sweep: SweepData) -> str:
             "Trained in micro-batches after running out of memory, so that batch norm used the "
             f"statistics of micro-batches: {', '.join(small)}."
         )
+    if count := sweep.validation_images:
+        notes.append(f"The validation split has {count:,} images.")
     if images := {int(r.evaluation["images"]) for r in sweep.records if r.evaluation}:
         notes.append(f"The test split has {max(images):,} images.")
         notes.append('ECE is the expected calibration error, see "Calibration".')
@@ -146,8 +159,8 @@ def _note(sweep: SweepData) -> str:
 _COST_COLUMNS = (
     Column("variant", "variant"),
     *Column.of("count", image_size_px="image size, px", parameters="parameters"),
-    *Column.of("count", parameters_with_statistics="parameters with batch-norm statistics"),
-    *Column.of("mega", multiply_accumulates="multiply-accumulates", flops="FLOPs"),
+    *Column.of("count", parameters_with_statistics="with batch-norm statistics"),
+    *Column.of("mega", multiply_accumulates="MACs", flops="FLOPs"),
     *Column.of("count", training_images_per_s="training images/s"),
     *Column.of("ms", inference_ms="inference"),
     *Column.of("count", inference_images_per_s="inference images/s"),
@@ -156,11 +169,11 @@ _COST_COLUMNS = (
     *Column.of("seconds", device_s_search="device time of the search"),
 )
 _COST_NOTE = (
-    "Operations are those of one image's forward pass, in multiply-accumulates and in FLOPs (twice "
-    "as many). Inference in ms is for batch size 1, inference in images/s for the batch size given "
-    "in the table. Training speed is that of the best configuration, without the first epoch of "
-    "each attempt. Device time is the duration of all attempts times their workers; a trial that "
-    f"shares a device counts as if it had one of its own. {SHARED}"
+    "Operations are those of one image's forward pass, in multiply-accumulates (MACs) and in FLOPs "
+    "(twice as many). Inference in ms is for batch size 1, inference in images/s for the batch "
+    "size given in the table. Training speed is that of the best configuration, without the first "
+    "epoch of each attempt. Device time is the duration of all attempts times their workers; a "
+    f"trial that shares a device counts as if it had one of its own. {SHARED}"
 )
 
 
@@ -169,18 +182,19 @@ def _costs(sweep: SweepData) -> Table:
         name=f"cost{sweep.suffix}",
         title=f"Cost, {sweep.kind}",
         columns=_COST_COLUMNS,
-        rows=[_cost(sweep, variant) for variant in sweep.variants],
+        rows=[list(cost_of(sweep, variant).values()) for variant in sweep.variants],
         note=_COST_NOTE,
     )
 
 
-def _cost(sweep: SweepData, variant: str) -> list[Any]:
+def cost_of(sweep: SweepData, variant: str) -> dict[str, Any]:
+    """Return the row of a variant in the table of costs, by the keys of its columns."""
     planned: Mapping[str, Any] = sweep.header.variants.get(variant, {})
     own, seeds, evaluated = sweep.of(variant), sweep.seeds(variant), sweep.evaluated(variant)
     some = evaluated[0].evaluation if evaluated else {}
     macs = some.get("multiply_accumulates", planned.get("multiply_accumulates"))
     best = sweep.best(own)
-    return [
+    values = [
         variant,
         planned.get("image_size_px", sweep.plan.image_size_px.get(variant)),
         some.get("parameters", planned.get("parameters")),
@@ -193,6 +207,7 @@ def _cost(sweep: SweepData, variant: str) -> list[Any]:
         mean([record.device_s for record in seeds]),
         sum(record.device_s for record in sweep.of(variant, "search")),
     ]
+    return {column.key: value for column, value in zip(_COST_COLUMNS, values, strict=True)}
 
 
 def _training_speed(records: Sequence[Record]) -> float | None:

@@ -1,4 +1,4 @@
-"""The report's first section: what was run, on which data, with which versions and deviations."""
+"""The report's last section: what was run, on which data, with which versions and deviations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import datetime
 from orchestrator.report.deviations import deviations
 from orchestrator.report.document.blocks import Block, Column, Section, Table, Text
 from orchestrator.report.facts import SweepData
+
+TITLE = "About this sweep"
 
 
 def overview(sweep: SweepData, written_s: float) -> Section:
@@ -19,9 +21,7 @@ def overview(sweep: SweepData, written_s: float) -> Section:
         blocks.append(Text(lines))
     else:
         blocks.append("There are no deviations from the space's recipe.")
-    if not any(record.trial.status in ("complete", "stopped") for record in sweep.records):
-        blocks.append(Text(("No trial of this sweep has finished yet.",), is_warning=True))
-    return Section.of("sweep", "Overview", *blocks)
+    return Section.of("sweep", TITLE, *blocks)
 
 
 def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
@@ -30,7 +30,9 @@ def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
     devices = sorted({str(r.evaluation["device"]) for r in sweep.records if r.evaluation})
     status = collections.Counter(record.trial.status for record in sweep.records)
     direction = "maximized" if plan.space.mode == "max" else "minimized"
-    images = [f"{count:,} {split}" for split, count in sorted(sweep.images.items(), reverse=True)]
+    images = {split: f"{count:,} {split}" for split, count in sweep.images.items()}
+    if (count := sweep.validation_images) and "train" in images:
+        images["train"] += f" ({count:,} of them validation)"
     rows = [
         ("name", sweep.name),
         ("search space", header.space or plan.space.name),
@@ -42,7 +44,7 @@ def _rows(sweep: SweepData, written_s: float) -> list[tuple[str, str]]:
         ("report written", _time(written_s)),
         ("dataset", plan.dataset),
         ("dataset fingerprint", plan.fingerprint),
-        ("images (train includes validation)", ", ".join(images)),
+        ("images", ", ".join(images[split] for split in sorted(images, reverse=True))),
         ("classes", str(len(sweep.class_names) or "")),
         ("variants", ", ".join(sweep.variants)),
         ("search metric", f"{sweep.metric} on the validation split, {direction}"),

@@ -67,10 +67,10 @@ def pairs(sweep: SweepData) -> Section:
     for group in sweep.groups():
         if len(group.variants) >= 2:
             found = compare(group)
-            blocks += [_matrix(group, found, by) for by in (TRIALS, COMPUTE)]
-            blocks.append(_table(group, found))
-    blocks = blocks or ["There are fewer than two variants to compare."]
-    return Section.of("pairs", TITLE, Text(_DEFINITION), *blocks)
+            if any(pair.mean is not None for pair in found):
+                blocks += [_matrix(group, found, by) for by in (TRIALS, COMPUTE)]
+                blocks.append(_table(group, found))
+    return Section.of("pairs", TITLE, *blocks, *([Text(_DEFINITION)] if blocks else ()))
 
 
 def compare(sweep: SweepData) -> list[Pair]:

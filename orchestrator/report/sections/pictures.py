@@ -18,6 +18,7 @@ from orchestrator.report.facts import Record, SweepData
 _MOST_MAPS = 12
 _SIZE_PX = 96  # height and width of a picture in the page
 _COLOURS_KEPT = 128  # colours in the PNG of an overlay
+_WITHOUT_MAPS = "No Grad-CAM maps, because the model has no spatial features"
 _MAPS, _GRID = "Grad-CAM maps", "Predicted and true labels"
 
 
@@ -29,30 +30,29 @@ def pictures(sweep: SweepData) -> tuple[list[Section], dict[str, str]]:
     firsts = {v: found[0] for v in sweep.variants if (found := sweep.evaluated(v))}
     firsts = {v: record for v, record in firsts.items() if record.evaluation["examples"]}
     if not firsts:
-        named = (("maps", _MAPS), ("predictions", _GRID))
-        return [Section.of(*each, blocks.NOT_EVALUATED) for each in named], {}
+        return [], {}
     examples = {row: each for r in firsts.values() for row, each in _examples(r).items()}
     images = {f"image-{row}": _png(_pixels(example)) for row, example in examples.items()}
     return [_maps(sweep, firsts), _grid(sweep, firsts)], images
 
 
 def _maps(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
-    with_maps = {v: r for v, r in firsts.items() if any(e["map"] for e in _examples(r).values())}
+    with_maps = {variant: record for variant, record in firsts.items() if _has_map(record)}
+    if not with_maps:
+        return Section.of("maps", _MAPS)
     without = [variant for variant in firsts if variant not in with_maps]
-    shown: list[blocks.Block | str] = []
-    if with_maps:
-        shown += [
-            "Grad-CAM maps of the predicted class, on the same test images for the first seed of "
-            "every variant. Bright areas contributed most to the prediction. Green frame and ✓: "
-            "correct. Red frame and ✗: wrong. Below each map are the predicted class and its "
-            "probability. Images on which the variants disagree come first.",
-            _map_table(sweep, with_maps),
-            "Test images that each variant misclassified, drawn at random with the seed of the "
-            "split: the map, the predicted class and the true class.",
-            Tabs("mistakes", [(v, [_mistakes(sweep, v, r)]) for v, r in with_maps.items()]),
-        ]
+    shown: list[blocks.Block | str] = [
+        "Grad-CAM maps of the predicted class, on the same test images for the first seed of "
+        "every variant. Bright areas contributed most to the prediction. Green frame and ✓: "
+        "correct. Red frame and ✗: wrong. Below each map are the predicted class and its "
+        "probability. Images on which the variants disagree come first.",
+        _map_table(sweep, with_maps),
+        "Test images that each variant misclassified, drawn at random with the seed of the "
+        "split: the map, the predicted class and the true class.",
+        Tabs("mistakes", [(v, [_mistakes(sweep, v, r)]) for v, r in with_maps.items()]),
+    ]
     if without:
-        shown.append(f"No maps, because the model has no spatial features: {', '.join(without)}.")
+        shown.append(f"{_WITHOUT_MAPS}: {', '.join(without)}.")
     return Section.of("maps", _MAPS, *shown)
 
 
@@ -102,6 +102,10 @@ def _chosen(found: Sequence[Mapping[int, Mapping[str, Any]]]) -> list[int]:
     return [row for row in (*disputed, *wrong, *right) if row in kept]
 
 
+def _has_map(record: Record) -> bool:
+    return any(example["map"] for example in _examples(record).values())
+
+
 def _grid(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
     tabs = []
     for variant, record in firsts.items():
@@ -119,7 +123,11 @@ def _grid(sweep: SweepData, firsts: Mapping[str, Record]) -> Section:
         "its probability, and the true class if the prediction is wrong. Point at an image to see "
         "the five most probable classes."
     )
-    return Section.of("predictions", _GRID, intro, Tabs("predictions", tabs))
+    # Without any map there is no section of maps that says so.
+    found: list[blocks.Block | str] = [intro, Tabs("predictions", tabs)]
+    if not any(map(_has_map, firsts.values())):
+        found.append(f"{_WITHOUT_MAPS}: {', '.join(firsts)}.")
+    return Section.of("predictions", _GRID, *found)
 
 
 def _evaluated_picture(

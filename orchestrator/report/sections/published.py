@@ -19,8 +19,7 @@ def published(sweep: SweepData) -> Section:
     rows: list[Mapping[str, Any]] = study.get("rows", [])
     source, notes = str(study.get("source", "")), [str(n) for n in study.get("recipe_notes", ())]
     if not (rows or source or notes):
-        only = "This space reproduces no published study, so there is nothing to compare."
-        return Section.of("published", _TITLE, only)
+        return Section.of("published", _TITLE)
     blocks: list[Block | str] = [f"Source: {source}."] if source else []
     if lines := deviations(sweep):
         heading = "Deviations from the published recipe:"

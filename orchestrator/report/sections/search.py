@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from orchestrator.report.document.blocks import Block, Section, Tabs, Text, counted
-from orchestrator.report.document.plots import figure
+import plotly.graph_objects as go
+
+from orchestrator.report.document.blocks import Block, Figure, Section, Tabs, Text, counted
+from orchestrator.report.document.plots import figure, log_ticks
 from orchestrator.report.facts import SweepData
+from orchestrator.report.statistics import FEWEST_POINTS
 from orchestrator.search.sampler import study_of
+from trainables.metrics import is_fraction
 
-# With fewer complete trials, importance is noise.
+# With fewer complete trials, figures show nothing that the table of trials does not.
 FEWEST_TRIALS = 4
 # PED-ANOVA compares the best tenth of the trials, and at least two, with all of them.
 ENOUGH_TRIALS = 30
+# Labels of an axis of the parallel coordinates are at least this share of its length apart.
+_CLOSEST_LABELS = 0.13
 # The browser holds one object per line of the parallel coordinates.
 _MOST_LINES = 300
 
 
 def search(sweep: SweepData) -> Section:
     """Return parallel coordinates, slices and hyperparameter importance of each variant."""
-    searched = [variant for variant in sweep.variants if sweep.is_searched(variant)]
+    searched = [v for v in sweep.variants if sweep.is_searched(v) and sweep.of(v, "search")]
     if not searched:
-        only = "Nothing was searched: the trials of a variant differ only in their seeds."
-        return Section.of("search", "Search", only)
+        return Section.of("search", "Search")
     kinds = {variant: suggested(sweep, variant) for variant in searched}
     caution = (
         f"{_adaptive(list(kinds.values()))} Only complete trials are shown: a stopped trial has no "
@@ -92,27 +98,99 @@ def _of_variant(sweep: SweepData, variant: str) -> list[Block]:
     for record in records:
         if record.trial.ended_seq is not None:
             study.tell(record.trial, record.rows, sweep.metric)
-    drawn = study.figures(sweep.metric)
-    lines, note = drawn["parallel"], ""
+    scale = 100 if is_fraction(sweep.metric) else 1
+    title = f"{sweep.metric}, %" if scale == 100 else sweep.metric
+    shown: list[Block] = [_parallel(variant, study.parallel(title, scale), complete)]
+    shown += [_slice(variant, each, drawn) for each, drawn in study.slices(title, scale).items()]
+    shown.append(Text(("In the slices, a point is a trial: the darker, the later.",)))
+    if complete >= FEWEST_POINTS:
+        shown.append(_importance(variant, study.importances(), complete))
+    return shown
+
+
+def _parallel(variant: str, drawn: go.Figure, complete: int) -> Figure:
+    """Return Optuna's parallel coordinates with their axes below each other.
+
+    So they have room for the names and values of the axes on a narrow page too.
+    """
+    note = "Each line is a trial, the darker, the better."
+    drawn.data = drawn.data[:-1]  # without the scale of colours: the first axis shows the values
     if complete > _MOST_LINES:
-        lines.data = lines.data[-_MOST_LINES - 1 :]  # the last is the scale
-        note = f"The last {_MOST_LINES} of {complete:,} complete trials."
-    lines.update_layout(plot_bgcolor="#e6e9ec")  # Optuna's palest lines are nearly white
-    drawn["slices"].update_layout(width=None)
-    # Otherwise the tick labels of a narrow axis overlap.
-    drawn["slices"].update_xaxes({"dtick": 1, "tickformat": ".0e"}, selector={"type": "log"})
-    ped_anova = (
+        drawn.data = drawn.data[-_MOST_LINES:]
+        note += f" The last {_MOST_LINES} of {complete:,} complete trials."
+    for each in drawn.data:
+        each.x, each.y = each.y, each.x
+    names = list(drawn.layout.xaxis.ticktext)
+    labels: dict[int, list[tuple[float, str]]] = {axis: [] for axis in range(len(names))}
+    for label in drawn.layout.annotations:
+        labels[label.x].append((label.y, label.text))
+    look = {"showarrow": False, "yshift": -9, "font": {"size": 10, "color": "#555"}}
+    # Assigned, because an update would repeat a shorter list.
+    drawn.layout.annotations = [
+        {"x": at, "y": axis, "text": text, "xanchor": _anchor(at), **look}
+        for axis, own in labels.items()
+        for at, text in _apart(own)
+    ]
+    line = {"color": "#888", "width": 1}
+    drawn.layout.shapes = [
+        {"type": "line", "x0": 0, "x1": 1, "y0": axis, "y1": axis, "layer": "below", "line": line}
+        for axis in labels
+    ]
+    drawn.layout.xaxis = {"visible": False, "range": (-0.02, 1.02), "fixedrange": True}
+    drawn.layout.yaxis = {
+        **{"tickvals": list(labels), "ticktext": names, "showgrid": False, "fixedrange": True},
+        "range": (len(names) - 0.5, -0.4),  # the first is at the top
+    }
+    drawn.update_layout(plot_bgcolor="#e6e9ec")  # Optuna's palest lines are nearly white
+    height_px = 60 + 64 * len(names)
+    title = "Parallel coordinates"
+    return figure(f"parallel-{variant}", title, drawn, height_px=height_px, note=note)
+
+
+def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Return those labels of an axis that do not overlap, the outermost first."""
+    kept: list[tuple[float, str]] = []
+    for at, text in sorted(labels, key=lambda label: -abs(label[0] - 0.5)):
+        if all(abs(at - other) >= _CLOSEST_LABELS for other, _ in kept):
+            kept.append((at, text))
+    return kept
+
+
+def _anchor(at: float) -> str:
+    return "left" if at < 0.01 else "right" if at > 0.99 else "center"
+
+
+def _slice(variant: str, name: str, drawn: go.Figure) -> Figure:
+    drawn.update_traces(marker={"showscale": False})
+    if drawn.layout.xaxis.type == "log":
+        drawn.update_xaxes(tickvals=log_ticks(drawn.data[0].x), tickformat="~g")
+    elif choices := drawn.layout.xaxis.categoryarray:  # as Python writes them: 'sgd', 32
+        drawn.update_xaxes(tickvals=choices, ticktext=[choice.strip("'") for choice in choices])
+    named = f"slice-{variant}-{name}"
+    return figure(named, f"Slice: {name}", drawn, height_px=300, is_half=True)
+
+
+def _importance(variant: str, shares: Mapping[str, float], complete: int) -> Figure:
+    note = (
         "PED-ANOVA, Optuna's default: how well a hyperparameter alone separates the best trials "
         "from all trials."
     )
     if complete < ENOUGH_TRIALS:
-        ped_anova += f" Of these {complete} trials, only two or three count as the best, so the "
-        ped_anova += "values are uncertain."
-    later, importance = "The darker a point, the later its trial.", drawn["importance"]
+        note += f" Of these {complete} trials, only two or three count as the best, so the "
+        note += "values are uncertain."
+    names = [*shares][::-1]  # the first is the lowest bar
+    values = [100 * shares[name] for name in names]
+    look: dict[str, Any] = {"textposition": "outside", "cliponaxis": False, "orientation": "h"}
+    drawn = go.Figure()
+    drawn.add_bar(
+        x=values,
+        y=names,
+        text=[f"{value:.1f}" for value in values],
+        hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        **look,
+    )
+    # Otherwise the text beside the longest bar is cut.
+    drawn.update_xaxes(title_text="importance, %", range=(0, 1.2 * max(values, default=1)))
     title = f"Hyperparameter importance, {complete:,} complete trials"
-    height_px = 140 + 34 * len(sweep.plan.space.params[variant])
-    return [
-        figure(f"parallel-{variant}", "Parallel coordinates", lines, note=note),
-        figure(f"slices-{variant}", "Slices", drawn["slices"], note=later),
-        figure(f"importance-{variant}", title, importance, height_px=height_px, note=ped_anova),
-    ]
+    height_px = 140 + 34 * len(names)
+    return figure(f"importance-{variant}", title, drawn, height_px=height_px, note=note)

@@ -36,7 +36,7 @@ def time_spent(sweep: SweepData) -> Section:
     """Return the time spent on each activity, by variant and in total, and the forecast's error."""
     spans = [span for record in sweep.records for span in record.spans_s]
     if not spans:
-        return Section.of("time", "Time", "No attempt has started yet.")
+        return Section.of("time", "Time")
     # At equal times, ends are counted before starts.
     changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
     slots = max(1, *itertools.accumulate(step for _, step in changes))

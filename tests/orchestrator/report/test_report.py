@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from orchestrator.ledger import backup
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.__main__ import main
-from orchestrator.report.document.blocks import Column, Section, Table, to_csv, to_markdown
+from orchestrator.report.document.blocks import Card, Cards, Column, Section, Table, to_csv
+from orchestrator.report.document.markdown import to_markdown
 from orchestrator.report.render import write_report
 from orchestrator.report.statistics import Estimate
 from orchestrator.storage import lease
@@ -23,9 +24,10 @@ from orchestrator.storage.paths import sweep_paths
 from tests.orchestrator import sweeps
 from tests.orchestrator.report.played_report import build
 
+# The answer first, facts of the sweep last. Its space reproduces no study.
 SECTIONS = (
-    *("sweep", "leaderboard", "pairs", "published", "curves", "search", "fronts", "validation"),
-    *("classes", "calibration", "maps", "predictions", "failures", "time"),
+    *("result", "leaderboard", "pairs", "curves", "search", "fronts", "validation", "classes"),
+    *("calibration", "maps", "predictions", "failures", "time", "sweep"),
 )
 
 
@@ -98,12 +100,14 @@ def new_sweep(path: Path) -> Ledger:
     return sweeps.new_ledger(path, sweeps.plan(sweeps.space()))
 
 
-def test_a_sweep_without_finished_trials_says_so(tmp_path: Path) -> None:
+def test_a_sweep_without_finished_trials_says_so_and_nothing_else(tmp_path: Path) -> None:
     new_sweep(tmp_path / "new" / "ledger.sqlite").close()
     assert main(["new", "--storage", str(tmp_path)]) == 0
     page = page_of(tmp_path, "new")
     assert "No trial of this sweep has finished yet." in page
-    assert re.findall(r'<section id="(\w+)">', page) == list(SECTIONS)
+    assert re.findall(r'<section id="(\w+)">', page) == ["result", "leaderboard", "sweep"]
+    tables = {path.name for path in (tmp_path / "new" / "report").glob("*.csv")}
+    assert tables == {"cost.csv", "sweep.csv"}
 
 
 def test_a_sweep_with_one_running_trial_is_shown(tmp_path: Path) -> None:
@@ -117,6 +121,9 @@ def test_a_sweep_with_one_running_trial_is_shown(tmp_path: Path) -> None:
     page = page_of(tmp_path, "new")
     assert "No trial of this sweep has finished yet." in page
     assert "running: 1" in page
+    assert "Not ended: 1 trial of 1. The result may change." in page
+    names = re.findall(r'<section id="(\w+)">', page)
+    assert names == ["result", "leaderboard", "curves", "search", "time", "sweep"]
 
 
 def test_an_unknown_name_lists_the_known_ones(
@@ -228,23 +235,35 @@ TABLE = Table(
         Column("n", "n", "count"),
         Column("nothing", "nothing"),
         Column("ours", "ours", "estimate"),
+        Column("top1", "interval", "interval"),
     ),
     rows=[
-        ["a|b", 0.12345, -0.01, 2_500_000, 1234, None, Estimate(3, 0.5, 0.01, 0.475, 0.525)],
-        ["c", *[None] * 6],
+        [
+            *("a|b", 0.12345, -0.01, 2_500_000, 1234, None),
+            *(Estimate(3, 0.5, 0.01, 0.475, 0.525), (0.1, 0.15)),
+        ],
+        ["c", *[None] * 7],
     ],
 )
 
 
 def test_percent_is_printed_and_fractions_are_stored() -> None:
     assert to_csv(TABLE) == (
-        "variant,top1,gain,macs,n,nothing,ours,ours_sd,ours_seeds\n"
-        "a|b,0.12345,-0.01,2500000,1234,,0.5,0.01,3\nc,,,,,,,,\n"
+        "variant,top1,gain,macs,n,nothing,ours,ours_sd,ours_seeds,top1_low,top1_high\n"
+        "a|b,0.12345,-0.01,2500000,1234,,0.5,0.01,3,0.1,0.15\nc,,,,,,,,,,\n"
     )
     assert to_markdown("R", [Section.of("s", "S", "one", TABLE)]) == (
         "# R\n\n## S\n\none\n\n### T\n\n"
-        "| variant | top-1, % | gain, points | multiply-accumulates, M | n | ours, % |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
-        "| a\\|b | 12.3 | -1.0 | 2.50 | 1,234 | 50.0 (± 1.0, n = 3) |\n"
-        "| c | – | – | – | – | – |\n"  # noqa: RUF001
+        "| variant | top-1, % | gain, points | multiply-accumulates, M | n | ours, % "
+        "| interval, % |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| a\\|b | 12.3 | -1.0 | 2.50 | 1,234 | 50.0 (± 1.0, n = 3) | 10.0 to 15.0 |\n"
+        "| c | – | – | – | – | – | – |\n"  # noqa: RUF001
+    )
+
+
+def test_cards_are_a_list_in_markdown() -> None:
+    cards = Cards("Best", [Card("Best variant", "a|b", ["one", "two"]), Card("Cost", "1 s")])
+    assert to_markdown("R", [Section.of("s", "S", cards)]) == (
+        "# R\n\n## S\n\n### Best\n\n- **Best variant: a\\|b** one; two\n- **Cost: 1 s**\n"
     )

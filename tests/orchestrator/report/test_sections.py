@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.deviations import deviations
-from orchestrator.report.document.blocks import Figure, Matrix, Pictures, Table
+from orchestrator.report.document.blocks import Figure, Matrix, Pictures, Section, Table
 from orchestrator.report.facts import SweepData, read_sweep
 from orchestrator.report.sections.calibration import calibration
 from orchestrator.report.sections.classes import classes
@@ -56,10 +56,11 @@ def test_the_leaderboard_has_means_over_the_final_seeds(sweep: SweepData) -> Non
     assert rows[0]["test_top1_mean"] == pytest.approx(statistics.mean(top1))
     assert rows[0]["test_top1_sd"] == pytest.approx(statistics.stdev(top1))
     half = 4.302653 * statistics.stdev(top1) / 3**0.5
-    assert rows[0]["test_top1_high"] - rows[0]["test_top1_mean"] == pytest.approx(half)
+    low, high = rows[0]["test_top1"]
+    assert high - rows[0]["test_top1_mean"] == pytest.approx(half)
+    assert rows[0]["test_top1_mean"] - low == pytest.approx(half)
     images = int(sweep.evaluated("cnn3")[0].evaluation["images"])
-    of_images = rows[0]["test_top1_images_low"], rows[0]["test_top1_images_high"]
-    assert of_images == wilson(rows[0]["test_top1_mean"], images)
+    assert rows[0]["test_top1_images"] == wilson(rows[0]["test_top1_mean"], images)
     [counts] = [row for row in table(section, "searches") if row["variant"] == "cnn2"]
     assert [counts[key] for key in ("trials", "complete", "stopped", "diverged", "failed")] == [
         *(12, 4, 4, 2, 2),
@@ -89,7 +90,7 @@ def test_the_trials_of_a_variant_with_nothing_to_search_are_its_seeds(tmp_path: 
     build(tmp_path / "l", trials=4, searched=False, variants=("cnn2", "cnn3")).close()
     sweep = read(tmp_path / "l")
     assert [len(sweep.evaluated(variant)) for variant in sweep.variants] == [4, 4]
-    assert "Nothing was searched" in words(search(sweep))
+    assert search(sweep).blocks == ()
     found = compare(sweep)
     assert [(pair.by, pair.seeds) for pair in found] == [(TRIALS, (4, 4)), (COMPUTE, (4, 4))]
 
@@ -102,7 +103,7 @@ def test_final_trials_without_a_validation_split_have_no_validation_metric(tmp_p
     [row] = table(leaderboard(sweep), "leaderboard")
     assert row["seeds_val_top1"] is None
     assert row["test_top1_mean"] > 0
-    assert words(validation(sweep)) == "The evaluated trials had no validation split."
+    assert validation(sweep).blocks == ()
     assert any("--final-on-all" in line for line in deviations(sweep))
     ledger.close()
 
@@ -134,14 +135,15 @@ def test_trials_without_a_validation_split_have_no_validation_curves(tmp_path: P
     section = curves(read_sweep(ledger))
     names = {
         metric: {trace.get("name") for trace in figure(section, f"curves-{metric}")["data"]}
-        for metric in ("val_top1", "val_loss", "train_loss", "best")
+        for metric in ("val_top1", "val_loss", "train_loss", "best-top1", "best-loss")
     }
     finals = {metric: {n for n in names[metric] if n and "final" in n} for metric in names}
     assert finals == {
         "val_top1": set(),
         "val_loss": set(),
         "train_loss": {"complete, final: 3"},
-        "best": {next(n for n in finals["best"] if n.endswith(", training"))},
+        "best-top1": {next(n for n in finals["best-top1"] if n.endswith(", training"))},
+        "best-loss": finals["best-top1"],
     }
     assert "Trained without a validation split: 3 trials." in words(section)
     ledger.close()
@@ -155,7 +157,7 @@ def test_without_any_validation_split_there_is_no_figure_of_validation_metrics(
         "UPDATE trials SET config = json_set(config, '$.validation_fraction', 0.0)"
     )
     drawn = [b.name for b in curves(read_sweep(ledger)).blocks if isinstance(b, Figure)]
-    assert drawn == ["curves-train_loss", "curves-best"]
+    assert drawn == ["curves-train_loss", "curves-best-top1", "curves-best-loss"]
     ledger.close()
 
 
@@ -197,8 +199,9 @@ def test_the_interval_of_one_seed_is_that_of_the_test_images(tmp_path: Path) -> 
     build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), final_seeds=1).close()
     sweep = read(tmp_path / "l")
     for row in table(leaderboard(sweep), "leaderboard"):
-        assert row["test_top1_low"] is None
-        assert row["test_top1_images_low"] < row["test_top1_mean"] < row["test_top1_images_high"]
+        assert row["test_top1"] is None
+        low, high = row["test_top1_images"]
+        assert low < row["test_top1_mean"] < high
     by_trials, _ = compare(sweep)
     right = [sweep.evaluated(variant)[0].correct for variant in ("cnn2", "cnn3")]
     assert right[0] is not None
@@ -234,7 +237,7 @@ def test_the_style_of_a_curve_shows_how_the_trial_ended(sweep: SweepData) -> Non
     lines = {
         (trace["legendgroup"], trace["name"].partition(":")[0]): trace["line"]["dash"]
         for trace in figure(curves(sweep), "curves-val_top1")["data"]
-        if trace["mode"] == "lines"
+        if trace["mode"] == "lines" and not trace["showlegend"]
     }
     assert {status: lines["cnn2", status] for status in ("complete", "stopped", "diverged")} == {
         "complete": "solid",
@@ -253,8 +256,9 @@ def test_the_style_of_a_curve_shows_how_the_trial_ended(sweep: SweepData) -> Non
 def test_a_curve_of_a_single_epoch_has_markers(tmp_path: Path) -> None:
     build(tmp_path / "l", trials=1, epochs=1, searched=False, variants=("cnn2",)).close()
     section = curves(read(tmp_path / "l"))
-    for name in ("curves-val_top1", "curves-train_loss", "curves-best"):
-        assert {trace["mode"] for trace in figure(section, name)["data"]} == {"lines+markers"}
+    for name in ("curves-val_top1", "curves-train_loss", "curves-best-top1", "curves-best-loss"):
+        drawn = [t for t in figure(section, name)["data"] if t["x"] != [None]]  # no legend entries
+        assert {trace["mode"] for trace in drawn} == {"lines+markers"}
 
 
 def test_the_search_has_figures_by_optuna_and_is_called_adaptive(sweep: SweepData) -> None:
@@ -262,10 +266,43 @@ def test_the_search_has_figures_by_optuna_and_is_called_adaptive(sweep: SweepDat
     assert "TPE suggested some of the trials, with values similar to" in words(section)
     counts = "cnn2: no trials enqueued by the space, 3 drawn at random, 9 suggested by TPE"
     assert counts in words(section)
-    importance = figure(section, "importance-cnn2")["data"][0]
-    assert sorted(importance["y"]) == sorted(sweeps.PARAMS)
-    # A line for each complete trial, and the scale.
-    assert len(figure(section, "parallel-cnn2")["data"]) == 4 + 1
+    drawn = figure(section, "parallel-cnn2")
+    assert len(drawn["data"]) == 4  # a line for each complete trial
+    # The axes are below each other. The first has the values of the trials, in percent.
+    assert drawn["layout"]["yaxis"]["ticktext"] == ["val_top1, %", *sorted(sweeps.PARAMS)]
+    values = sorted(
+        100 * record.trial.best_value
+        for record in sweep.of("cnn2", "search")
+        if record.trial.status == "complete" and record.trial.best_value is not None
+    )
+    ends = [
+        label["text"]
+        for label in drawn["layout"]["annotations"]
+        if label["y"] == 0 and label["x"] in (0, 1)
+    ]
+    assert sorted(ends) == [f"{values[0]:.3g}", f"{values[-1]:.3g}"]
+    places = [(label["x"], label["y"]) for label in drawn["layout"]["annotations"]]
+    assert len(places) == len(set(places))
+    for name in sweeps.PARAMS:
+        [points] = figure(section, f"slice-cnn2-{name}")["data"]
+        assert sorted(points["y"]) == pytest.approx(values)
+
+
+def test_the_importance_of_hyperparameters_needs_enough_complete_trials(
+    sweep: SweepData, tmp_path: Path
+) -> None:
+    """A third of the played trials complete: 4 of 12, and 10 of 30."""
+
+    def names(section: Section) -> set[str]:
+        return {block.name for block in blocks_of(section) if isinstance(block, Figure)}
+
+    assert "importance-cnn2" not in names(search(sweep))
+    build(tmp_path / "l", trials=30, variants=("cnn2",)).close()
+    section = search(read(tmp_path / "l"))
+    [bars] = figure(section, "importance-cnn2")["data"]
+    assert sorted(bars["y"]) == sorted(sweeps.PARAMS)
+    assert sum(bars["x"]) == pytest.approx(100)
+    assert bars["x"] == sorted(bars["x"])  # plotly draws the first bar at the bottom
 
 
 def test_a_search_of_enqueued_and_random_trials_is_not_called_adaptive(tmp_path: Path) -> None:
@@ -316,16 +353,39 @@ def test_the_fronts_name_the_section_on_significance(sweep: SweepData) -> None:
 
 def test_notes_say_that_inference_was_measured_on_a_shared_device(sweep: SweepData) -> None:
     note = "measured while other trials of the sweep may have shared the device"
-    [drawn] = [b for b in fronts(sweep).blocks if isinstance(b, Figure)]
-    assert note in drawn.note
+    assert note in words(fronts(sweep))
     costs = [b for b in blocks_of(leaderboard(sweep)) if isinstance(b, Table) and "cost" in b.name]
     assert [note in block.note for block in costs] == [True, True]
 
 
-def test_correlations_give_their_number_of_points(sweep: SweepData) -> None:
-    lines = words(validation(sweep))
-    assert "n = 9 trials." in lines
-    assert "n = 3 variants." in lines
+def test_the_fronts_have_intervals_over_test_images_also_for_one_seed(tmp_path: Path) -> None:
+    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), final_seeds=1).close()
+    sweep = read(tmp_path / "l")
+    section = fronts(sweep)
+    drawn = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [block.name for block in drawn] == [
+        *("fronts-parameters", "fronts-multiply_accumulates", "fronts-inference_ms"),
+        "fronts-device_s",
+    ]
+    points = figure(section, "fronts-parameters")["data"][-2:]
+    for variant, point in zip(("cnn2", "cnn3"), points, strict=True):
+        [record] = sweep.evaluated(variant)
+        top1 = record.evaluation["top1"]
+        low, high = wilson(top1, record.evaluation["images"])
+        assert point["error_y"]["arrayminus"] == pytest.approx([100 * (top1 - low)])
+        assert point["error_y"]["array"] == pytest.approx([100 * (high - top1)])
+
+
+def test_correlations_give_their_number_of_points_and_need_enough_of_them(
+    sweep: SweepData, tmp_path: Path
+) -> None:
+    """Nine trials and three variants are too few; of twelve trials of two variants, the trials."""
+    assert words(validation(sweep)) == ""
+    build(tmp_path / "l", trials=6, variants=("cnn2", "cnn3"), final_seeds=6).close()
+    line = words(validation(read(tmp_path / "l")))
+    assert line.startswith("Correlation over trials (seeds of a variant are dependent): Pearson's")
+    assert line.endswith("n = 12 trials.")
+    assert "\n" not in line
 
 
 def test_confusions_of_all_seeds_are_summed_and_classes_averaged(sweep: SweepData) -> None:
@@ -342,14 +402,43 @@ def test_confusions_of_all_seeds_are_summed_and_classes_averaged(sweep: SweepDat
     a, b = (int(pair[side].removeprefix("class ")) for side in "ab")
     assert pair["a_as_b"] == sum(each["confusion"][a][b] for each in evaluated)
     names = figure(section, "confusion-cnn2")["data"][0]["x"]
-    assert sorted(names) == sorted(sweep.class_names)
+    assert names == list(sweep.class_names)  # a few classes stay in the order of the dataset
     assert names == figure(section, "confusion-resnet50")["data"][0]["x"]
+    assert "The classes are in the order of the dataset." in words(section)
+
+
+def test_many_classes_are_ordered_by_their_confusion(tmp_path: Path) -> None:
+    build(tmp_path / "l", trials=1, variants=("cnn2",), searched=False, classes=24).close()
+    sweep = read(tmp_path / "l")
+    section = classes(sweep)
+    names = figure(section, "confusion-cnn2")["data"][0]["x"]
+    assert sorted(names) == sorted(sweep.class_names)
+    assert names != list(sweep.class_names)
+    assert "classes that are often confused are next to each other" in words(section)
+
+
+def test_long_class_names_are_shortened_on_the_axes_and_stay_distinct(tmp_path: Path) -> None:
+    ledger = build(tmp_path / "l", trials=1, variants=("cnn2",), searched=False, classes=2)
+    long = "a very long name of a class with "
+    manifest = {**ledger.facts()["manifest"], "class_names": [f"{long}1", f"{long}2"]}
+    ledger.put("manifest", manifest)
+    section = classes(read_sweep(ledger))
+    ledger.close()
+    assert figure(section, "confusion-cnn2")["data"][0]["x"] == [
+        "a very long name of a c…",
+        "a very long name of a c… (2)",
+    ]
+    assert [row["class"] for row in table(section, "classes_cnn2")][2:] == [f"{long}1", f"{long}2"]
 
 
 def test_calibration_counts_every_prediction(sweep: SweepData) -> None:
     rows = [row for row in table(calibration(sweep), "calibration") if row["variant"] == "cnn2"]
     assert sum(row["predictions"] for row in rows) == 3 * sum(10 * n for n in range(15))
     assert [row["accuracy"] / row["confidence"] for row in rows] == pytest.approx([0.9] * 14)
+    [bars, *_] = figure(calibration(sweep), "calibration-counts")["data"]
+    assert bars["name"] == "cnn2"
+    assert bars["y"] == [row["predictions"] for row in rows]
+    assert bars["x"] == pytest.approx([100 * (n + 0.5) / 15 for n in range(1, 15)], abs=0.01)
 
 
 def test_maps_show_the_same_images_for_every_variant(sweep: SweepData) -> None:
@@ -372,8 +461,10 @@ def test_maps_show_the_same_images_for_every_variant(sweep: SweepData) -> None:
 def test_a_model_without_feature_maps_is_named(tmp_path: Path) -> None:
     ledger = build(tmp_path / "l", trials=1, variants=("cnn2",))
     _without_maps(ledger)
-    (maps, _), _ = pictures(read_sweep(ledger))
-    assert words(maps) == "No maps, because the model has no spatial features: cnn2."
+    (maps, predictions), _ = pictures(read_sweep(ledger))
+    assert maps.blocks == ()
+    expected = "No Grad-CAM maps, because the model has no spatial features: cnn2."
+    assert expected in words(predictions)
     ledger.close()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.report.statistics import (
+    FEWEST_POINTS,
     class_order,
     correlation,
     estimate,
@@ -104,13 +105,27 @@ def test_holm_stops_at_the_first_hypothesis_that_is_not_rejected() -> None:
     assert holm([]) == []
 
 
-def test_correlation_needs_three_points_that_vary() -> None:
-    assert correlation([1, 2], [1, 2]) is None
-    assert correlation([1, 1, 1], [1, 2, 3]) is None
-    assert correlation([1, 2, 3], [1, 2, 3]) == pytest.approx((1.0, 1.0))
-    # Monotone, not linear.
-    pearson, spearman = correlation([1, 2, 3], [1, 2, 9]) or (0, 0)
-    assert (pearson, spearman) == pytest.approx((4 / math.sqrt(19), 1.0))
+def test_correlation_needs_enough_points_that_vary() -> None:
+    """Nine points are too few: by chance alone, one in twenty such samples has |r| above 0.66."""
+    x = list(range(FEWEST_POINTS))
+    assert FEWEST_POINTS == 10
+    assert correlation(x[:9], x[:9]) is None
+    assert correlation([1] * 10, x) is None
+    assert correlation(x, x) == pytest.approx((1.0, 1.0))
+    # Monotone, not linear: 0 to 8 and 27.
+    pearson, spearman = correlation(x, [*x[:9], 27]) or (0, 0)
+    assert (pearson, spearman) == pytest.approx((163.5 / math.sqrt(82.5 * 536.1), 1.0))
+
+
+def test_the_fewest_points_of_a_correlation_are_those_that_its_reason_names() -> None:
+    """Critical values of Pearson's coefficient at 5 %, from Student's t with n - 2 degrees."""
+    from scipy import stats
+
+    def critical(n: int) -> float:
+        t = float(stats.t.ppf(0.975, n - 2))
+        return t / math.sqrt(n - 2 + t**2)
+
+    assert [round(critical(n), 3) for n in (3, 5, 10)] == [0.997, 0.878, 0.632]
 
 
 def test_the_front_has_the_points_that_no_other_dominates() -> None:
