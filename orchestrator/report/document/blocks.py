@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A plotly figure as JSON. The page draws it when it is scrolled into view or printed.
+    """A plotly figure as JSON, which the page draws: those in view first.
 
     Its height is that of the drawing; a legend below it adds to the height. Two that follow each
     other with `is_half` are side by side if the page is wide enough.

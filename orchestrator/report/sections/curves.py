@@ -102,13 +102,19 @@ def _all_trials(sweep: SweepData, shown: Sequence[Record], metric: str) -> Figur
         look = {"color": colour[variant], "width": 2}
         drawn.add_scatter(x=[None], y=[None], mode="lines", line=look, name=variant)
         drawn.data[-1].update(legendgroup=variant, showlegend=True)
-    drawn.update_xaxes(title_text="epoch")
+    _number_epochs(drawn, shown)
     drawn.update_yaxes(title_text=f"{metric}, %" if scale == 100 else metric)
     drawn.update_layout(hovermode="closest")
     return figure(f"curves-{metric}", f"{metric} of all trials", drawn, height_px=480)
 
 
 _READOUTS = {100: "%{y:.1f} %", 1: "%{y:.4g}"}  # by the factor of the values
+
+
+def _number_epochs(drawn: go.Figure, records: Sequence[Record]) -> None:
+    """Label the axis of epochs; few epochs would have labels between them."""
+    most = max(len(record.rows) for record in records)
+    drawn.update_xaxes(title_text="epoch", dtick=1 if most <= 10 else None)
 
 
 def _mode(records: Sequence[Record]) -> str:
@@ -167,7 +173,7 @@ def _train_and_validation(sweep: SweepData, best: Sequence[Record]) -> list[Bloc
                     hovertemplate=f"epoch %{{x}}: {_READOUTS[scale]}"
                     "<extra>%{fullData.name}</extra>",
                 )
-        drawn.update_xaxes(title_text="epoch")
+        _number_epochs(drawn, best)
         drawn.update_yaxes(title_text="top-1, %" if scale == 100 else title)
         heading = f"Best trial of each variant: {title}"
         blocks.append(figure(f"curves-best-{metric}", heading, drawn, height_px=360, is_half=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.command import sweep_command
+from orchestrator.command import program, sweep_command
 from orchestrator.ledger.records import Attempt
 from orchestrator.report.document.blocks import Column, Section, Table
 from orchestrator.report.facts import Record, SweepData
@@ -64,7 +66,9 @@ def _resume_command(sweep: SweepData) -> str:
     name = "" if sweep.name == Path(space).stem else sweep.name
     flags = {"--name": name, "--storage": sweep.storage, "--data-dir": header.data_dir}
     words = [word for flag, value in flags.items() if value for word in (flag, value)]
-    return sweep_command(space, *words, "--resume")
+    # Without an activated environment there may be no `python`, or another one.
+    python = "python" if program("python") == "python" else shlex.quote(sys.executable)
+    return python + sweep_command(space, *words, "--resume").removeprefix("python")
 
 
 def _reason(attempt: Attempt) -> str:

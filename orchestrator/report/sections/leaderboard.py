@@ -47,7 +47,11 @@ def leaderboard(sweep: SweepData) -> Section:
         # Variant and number of seeds, which every row has, are no result.
         if any(value is not None for row in ranked.rows for value in (row[1], *row[3:])):
             blocks.append(ranked)
-        blocks += [*([_searches(group)] if sweep.records else ()), _costs(group)]
+        blocks += [_searches(group)] if sweep.records else []
+        costs = _costs(group)
+        # Before the first trial there may be no more than the image size.
+        if any(value is not None for row in costs.rows for value in row[2:]):
+            blocks.append(costs)
     blocks += [Text(_EXPLANATION)] if is_evaluated else []
     return Section.of("leaderboard", "Leaderboard", *blocks)
 
@@ -205,7 +209,7 @@ def cost_of(sweep: SweepData, variant: str) -> dict[str, Any]:
         *(estimated(evaluated, f"inference_{name}").mean for name in ("ms", "images_per_s")),
         some.get("inference_batch_size"),
         mean([record.device_s for record in seeds]),
-        sum(record.device_s for record in sweep.of(variant, "search")),
+        sum(record.device_s for record in sweep.of(variant, "search")) if own else None,
     ]
     return {column.key: value for column, value in zip(_COST_COLUMNS, values, strict=True)}
 

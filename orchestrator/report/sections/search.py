@@ -19,8 +19,9 @@ from trainables.metrics import is_fraction
 FEWEST_TRIALS = 4
 # PED-ANOVA compares the best tenth of the trials, and at least two, with all of them.
 ENOUGH_TRIALS = 30
-# Labels of an axis of the parallel coordinates are at least this share of its length apart.
-_CLOSEST_LABELS = 0.13
+# Width of a character of the labels in the parallel coordinates, as a share of the axis on a
+# telephone, where it is shortest.
+_CHARACTER = 0.026
 # The browser holds one object per line of the parallel coordinates.
 _MOST_LINES = 300
 
@@ -150,9 +151,14 @@ def _parallel(variant: str, drawn: go.Figure, complete: int) -> Figure:
 def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     """Return those labels of an axis that do not overlap, the outermost first."""
     kept: list[tuple[float, str]] = []
+    taken: list[tuple[float, float]] = []
     for at, text in sorted(labels, key=lambda label: -abs(label[0] - 0.5)):
-        if all(abs(at - other) >= _CLOSEST_LABELS for other, _ in kept):
+        before = {"left": 0.0, "center": 0.5, "right": 1.0}[_anchor(at)]
+        start = at - before * _CHARACTER * len(text)
+        end = start + _CHARACTER * (len(text) + 1)
+        if all(end <= left or right <= start for left, right in taken):
             kept.append((at, text))
+            taken.append((start, end))
     return kept
 
 

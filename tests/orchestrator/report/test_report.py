@@ -105,9 +105,9 @@ def test_a_sweep_without_finished_trials_says_so_and_nothing_else(tmp_path: Path
     assert main(["new", "--storage", str(tmp_path)]) == 0
     page = page_of(tmp_path, "new")
     assert "No trial of this sweep has finished yet." in page
-    assert re.findall(r'<section id="(\w+)">', page) == ["result", "leaderboard", "sweep"]
+    assert re.findall(r'<section id="(\w+)">', page) == ["result", "sweep"]
     tables = {path.name for path in (tmp_path / "new" / "report").glob("*.csv")}
-    assert tables == {"cost.csv", "sweep.csv"}
+    assert tables == {"sweep.csv"}
 
 
 def test_a_sweep_with_one_running_trial_is_shown(tmp_path: Path) -> None:

@@ -172,6 +172,6 @@ def test_a_section_with_nothing_to_say_is_left_out(
 def test_nothing_but_the_plan_is_shown_of_a_sweep_without_a_trial(tmp_path: Path) -> None:
     sweeps.new_ledger(tmp_path / "l", sweeps.plan(sweeps.space())).close()
     sections, images = _sections(read(tmp_path / "l"), 0.0)
-    assert [section.name for section in sections] == ["result", "leaderboard", "sweep"]
+    assert [section.name for section in sections] == ["result", "sweep"]
     assert words(sections[0]) == "No trial of this sweep has finished yet."
     assert images == {}

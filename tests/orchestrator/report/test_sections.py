@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import statistics
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -492,12 +494,26 @@ def test_the_command_that_retries_failed_trials_works_in_any_folder(sweep: Sweep
     header = replace(sweep.header, space="./my space.py", folder="/home/me", data_dir="/data")
     mine = replace(sweep, name="mine", storage="/results of/2026", header=header)
     line = words(failures(mine)).partition("To retry failed trials: ")[2]
-    assert shlex.split(line)[:3] == ["python", "-m", "orchestrator.sweep"]
+    assert shutil.which(shlex.split(line)[0]) is not None
+    assert shlex.split(line)[1:3] == ["-m", "orchestrator.sweep"]
     config = sweeps.parse_args(shlex.split(line)[3:])
     assert (config.space, config.name, config.resume) == ("/home/me/my space.py", "mine", True)
     assert (config.storage, config.data_dir) == (Path("/results of/2026"), Path("/data"))
     built_in = replace(sweep, name="digits", header=replace(header, space="digits", data_dir=""))
     assert "python -m orchestrator.sweep digits --resume" in words(failures(built_in))
+
+
+def test_the_retry_command_names_the_environment_if_it_is_not_activated(
+    sweep: SweepData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(path: Path) -> str:
+        monkeypatch.setenv("PATH", str(path))
+        return shlex.split(words(failures(sweep)).partition("To retry failed trials: ")[2])[0]
+
+    assert first(tmp_path) == sys.executable
+    python = Path(sys.executable).with_name("python")
+    if python.exists():
+        assert first(python.parent) == "python"
 
 
 def test_time_by_activity_adds_up(sweep: SweepData) -> None:

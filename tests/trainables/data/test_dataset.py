@@ -202,6 +202,8 @@ def test_tiny_classes_can_be_split(sizes, fraction):
     assert set(labels[train]) == set(labels)  # every class is trained
     counts = np.bincount(labels, minlength=len(sizes))
     assert np.all(np.bincount(labels[val], minlength=len(sizes))[counts == 1] == 0)
+    divided = counts[counts > 1]
+    assert len(val) == dataset.validation_size(sum(divided), len(divided), fraction)
 
 
 def test_classes_of_one_image_each_cannot_be_split():
