@@ -27,7 +27,7 @@ def result(sweep: SweepData) -> Section:
         if found := chosen(group):
             title = f"Best variant, {group.kind}" if len(groups) > 1 else ""
             blocks.append(_cards(group, found, title))
-            choices += _choice(group, found)
+            choices += _choice(group, found) if len(group.variants) > 1 else []
     blocks += dict.fromkeys(choices)  # each sentence once
     waiting = [r for r in sweep.records if r.trial.status not in ENDED]
     if not blocks:

@@ -127,6 +127,7 @@ def test_a_search_without_final_trials_answers_with_its_validation_result(tmp_pa
         ["n = 144 images", "not evaluated on the test split yet"],
     )
     assert hyperparameters.value == f"from search trial {best.trial.number}"
+    assert "The best variant is chosen" not in words(result(sweep))  # there is only one
 
 
 def test_deviations_from_the_recipe_are_pointed_to_at_the_top(tmp_path: Path) -> None:
