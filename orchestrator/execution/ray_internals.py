@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -127,14 +128,16 @@ def ended_process() -> str | None:
 
 
 def forget() -> None:
-    """Leave out Ray's own shutdown at the end of this process, which would wait for its servers.
+    """Leave out what Ray and Tune do at the end of this process: they would wait for Ray's servers.
 
-    They end with this process. Their own processes would look for them for a minute, so those are
-    killed. `ray/_private/worker.py` and `ray/_private/node.py`.
+    Those end with this process. Their own processes would look for them for a minute, so they are
+    killed. `ray/_private/worker.py`, `ray/_private/node.py` and `ray/tune/registry.py`.
     """
     from ray._private import worker
 
     atexit.unregister(worker.shutdown)
+    if registry := sys.modules.get("ray.tune.registry"):
+        atexit.unregister(registry._unregister_all)
     atexit.register(lambda: processes.kill(processes.descendants()[::-1]))
 
 

@@ -31,6 +31,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train.v2._internal import constants, exceptions
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.tune import registry
 from ray.tune.execution import class_cache, cluster_info
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -163,14 +164,18 @@ def test_the_end_of_a_server_of_the_local_ray_is_noticed(monkeypatch: pytest.Mon
     assert ray_internals.ended_process() is None
 
 
-def test_the_shutdown_that_is_left_out_is_the_one_that_ray_registered(
+def test_what_is_left_out_at_the_end_is_what_ray_and_tune_registered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "atexit.register(shutdown, _exiting_interpreter=True)" in inspect.getsource(worker)
+    assert "atexit.register(_unregister_all)" in inspect.getsource(registry)
     left_out: list[Any] = []
+    added: list[Any] = []
     monkeypatch.setattr(atexit, "unregister", left_out.append)
+    monkeypatch.setattr(atexit, "register", added.append)
     ray_internals.forget()
-    assert left_out == [worker.shutdown]
+    assert left_out == [worker.shutdown, registry._unregister_all]
+    assert len(added) == 1
 
 
 def test_a_local_ray_takes_the_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
