@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,6 +103,7 @@ def connect(
     """
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     check_loopback()
+    ensure_home()
     import ray
 
     wanted = address.wanted_address(given)
@@ -122,6 +126,18 @@ def connect(
         gpus=now.get("GPU", 0.0),
         machines=machines(),
     )
+
+
+def ensure_home() -> None:
+    """Give a user without a home directory an empty one, which Ray's modules need to be imported.
+
+    It is deleted when this process ends.
+    """
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry of this user in /etc/passwd
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="sweep-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
 def check_loopback() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -124,6 +125,22 @@ def test_the_thread_of_a_limited_call_stays_because_ray_s_servers_end_with_it() 
     threads[0].join(0.2)
     assert threads[0].is_alive()
     assert threads[0].daemon
+
+
+def test_a_user_without_a_home_directory_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "/kept")
+    cluster.ensure_home()
+    assert os.environ["HOME"] == "/kept"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "home", no_home)
+    cluster.ensure_home()
+    assert Path(os.environ["HOME"]).parent == tmp_path
+    assert Path(os.environ["HOME"]).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("home", [None, "/proc/none"])
