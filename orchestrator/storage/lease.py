@@ -19,7 +19,8 @@ from typing import Any
 
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError, UsageError
-from orchestrator.storage.paths import LEASE
+from orchestrator.storage import locks, sweeps
+from orchestrator.storage.paths import LEASE, SweepPaths
 from orchestrator.storage.store import Storage, StorageError
 from orchestrator.threads import StepThread
 
@@ -122,6 +123,18 @@ def holder(storage: Storage) -> str | None:
         return None
     age_s = storage.age_s(LEASE)
     return None if age_s is None or age_s > STALE_S else _holder(_facts(found))
+
+
+def driver_of(paths: SweepPaths) -> str | None:
+    """Return the process and host that run a sweep, on any machine; None if none does.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    driver = locks.driver_of(paths)
+    if driver is None and (storage := sweeps.storage_of(paths)) is not None:
+        driver = holder(storage)
+    return driver
 
 
 def _wait_until_stale(

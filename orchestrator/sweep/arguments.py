@@ -172,7 +172,7 @@ def _add_modes(add: Callable[..., Any]) -> None:
         "resume although the space or the dataset has changed; start although the disk may be "
         "too small",
     )
-    add("--dry-run", "print the plan and start nothing")
+    add("--dry-run", "print the plan and start nothing; with --resume, that of the sweep to resume")
     add(
         "--measure",
         "first train a few steps of each variant on this machine and print a forecast of "

@@ -6,8 +6,10 @@ import contextlib
 import re
 import subprocess
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from orchestrator.clock import Clock
 from orchestrator.command import say
@@ -17,13 +19,15 @@ from orchestrator.ledger import database
 from orchestrator.ledger.backup import LedgerBackup
 from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.ledger import Ledger, check_belongs, create_ledger, open_ledger
+from orchestrator.ledger.snapshot import ledger_copy
 from orchestrator.plan import resolve, resume
 from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan
 from orchestrator.redaction import redacted
-from orchestrator.storage import sweeps, tracking_uri
+from orchestrator.storage import lease, sweeps, tracking_uri
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.tracking import best_model
+from search_spaces.space import SearchSpace
 from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
@@ -47,29 +51,71 @@ def open_sweep(config: SweepConfig, clock: Clock) -> tuple[Ledger, Plan, Costs, 
     """
     space = resolve.load_space(config.space)
     ledger = _open_existing(config, clock)
-    header = None if ledger is None else ledger.header()
-    if header is not None and header.plan.space.name != space.name:
-        raise UsageError(
-            f"The sweep {config.name!r} searches the space {header.plan.space.name!r}, not "
-            f"{space.name!r}. Give the new one another --name."
-        )
-    options = {} if header is None else header.options
+    options = kept_options(config, space, ledger)
     manifest = _prepare_dataset(config, config.dataset or options.get("dataset") or space.dataset)
     plan, costs = resolve.make_plan(config, space, manifest, options)
     for line in resolve.remarks(space, plan, manifest):
         say(line)
-    if ledger is None or header is None:
+    if ledger is None:
         ledger = _create_ledger(config, plan, costs, manifest, clock)
     else:
-        resume.check_same(ledger, plan, say, force=config.force)
-        resume.add_variants(ledger, plan, costs)
-        for line in resume.changes(header.versions):
-            say(line)
-        ledger.put("options", {**options, **given_options(config)})
-        asked = header.asked
-        most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
-        ledger.put("asked", {**asked, **most})
+        resume_with(config, ledger, plan, costs)
     return ledger, plan, costs, manifest
+
+
+def kept_options(config: SweepConfig, space: SearchSpace, ledger: Ledger | None) -> dict[str, Any]:
+    """Return the options of the sweep to resume, none for a new one.
+
+    Raises:
+        UsageError: the sweep searches another space.
+    """
+    if ledger is None:
+        return {}
+    header = ledger.header()
+    if header.plan.space.name != space.name:
+        raise UsageError(
+            f"The sweep {config.name!r} searches the space {header.plan.space.name!r}, not "
+            f"{space.name!r}. Give the new one another --name."
+        )
+    return dict(header.options)
+
+
+def resume_with(config: SweepConfig, ledger: Ledger, plan: Plan, costs: Costs) -> None:
+    """Store this command's plan and options in the ledger of the sweep that it resumes.
+
+    Raises:
+        UsageError: the plan differs from the sweep's, and the command has no `--force`.
+    """
+    header = ledger.header()
+    resume.check_same(ledger, plan, say, force=config.force)
+    resume.add_variants(ledger, plan, costs)
+    for line in resume.changes(header.versions):
+        say(line)
+    ledger.put("options", {**header.options, **given_options(config)})
+    asked = header.asked
+    most = {variant: max(plan.trials, asked.get(variant, 0)) for variant in plan.variants}
+    ledger.put("asked", {**asked, **most})
+
+
+@contextlib.contextmanager
+def copy_to_resume(config: SweepConfig) -> Iterator[Ledger | None]:
+    """Yield a copy of the ledger of the sweep to resume, None for a new sweep; delete it after.
+
+    Raises:
+        UsageError: there is no such sweep, it is running, or it cannot be resumed.
+    """
+    if not config.resume:
+        yield None
+        return
+    check_name(config)
+    if driver := lease.driver_of(config.paths):
+        raise UsageError(
+            f"The sweep {config.name!r} is already being run by {driver}. Wait for it, or stop "
+            "that process."
+        )
+    with ledger_copy(config.paths) as ledger:
+        ledger.database.check_schema()
+        yield ledger
 
 
 def choose_tracking_uri(config: SweepConfig, ledger: Ledger) -> str:

@@ -20,65 +20,106 @@ from orchestrator.data.known_datasets import expected_manifest
 from orchestrator.data.prepared import prepared
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.ledger import leaderboard as rows
-from orchestrator.ledger.records import Attempt, Trial
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.records import ENDED, Attempt, Trial
 from orchestrator.plan import disk, machines, resolve
-from orchestrator.plan.options import SweepConfig
+from orchestrator.plan.options import SweepConfig, given_options
 from orchestrator.plan.plan import Costs, Plan
+from orchestrator.predict.model import manifest_of
 from orchestrator.redaction import redacted
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import DATASET_MANIFEST, MODEL, REPORT, REPORT_PAGE
 from orchestrator.storage.store import StorageError
-from orchestrator.sweep import measure
+from orchestrator.sweep import measure, opening
 from orchestrator.sweep.context import SweepContext
 from orchestrator.tracking import client
 from orchestrator.tracking.tracker import Tracker
 from search_spaces.space import shown
 from trainables import limits
-from trainables.data.dataset import load_manifest
+from trainables.data.dataset import DatasetError, Manifest, load_manifest
 
 
 def dry_run(config: SweepConfig) -> int:
     """Print the plan without writing, downloading or starting anything; return the exit status."""
     from trainables.training.device import num_gpus  # imports torch, for which a sweep cannot wait
 
-    space = resolve.load_space(config.space)
-    dataset = config.dataset or space.dataset
-    folder = config.data.folder / dataset
-    if (folder / DATASET_MANIFEST).is_file():
-        manifest = load_manifest(folder)
-    else:
-        names = (found.folder.name for found in prepared(config.data.folder))
-        manifest = expected_manifest(dataset, names)
-    plan, costs = resolve.make_plan(config, space, manifest, {})
-    console = console_on(sys.stdout)
-    has_gpu = num_gpus() > 0
-    print_plan(console, plan, costs, has_gpu=has_gpu, gpus_per_trial=config.gpus_per_trial)
-    for line in resolve.remarks(space, plan, manifest):
-        console.print(line)
-    concurrent = config.max_concurrent or limits.num_cpus()
-    needed = disk.forecast_bytes(plan, costs, concurrent, config.keep)
-    free = disk.free_bytes(config.paths.root)
-    console.print(
-        f"Checkpoints take up to {disk.gib(needed)} with {concurrent} trials at a time; "
-        f"{disk.gib(free)} are free."
-    )
-    if config.measure:
-        measure.measure(config, plan, costs, console)
+    space, console = resolve.load_space(config.space), console_on(sys.stdout)
+    # The ledger is a copy: the sweep to resume is opened and checked as without --dry-run.
+    with opening.copy_to_resume(config) as ledger:
+        options = {**opening.kept_options(config, space, ledger), **given_options(config)}
+        manifest = _manifest(config, options.get("dataset") or space.dataset, ledger)
+        plan, costs = resolve.make_plan(config, space, manifest, options)
+        has_work = True
+        if ledger is not None:
+            opening.resume_with(config, ledger, plan, costs)
+            has_work = TrialScheduler(ledger, plan, retry_failed=config.retry_failed).has_work()
+            console.print(_progress(config, plan, ledger, has_work=has_work))
+        elif config.paths.ledger.exists():
+            console.print(f"A sweep named {config.name!r} exists: add --resume, or change --name.")
+        has_gpu, share = num_gpus() > 0, options.get("gpus_per_trial")
+        print_plan(console, config.name, plan, costs, has_gpu=has_gpu, gpus_per_trial=share)
+        for line in resolve.remarks(space, plan, manifest):
+            console.print(line)
+        concurrent = config.max_concurrent or limits.num_cpus()
+        needed = disk.forecast_bytes(plan, costs, concurrent, options.get("keep"))
+        console.print(
+            f"Checkpoints take up to {disk.gib(needed)} with {_trials(concurrent)} at a time; "
+            f"{disk.gib(disk.free_bytes(config.paths.root))} are free."
+        )
+        if config.measure and has_work:
+            measure.measure(config, plan, costs, console, ledger)
     return COMPLETE
+
+
+def _manifest(config: SweepConfig, name: str, ledger: Ledger | None) -> Manifest:
+    """Return a dataset's manifest, if it is not prepared the one that preparing it would give."""
+    folder, header = config.data.folder / name, ledger.header() if ledger else None
+    if (folder / DATASET_MANIFEST).is_file():
+        try:
+            return load_manifest(folder)
+        except DatasetError as error:
+            raise UsageError(str(error)) from error
+    recorded = header.manifest if header is not None and header.dataset == name else None
+    if recorded is not None and config.data.address is not None:  # from which it would be fetched
+        return manifest_of(recorded)
+    names = (found.folder.name for found in prepared(config.data.folder))
+    expected = expected_manifest(name, names)  # refuses a dataset that cannot be prepared
+    return expected if recorded is None else manifest_of(recorded)
+
+
+def _progress(config: SweepConfig, plan: Plan, ledger: Ledger, *, has_work: bool) -> str:
+    """Return a sentence on the planned trials that the sweep to resume has already."""
+    most = {"search": plan.trials, "final": plan.final_seeds}
+    trials = [t for t in ledger.trials() if t.variant in plan.variants and t.number < most[t.stage]]
+    failed = sum(trial.status == "failed" for trial in trials)
+    text = f"To resume {config.name!r}:"
+    if not has_work:
+        return f"{text} nothing is left to do, every trial of this sweep has ended already."
+    ended = sum(trial.status in ENDED for trial in trials)
+    text += f" {ended} of {_trials(plan.num_trials)} have ended"
+    if failed:
+        retried = "retried" if config.retry_failed else "not retried"
+        text += f"; {failed} of them failed and will be {retried}"
+    return f"{text}."
+
+
+def _trials(number: int) -> str:
+    return "1 trial" if number == 1 else f"{number} trials"
 
 
 def print_plan(
     console: Console,
+    sweep: str,
     plan: Plan,
     costs: Costs,
     *,
     has_gpu: bool,
     gpus_per_trial: float | None = None,
 ) -> None:
-    """Print the trials, epochs and cost of each variant, and what is searched."""
+    """Print the trials, epochs and cost of each variant of a sweep, and what is searched."""
     shapes = machines.shapes(plan, has_gpus=has_gpu, gpus_per_trial=gpus_per_trial)
     workers = machines.workers_per_trial(plan)
-    table = Table(title=f"Plan of {plan.space.name!r} on {plan.dataset}, seed {plan.seed}")
+    table = Table(title=f"Plan of {sweep!r} on {plan.dataset}, seed {plan.seed}")
     table.add_column("variant", no_wrap=True)
     names = ("image size, px", "trials", "epochs", "parameters", "MMACs", "MFLOPs", "per trial")
     for name in names:

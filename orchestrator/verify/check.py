@@ -14,7 +14,7 @@ from orchestrator.ledger.database import LedgerError
 from orchestrator.ledger.snapshot import newest_copy
 from orchestrator.plan.options import SweepConfig
 from orchestrator.redaction import redacted
-from orchestrator.storage import lease, locks, sweeps
+from orchestrator.storage import lease, sweeps
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.verify import decision_checks, ledger_checks
 from orchestrator.verify.mlflow_checks import check_tracking
@@ -28,9 +28,7 @@ def verify(config: SweepConfig) -> int:
         SweepNotFoundError: there is no such sweep.
     """
     paths = sweeps.find_sweep(str(config.storage), config.name, config.space)
-    driver = locks.driver_of(paths)
-    if driver is None and (storage := sweeps.storage_of(paths)) is not None:
-        driver = lease.holder(storage)
+    driver = lease.driver_of(paths)
     try:
         with newest_copy(paths) as ledger:
             ledger.database.check_schema()

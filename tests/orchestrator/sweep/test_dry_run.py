@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.clock import Clock
 from orchestrator.errors import UsageError
 from orchestrator.plan.options import SweepConfig
+from orchestrator.search.scheduler import TrialScheduler
+from orchestrator.storage import locks
+from orchestrator.sweep import opening
 from orchestrator.sweep.summary import dry_run, searched
+from tests.orchestrator.simulated_sweeps import failed, run_trials
 from tests.orchestrator.sweeps import parse_args, plan, space
 from trainables.training import device
 
@@ -82,4 +87,56 @@ def test_an_unknown_dataset_is_answered_with_the_prepared_ones(
         dry_run(arguments(tmp_path, "digits", "--dataset", "fotos"))
     assert str(caught.value).endswith(
         "Known: cifar10, cifar100, digits, photos, tinyimagenet. Did you mean 'photos'?"
+    )
+
+
+SMALL = ("digits", "--variants", "cnn3", "--trials", "2", "--epochs", "2", "--seed", "5")
+
+
+@pytest.fixture
+def resumed(tmp_path: Path, digits_data_dir: Path) -> tuple[str, ...]:
+    """The arguments that resume the sweep 'mine', whose trials failed and diverged."""
+    where = ("--name", "mine", "--data-dir", str(digits_data_dir), "--storage", str(tmp_path))
+    config = parse_args([*SMALL, "--final-seeds", "0", *where])
+    config.paths.root.mkdir()
+    ledger, of, _, _ = opening.open_sweep(config, Clock())
+    ends = {0: failed("bug"), 1: {"outcome": "diverged"}}
+    run_trials(TrialScheduler(ledger, of), end_at=lambda start, epoch: ends[start.number])
+    ledger.close()
+    return "digits", *where, "--resume", "--dry-run"
+
+
+def test_the_plan_of_a_resume_has_the_sweeps_own_options_and_writes_nothing(
+    tmp_path: Path, resumed: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert dry_run(parse_args(resumed)) == 0
+    out = capsys.readouterr().out
+    sentence = "To resume 'mine': 2 of 2 trials have ended; 1 of them failed and will be retried."
+    assert out.startswith(sentence)
+    assert "Plan of 'mine' on digits, seed 5" in out
+    rows = [line.split("│")[1:5] for line in out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["cnn3", "32", "2", "2"]]
+    assert "After the search" not in out
+    assert dry_run(parse_args([*resumed, "--no-retry-failed"])) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_plan_of_a_resume_is_refused_as_the_resume_would_be(
+    tmp_path: Path, resumed: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, sentence in (
+        ((*resumed, "--epochs", "5"), "overrides.epochs: 2 before, 5 now"),
+        (("cifar10", *resumed[1:]), "searches the space 'digits', not 'cifar10'"),
+        ((*resumed, "--name", "other"), "There is no sweep named 'other'"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            dry_run(parse_args(argv))
+    with locks.driver_lock(parse_args(resumed).paths), pytest.raises(UsageError, match="being run"):
+        dry_run(parse_args(resumed))
+    capsys.readouterr()
+    assert dry_run(parse_args([*resumed, "--epochs", "5", "--force"])) == 0
+    assert (
+        "Resuming with changed values:\n  overrides.epochs: 2 before, 5" in capsys.readouterr().out
     )
