@@ -52,6 +52,8 @@ def prepare(
     """
     name = name or kind
     _check_options(kind, name, source, image_size_px)
+    if source is not None and not is_uri(source):
+        _check_source(_local(source), data_dir)
     try:
         return _prepare(KNOWN[kind], data_dir / name, source, image_size_px, progress)
     except OSError as error:
@@ -162,6 +164,22 @@ def _row_problems(known: KnownDataset, source: str | None, image_size_px: int | 
     return problems
 
 
+def _local(source: str) -> Path:
+    return Path(source).expanduser().absolute()
+
+
+def _check_source(source: Path, data_dir: Path) -> None:
+    """Raise an error before anything is created if the source is missing or would change."""
+    if not source.exists():
+        raise UsageError(f"The source must be an existing file or folder; got {source}.")
+    if data_dir.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"The data folder must be outside the source, because all files in a source are read; "
+            f"got {data_dir.absolute()} in {source.resolve()}. Give another one with --data-dir, "
+            f"such as {source.resolve().parent / 'data'}, to this and later commands."
+        )
+
+
 def _locate(
     known: KnownDataset, data_dir: Path, source: str | None, shown: bool
 ) -> tuple[Path, str]:
@@ -172,9 +190,7 @@ def _locate(
             raise UsageError(f"`{known.name}` comes with scikit-learn, which is not installed.")
         return Path(package.origin).parent / known.sklearn_file, "sklearn.datasets.load_digits"
     if source is not None and not is_uri(source):
-        path = Path(source).expanduser().absolute()
-        if not path.exists():
-            raise UsageError(f"The source must be an existing file or folder; got {path}.")
+        path = _local(source)
         return path, str(path)
     address, md5 = (source, None) if source else (known.address, known.md5)
     file = urllib.parse.unquote(urllib.parse.urlsplit(address).path.rpartition("/")[2])

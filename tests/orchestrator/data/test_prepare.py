@@ -565,3 +565,25 @@ def test_real_cifar10_sample_is_prepared(tmp_path: Path) -> None:
     # The well-known statistics of CIFAR-10's training part, from 50,000 images.
     assert manifest["mean"] == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)
     assert manifest["std"] == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.01)
+
+
+@pytest.mark.parametrize("data_dir", [".", "data", "a/data"])
+def test_a_data_folder_inside_the_source_is_refused_before_it_is_created(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data_dir: str,
+) -> None:
+    """`cd photos; python -m orchestrator.data prepare imagefolder --source .`"""
+    members = {f"{c}/{n}.png": sources.encoded(sources.image("red")) for c in "ab" for n in "123"}
+    photos = sources.write_folder(tmp_path / "photos", members)
+    monkeypatch.chdir(photos)
+    words = ["prepare", "imagefolder", "--as", "photos", "--data-dir"]
+    assert data.main([*words, data_dir, "--source", "."]) == 2
+    error = capsys.readouterr().err
+    assert "The data folder must be outside the source, because all files in a source" in error
+    assert f"such as {tmp_path / 'data'}, to this" in error
+    assert sorted(path.name for path in photos.iterdir()) == ["a", "b"]
+    assert data.main([*words, str(tmp_path / "data"), "--source", "."]) == 0
+    assert data.main([*words, str(tmp_path / "new"), "--source", "missing"]) == 2
+    assert not (tmp_path / "new").exists()
