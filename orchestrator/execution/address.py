@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.errors import UsageError
 from orchestrator.execution import ray_internals
 
+_DEFAULT = "the default of --address"
 _TIMEOUT_S = 2
 _LISTENS = "0A"  # a state in /proc/net/tcp
 
@@ -21,6 +22,11 @@ class Wanted:
 
     address: str
     source: str
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user gave it."""
+        return self.source != _DEFAULT
 
     def cannot_join(self, why: str) -> UsageError:
         """Return the error for a cluster that this process cannot join."""
@@ -38,14 +44,15 @@ def wanted_address(given: str | None) -> Wanted:
         return Wanted(given, "--address")
     if in_environment := os.environ.get("RAY_ADDRESS", "").strip():
         return Wanted(in_environment, "RAY_ADDRESS")
-    return Wanted("auto", "the default of --address")
+    return Wanted("auto", _DEFAULT)
 
 
 def find(wanted: Wanted) -> str | None:
     """Return the address of the cluster to join; None to start a local Ray.
 
     Raises:
-        UsageError: the address is not one of a cluster, or nothing answers there.
+        UsageError: the address is not one of a cluster, nothing answers there, or the user asked
+            for a running cluster of this machine and there is none, or several.
     """
     if wanted.address == "local":
         return None
@@ -53,7 +60,13 @@ def find(wanted: Wanted) -> str | None:
         # The cluster of `ray start` or `ray up`. Ray's own "auto" would also join the private Ray
         # of another sweep on this host, wait for its CPUs and end with it.
         found, _ = ray_internals.this_node()
-        return found if found and answers(found) else None
+        return found if found and answers(found) else _own_cluster(wanted)
+    if wanted.address.startswith("ray://"):
+        raise wanted.cannot_join(
+            "a sweep cannot run through Ray Client, since its driver must be on a machine of the "
+            "cluster. Run the command there with the cluster's own address, such as "
+            "127.0.0.1:6379, or send it with `ray job submit`."
+        )
     if wanted.address.startswith(("http://", "https://")):
         raise wanted.cannot_join(
             "this is the address of Ray's dashboard, where `ray job submit` sends jobs; a sweep "
@@ -66,6 +79,18 @@ def find(wanted: Wanted) -> str | None:
     return wanted.address
 
 
+def _own_cluster(wanted: Wanted) -> str | None:
+    """Return the address of a cluster of this user that was started with another `TMPDIR`."""
+    found = [address for address in ray_internals.own_clusters() if answers(address)]
+    if len(found) > 1:
+        raise wanted.cannot_join(
+            f"several are running here: {', '.join(found)}. Choose one with `--address`."
+        )
+    if not found and wanted.is_given:
+        raise wanted.cannot_join("no Ray of `ray start` is running on this machine.")
+    return found[0] if found else None
+
+
 def authentication_mode(wanted: Wanted, address: str) -> str:
     """Return the mode, "token" or "disabled", with which to join the cluster that was found.
 
@@ -76,8 +101,6 @@ def authentication_mode(wanted: Wanted, address: str) -> str:
         UsageError: it is not a cluster, or not one that may be joined like this.
     """
     given = os.environ.get("RAY_AUTH_MODE", "").lower()
-    if address.startswith("ray://"):
-        return given or "token"
     owner = owner_on_this_host(address)
     if wanted.address == "auto" and owner not in (None, os.getuid()):
         raise wanted.cannot_join(
@@ -138,8 +161,8 @@ def owner_on_this_host(address: str, proc: Path = Path("/proc")) -> int | None:
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:
-    """Return the two parts of host:port or ray://host:port; None if it has not this form."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Return the two parts of host:port; None if it has not this form."""
+    host, _, port = address.rpartition(":")
     if not host or "/" in host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
         return None
     return host.strip("[]"), int(port)

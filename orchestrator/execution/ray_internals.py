@@ -50,6 +50,28 @@ def this_node() -> tuple[str | None, str]:
     return found, get_node_ip_address()
 
 
+def own_clusters(proc: Path = Path("/proc")) -> list[str]:
+    """Return the addresses of the clusters that this user started or joined on this host.
+
+    `ray start` and `ray up` write the address to a file in the folder of their Ray, which depends
+    on `TMPDIR`. The private Ray of another sweep has no such file.
+    `ray/_private/services.py` and `ray/_common/utils.py`.
+    """
+    from ray._common.utils import get_ray_address_file
+
+    found = set()
+    for path in proc.glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended, or it has no such file
+            words = os.fsdecode(path.read_bytes()).split("\0")
+            if Path(words[0]).name != "raylet" or path.stat().st_uid != os.getuid():
+                continue
+            flags = dict(word.partition("=")[::2] for word in words)
+            written = Path(get_ray_address_file(flags.get("--temp_dir")))
+            if written.read_text().strip() == flags.get("--gcs-address"):
+                found.add(flags["--gcs-address"])
+    return sorted(found)
+
+
 def needs_token(address: str) -> bool:
     """Return whether a cluster's control server refuses requests without a token.
 

@@ -112,7 +112,8 @@ def _add_locations(add: Callable[..., Any]) -> None:
     add("--register NAME", "register the best model in MLflow under this name (default: do not)")
     add(
         "--address ADDR",
-        "address of the Ray cluster, or local for a new one on this machine (default: RAY_ADDRESS, "
+        "host:port of a Ray cluster, auto for a running one that this machine belongs to, or local "
+        "for a new one on this machine (default: RAY_ADDRESS, "
         "else a running cluster that this machine belongs to, else local)",
     )
 

@@ -132,11 +132,15 @@ def test_a_server_that_is_not_rays_is_no_cluster(cluster: str) -> None:
         ("no.such.host.invalid:6379", "nothing answers there"),
         ("-\udce4:6379", "nothing answers there"),
         (f"{'a' * 70}.example:6379", "nothing answers there"),
+        ("ray://127.0.0.1:10001", "a sweep cannot run through Ray Client"),
+        ("auto", "no Ray of `ray start` is running on this machine"),
     ],
 )
 def test_a_bad_address_in_the_environment_is_named_with_the_way_out(
     value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_internals, "this_node", lambda: (None, "127.0.0.1"))
+    monkeypatch.setattr(ray_internals, "own_clusters", list)
     monkeypatch.setattr(
         address, "wanted_address", lambda given: Wanted(value, "RAY_ADDRESS")
     )  # a name that no environment can hold is among them
@@ -162,11 +166,33 @@ def test_the_address_is_the_given_one_then_the_environments_then_auto(
 def test_a_local_ray_starts_where_no_cluster_is_left(
     cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    auto = Wanted("auto", "the default")
+    monkeypatch.setattr(ray_internals, "own_clusters", list)
+    auto = wanted_address(None)
     for found, joined in ((None, None), ("127.0.0.1:1", None), (cluster, cluster)):
         monkeypatch.setattr(ray_internals, "this_node", lambda found=found: (found, "127.0.0.1"))
         assert find(auto) == joined
     assert find(Wanted("local", GIVEN)) is None
+
+
+def test_an_own_cluster_that_was_started_with_another_tmpdir_is_joined(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for noted in (None, "127.0.0.1:1"):  # no file, or one of a cluster that ended
+        monkeypatch.setattr(ray_internals, "this_node", lambda noted=noted: (noted, "127.0.0.1"))
+        for ended in ([], ["127.0.0.1:1"]):
+            found = [*ended, cluster]
+            monkeypatch.setattr(ray_internals, "own_clusters", lambda found=found: found)
+            assert find(wanted_address(None)) == cluster
+            assert find(Wanted("auto", "RAY_ADDRESS")) == cluster
+
+
+def test_of_several_own_clusters_one_must_be_chosen(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_internals, "this_node", lambda: (None, "127.0.0.1"))
+    monkeypatch.setattr(ray_internals, "own_clusters", lambda: [cluster, f"{cluster}"])
+    with pytest.raises(UsageError, match=f"several are running here: {cluster}, {cluster}. Choose"):
+        find(wanted_address(None))
 
 
 def test_the_owner_is_read_from_the_sockets_of_this_host(cluster: str, tmp_path: Path) -> None:

@@ -82,6 +82,39 @@ def test_the_address_of_the_last_ray_start_can_be_read(monkeypatch: pytest.Monke
     assert ray_internals.this_node()[0] is None
 
 
+def test_own_clusters_are_those_that_ray_start_wrote_a_file_for(tmp_path: Path) -> None:
+    """Not the private Ray of another sweep, and not what another user's file says."""
+
+    def raylet(pid: int, *words: str) -> None:
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/cmdline").write_text("\0".join([*words, ""]))
+
+    folder, private = tmp_path / "my folder", tmp_path / "private"
+    for each in (folder, private):
+        each.mkdir()
+    (folder / "ray_current_cluster").write_text("10.0.0.1:6379")
+    program = "/usr/ray/core/src/ray/raylet/raylet"
+    own = (program, "--node_id=1", f"--temp_dir={folder}", "--gcs-address=10.0.0.1:6379")
+    raylet(1, *own)
+    raylet(2, program, f"--temp_dir={private}", "--gcs-address=127.0.0.1:4000")
+    raylet(3, program, f"--temp_dir={folder}", "--gcs-address=127.0.0.1:5000")
+    raylet(4, "python", *own[1:])
+    raylet(5, "")
+    assert ray_internals.own_clusters(tmp_path / "proc") == ["10.0.0.1:6379"]
+    assert services._is_raylet_process(list(own))
+    source = inspect.getsource(services.start_raylet)
+    for flag in ('f"--temp_dir={temp_dir}"', 'f"--gcs-address={gcs_address}"'):
+        assert flag in source
+    assert Path(utils.get_ray_address_file(str(folder))) == folder / "ray_current_cluster"
+
+
+def test_tune_would_run_in_another_process_through_ray_client() -> None:
+    """Where it changes copies of the scheduler and the ledger, so such an address is refused."""
+    source = inspect.getsource(ray.tune.Tuner.__init__)
+    assert "self._is_ray_client = ray.util.client.ray.is_connected()" in source
+    assert "self._remote_tuner = _force_on_current_node(" in source
+
+
 def test_ray_installs_its_handler_of_sigterm_in_the_main_thread_only() -> None:
     """It would end the command with status 15; `cluster` starts Ray in another thread."""
     source = inspect.getsource(ray.init)
