@@ -22,7 +22,15 @@ from typing import Any
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import address, ray_internals
-from orchestrator.plan.machines import Machine, Shape, fitting, planned_machines, shapes, total
+from orchestrator.plan.machines import (
+    Machine,
+    Shape,
+    counted,
+    fitting,
+    planned_machines,
+    shapes,
+    total,
+)
 from orchestrator.plan.plan import Plan
 from orchestrator.threads import run_within
 from trainables import limits
@@ -75,12 +83,13 @@ class Cluster:
     def describe(self) -> str:
         """Return one line for the user."""
         where = "a local Ray" if self.is_local else f"the Ray cluster at {self.address}"
-        hosts = "" if self.is_local else f" on {self.nodes} nodes"
+        hosts = "" if self.is_local else f" on {counted(self.nodes, 'node')}"
         cpus, gpus = total(self.machines)
         more = ""
         if (cpus, gpus) != (self.cpus, self.gpus):
             more = f"; its autoscaler adds up to {cpus:g} and {gpus:g} in all, which takes minutes"
-        return f"Using {where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{hosts}{more}."
+        has = f"{counted(self.cpus, 'CPU')}, {counted(self.gpus, 'GPU')}"
+        return f"Using {where}: {has}{hosts}{more}."
 
 
 class RayStartError(OrchestratorError):

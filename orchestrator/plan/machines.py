@@ -27,8 +27,8 @@ def check_fit(plan: Plan, machines: Sequence[Machine], gpus_per_trial: float | N
         cpus, gpus = total(machines)
         apart = f" on {len(machines)} machines" if len(machines) > 1 else ""
         raise UsageError(
-            f"No trial of {', '.join(small)} fits on this cluster ({cpus:g} CPUs, "
-            f"{gpus:g} GPUs{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
+            f"No trial of {', '.join(small)} fits on this cluster ({counted(cpus, 'CPU')}, "
+            f"{counted(gpus, 'GPU')}{apart}). Lower `threads` in the space, `--gpus-per-trial` or "
             "`--workers-per-trial`, or use a larger cluster."
         )
     return max(fits.values())
@@ -72,6 +72,11 @@ def workers_fitting(machines: Sequence[Machine], shape: Shape) -> int:
             fits = min(fits, int(own_gpus) * int(1 / gpus + 1e-9))
         number += int(fits)
     return number
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, such as "1 CPU" or "0.5 GPUs"."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def total(machines: Sequence[Machine]) -> Machine:

@@ -58,5 +58,6 @@ def _end_without_ray(context: SweepContext) -> None:
     elif not config.resume:
         opening.delete_sweep(context.paths)
     context.fail(
-        f"Ray ended this command while it started. {clusters.START_ADVICE}\nThen run: {again}"
+        "This command ended while Ray started: it was killed (`kill -9`, or by the system when "
+        f"memory ran out), or Ray's library ended it. {clusters.START_ADVICE}\nThen run: {again}"
     )

@@ -64,6 +64,27 @@ def test_a_local_ray_has_the_cpus_of_this_process_and_a_token(
     assert (tmp_path / ".ray" / "auth_token").is_file()
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "text"),
+    [
+        (1.0, 0.0, 1, "1 CPU, 0 GPUs on 1 node."),
+        (2.0, 1.0, 3, "2 CPUs, 1 GPU on 3 nodes."),
+    ],
+)
+def test_a_cluster_is_described_in_the_singular_and_plural(
+    cpus: float, gpus: float, nodes: int, text: str
+) -> None:
+    joined = cluster.Cluster(
+        address="10.0.0.1:6379",
+        is_local=False,
+        nodes=nodes,
+        cpus=cpus,
+        gpus=gpus,
+        machines=((cpus, gpus),),
+    )
+    assert joined.describe() == f"Using the Ray cluster at 10.0.0.1:6379: {text}"
+
+
 @pytest.mark.parametrize("mode", ["token", "disabled"])
 def test_a_cluster_is_joined_in_its_own_mode(
     mode: str, calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
