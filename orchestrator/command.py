@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -94,8 +95,8 @@ def run(
     An error that this project raises on purpose, or one of the system's, is printed to standard
     error without secrets, and without its traceback unless `--verbose` is given.
     The parser has the argument of `add_verbose`. `interrupted` is printed after Ctrl+C. `failed` is
-    the exit status after an error other than a `UsageError`, whose status is 2, and after standard
-    output could not be written. That its reader has ended is no error.
+    the exit status after an error other than a `UsageError`, whose status is 2. It is 1 if standard
+    output could not be written and is the command's result; that its reader has ended is no error.
     """
     with _quiet_output() as output:
         status = _run(parser, action, argv, interrupted, failed)
@@ -103,7 +104,7 @@ def run(
     if output.error is None or isinstance(output.error, BrokenPipeError):
         return status
     warn(f"Standard output cannot be written: {output.error}.")
-    return status or (failed if output.is_needed else COMPLETE)
+    return status or (FAILED if output.is_needed else COMPLETE)
 
 
 def _run(
@@ -221,7 +222,22 @@ def exit_fast(main: Callable[[], int]) -> NoReturn:
 
     atexit.register(end)  # the first to be registered is the last to run
     ended_with = main()
+    _finish_despite_signals()
     sys.exit(ended_with)
+
+
+def _finish_despite_signals() -> None:
+    """Let what is registered with `atexit` finish; a second signal ends this process at once."""
+
+    def wait(number: int, frame: object) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # SIGHUP is ignored under `nohup`.
+    handled = [each for each in numbers if signal.getsignal(each) != signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, wait)
 
 
 def sweep_command(*words: str) -> str:

@@ -118,6 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     place = data_location(arguments.data_dir)
     try:
         if arguments.command == "prepare":
+            command.output_is_optional()
             _prepare(arguments, place)
         elif arguments.command == "list":
             _print_list(place)

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(arguments: argparse.Namespace) -> int:
     from orchestrator.report.render import write_report
 
+    command.output_is_optional()
     paths = find_sweep(arguments.storage, arguments.name)
     with ledger_copy(paths) as ledger:
         page = write_report(ledger, paths.report, paths.name, storage=paths.storage)

@@ -122,6 +122,8 @@ def _run(context: SweepContext) -> int:
     tracker.register_as = opening.choose_registered_name(ledger, uri)
     mlflow, cleanup = MlflowThread(tracker), CleanupThread(ledger, paths, context.copied_seq)
     error: BaseException | None = None
+    context.interruption.last_line = f"\n{_resume_line(context)}\n"
+    context.interruption.output = context.console.file.fileno()
     with signals.signals_set(context.interruption):
         if scheduler.has_work():
             cluster = ray_start.connect(context)
@@ -153,8 +155,8 @@ def _run(context: SweepContext) -> int:
                 context.console.print("Writing the report and the best model.")
                 tracker.outputs = outputs.make(ledger, paths, context.manifest, context.warn)
         outcome = _finish(context, mlflow, cleanup, outcome)
-    summary.print_end(context, scheduler, tracker)
-    return _exit_status(context, scheduler, outcome, error)
+        summary.print_end(context, scheduler, tracker)
+        return _exit_status(context, scheduler, outcome, error)
 
 
 def _new_scheduler(
@@ -223,6 +225,11 @@ class _TrialsThread(threading.Thread):
                 clock=context.clock,
                 block_if_stopping=self._block_if_stopping,
             )
+            has_ended = self.scheduler.halted() or not self.scheduler.has_work()
+            if not (has_ended or context.interruption.wanted.is_set()):
+                raise OrchestratorError(
+                    "Ray Tune ended without a message although trials are left."
+                )
         except BaseException as error:
             self.error = error
         finally:
@@ -275,15 +282,13 @@ def _watch(
             "MLflow, a third one ends the command at once.",
             soft_wrap=True,
         )
-        _print_resume(context)
     if lost := watch.lost():  # also where the trials' thread failed for this reason
         context.interruption.ray_lost.set()
     return lost
 
 
-def _print_resume(context: SweepContext) -> None:
-    command = summary.resume_command(context.config)
-    context.console.print(f"To resume, run: {command}", soft_wrap=True)
+def _resume_line(context: SweepContext) -> str:
+    return f"To resume, run: {summary.resume_command(context.config)}"
 
 
 def _finish(
@@ -364,5 +369,5 @@ def _exit_status(
         summary.print_stopped(context, error)
         return FAILED
     if outcome == "interrupted":
-        _print_resume(context)  # again, below the tables
+        context.console.print(_resume_line(context), soft_wrap=True)
     return {"complete": COMPLETE, "failed": FAILED}.get(outcome, INTERRUPTED)

@@ -27,6 +27,8 @@ class Interruption:
     def __init__(self) -> None:
         self.wanted, self.urgent = threading.Event(), threading.Event()
         self.ray_lost = threading.Event()
+        self.last_line = ""  # printed to `output` by the third signal
+        self.output = 1  # the terminal's descriptor
 
     @property
     def must_hurry(self) -> bool:
@@ -34,7 +36,7 @@ class Interruption:
         return self.wanted.is_set() or self.ray_lost.is_set()
 
     def on_signal(self, number: int, frame: object) -> None:
-        """Handle SIGINT, SIGTERM or SIGHUP; the third one ends this process at once.
+        """Handle SIGINT, SIGTERM or SIGHUP; the third one prints a line and ends this process.
 
         Even that loses nothing, because the ledger is durable. A local Ray is killed as well:
         otherwise its agents look for a server that has ended for up to a minute.
@@ -43,6 +45,8 @@ class Interruption:
             _leave_terminal()
         if self.urgent.is_set():
             processes.kill(processes.descendants())
+            with contextlib.suppress(OSError):  # a print would wait for locks of this thread
+                os.write(self.output, self.last_line.encode(errors="backslashreplace"))
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
 

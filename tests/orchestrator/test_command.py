@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,6 +165,38 @@ def test_exit_fast_keeps_status_and_output_and_skips_the_teardown(end, status, i
     assert bool(ended.stderr) == bool(error)
 
 
+_CLEAN_UP = """
+import atexit, os, signal
+from orchestrator.command import exit_fast
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def clean_up():
+    for _ in range({times}):
+        os.kill(os.getpid(), {number})
+    print("cleaned up")
+
+def main():
+    signal.signal({number}, interrupt)
+    atexit.register(clean_up)
+    return 3
+
+exit_fast(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 2])
+def test_exit_fast_cleans_up_in_spite_of_a_signal_and_a_second_one_ends_it(number, times):
+    script = _CLEAN_UP.format(times=times, number=int(number))
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == (3 if times == 1 else -number)
+    assert ended.stdout == ("cleaned up\n" if times == 1 else "")
+    assert ended.stderr == ""
+
+
 def test_exit_fast_fails_if_the_output_cannot_be_written():
     script = "from orchestrator.command import exit_fast; exit_fast(lambda: print(1) or 0)"
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
@@ -186,7 +219,7 @@ def action(arguments):
     for number in range(20000):
         command.say(f"line {number}")
     command.console_on(sys.stdout).print("the end")
-    print("open:", open("/dev/null").fileno() > 2, file=sys.stderr)
+    command.warn(f"open: {open('/dev/null').fileno() > 2}")
     if arguments.optional:
         command.output_is_optional()
     return command.COMPLETE
@@ -203,9 +236,9 @@ command.exit_fast(lambda: command.run(parser, action, None))
     [
         ("{command} | head -1", 0, "line 0\n", ""),
         ("{command} --help | head -1", 0, "usage:", None),
-        ("{command} > /dev/full", 2, "", "No space left on device.\n"),
+        ("{command} > /dev/full", 1, "", "No space left on device.\n"),
         ("{command} --optional > /dev/full", 0, "", "No space left on device.\n"),
-        ("{command} > /dev/full 2> /dev/full", 2, "", ""),
+        ("{command} > /dev/full 2> /dev/full", 1, "", ""),
         ("{command} >&-", 0, "", ""),
         ("{command} <&- >&- 2>&-", 0, "", ""),
     ],

@@ -176,6 +176,38 @@ def test_an_error_of_the_trials_thread_ends_the_sweep_with_status_1(
     assert statuses(tmp_path) == ["running"]
 
 
+def test_trials_that_end_early_without_an_error_are_named_with_the_command_to_resume(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end_early(scheduler: TrialScheduler) -> None:
+        running = start_next(scheduler)
+        assert running is not None
+        while run_epoch(scheduler, running, no_early_end):
+            pass
+
+    simulate(monkeypatch, end_early)
+    assert main(arguments) == 1
+    printed = capfd.readouterr().out
+    assert "The sweep stopped. Ray Tune ended without a message although trials are le" in printed
+    assert re.search(r"^To resume, run: .*-m orchestrator\.sweep .* --resume$", printed, re.M)
+
+
+def test_a_signal_while_the_results_are_printed_changes_nothing(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    print_end = summary.print_end
+
+    def interrupted(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print_end(*given)
+
+    monkeypatch.setattr(summary, "print_end", interrupted)
+    assert main(arguments) == 0
+    printed = capfd.readouterr()
+    assert "Ledger: " in printed.out
+    assert printed.err == ""
+
+
 def test_failed_trials_are_listed_and_the_status_is_1(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,9 +273,9 @@ def test_an_interrupted_sweep_has_status_130_and_keeps_its_trials(
     assert "Nothing is lost" in printed
     assert "Search results" not in printed  # no trial has a result
     assert statuses(tmp_path) == ["running"]
-    # It is printed at once, and below everything that is printed after it.
     lines = [line for line in printed.splitlines() if line.startswith("To resume, run: ")]
-    assert lines == [printed.splitlines()[-1]] * 2
+    assert lines == [printed.splitlines()[-1]]
+    assert seen[0].interruption.last_line == f"\n{lines[0]}\n"  # of a third signal
     simulate(monkeypatch)
     assert main(shlex.split(lines[0].partition(" -m orchestrator.sweep ")[2])) == 0
     assert statuses(tmp_path) == ["complete", "complete"]

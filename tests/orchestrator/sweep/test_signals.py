@@ -11,6 +11,7 @@ import subprocess, time
 from orchestrator.sweep.signals import Interruption, signals_set
 
 interruption = Interruption()
+interruption.last_line = "To resume, run: this\\n"
 with signals_set(interruption):
     shell = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
     print(shell.pid, int(shell.stdout.readline()), flush=True)
@@ -40,6 +41,7 @@ def test_the_third_signal_ends_the_driver_and_its_child_processes():
     assert [is_alive(pid) for pid in started] == [True, True]
     os.kill(driver.pid, signal.SIGINT)
     assert driver.wait(timeout=20) == 130
+    assert driver.stdout.read() == "To resume, run: this\n"
     end_s = time.monotonic() + 10
     while any(map(is_alive, started)) and time.monotonic() < end_s:
         time.sleep(0.05)
