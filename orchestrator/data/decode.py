@@ -182,7 +182,7 @@ def read_image(content: bytes | Path, name: str, shape: tuple[int, int, int]) ->
         UsageError: it is missing, broken, too large or of an unknown format.
     """
     if isinstance(content, Path) and content.is_dir():
-        raise UsageError(f"An image must be a file; {name!r} is a folder. Name the files in it.")
+        raise UsageError(f"There is no image in the folder {name!r}. Name image files.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as for a dataset; `decode` checks the size

@@ -55,9 +55,11 @@ def _lines(what: str, total: int | None, unit: str, start: int) -> Iterator[Call
     reached = start
 
     def show() -> None:
-        of = f" of {_amount(total, unit)}" if total else ""
+        done = _amount(reached, unit)
+        if total:  # "5 of 9 images", "1.0 MiB of 2.0 MiB"
+            done = f"{done.removesuffix(' images')} of {_amount(total, unit)}"
         rate = (reached - start) / max(time.monotonic() - started_s, 1e-3)
-        warn(f"{what}: {_amount(reached, unit)}{of}, {_amount(round(rate), unit)}/s")
+        warn(f"{what}: {done}, {_amount(round(rate), unit)}/s")
 
     def update(done: int) -> None:
         nonlocal last_s, reached

@@ -84,7 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="NAME|MLFLOW_RUN", help="name of a sweep, or id of an MLflow run")
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size")
+    add(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="image files of any size, or folders of them",
+    )
     add("--variant", metavar="V", help="use the best trial of this variant (default: of all)")
     add("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
     drawn = f"also draw images, Grad-CAM maps and labels: {', '.join(find.PICTURE_ENDINGS)}"
@@ -103,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     values = {name: value for name, value in vars(arguments).items() if name != "verbose"}
+    values["images"] = [file for path in values["images"] for file in find.image_files(path)]
     config = PredictConfig(**values)
     model, predictions = predict(config)
     if config.as_json:

@@ -87,6 +87,14 @@ class PredictConfig:
             yield f"{text}Give fewer images, or leave out `--picture`."
 
 
+def image_files(path: Path) -> list[Path]:
+    """Return the image files in a folder, without its folders; the path itself if it has none."""
+    from orchestrator.data.sources.source import is_no_image  # numpy, for which --help cannot wait
+
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    return [file for file in inside if file.is_file() and not is_no_image(file.name)] or [path]
+
+
 @contextlib.contextmanager
 def find_model(config: PredictConfig) -> Iterator[TrainedModel]:
     """Yield the model of the sweep or run; its files may be deleted after the block.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from pathlib import Path
 
 from orchestrator.errors import SweepNotFoundError, UsageError
 from orchestrator.redaction import redacted
 from orchestrator.storage.paths import LEDGER, SweepPaths, is_sweep_name, sweep_paths
-from orchestrator.storage.store import Storage, StorageError, open_storage
+from orchestrator.storage.store import Storage, StorageError, is_uri, open_storage
 
 
 def storage_of(paths: SweepPaths) -> Storage | None:
@@ -60,13 +62,31 @@ def find_sweep(
         paths = sweep_paths(storage, name)
         if has_sweep(paths):
             return paths
+    for folder in filter(_is_sweep_folder, names):
+        way_out = f"That path is a sweep: give its name, {_as_words(Path(folder))}."
     known = sweep_names(storage)
     near = difflib.get_close_matches(names[0], known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise SweepNotFoundError(
-        f"There is no sweep named {names[0]!r} in {redacted(str(storage))}. Existing: "
+        f"There is no sweep named {names[0]!r} in {_place(storage)}. Existing: "
         f"{', '.join(known) or 'none'}.{hint} {way_out}"
     )
+
+
+def _is_sweep_folder(name: str) -> bool:
+    return os.path.isfile(os.path.join(name, LEDGER))  # False for what cannot be a path
+
+
+def _as_words(folder: Path) -> str:
+    """Return the arguments that name the sweep in a folder."""
+    folder = folder.absolute()
+    return f"`{shlex.join([folder.name, '--storage', str(folder.parent)])}`"
+
+
+def _place(storage: Path | str) -> str:
+    """Return a storage as it is shown: an address without secrets, or an absolute folder."""
+    address = redacted(str(storage))
+    return address if is_uri(str(storage)) else str(Path(address).absolute())
 
 
 def local_file(paths: SweepPaths, name: str) -> Path | None:

@@ -56,6 +56,12 @@ def problem(uri: str) -> str | None:
     if scheme in ("", "file"):
         if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
             return None
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(uri).path))
+        if path.is_file() or path.suffix in (".db", ".sqlite", ".sqlite3"):
+            return (
+                "`--tracking-uri` (or MLFLOW_TRACKING_URI) of a database file must start with "
+                f"sqlite:///; for {path} give {sqlite_uri(path)}."
+            )
         return (
             "MLflow no longer stores runs in a folder of files, so `--tracking-uri` (or "
             "MLFLOW_TRACKING_URI) must be a database or a server, such as sqlite:///mlflow.db or "

@@ -82,6 +82,21 @@ def requested_trials(snapshot: Snapshot) -> dict[str, int]:
 
 def trials_left(snapshot: Snapshot) -> int:
     """Return how many of the requested trials have not ended."""
-    searched = sum(t.stage == "search" and t.status in ENDED for t in snapshot.trials)
-    finals = sum(t.stage == "final" and t.status not in ENDED for t in snapshot.trials)
-    return max(sum(requested_trials(snapshot).values()) - searched, 0) + finals
+    left = 0
+    for variant, requested in requested_trials(snapshot).items():
+        own = [trial for trial in snapshot.trials if trial.variant == variant]
+        searched = [t for t in own if t.stage == "search" and t.status in ENDED]
+        finals = [t for t in own if t.stage == "final"]
+        unplanned = _finals_requested(snapshot, variant) - len(finals)
+        if len(searched) >= requested and all(trial.best_value is None for trial in searched):
+            unplanned = 0  # there is no best trial to train again
+        left += max(requested - len(searched), 0) + max(unplanned, 0)
+        left += sum(trial.status not in ENDED for trial in finals)
+    return left
+
+
+def _finals_requested(snapshot: Snapshot, variant: str) -> int:
+    header = snapshot.header
+    if not header.plan.space.params.get(variant):  # nothing to search
+        return 0
+    return int(header.options.get("final_seeds", header.space_own.get("final_seeds", 0)))

@@ -101,6 +101,7 @@ class Text:
 
     lines: Sequence[str]
     is_warning: bool = False
+    is_of_page: bool = False  # tells how to use the page, so Markdown lacks it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,8 @@ def _lines(block: Block) -> list[str]:
 
 @_lines.register
 def _text(block: Text) -> list[str]:
+    if block.is_of_page:
+        return []
     mark = "- " if len(block.lines) > 1 else ""
     return [*(mark + _escaped(line) for line in block.lines), ""]
 

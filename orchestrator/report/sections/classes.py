@@ -61,10 +61,14 @@ def classes(sweep: SweepData) -> Section:
     )
     intro = (
         "Counts are sums over the seeds of a variant, metrics per class are means over them. "
-        f"{ordered} Drag over a matrix to zoom in, double-click to zoom out. Click a column "
-        "heading of a table to sort it."
+        f"{ordered}"
     )
-    return Section.of("classes", "Classes", intro, blocks.Tabs("classes", tabs))
+    use = (
+        "Drag over a matrix to zoom in, double-click to zoom out. Click a column heading of a "
+        "table to sort it."
+    )
+    hint = blocks.Text((use,), is_of_page=True)
+    return Section.of("classes", "Classes", intro, hint, blocks.Tabs("classes", tabs))
 
 
 def _matrix(

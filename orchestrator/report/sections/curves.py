@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from orchestrator.ledger.records import ENDED, TrialStatus
-from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, counted
+from orchestrator.report.document.blocks import Block, Column, Figure, Section, Table, Text, counted
 from orchestrator.report.document.plots import colours, faint, figure
 from orchestrator.report.facts import Record, SweepData
 from orchestrator.report.sections.leaderboard import metric_kind
@@ -26,6 +26,7 @@ _LOOKS: dict[TrialStatus, tuple[str, float, str | None]] = {
     "diverged": ("dash", 0.9, "x"),
     "failed": ("dash", 0.9, "square-open"),
 }
+_USE = "Click a variant in the legend to hide or show it; double-click it to hide all others."
 # Curves with more points than this in total are thinned out, which is not visible.
 _MOST_POINTS = 60_000
 
@@ -42,9 +43,9 @@ def _figures(sweep: SweepData, shown: Sequence[Record]) -> list[Block | str]:
     blocks: list[Block | str] = [
         "Each line is one trial. Solid: complete, or still running if it ends in a circle. "
         "Dotted, ending in a dash: stopped early. Dashed, ending in a cross: diverged. "
-        "Dashed, ending in a square: failed. Thick: trained again with another seed. Click a "
-        "variant in the legend to hide or show it; double-click it to hide all others. Non-finite "
-        "values are not drawn."
+        "Dashed, ending in a square: failed. Thick: trained again with another seed. Non-finite "
+        "values are not drawn.",
+        Text((_USE,), is_of_page=True),
     ]
     for metric in dict.fromkeys((sweep.metric, "val_loss", "train_loss")):
         # Without a validation split, `val_` metrics are 0.

@@ -36,7 +36,7 @@ def test_a_terminal_gets_a_bar_if_it_can_redraw(
     os.close(outside)
     text = read.decode()
     assert ("\x1b[" in text) == is_bar
-    assert ("Decoding train: 200 images of 200 images, " in text) != is_bar
+    assert ("Decoding train: 200 of 200 images, " in text) != is_bar
     assert ("200/200" in text) == is_bar
 
 

@@ -306,15 +306,30 @@ def test_all_bad_images_are_named_and_nothing_is_written(
     files, _ = write_test_images(trained.data_dir, tmp_path, 2)
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:60])
-    bad = [tmp_path / "text.jpg", tmp_path / "gone.png", tmp_path / "cut.png", tmp_path]
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    empty = tmp_path / "empty"
+    bad = [tmp_path / "text.jpg", tmp_path / "gone.png", tmp_path / "cut.png", empty]
     with untouched(trained.storage, trained.data_dir, tmp_path):
         words = arguments(trained, files[0], *bad, files[1], picture=tmp_path / "p.png")
         error = refused(capsys, *words)
     assert f"'{tmp_path}/text.jpg' cannot be used: it is no image in a known format" in error
     assert f"There is no image '{tmp_path}/gone.png'" in error
     assert f"'{tmp_path}/cut.png' cannot be used" in error
-    assert f"'{tmp_path}' is a folder" in error
+    assert f"There is no image in the folder '{empty}'" in error
     assert "to classify the other 2" in error
+
+
+def test_a_folder_stands_for_the_images_in_it(
+    capsys: pytest.CaptureFixture[str], trained: Trained, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    files, _ = write_test_images(trained.data_dir, photos, 2)
+    (photos / "notes.txt").write_text("not read")
+    (photos / ".DS_Store").write_text("not read")
+    found = predicted(capsys, trained, photos)
+    assert [entry["image"] for entry in found["predictions"]] == sorted(map(str, files))
 
 
 def test_an_unknown_sweep_lists_the_known_ones(
@@ -327,6 +342,8 @@ def test_an_unknown_sweep_lists_the_known_ones(
         error = refused(capsys, "../tiny", "x.png", "--storage", trained.storage)
         assert "There is no sweep named '../tiny' in " in error
         assert "Existing: tiny." in error
+        error = refused(capsys, trained.storage / "tiny", "x.png", "--storage", tmp_path)
+        assert f"That path is a sweep: give its name, `tiny --storage {trained.storage}`." in error
     error = refused(capsys, "tiny", "x.png", "--storage", tmp_path / "none")
     assert "Existing: none." in error
     assert not (tmp_path / "none").exists()

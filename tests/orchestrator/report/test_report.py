@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def test_tables_are_written_as_csv_and_markdown(storage: Path) -> None:
     markdown = (folder / "report.md").read_text()
     line = next(line for line in markdown.splitlines() if line.startswith("| cnn3 |"))
     assert f"| {100 * top1:.1f} |" in line
+    # How to use the page is only in the page.
+    for text in ("Drag over a matrix", "Click a column heading", "Click a variant in the legend"):
+        assert (page_of(storage).count(text), markdown.count(text)) == (1, 0)
     assert len((folder / "trials.csv").read_text().splitlines()) == 1 + 3 * 15
 
 
@@ -137,6 +141,19 @@ def test_an_unknown_name_lists_the_known_ones(
     )
     assert main(["../x", "--storage", str(storage / "none")]) == 2
     assert "Existing: none." in capsys.readouterr().err
+
+
+def test_a_path_of_a_sweep_is_answered_with_its_name_and_storage(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(storage.parent)
+    words = shlex.join(["demo", "--storage", str(storage)])
+    for path in (str(storage / "demo"), f"{storage.name}/demo"):
+        assert main([path, "--storage", "other"]) == 2
+        assert capsys.readouterr().err == (
+            f"There is no sweep named {path!r} in {storage.parent / 'other'}. Existing: none. "
+            f"That path is a sweep: give its name, `{words}`.\n"
+        )
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])

@@ -57,6 +57,7 @@ def test_a_uri_that_mlflow_refuses_is_refused_by_the_configuration(
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     with pytest.raises(UsageError, match="must be a database or a server, such as sqlite:///mlflo"):
         SweepConfig(space="digits", name="digits", tracking_uri="file:///tmp/mlruns")
+    assert "for /tmp/rel.db give sqlite:////tmp/rel.db." in (problem("file:///tmp/rel.db") or "")
     assert "http:, https:" in (problem("htp://127.0.0.1:5000") or "")
     assert "u:p" not in (problem("ftp://u:p@h/x") or "u:p")
     fine = ("http://h:5000", "postgresql+psycopg2://h/db", "databricks", "sqlite:////x/m.db")

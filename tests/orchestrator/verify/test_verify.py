@@ -619,6 +619,24 @@ def test_an_unfinished_sweep_is_no_problem(
     )
 
 
+def test_final_trials_that_are_not_planned_yet_have_not_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = SweepPaths(tmp_path, "half")
+    make_sweep(paths, epochs_of_last=2)
+    with closing(open_ledger(paths.ledger)) as ledger:
+        ended = sum(trial.ended_seq is not None for trial in ledger.trials())
+        ledger.put("space_own", {"final_seeds": 3})
+        ledger.put("options", {})
+    sweep.main(["half", "--verify", "--storage", str(tmp_path)])
+    expected = 2 * TRIALS + 2 * 3 - ended
+    assert f"{expected} trials have not ended yet." in capsys.readouterr().out
+    with closing(open_ledger(paths.ledger)) as ledger:
+        ledger.put("options", {"final_seeds": 1})
+    sweep.main(["half", "--verify", "--storage", str(tmp_path)])
+    assert f"{expected - 4} trials have not ended yet." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_killed_and_extended_sweeps_with_failures_have_no_problems(
     tmp_path: Path, seed: int
