@@ -62,11 +62,12 @@ def find_sweep(
         paths = sweep_paths(storage, name)
         if has_sweep(paths):
             return paths
-    for folder in filter(_is_sweep_folder, names):
-        way_out = f"That path is a sweep: give its name, {_as_words(Path(folder))}."
     known = sweep_names(storage)
     near = difflib.get_close_matches(names[0], known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    for folder in filter(_is_sweep_folder, names):
+        hint = ""
+        way_out = f"That path is a sweep: give its name, {_as_words(Path(folder))}."
     raise SweepNotFoundError(
         f"There is no sweep named {names[0]!r} in {_place(storage)}. Existing: "
         f"{', '.join(known) or 'none'}.{hint} {way_out}"
