@@ -244,6 +244,7 @@ def test_a_server_that_denies_access_is_explained_once(
     proxy.rule = lambda request: fault
     printed = io.StringIO()
     console = Console(file=printed, width=500)
+    story(sweep)[0]()  # before the first attempt nothing is written
     threads = MlflowThread(sweep.tracker)
     threads.thread.start()
     end_s = time.monotonic() + 30
