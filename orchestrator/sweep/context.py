@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class SweepContext:
     manifest: Manifest
     backup: LedgerBackup | None  # None if the ledger is in the sweep's storage already
     console: Console  # on the user's terminal
+    until_end: ExitStack  # closed last, when the ledger is closed and its locks are released
     interruption: Interruption = field(default_factory=Interruption)
 
     @property

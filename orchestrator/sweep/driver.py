@@ -39,6 +39,7 @@ def sweep(config: SweepConfig) -> int:
     clock = Clock()
     opening.check_name(config)
     with (
+        contextlib.ExitStack() as until_end,
         locks.driver_lock(config.paths),
         _no_empty_sweep(config),
         backup.open_backup(config.paths, warn, clock) as ledger_backup,
@@ -54,7 +55,7 @@ def sweep(config: SweepConfig) -> int:
                 ledger_backup.start(ledger)
             log = None if config.verbose else config.paths.log
             with _redirected_output(log) as console:
-                return _run(SweepContext(config, clock, *opened, ledger_backup, console))
+                return _run(SweepContext(config, clock, *opened, ledger_backup, console, until_end))
         except BaseException:
             with contextlib.suppress(OrchestratorError, OSError):  # the first error is the cause
                 if not config.resume and not ledger.attempts():
@@ -123,40 +124,40 @@ def _run(context: SweepContext) -> int:
     mlflow, cleanup = MlflowThread(tracker), CleanupThread(ledger, paths, context.copied_seq)
     error: BaseException | None = None
     context.interruption.last_line = f"\n{_resume_line(context)}\n"
-    context.interruption.output = context.console.file.fileno()
-    with signals.signals_set(context.interruption):
-        if scheduler.has_work():
-            cluster = ray_start.connect(context)
-            if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
-                scheduler = _new_scheduler(context, limits, epoch_s)
-            trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
-            watch = clusters.Watch(cluster, context.clock)
-            error = _run_trials(context, trials, mlflow, cleanup, watch)
-        else:
-            context.console.print(
-                "No remaining trial fits the budget."
-                if scheduler.left_out()
-                else "Every trial of this sweep has ended already."
-            )
-            mlflow.thread.start()
-            cleanup.thread.start()
-        with clusters.leaving(is_lost=context.interruption.ray_lost.is_set()):
-            is_interrupted = context.interruption.wanted.is_set() or error is not None
-            if is_interrupted and not (config.resume or ledger.attempts()):
-                cleanup.stop()
-                raise error or KeyboardInterrupt  # `sweep` leaves no trace of it
-            if context.backup and context.backup.lease.lost:
-                context.fail(context.backup.lease.lost)
-                return FAILED
-            if not ledger.database.is_in_place():
-                return _end_without_ledger(context, mlflow, cleanup)
-            outcome = _outcome(context, scheduler, is_interrupted)
-            if outcome != "interrupted":
-                context.console.print("Writing the report and the best model.")
-                tracker.outputs = outputs.make(ledger, paths, context.manifest, context.warn)
-        outcome = _finish(context, mlflow, cleanup, outcome)
-        summary.print_end(context, scheduler, tracker)
-        return _exit_status(context, scheduler, outcome, error)
+    context.interruption.output = context.console.file
+    context.until_end.enter_context(signals.signals_set(context.interruption))
+    if scheduler.has_work():
+        cluster = ray_start.connect(context)
+        if cluster.is_local and epoch_s and limits:  # trials train where epochs were measured
+            scheduler = _new_scheduler(context, limits, epoch_s)
+        trials = _TrialsThread(context, scheduler, is_local=cluster.is_local)
+        watch = clusters.Watch(cluster, context.clock)
+        error = _run_trials(context, trials, mlflow, cleanup, watch)
+    else:
+        context.console.print(
+            "No remaining trial fits the budget."
+            if scheduler.left_out()
+            else "Every trial of this sweep has ended already."
+        )
+        mlflow.thread.start()
+        cleanup.thread.start()
+    with clusters.leaving(is_lost=context.interruption.ray_lost.is_set()):
+        is_interrupted = context.interruption.wanted.is_set() or error is not None
+        if is_interrupted and not (config.resume or ledger.attempts()):
+            cleanup.stop()
+            raise error or KeyboardInterrupt  # `sweep` leaves no trace of it
+        if context.backup and context.backup.lease.lost:
+            context.fail(context.backup.lease.lost)
+            return FAILED
+        if not ledger.database.is_in_place():
+            return _end_without_ledger(context, mlflow, cleanup)
+        outcome = _outcome(context, scheduler, is_interrupted)
+        if outcome != "interrupted":
+            context.console.print("Writing the report and the best model.")
+            tracker.outputs = outputs.make(ledger, paths, context.manifest, context.warn)
+    outcome = _finish(context, mlflow, cleanup, outcome)
+    summary.print_end(context, scheduler, tracker)
+    return _exit_status(context, scheduler, outcome, error)
 
 
 def _new_scheduler(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator import processes
 from orchestrator.clock import Clock
@@ -28,7 +29,7 @@ class Interruption:
         self.wanted, self.urgent = threading.Event(), threading.Event()
         self.ray_lost = threading.Event()
         self.last_line = ""  # printed to `output` by the third signal
-        self.output = 1  # the terminal's descriptor
+        self.output: IO[str] = sys.stdout
 
     @property
     def must_hurry(self) -> bool:
@@ -46,7 +47,7 @@ class Interruption:
         if self.urgent.is_set():
             processes.kill(processes.descendants())
             with contextlib.suppress(OSError):  # a print would wait for locks of this thread
-                os.write(self.output, self.last_line.encode(errors="backslashreplace"))
+                os.write(self.output.fileno(), self.last_line.encode(errors="backslashreplace"))
             os._exit(130)
         (self.urgent if self.wanted.is_set() else self.wanted).set()
 

@@ -17,7 +17,7 @@ import pytest
 
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.execution import cluster, ray_internals, tune_adapter
-from orchestrator.ledger.ledger import open_ledger
+from orchestrator.ledger.ledger import Ledger, open_ledger
 from orchestrator.search.scheduler import TrialScheduler
 from orchestrator.storage.paths import SweepPaths
 from orchestrator.sweep import driver, measure, summary
@@ -192,16 +192,21 @@ def test_trials_that_end_early_without_an_error_are_named_with_the_command_to_re
     assert re.search(r"^To resume, run: .*-m orchestrator\.sweep .* --resume$", printed, re.M)
 
 
-def test_a_signal_while_the_results_are_printed_changes_nothing(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("owner", "name"), [(summary, "print_end"), (Ledger, "close")])
+def test_a_signal_after_the_trials_have_ended_changes_nothing(
+    owner: Any,
+    name: str,
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    print_end = summary.print_end
+    real = getattr(owner, name)
 
     def interrupted(*given: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        print_end(*given)
+        real(*given)
 
-    monkeypatch.setattr(summary, "print_end", interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
     assert main(arguments) == 0
     printed = capfd.readouterr()
     assert "Ledger: " in printed.out
