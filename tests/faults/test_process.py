@@ -100,24 +100,6 @@ def test_any_number_of_stop_signals_loses_nothing_and_leaves_no_process(
     assert len(runs_of(paths)) == 3
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_while_ray_starts_ends_the_sweep_in_order(
-    tmp_path: Path, digits_data_dir: Path, stop: signal.Signals
-) -> None:
-    options = ("--trials", 2, "--epochs", 4, *ONE, "--data-dir", digits_data_dir)
-    with started(tmp_path, "digits", *options) as process:
-        wait_for(
-            lambda: any("gcs_server" in title for title in members(process.mark).values()), "Ray"
-        )
-        os.kill(process.pid, stop)
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "Nothing is lost" in output
-    assert "Traceback" not in output
-    again = sweep(tmp_path, "digits", *options, "--resume")
-    assert again.returncode == 0, again.stdout + again.stderr
-
-
 def test_a_terminal_that_is_closed_ends_the_sweep_in_order(
     tmp_path: Path, digits_data_dir: Path, unbroken: list[Any]
 ) -> None:
