@@ -81,6 +81,7 @@ def test_an_open_ray_of_the_same_user_is_joined_by_the_default_command(
     ] == ["complete"]
 
 
+@pytest.mark.alone  # no other sweep makes such a folder meanwhile
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_sweep_runs_with_a_long_temporary_folder(
     name: str, tmp_path: Path, digits_data_dir: Path
